@@ -1,0 +1,63 @@
+"""Fixtures shared by all tests."""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The optional folder of reference values and clips beside the repository (or $VDD_SHARED)."""
+    path = Path(os.environ.get("VDD_SHARED", ROOT.parent / "shared"))
+    if not (path / "golden").is_dir():
+        pytest.skip(f"needs the reference folder {path} (golden/, data/), which is not here")
+    return path
+
+
+def tiny_config():
+    """The smallest configuration that has every part of the model."""
+    from vdd_model.config import (
+        AdapterConfig, AutoencoderConfig, FidelityConfig, ModelConfig, TowerConfig, UNetConfig,
+    )
+    return ModelConfig(
+        name="tiny", null_tokens=2, num_frames=8,
+        unet=UNetConfig(dim=16, dim_mult=(1, 2), blocks_per_level=1, num_heads=2, head_dim=8, attn_scales=(0.5,),
+                        context_dim=16, image_dim=16, norm_groups=8),
+        vae=AutoencoderConfig(channels=8, channel_mult=(1, 2), blocks_per_level=1, patch_size=2, mid_attention=False,
+                              norm_groups=4, latent_scale=1.0, fidelity=FidelityConfig(channels=(16, 8), blocks=(1, 1))),
+        tower=TowerConfig(image_size=32, patch_size=16, width=16, layers=1, head_width=8, embed_dim=16),
+        adapter=AdapterConfig(channels=16, heads=2),
+    )
+
+
+def make_tiny_model(seed: int = 0):
+    """A tiny model with random weights everywhere (zero-initialised layers too, so that every path matters)."""
+    import torch
+
+    from vdd_model.model import DeblurModel
+    torch.manual_seed(seed)
+    model = DeblurModel(tiny_config())
+    with torch.no_grad():
+        for p in model.parameters():
+            if not p.any():
+                p.normal_(std=0.02)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture()
+def tiny_model():
+    """A fresh tiny model."""
+    return make_tiny_model()
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    """A checkpoint file of the tiny model."""
+    from vdd_model.checkpoint import save
+    path = tmp_path_factory.mktemp("checkpoint") / "vdd-tiny.safetensors"
+    save(make_tiny_model(), path)
+    return path
