@@ -1,0 +1,308 @@
+"""Blurred and sharp clips made from still photographs: moving camera, moving objects, exposure, sensor and codec.
+
+The recipe follows RSBlur (Rim et al. 2022) and GoPro (Nah et al. 2017): an exposure is the average of many sharp sub-samples, mostly in
+linear light; its truth is the centre sub-sample, never degraded. A sample depends on the photographs, the seed and its index alone.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from train import camera
+from train.motion import Motion, apply, exposure_times, grid_points, random_lens
+
+
+@dataclass(frozen=True)
+class BlurConfig:
+    """The distribution of synthesised clips. Ranges are (low, high); lengths in output pixels."""
+
+    extent: tuple[float, ...] = (1.0, 40.0)              # mean blur of a clip, log-uniform
+    near_sharp: float = 0.15                             # share of clips below one pixel
+    duty: tuple[float, ...] = (0.25, 1.0)                # exposure / frame interval
+    max_step: float = 56.0                               # travel per frame interval; longer blurs take a longer shutter
+    sub_step: float = 1.0                                # pixels between sub-samples
+    max_subsamples: int = 121
+    scale: tuple[float, ...] = (0.3, 0.8)                # output pixels per photograph pixel, log-uniform
+    linear: float = 0.7                                  # share of clips averaged in linear light; the others in sRGB
+    exposure: tuple[float, ...] = (0.7, 1.3)             # brightness of the scene, linear light
+    saturation: float = 0.5                              # probability that clipped highlights hide more light (linear clips)
+    highlight: tuple[float, ...] = (0.25, 1.75)          # how much more
+    layers: float = 0.6                                  # probability of moving layers
+    layer_counts: tuple[float, ...] = (0.5, 0.25, 0.15, 0.1)   # of 1, 2, 3, 4 layers
+    layer_size: tuple[float, ...] = (0.25, 1.1)          # of the crop
+    noise: float = 0.8                                   # probability
+    shot: float = 8.9e-5
+    read: float = 2.9e-5
+    noise_gain: tuple[float, ...] = (0.5, 1.5)
+    codec: float = 0.5                                   # probability
+    quality: tuple[float, ...] = (60.0, 95.0)
+
+
+@dataclass
+class _Texture:
+    """A piece of a photograph that is sampled by homographies (maps output pixels to its [-1, 1] coordinates)."""
+
+    photo: int
+    region: tuple[int, int, int, int]                    # x0, y0, x1, y1 in the photograph; outside it is mirrored
+    shape: tuple[int, int]                               # height, width it is reduced to
+    truth: np.ndarray                                    # (F, 3, 3)
+    frames: list[np.ndarray]                             # per frame (N, 3, 3)
+    alpha: list[Tensor] = field(default_factory=list)    # coarse random fields of the mask; empty for the background
+    threshold: float = 0.0
+    softness: float = 1.0
+    power: float = 2.0                                   # outline: 2 ellipse, more: towards a rectangle
+    opacity: float = 1.0
+
+
+@dataclass
+class Plan:
+    """Everything random about one sample, drawn on the CPU."""
+
+    extent: float
+    duty: float
+    linear: bool
+    counts: list[int]                                    # sub-samples per frame
+    background: _Texture
+    layers: list[_Texture]
+    exposure: float
+    highlight: float
+    noise: dict | None
+    quality: float | None
+
+
+def _log_uniform(rng: np.random.Generator, bounds: Sequence[float]) -> float:
+    return float(math.exp(rng.uniform(math.log(bounds[0]), math.log(bounds[1]))))
+
+
+def _region(rng: np.random.Generator, low: np.ndarray, high: np.ndarray, photo: Tensor, scale: float, zoom: float, flip: bool):
+    """Place the rectangle low..high (output pixels) in the photograph; returns region, reduced shape and the map output -> [-1, 1]."""
+    height, width = photo.shape[-2:]
+    extent = np.array([width, height]) * scale           # of the photograph, in output pixels
+    room = extent - (high - low)
+    origin = np.where(room > 0, rng.uniform(size=2) * room, room / 2) - low
+    start = np.floor((low + origin) / scale).astype(int)
+    stop = np.maximum(np.ceil((high + origin) / scale).astype(int), start + 2)
+    reduce = min(1.0, scale * zoom)
+    shape = np.maximum(np.round((stop - start) * reduce).astype(int), 2)
+    gain = 2 / (scale * (stop - start))
+    matrix = np.diag([gain[0], gain[1], 1.0])
+    matrix[:2, 2] = 2 * (origin / scale - start) / (stop - start) - 1
+    if flip:
+        matrix[0] *= -1
+    return (int(start[0]), int(start[1]), int(stop[0]), int(stop[1])), (int(shape[1]), int(shape[0])), matrix
+
+
+def plan(photos: Sequence[Tensor], seed: int, index: int, num_frames: int, size: int, config: BlurConfig) -> Plan:
+    """Draw sample `index` of stream `seed`."""
+    rng = np.random.default_rng([seed, index])
+    sharp = rng.random() < config.near_sharp
+    extent = float(rng.uniform(0, 1)) if sharp else _log_uniform(rng, config.extent)
+    duty = float(np.clip(max(rng.uniform(*config.duty), extent / config.max_step), 0.05, 1.0))
+    lens = random_lens(rng, size, extent / duty * num_frames)
+    reference = rng.uniform(0, num_frames)
+    motion = Motion(rng, extent, duty, num_frames, size, lens, int(rng.integers(1, 5)), reference)
+    photo_index = int(rng.integers(len(photos)))
+    photo = photos[photo_index]
+    scale = max(_log_uniform(rng, config.scale), 1.25 * size / min(photo.shape[-2:]))
+
+    layers = []
+    if rng.random() < config.layers:
+        shares = np.asarray(config.layer_counts) / sum(config.layer_counts)
+        for _ in range(int(rng.choice(len(shares), p=shares)) + 1):
+            layers.append(_layer(rng, photos, extent, duty, num_frames, size, config, motion))
+    lengths = np.max([motion.lengths] + [m.lengths * gain for _, m, gain, _ in layers], axis=0)
+    counts = [min(int(math.ceil(x / config.sub_step / 2)) * 2 + 1, config.max_subsamples // 2 * 2 + 1) for x in lengths]
+    middle = exposure_times(num_frames, duty, 1).ravel()
+    times = [exposure_times(num_frames, duty, n)[j] for j, n in enumerate(counts)]
+
+    ends = np.concatenate([middle - duty / 2, middle, middle + duty / 2])
+    corners = apply(motion.matrices(ends), grid_points(size, size, 3)).reshape(-1, 2)
+    region, shape, place = _region(rng, corners.min(0) - 3, corners.max(0) + 3, photo, scale, motion.zoom, rng.random() < 0.5)
+    background = _Texture(photo_index, region, shape, place @ motion.matrices(middle), [place @ motion.matrices(t) for t in times])
+    textures = []
+    for texture, layer_motion, gain, shift in layers:
+        matrix = texture.truth @ shift
+        texture.truth = matrix @ layer_motion.matrices(middle, gain)
+        texture.frames = [matrix @ layer_motion.matrices(t, gain) for t in times]
+        textures.append(texture)
+
+    linear = rng.random() < config.linear
+    highlight = float(rng.uniform(*config.highlight)) if linear and rng.random() < config.saturation else 0.0
+    exposure = _log_uniform(rng, config.exposure)
+    noise = None
+    if rng.random() < config.noise:
+        shot, read = (v * rng.uniform(*config.noise_gain) for v in (config.shot, config.read))
+        noise = dict(shot=shot, read=read, red=rng.uniform(1.9, 2.4), blue=rng.uniform(1.5, 1.9), phase=tuple(rng.integers(0, 2, 2).tolist()),
+                     starts=rng.integers(0, camera.NOISE_BANK // 2, num_frames).tolist())
+    quality = float(rng.uniform(*config.quality)) if rng.random() < config.codec else None
+    return Plan(extent, duty, linear, counts, background, textures, exposure, highlight, noise, quality)
+
+
+def _layer(rng, photos, extent, duty, num_frames, size, config, camera_motion):
+    """One moving layer: texture (its map in `truth`), motion, gain over the camera's motion, shift of its centre."""
+    index = int(rng.integers(len(photos)))
+    wide, high = (max(8, round(size * _log_uniform(rng, config.layer_size))) for _ in range(2))
+    centre = rng.uniform(0, size, 2)
+    gain, motion = 1.0, camera_motion
+    if rng.random() < 0.5:                               # a thing nearer to the same camera
+        gain = float(rng.uniform(1.1, 2.5))
+    else:                                                # a thing that moves by itself
+        own = min(_log_uniform(rng, (0.2, 4.0)) * max(extent, 0.3), config.extent[1])
+        lens = random_lens(rng, size, own / duty * num_frames)
+        motion = Motion(rng, own, min(1.0, max(duty, own / config.max_step)), num_frames, size, lens, int(rng.integers(1, 5)),
+                        num_frames / 2)
+    scale = max(_log_uniform(rng, config.scale), max(wide / photos[index].shape[-1], high / photos[index].shape[-2]))
+    region, shape, place = _region(rng, np.zeros(2), np.array([wide, high], float), photos[index], scale, 1.0, rng.random() < 0.5)
+    shift = np.eye(3)
+    shift[:2, 2] = [wide / 2 - centre[0], high / 2 - centre[1]]
+    coarse = int(rng.integers(3, 7))
+    fields = [torch.from_numpy(rng.normal(size=(1, 1, n, n)).astype(np.float32) * w)
+              for n, w in ((coarse, 1.0), (coarse * 4, rng.uniform(0, 0.8)))]
+    texture = _Texture(index, region, shape, place, [], fields, float(rng.uniform(-0.6, 0.2)), float(rng.uniform(0.5, 2.0)),
+                       float(rng.uniform(2, 8)), 1.0 if rng.random() < 0.85 else float(rng.uniform(0.4, 0.95)))
+    return texture, motion, gain, shift
+
+
+def _mirror(start: int, stop: int, length: int) -> Tensor | None:
+    """Indices of start..stop in an axis mirrored at its ends; None when the range lies inside."""
+    if start >= 0 and stop <= length:
+        return None
+    i = torch.arange(start, stop) % (2 * length)
+    return torch.where(i < length, i, 2 * length - 1 - i)
+
+
+def _pixels(texture: _Texture, photo: Tensor) -> Tensor:
+    """The texture's piece of the photograph, uint8 (3, h, w)."""
+    x0, y0, x1, y1 = texture.region
+    rows, columns = _mirror(y0, y1, photo.shape[-2]), _mirror(x0, x1, photo.shape[-1])
+    piece = photo[:, y0:y1] if rows is None else photo.index_select(1, rows.to(photo.device))
+    piece = piece[:, :, x0:x1] if columns is None else piece.index_select(2, columns.to(photo.device))
+    if piece.shape[-2:] == texture.shape:
+        return piece
+    if piece.is_cuda:                                    # no uint8 resize there
+        return F.interpolate(piece[None].float(), texture.shape, mode="bilinear", antialias=True)[0].round_().to(torch.uint8)
+    return F.interpolate(piece[None], texture.shape, mode="bilinear", antialias=True)[0]
+
+
+def _mask(texture: _Texture, device) -> Tensor:
+    """Soft random blob (h, w) in [0, 1], zero at the border."""
+    h, w = texture.shape
+    field = sum(F.interpolate(f.to(device), (h, w), mode="bicubic", align_corners=False)[0, 0] for f in texture.alpha)
+    y, x = (torch.linspace(-1, 1, n, device=device).abs() for n in (h, w))
+    radius = (y[:, None] ** texture.power + x ** texture.power) ** (2 / texture.power)
+    field = field + 1.5 - 3.5 * radius + texture.threshold
+    slope = math.hypot(h, w) / 24 / texture.softness     # an edge of one to a few pixels
+    border = torch.minimum((1 - y)[:, None], 1 - x) * (min(h, w) / 6)
+    return torch.sigmoid(field * slope) * border.clamp(0, 1) * texture.opacity
+
+
+def _grid(matrices: np.ndarray, xs: Tensor, ys: Tensor) -> Tensor:
+    """Homographies (K, 3, 3) at the pixels xs x ys -> sampling grid (K, h, w, 2), coordinate planes apart in memory."""
+    m = torch.from_numpy(matrices.astype(np.float32)).to(xs.device)
+    p = (m[:, :, 0, None] * xs + m[:, :, 2, None])[:, :, None, :] + (m[:, :, 1, None] * ys)[:, :, :, None]
+    return (p[:, :2] / p[:, 2:]).permute(0, 2, 3, 1)
+
+
+def _warp(canvas: Tensor, matrices: np.ndarray, box: tuple[int, int, int, int], mode: str, padding: str) -> Tensor:
+    x0, y0, x1, y1 = box
+    xs = torch.arange(x0, x1, device=canvas.device, dtype=torch.float32) + 0.5
+    ys = torch.arange(y0, y1, device=canvas.device, dtype=torch.float32) + 0.5
+    grid = _grid(matrices, xs, ys)
+    return F.grid_sample(canvas.expand(len(grid), -1, -1, -1), grid, mode=mode, padding_mode=padding, align_corners=False)
+
+
+def _footprint(matrices: np.ndarray, size: int) -> tuple[int, int, int, int] | None:
+    """The part of the crop that a texture covers at any of the instants, or None."""
+    corners = apply(np.linalg.inv(matrices), np.array([[-1.0, -1], [1, -1], [-1, 1], [1, 1]])).reshape(-1, 2)
+    x0, y0 = np.floor(np.clip(corners.min(0), 0, size)).astype(int).tolist()
+    x1, y1 = np.ceil(np.clip(corners.max(0), 0, size)).astype(int).tolist()
+    return (x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None
+
+
+def _compose(textures: Sequence[Tensor], matrices: Sequence[np.ndarray], size: int) -> Tensor:
+    """Background (1, 3, ...) and premultiplied layers (1, 4, ...) at K instants -> (K, 3, size, size), bilinear."""
+    image = _warp(textures[0], matrices[0], (0, 0, size, size), "bilinear", "border")
+    for layer, m in zip(textures[1:], matrices[1:]):
+        box = _footprint(m, size)
+        if box is not None:
+            over = _warp(layer, m, box, "bilinear", "zeros")
+            image[:, :, box[1]:box[3], box[0]:box[2]].mul_(1 - over[:, 3:]).add_(over[:, :3])
+    return image
+
+
+def _compose_sharp(textures: Sequence[Tensor], matrices: Sequence[np.ndarray], size: int, linear: bool) -> Tensor:
+    """The same from sRGB textures (layers not premultiplied), bicubic. Interpolating in sRGB avoids rings about highlights; the
+    layers are still laid over each other in the clip's own light, as in its blurred frames."""
+    def colour(x: Tensor) -> Tensor:
+        return camera.srgb_to_linear(x.clamp_(0, 1)) if linear else x.clamp_(0, 1)
+
+    image = colour(_warp(textures[0], matrices[0], (0, 0, size, size), "bicubic", "border"))
+    for layer, m in zip(textures[1:], matrices[1:]):
+        box = _footprint(m, size)
+        if box is not None:
+            over = _warp(layer, m, box, "bicubic", "zeros")
+            view = image[:, :, box[1]:box[3], box[0]:box[2]]
+            view.add_(over[:, 3:].clamp(0, 1) * (colour(over[:, :3]) - view))
+    return image
+
+
+def render(sample: Plan, photos: Sequence[Tensor], size: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """(blurred, sharp) of one sample, both (3, F, size, size) float32 in [0, 1]; blurred is rounded to 8 bits."""
+    textures = [sample.background, *sample.layers]
+    codes = torch.arange(256) / 255
+    light = camera.srgb_to_linear(codes) * sample.exposure
+    light = light + sample.highlight * ((codes - 0.94) / 0.06).clamp(0, 1)     # light that the photograph clipped
+    table = camera.linear_to_srgb(light.clamp(0, 1)).to(device)
+    table_light = light.to(device) if sample.linear else table
+
+    sharp_textures, light_textures = [], []
+    for texture in textures:
+        pixels = _pixels(texture, photos[texture.photo]).to(device).int()
+        mask = _mask(texture, device)[None] if texture.alpha else None
+        colour, energy = table[pixels], table_light[pixels]
+        sharp_textures.append((colour if mask is None else torch.cat([colour, mask]))[None])
+        light_textures.append((energy if mask is None else torch.cat([energy * mask, mask]))[None])
+
+    sharp = _compose_sharp(sharp_textures, [t.truth for t in textures], size, sample.linear)
+    blurred = torch.empty_like(sharp)
+    for j, count in enumerate(sample.counts):
+        matrices = [t.frames[j] for t in textures]
+        if count <= 3:                                   # few sub-samples: bilinear interpolation's own blur would show
+            blurred[j] = _compose_sharp(sharp_textures, matrices, size, sample.linear).mean(0)
+        else:
+            blurred[j] = _compose(light_textures, matrices, size).mean(0)
+    if sample.linear:
+        sharp = camera.linear_to_srgb(sharp)
+    blurred.clamp_(0, 1)
+    if sample.noise is not None:
+        if not sample.linear:
+            blurred = camera.srgb_to_linear(blurred)
+        blurred = camera.bayer_noise(blurred, **sample.noise)
+    if sample.linear or sample.noise is not None:
+        blurred = camera.linear_to_srgb(blurred.clamp_(0, 1))
+    if sample.quality is not None:
+        blurred = camera.jpeg(blurred, sample.quality)
+    blurred = blurred.mul_(255).round_().div_(255)
+    return blurred.transpose(0, 1), sharp.transpose(0, 1)
+
+
+@torch.no_grad()
+def synthesize(photos: Sequence[Tensor], seed: int, indices: Sequence[int], *, num_frames: int, size: int, config: BlurConfig | None = None,
+               device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Samples `indices` of stream `seed`: (blurred, sharp), both (B, 3, num_frames, size, size) float32 in [0, 1] on `device`.
+
+    photos: uint8 (3, H, W) tensors, best already on `device`. Every random number comes from (seed, index) through the CPU, so a
+    sample is the same in every process and on every machine, up to float rounding.
+    """
+    config = config or BlurConfig()
+    blurred = torch.empty(len(indices), 3, num_frames, size, size, device=device)
+    sharp = torch.empty_like(blurred)
+    for b, index in enumerate(indices):
+        blurred[b], sharp[b] = render(plan(photos, seed, int(index), num_frames, size, config), photos, size, device)
+    return blurred, sharp

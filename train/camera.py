@@ -1,0 +1,89 @@
+"""What a camera does to the light it averaged: transfer curves, sensor noise through the Bayer mosaic, and lossy coding."""
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NOISE_BANK = 1 << 22      # normals drawn once; every frame reads a stretch of them from a random place
+
+
+def srgb_to_linear(x: Tensor) -> Tensor:
+    """sRGB's decoding curve (IEC 61966-2-1) on values in [0, 1]."""
+    return torch.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055).clamp_min(0) ** 2.4)
+
+
+def linear_to_srgb(x: Tensor) -> Tensor:
+    """sRGB's encoding curve, inverse of `srgb_to_linear`."""
+    return torch.where(x <= 0.0031308, x * 12.92, 1.055 * x.clamp_min(0.0031308) ** (1 / 2.4) - 0.055)
+
+
+@functools.lru_cache(maxsize=4)
+def noise_bank(device: torch.device | str) -> Tensor:
+    """Standard normals, the same on every machine: drawn on the CPU from a fixed seed, then kept on `device`."""
+    return torch.randn(NOISE_BANK, generator=torch.Generator().manual_seed(20240229)).to(device)
+
+
+def bayer_noise(linear: Tensor, shot: float, read: float, red: float, blue: float, phase: tuple[int, int], starts: list[int]) -> Tensor:
+    """Linear light (F, 3, H, W) + Poisson-Gaussian sensor noise, as it looks after white balance and a bilinear demosaic.
+
+    The noise lives on a Bayer mosaic of the light before white balance (red / `red`, blue / `blue`), variance = shot * light + read
+    (Brooks et al. 2019). A bilinear demosaic is linear, so the noise alone goes through it and the image keeps its detail.
+    `phase` shifts the mosaic; `starts` holds one place in the noise bank per frame.
+    """
+    frames, _, height, width = linear.shape
+    gains = linear.new_tensor([red, 1.0, blue]).view(3, 1, 1)
+    bank, count = noise_bank(linear.device), height * width
+    if count > NOISE_BANK // 2:
+        bank = bank.repeat(2 + 2 * count // NOISE_BANK)
+    normal = torch.stack([bank[s:s + count] for s in starts]).view(frames, 1, height, width)
+    mosaic = linear.new_zeros(2, 2, 3)
+    for y, x, channel in ((0, 0, 0), (0, 1, 1), (1, 0, 1), (1, 1, 2)):
+        mosaic[(y + phase[0]) % 2, (x + phase[1]) % 2, channel] = 1.0
+    mosaic = mosaic.permute(2, 0, 1).repeat(1, height // 2 + 1, width // 2 + 1)[:, :height, :width]
+    noise = (linear / gains * shot + read).clamp_min(0).sqrt_() * normal * (mosaic * gains)
+    cross, full = [[0, 1, 0], [1, 4, 1], [0, 1, 0]], [[1, 2, 1], [2, 4, 2], [1, 2, 1]]
+    kernel = linear.new_tensor([full, cross, full]).view(3, 1, 3, 3) / 4
+    return linear + F.conv2d(F.pad(noise, (1, 1, 1, 1), mode="reflect"), kernel, groups=3)
+
+
+# Annex K of ISO/IEC 10918-1.
+_LUMA = ((16, 11, 10, 16, 24, 40, 51, 61), (12, 12, 14, 19, 26, 58, 60, 55), (14, 13, 16, 24, 40, 57, 69, 56), (14, 17, 22, 29, 51, 87, 80, 62),
+         (18, 22, 37, 56, 68, 109, 103, 77), (24, 35, 55, 64, 81, 104, 113, 92), (49, 64, 78, 87, 103, 121, 120, 101),
+         (72, 92, 95, 98, 112, 100, 103, 99))
+_CHROMA = ((17, 18, 24, 47, 99, 99, 99, 99), (18, 21, 26, 66, 99, 99, 99, 99), (24, 26, 56, 99, 99, 99, 99, 99), (47, 66, 99, 99, 99, 99, 99, 99),
+           (99,) * 8, (99,) * 8, (99,) * 8, (99,) * 8)
+_TO_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
+_TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
+
+
+def _quantise(plane: Tensor, table: Tensor, dct: Tensor) -> Tensor:
+    """8 x 8 DCT, rounding to multiples of `table`, inverse DCT. plane (N, H, W), H and W multiples of 8."""
+    n, h, w = plane.shape
+    blocks = plane.view(n, h // 8, 8, w // 8, 8).transpose(2, 3)
+    coefficients = dct @ blocks @ dct.T
+    restored = dct.T @ ((coefficients / table).round_() * table) @ dct
+    return restored.transpose(2, 3).reshape(n, h, w)
+
+
+def jpeg(x: Tensor, quality: float) -> Tensor:
+    """Baseline JPEG's loss, 4:2:0, on (N, 3, H, W) in [0, 1]: what libjpeg's encoder and decoder do, without the entropy coding."""
+    height, width = x.shape[-2:]
+    bottom, right = -height % 16, -width % 16
+    padded = F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
+    scale = 5000 / quality if quality < 50 else 200 - 2 * quality
+    luma, chroma = (((x.new_tensor(t) * scale + 50) / 100).floor_().clamp_(1, 255) for t in (_LUMA, _CHROMA))
+    k = torch.arange(8, dtype=torch.float64)
+    dct = torch.cos((2 * k + 1) * k[:, None] * math.pi / 16) / 2
+    dct[0] /= math.sqrt(2)
+    dct = dct.to(x)
+    ycc = torch.einsum("ck,nkhw->cnhw", x.new_tensor(_TO_YCC), padded * 255)
+    y = _quantise(ycc[0] - 128, luma, dct) + 128
+    small = F.avg_pool2d(ycc[1:], 2)
+    small = _quantise(small.flatten(0, 1), chroma, dct).view_as(small)
+    cbcr = F.interpolate(small, scale_factor=2, mode="bilinear", align_corners=False)
+    rgb = torch.einsum("ck,knhw->nchw", x.new_tensor(_TO_RGB), torch.cat([y[None], cbcr]))
+    return (rgb[:, :, :height, :width] / 255).clamp_(0, 1)

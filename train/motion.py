@@ -1,0 +1,157 @@
+"""Camera and object motion over a clip: C1 Bezier paths of six pose parameters, and the homographies they cause."""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+# Largest rotation about the optical axis and zoom per frame: beyond these a hand-held or walking camera is not credible.
+MAX_ROLL_RATE = 0.1
+MAX_ZOOM_RATE = 0.1
+MAX_ZOOM_TRAVEL = 0.6     # whole clip, natural logarithm of the scale: more would show the photograph's missing detail
+
+
+def bezier_path(rng: np.random.Generator, order: int, frames: int, times: np.ndarray, parameters: int) -> np.ndarray:
+    """Random curves, C1 over the whole clip, that move about one unit per frame. Returns (len(times), parameters).
+
+    Order 1 is one straight line; higher orders are Bezier segments of 1.5 to 5 frames, each of which starts in the direction and at
+    the speed in which the one before ended. `times` are in frames, 0..frames.
+    """
+    if order == 1:
+        velocity = rng.normal(size=parameters)
+        return times[:, None] * velocity
+    length = rng.uniform(1.5, 5.0)
+    segments = int(math.ceil(frames / length)) + 1
+    drift = rng.normal(size=parameters) * 0.7
+    step = drift + rng.normal(size=parameters)
+    points = np.zeros((segments, order + 1, parameters))
+    end = np.zeros(parameters)
+    for s in range(segments):
+        points[s, 0] = end
+        points[s, 1] = end + step                       # C1: the last step of the segment before
+        for k in range(2, order + 1):
+            step = drift + rng.normal(size=parameters)
+            points[s, k] = points[s, k - 1] + step
+        end = points[s, order]
+    position = times / length
+    which = np.minimum(position.astype(int), segments - 1)
+    u = (position - which)[:, None]
+    curve = 0.0
+    for k in range(order + 1):
+        curve = curve + math.comb(order, k) * u**k * (1 - u) ** (order - k) * points[which, k]
+    return curve * (length / order)                     # unit steps between control points -> about unit speed per frame
+
+
+@dataclass(frozen=True)
+class Lens:
+    """The virtual frame that the crop is cut from: focal length and principal point in crop pixels, plane seen (n . X = 1)."""
+
+    focal: float
+    centre: tuple[float, float]
+    radius: float                                       # typical distance of the crop's pixels from the principal point
+    normal: tuple[float, float]
+
+
+def random_lens(rng: np.random.Generator, size: int, travel: float) -> Lens:
+    """A frame 1 to 3.5 times as wide as the crop, the crop anywhere in it. `travel` (pixels) bounds the angles from below."""
+    width = size * rng.uniform(1.0, 3.5)
+    offset = rng.uniform(-0.5, 0.5, 2) * (width - size) * np.array([1.0, 0.6])
+    normal = rng.normal(size=2) * 0.6
+    normal /= max(1.0, float(np.hypot(*normal)))
+    radius = max(float(np.hypot(*offset)), size / 3)
+    return Lens(max(width * rng.uniform(0.6, 1.2), 1.2 * travel), (size / 2 + offset[0], size / 2 + offset[1]), radius,
+                (float(normal[0]), float(normal[1])))
+
+
+def homographies(pose: np.ndarray, lens: Lens) -> np.ndarray:
+    """Poses (T, 6) = yaw, pitch, roll (radians), x, y (depths), log zoom -> (T, 3, 3): crop pixel -> still photograph's pixel.
+
+    H = K (R + t n^T) K^-1: a camera that turns and moves before a slanted plane. Pose zero is the identity.
+    """
+    yaw, pitch, roll, x, y, z = pose.T
+    zero, one = np.zeros_like(yaw), np.ones_like(yaw)
+
+    def stack(*rows):
+        return np.stack([np.stack(r, -1) for r in rows], -2)
+
+    cy, sy, cp, sp, cr, sr = np.cos(yaw), np.sin(yaw), np.cos(pitch), np.sin(pitch), np.cos(roll), np.sin(roll)
+    rotation = (stack((cy, zero, sy), (zero, one, zero), (-sy, zero, cy)) @ stack((one, zero, zero), (zero, cp, -sp), (zero, sp, cp))
+                @ stack((cr, -sr, zero), (sr, cr, zero), (zero, zero, one)))
+    translation = np.stack([x, y, np.expm1(z)], -1)
+    normal = np.array([lens.normal[0], lens.normal[1], 1.0])
+    k = np.array([[lens.focal, 0, lens.centre[0]], [0, lens.focal, lens.centre[1]], [0, 0, 1.0]])
+    return k @ (rotation + translation[:, :, None] * normal) @ np.linalg.inv(k)
+
+
+def apply(matrices: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Homographies (T, 3, 3) on points (P, 2) -> (T, P, 2)."""
+    mapped = np.concatenate([points, np.ones((len(points), 1))], 1) @ matrices.transpose(0, 2, 1)
+    return mapped[..., :2] / mapped[..., 2:]
+
+
+def grid_points(width: float, height: float, count: int = 3) -> np.ndarray:
+    """count x count points over a rectangle whose corner is the origin: (count^2, 2)."""
+    x, y = np.meshgrid(np.linspace(0, width, count), np.linspace(0, height, count))
+    return np.stack([x.ravel(), y.ravel()], 1)
+
+
+def path_lengths(positions: np.ndarray, frames: int) -> np.ndarray:
+    """Positions (frames * M, P, 2) -> length in pixels travelled within each frame's exposure, (frames, P)."""
+    positions = positions.reshape(frames, -1, *positions.shape[1:])
+    return np.linalg.norm(np.diff(positions, axis=1), axis=-1).sum(1)
+
+
+def exposure_times(frames: int, duty: float, samples: int) -> np.ndarray:
+    """(frames, samples) instants, in frames: the middles of equal parts of each exposure. An odd count includes its centre."""
+    offsets = duty * ((np.arange(samples) + 0.5) / samples - 0.5)
+    return np.arange(frames)[:, None] + 0.5 + offsets
+
+
+class Motion:
+    """Random motion whose mean blur over the crop's points and the clip's frames is `extent` pixels.
+
+    `rng` gives everything; `matrices(times)` then evaluates the same path at any instants, so that few or many sub-samples show the
+    same motion.
+    """
+
+    def __init__(self, rng: np.random.Generator, extent: float, duty: float, frames: int, size: int, lens: Lens, order: int,
+                 reference: float) -> None:
+        self.frames, self.duty, self.lens, self.order, self.reference = frames, duty, lens, order, reference
+        self.seed = int(rng.integers(2**62))
+        speed = max(extent, 1e-3) / duty
+        weights = np.exp(rng.normal(size=6) * 1.2)
+        weights /= np.linalg.norm(weights)
+        zoom_rate = min(MAX_ZOOM_RATE, MAX_ZOOM_TRAVEL / frames)
+        weights[2] = min(weights[2], MAX_ROLL_RATE * lens.radius / speed)
+        weights[5] = min(weights[5], zoom_rate * lens.radius / speed)
+        self.units = weights / np.array([lens.focal, lens.focal, lens.radius, lens.focal, lens.focal, lens.radius])
+        self.amplitude = 1.0 if extent > 0 else 0.0
+        self.points = grid_points(size, size)
+        times = exposure_times(frames, duty, 7)
+        times = times + (times - times.mean(1, keepdims=True)) / 6       # spread to the exposure's ends
+        curve = self._curve(times.ravel())
+        if extent > 0:
+            self.amplitude = speed
+            for _ in range(3):                          # the homography is nearly linear in the amplitude
+                length = path_lengths(apply(homographies(curve * self.amplitude, lens), self.points), frames).mean()
+                self.amplitude *= float(np.clip(extent / max(length, 1e-6), 0.2, 3.0))
+            swing = np.ptp(curve[:, 5]) * self.amplitude
+            if swing > MAX_ZOOM_TRAVEL:
+                self.units[5] *= MAX_ZOOM_TRAVEL / swing
+                curve = self._curve(times.ravel())
+        positions = apply(homographies(curve * self.amplitude, lens), self.points)
+        self.lengths = path_lengths(positions, frames).max(1)            # (frames,) longest blur in each frame, pixels
+        self.zoom = float(np.exp(curve[:, 5].max() * self.amplitude))   # strongest magnification in the clip
+
+    def _curve(self, times: np.ndarray) -> np.ndarray:
+        all_times = np.append(times, self.reference)
+        curve = bezier_path(np.random.default_rng(self.seed), self.order, self.frames, all_times, 6)
+        return (curve[:-1] - curve[-1]) * self.units
+
+    def matrices(self, times: np.ndarray, gain: float = 1.0, lens: Lens | None = None) -> np.ndarray:
+        """Homographies at `times` (T,), crop pixels -> photograph's pixels at the reference instant; (T, 3, 3).
+
+        `gain` > 1 is the same camera before a nearer plane.
+        """
+        return homographies(self._curve(times) * (self.amplitude * gain), lens or self.lens)
