@@ -37,8 +37,8 @@ class BlurConfig:
     layer_counts: tuple[float, ...] = (0.5, 0.25, 0.15, 0.1)   # of 1, 2, 3, 4 layers
     layer_size: tuple[float, ...] = (0.25, 1.1)          # of the crop
     noise: float = 0.8                                   # probability
-    shot: float = 8.9e-5
-    read: float = 2.9e-5
+    shot: float = 8.9e-5                                 # variance per unit of light
+    read: float = 2.9e-5                                 # standard deviation
     noise_gain: tuple[float, ...] = (0.5, 1.5)
     codec: float = 0.5                                   # probability
     quality: tuple[float, ...] = (60.0, 95.0)
@@ -197,7 +197,7 @@ def _mask(texture: _Texture, device) -> Tensor:
     y, x = (torch.linspace(-1, 1, n, device=device).abs() for n in (h, w))
     radius = (y[:, None] ** texture.power + x ** texture.power) ** (2 / texture.power)
     field = field + 1.5 - 3.5 * radius + texture.threshold
-    slope = math.hypot(h, w) / 24 / texture.softness     # an edge of one to a few pixels
+    slope = math.hypot(h, w) / 12 / texture.softness     # an edge of one to a few pixels
     border = torch.minimum((1 - y)[:, None], 1 - x) * (min(h, w) / 6)
     return torch.sigmoid(field * slope) * border.clamp(0, 1) * texture.opacity
 

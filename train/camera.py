@@ -30,8 +30,8 @@ def noise_bank(device: torch.device | str) -> Tensor:
 def bayer_noise(linear: Tensor, shot: float, read: float, red: float, blue: float, phase: tuple[int, int], starts: list[int]) -> Tensor:
     """Linear light (F, 3, H, W) + Poisson-Gaussian sensor noise, as it looks after white balance and a bilinear demosaic.
 
-    The noise lives on a Bayer mosaic of the light before white balance (red / `red`, blue / `blue`), variance = shot * light + read
-    (Brooks et al. 2019). A bilinear demosaic is linear, so the noise alone goes through it and the image keeps its detail.
+    The noise lives on a Bayer mosaic of the light before white balance (red / `red`, blue / `blue`), variance = shot * light + read^2
+    (`read` is a standard deviation, as in RSBlur). A bilinear demosaic is linear, so the noise alone goes through it and the image keeps its detail.
     `phase` shifts the mosaic; `starts` holds one place in the noise bank per frame.
     """
     frames, _, height, width = linear.shape
@@ -44,7 +44,7 @@ def bayer_noise(linear: Tensor, shot: float, read: float, red: float, blue: floa
     for y, x, channel in ((0, 0, 0), (0, 1, 1), (1, 0, 1), (1, 1, 2)):
         mosaic[(y + phase[0]) % 2, (x + phase[1]) % 2, channel] = 1.0
     mosaic = mosaic.permute(2, 0, 1).repeat(1, height // 2 + 1, width // 2 + 1)[:, :height, :width]
-    noise = (linear / gains * shot + read).clamp_min(0).sqrt_() * normal * (mosaic * gains)
+    noise = (linear / gains * shot + read * read).clamp_min(0).sqrt_() * normal * (mosaic * gains)
     cross, full = [[0, 1, 0], [1, 4, 1], [0, 1, 0]], [[1, 2, 1], [2, 4, 2], [1, 2, 1]]
     kernel = linear.new_tensor([full, cross, full]).view(3, 1, 3, 3) / 4
     return linear + F.conv2d(F.pad(noise, (1, 1, 1, 1), mode="reflect"), kernel, groups=3)
