@@ -1,0 +1,36 @@
+"""Wavelet colour transfer: low frequencies from one picture, high frequencies from another."""
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+REDUCED_LEVELS = 2      # these levels are done together by one antialiased reduction to 1/4 of the size
+
+
+def wavelet_color_transfer(output: Tensor, reference: Tensor, levels: int = 5) -> Tensor:
+    """`output` with the low frequencies of `reference`, both (N, C, H, W): details from one, colour and brightness from the other.
+
+    The low frequencies are the coarsest approximation of a stationary (a trous) wavelet transform of `levels` >= 2 levels:
+    level i convolves rows and columns with [1, 2, 1] / 4, taps 2^i apart; with 5 levels it holds what is coarser than about
+    30 pixels. It is so smooth that a quarter of the size holds it, which makes it nearly free.
+    """
+    if levels < REDUCED_LEVELS:
+        raise ValueError(f"levels must be at least {REDUCED_LEVELS}, not {levels}")
+    difference = _reduce(reference) - _reduce(output)           # the transform is linear: one of the difference is enough
+    for level in range(levels - REDUCED_LEVELS):
+        difference = _smooth(difference, 2**level)
+    return F.interpolate(difference, size=output.shape[-2:], mode="bilinear", align_corners=False).add_(output)
+
+
+def _reduce(x: Tensor) -> Tensor:
+    size = [-(-n // 2**REDUCED_LEVELS) for n in x.shape[-2:]]
+    return F.interpolate(x, size=size, mode="bilinear", antialias=True, align_corners=False)
+
+
+def _smooth(x: Tensor, step: int) -> Tensor:
+    """[1, 2, 1] / 4 along columns and rows, taps `step` apart, borders repeating the last pixel."""
+    height, width = x.shape[-2:]
+    padded = F.pad(x, (0, 0, step, step), mode="replicate")
+    x = 0.5 * x + 0.25 * (padded[..., :height, :] + padded[..., 2 * step:, :])
+    padded = F.pad(x, (step, step, 0, 0), mode="replicate")
+    return 0.5 * x + 0.25 * (padded[..., :width] + padded[..., 2 * step:])
