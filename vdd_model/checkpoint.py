@@ -16,7 +16,7 @@ from .tensorfile import CheckpointError, Header, _mb, read_header, read_tensors,
 if TYPE_CHECKING:
     from .model import DeblurModel
 
-__all__ = ["BUILT_IN", "FORMAT", "CheckpointError", "info", "load", "read_config", "read_training", "resolve", "save", "save_state"]
+__all__ = ["BUILT_IN", "FORMAT", "CheckpointError", "info", "load", "read_config", "read_state", "read_training", "resolve", "save", "save_state"]
 
 FORMAT = 1
 BUILT_IN = {"small": Path(__file__).with_name("weights") / "vdd-small.safetensors"}
@@ -80,6 +80,21 @@ def load(path: str | os.PathLike = "small", device: torch.device | str | None = 
     if left:
         raise CheckpointError(f"{path} leaves tensors of the model empty ({', '.join(left[:3])})")
     return model.eval()
+
+
+def read_state(path: str | os.PathLike) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """The configuration and the tensors of a checkpoint, mapped from the file, for a caller that builds the modules itself.
+
+    Names and shapes are those of the configuration. Raises CheckpointError as `load` does.
+    """
+    from .model import DeblurModel
+
+    path = resolve(path)
+    header = read_header(path)
+    config = _config(header)
+    with torch.device("meta"):
+        _check(header, DeblurModel(config))
+    return config, read_tensors(path)
 
 
 def read_config(path: str | os.PathLike) -> ModelConfig:
