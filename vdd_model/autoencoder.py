@@ -19,6 +19,13 @@ def silu(x: Tensor) -> Tensor:
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
+def fast_layout(x: Tensor) -> Tensor:
+    """Channels-last, except float32 on the CPU: there its convolution is no faster and sums five times less exactly."""
+    if x.dtype in (torch.float32, torch.float64) and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 class ResBlock(nn.Module):
     """GroupNorm - SiLU - 3x3, twice, around a shortcut."""
 
@@ -123,7 +130,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Returns (hidden, features): features fine to coarse, one per level; the coarsest is taken behind the middle."""
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = fast_layout(x)
         h = self.conv_in(F.pixel_unshuffle(x, self.patch_size) if self.patch_size > 1 else x)
         features = []
         for level in self.down:
@@ -163,7 +170,7 @@ class Decoder(nn.Module):
 
     def features(self, z: Tensor) -> list[Tensor]:
         """Features behind the blocks of every level, coarse to fine."""
-        h = self.mid(self.conv_in(z.contiguous(memory_format=torch.channels_last)))
+        h = self.mid(self.conv_in(fast_layout(z)))
         features = []
         for level in reversed(self.up):
             for block in level.block:
