@@ -1,0 +1,53 @@
+"""A small dense optical flow for measuring, not for making, pictures: pyramidal Lucas-Kanade."""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def warp(x: Tensor, flow: Tensor) -> Tensor:
+    """Sample x (N, C, H, W) at p + flow(p); flow (N, 2, H, W) in pixels, (x, y). Beyond the border the edge repeats."""
+    height, width = x.shape[-2:]
+    rows = torch.arange(height, device=x.device, dtype=x.dtype).view(1, -1, 1) + flow[:, 1]
+    columns = torch.arange(width, device=x.device, dtype=x.dtype).view(1, 1, -1) + flow[:, 0]
+    grid = torch.stack([2 * columns / max(width - 1, 1) - 1, 2 * rows / max(height - 1, 1) - 1], dim=-1)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=True)
+
+
+def _gradients(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Central differences along x and y, edges repeated; x (N, 1, H, W)."""
+    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
+    return (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2, (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
+
+
+def _window(x: Tensor, radius: int) -> Tensor:
+    """Mean over a square window, twice: nearly a Gaussian."""
+    for _ in range(2):
+        x = F.avg_pool2d(F.pad(x, (radius,) * 4, mode="replicate"), 2 * radius + 1, stride=1)
+    return x
+
+
+def dense_flow(first: Tensor, second: Tensor, *, levels: int = 6, iterations: int = 4, radius: int = 3) -> Tensor:
+    """Flow (N, 2, H, W) in pixels with second(p + flow(p)) = first(p), from luma pictures (N, 1, H, W) in [0, 1].
+
+    Lucas and Kanade's least squares in a window, from a coarse to a fine pyramid level, a few times on each (Bouguet 2000), damped where
+    the picture is flat. No occlusion handling: callers weigh by how well the warped picture fits.
+    """
+    pyramid = [(first.float(), second.float())]
+    while len(pyramid) < levels and min(pyramid[-1][0].shape[-2:]) >= 32:
+        pyramid.append(tuple(F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False) for x in pyramid[-1]))
+    flow = first.new_zeros(len(first), 2, *pyramid[-1][0].shape[-2:], dtype=torch.float32)
+    for a, b in reversed(pyramid):
+        if flow.shape[-2:] != a.shape[-2:]:
+            flow = 2 * F.interpolate(flow, size=a.shape[-2:], mode="bilinear", align_corners=False)
+        gx, gy = _gradients(a)
+        xx, xy, yy = _window(torch.cat([gx * gx, gx * gy, gy * gy], dim=1), radius).split(1, dim=1)
+        damping = 1e-4
+        determinant = (xx + damping) * (yy + damping) - xy * xy
+        for _ in range(iterations):
+            rest = a - warp(b, flow)
+            ex, ey = _window(torch.cat([gx * rest, gy * rest], dim=1), radius).split(1, dim=1)
+            step = torch.cat([(yy + damping) * ex - xy * ey, (xx + damping) * ey - xy * ex], dim=1) / determinant
+            flow = _window(flow + step.clamp(-1, 1), 1)
+    return flow

@@ -1,0 +1,242 @@
+"""Quality measures for frames (F, H, W, 3) RGB in [0, 1]. Every function returns one float64 value per frame (or pair of frames).
+
+PSNR and SSIM compare 8-bit pictures, as papers do: frames are clamped and rounded to 255 levels first.
+"""
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .flow import dense_flow, warp
+
+MAX_PSNR = 100.0          # what an identical frame counts in a mean; two 8-bit frames that differ at all are below it in practice
+LUMA = (0.299, 0.587, 0.114)
+LPIPS_BACKBONE = "alexnet-owt-*.pth"
+
+# Columns of every table: key -> (title, digits, whether more is better; None = neither).
+COLUMNS = {
+    "psnr": ("PSNR dB", 2, True),
+    "ssim_gaussian": ("SSIM (Gaussian, per channel)", 4, True),
+    "ssim_matlab": ("SSIM (MATLAB, 3-D)", 4, True),
+    "lpips": ("LPIPS (alex)", 4, False),
+    "temporal_error": ("temporal error /255", 3, False),
+    "warp_error": ("flow-warped error /255", 3, False),
+    "sharpness": ("sharpness (variance of the Laplacian)", 1, None),
+    "color_shift": ("colour shift /255", 3, False),
+}
+
+
+def to_levels(frames: Tensor) -> Tensor:
+    """Frames in [0, 1] -> 8-bit levels 0..255 as float64."""
+    return frames.double().clamp(0, 1).mul(255).round()
+
+
+def _pair(output: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    if output.shape != truth.shape or output.dim() != 4 or output.shape[-1] != 3:
+        raise ValueError(f"two clips (F, H, W, 3) of one size were expected, found {tuple(output.shape)} and {tuple(truth.shape)}")
+    return to_levels(output), to_levels(truth)
+
+
+def psnr(output: Tensor, truth: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB per frame (F,), over the three channels of 8-bit RGB; infinite for equal frames."""
+    a, b = _pair(output, truth)
+    return 10 * torch.log10(255.0**2 / (a - b).square().mean(dim=(1, 2, 3)))
+
+
+@functools.lru_cache(maxsize=8)
+def gaussian_kernel(sigma: float, radius: int) -> Tensor:
+    """Normalised samples of a Gaussian (2 radius + 1,), float64."""
+    x = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    weights = torch.exp(-x.square() / (2 * sigma**2))
+    return weights / weights.sum()
+
+
+def _smooth(x: Tensor, kernel: Tensor) -> Tensor:
+    """Separable smoothing of the last two axes of (N, C, H, W), without padding: each shrinks by 2 radius."""
+    k = kernel.to(x)
+    flat = x.flatten(0, 1).unsqueeze(1)
+    flat = F.conv2d(F.conv2d(flat, k.view(1, 1, -1, 1)), k.view(1, 1, 1, -1))
+    return flat.view(*x.shape[:2], *flat.shape[-2:])
+
+
+def _ssim_map(a: Tensor, b: Tensor, smooth) -> Tensor:
+    """SSIM of 8-bit levels with K = (0.01, 0.03), biased (population) covariances (Wang et al. 2004)."""
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    mu_a, mu_b, aa, bb, ab = smooth(torch.cat([a, b, a * a, b * b, a * b], dim=1)).chunk(5, dim=1)
+    var_a, var_b, cov = aa - mu_a**2, bb - mu_b**2, ab - mu_a * mu_b
+    return (2 * mu_a * mu_b + c1) * (2 * cov + c2) / ((mu_a**2 + mu_b**2 + c1) * (var_a + var_b + c2))
+
+
+def _framewise(function, output: Tensor, truth: Tensor) -> Tensor:
+    """`function` of (1, 3, H, W) levels, frame by frame: the maps of one frame are all that is in memory."""
+    a, b = _pair(output, truth)
+    return torch.stack([function(x.movedim(-1, 0)[None], y.movedim(-1, 0)[None]) for x, y in zip(a, b)])
+
+
+def ssim_gaussian(output: Tensor, truth: Tensor) -> Tensor:
+    """SSIM of the Gaussian family, per frame (F,): window 11 x 11, sigma 1.5, every channel alone, mean over channels and whole windows.
+
+    Equals scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255,
+    channel_axis=-1)` and kornia's `ssim(window_size=11, padding="valid")` on 8-bit frames. Frames need 11 pixels a side.
+    """
+    if min(output.shape[1:3]) < 11:
+        return torch.full((len(output),), math.nan, dtype=torch.float64)
+    kernel = gaussian_kernel(1.5, 5)
+    return _framewise(lambda a, b: _ssim_map(a, b, lambda x: _smooth(x, kernel)).mean(), output, truth)
+
+
+@functools.lru_cache(maxsize=1)
+def _across_channels() -> Tensor:
+    """The 11-tap kernel along the three channels, with the edge channels repeated beyond the ends, as a 3 x 3 matrix."""
+    matrix = torch.zeros(3, 3, dtype=torch.float64)
+    for row in range(3):
+        for offset, weight in zip(range(-5, 6), gaussian_kernel(1.5, 5)):
+            matrix[row, min(2, max(0, row + offset))] += weight
+    return matrix
+
+
+def ssim_matlab(output: Tensor, truth: Tensor) -> Tensor:
+    """SSIM of the MATLAB family, per frame (F,): the RGB frame is one H x W x 3 volume, window 11 x 11 x 11, sigma 1.5, edges repeated.
+
+    Equals MATLAB's `ssim(A, ref)` on uint8 RGB arrays, which most deblurring tables since MPRNet report; its values are higher than the
+    Gaussian family's, so the two must not be mixed.
+    """
+    kernel = gaussian_kernel(1.5, 5)
+
+    def smooth(x: Tensor) -> Tensor:
+        x = _smooth(F.pad(x, (5, 5, 5, 5), mode="replicate"), kernel)
+        x = x.unflatten(1, (5, 3))
+        return torch.einsum("rc,nkchw->nkrhw", _across_channels().to(x), x).flatten(1, 2)
+
+    return _framewise(lambda a, b: _ssim_map(a, b, smooth).mean(), output, truth)
+
+
+@functools.lru_cache(maxsize=2)
+def lpips_model(download: bool = False) -> tuple[torch.nn.Module | None, str]:
+    """(the LPIPS network with the alex backbone, "") or (None, why it is not there). Downloads only when `download` says so."""
+    if importlib.util.find_spec("lpips") is None:
+        return None, "the package lpips is not installed"
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    if not download and not any(folder.glob(LPIPS_BACKBONE)):
+        return None, f"the AlexNet weights are not on this machine ({LPIPS_BACKBONE} in {folder})"
+    try:
+        import lpips
+
+        return lpips.LPIPS(net="alex", verbose=False).eval().requires_grad_(False), ""
+    except Exception as error:  # noqa: BLE001 - the library's many ways of failing all mean the same here: no column
+        return None, f"its weights cannot be read ({error})"
+
+
+def lpips_alex(output: Tensor, truth: Tensor, download: bool = False) -> Tensor | None:
+    """LPIPS 0.1 with the alex backbone per frame (F,), or None where its weights are not at hand (see `lpips_model`)."""
+    model, _ = lpips_model(download)
+    if model is None:
+        return None
+    model.to(output.device)
+    a, b = (x.float().clamp(0, 1).movedim(-1, 1) * 2 - 1 for x in (output, truth))
+    with torch.no_grad():
+        return torch.cat([model(x[None], y[None]).flatten().double() for x, y in zip(a, b)])
+
+
+def temporal_error(output: Tensor, truth: Tensor) -> Tensor:
+    """Mean |(o[t+1] - o[t]) - (g[t+1] - g[t])| per pair of frames (F - 1,), in 1/255: how far changes over time are from the truth's."""
+    error = output.double().clamp(0, 1) - truth.double().clamp(0, 1)
+    return error.diff(dim=0).abs().mean(dim=(1, 2, 3)) * 255
+
+
+def warp_error(output: Tensor, guide: Tensor) -> Tensor:
+    """Mean |o[t] - warp(o[t+1])| per pair of frames (F - 1,), in 1/255: flicker along the motion of `guide` (the truth).
+
+    The flow is `dense_flow` between the guide's frames. A pixel counts as far as the guide itself follows it, w = exp(-50 |g[t] -
+    warp(g[t+1])|^2) (after Lai et al., Learning Blind Video Temporal Consistency), so occlusions do not count.
+    """
+    luma = to_luma(guide)
+    values = []
+    for t in range(len(output) - 1):
+        flow = dense_flow(luma[t:t + 1, None], luma[t + 1:t + 2, None])
+        now, later = (torch.cat([x[i:i + 1].float().clamp(0, 1).movedim(-1, 1) for x in (output, guide)], dim=1) for i in (t, t + 1))
+        difference = now - warp(later, flow)
+        weight = torch.exp(-50 * difference[:, 3:].square().sum(dim=1))
+        values.append((weight * difference[:, :3].abs().mean(dim=1)).sum() / weight.sum().clamp_min(1e-6) * 255)
+    return torch.stack(values).double() if values else output.new_zeros(0, dtype=torch.float64)
+
+
+def to_luma(frames: Tensor) -> Tensor:
+    """(F, H, W, 3) -> (F, H, W) float32 luma (BT.601 weights)."""
+    return (frames.float().clamp(0, 1) * torch.tensor(LUMA, device=frames.device)).sum(dim=-1)
+
+
+def sharpness(frames: Tensor) -> Tensor:
+    """No-reference sharpness per frame (F,): the variance of the Laplacian of the luma in 8-bit levels (Pech-Pacheco et al. 2000).
+
+    It grows with detail and with noise alike: read it beside the truth's own value.
+    """
+    y = to_luma(frames).double() * 255
+    laplacian = y[:, :-2, 1:-1] + y[:, 2:, 1:-1] + y[:, 1:-1, :-2] + y[:, 1:-1, 2:] - 4 * y[:, 1:-1, 1:-1]
+    return laplacian.var(dim=(1, 2), unbiased=False)
+
+
+def color_shift(output: Tensor, reference: Tensor) -> Tensor:
+    """How far a frame's mean colour is from the reference's (the input's), per frame (F,): the largest channel, in 1/255."""
+    means = output.double().clamp(0, 1).mean(dim=(1, 2)) - reference.double().clamp(0, 1).mean(dim=(1, 2))
+    return means.abs().amax(dim=1) * 255
+
+
+def error_map(output: Tensor, truth: Tensor) -> Tensor:
+    """Mean absolute difference over the channels, (..., H, W, 3) -> (..., H, W) in [0, 1]."""
+    return (output.float().clamp(0, 1) - truth.float().clamp(0, 1)).abs().mean(dim=-1)
+
+
+def mean(values: list[float]) -> float | None:
+    """Mean of a column; None for an empty one. Infinite PSNR (equal frames) counts as MAX_PSNR."""
+    known = [min(v, MAX_PSNR) if math.isinf(v) else v for v in values if not math.isnan(v)]
+    return sum(known) / len(known) if known else None
+
+
+class Scorer:
+    """Collects every measure over a clip that arrives in pieces; memory does not grow with the clip but for the numbers.
+
+    `warp` and `lpips` switch the two slow ones off. `rows` holds the values per frame; `result` their means.
+    """
+
+    def __init__(self, *, lpips: bool = True, warp: bool = True):
+        self.lpips, self.warp = lpips, warp
+        self.values: dict[str, list[float]] = {key: [] for key in COLUMNS}
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    @torch.no_grad()
+    def add(self, output: Tensor, truth: Tensor, reference: Tensor | None = None) -> None:
+        """Score the next frames: output, truth and, for the colour shift, the input they were made from; each (n, H, W, 3)."""
+        found = {"psnr": psnr(output, truth), "ssim_gaussian": ssim_gaussian(output, truth), "ssim_matlab": ssim_matlab(output, truth),
+                 "sharpness": sharpness(output)}
+        if self.lpips:
+            found["lpips"] = lpips_alex(output, truth)
+        if reference is not None:
+            found["color_shift"] = color_shift(output, reference)
+        joined = (output, truth) if self._last is None else tuple(torch.cat([last, x]) for last, x in zip(self._last, (output, truth)))
+        found["temporal_error"] = temporal_error(*joined)
+        if self.warp:
+            found["warp_error"] = warp_error(*joined)
+        self._last = (output[-1:].clone(), truth[-1:].clone())
+        for key, values in found.items():
+            if values is not None:
+                self.values[key] += values.tolist()
+
+    def result(self) -> dict[str, float | None]:
+        """Means over the frames by column; None where a measure was not taken."""
+        return {key: mean(values) for key, values in self.values.items()}
+
+
+def pool(results: list[tuple[int, dict[str, float | None]]]) -> dict[str, float | None]:
+    """Means over clips, weighted by their numbers of frames: the mean over all frames, as the 1111-image protocol has it."""
+    total: dict[str, float | None] = {}
+    for key in COLUMNS:
+        known = [(n, r[key]) for n, r in results if r.get(key) is not None]
+        total[key] = sum(n * v for n, v in known) / sum(n for n, _ in known) if known else None
+    return total
