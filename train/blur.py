@@ -18,6 +18,9 @@ from train import camera
 from train.motion import Motion, apply, exposure_times, grid_points, random_lens
 
 
+CHUNK = 8
+
+
 @dataclass(frozen=True)
 class BlurConfig:
     """The distribution of synthesised clips. Ranges are (low, high); lengths in output pixels."""
@@ -271,12 +274,14 @@ def render(sample: Plan, photos: Sequence[Tensor], size: int, device: torch.devi
 
     sharp = _compose_sharp(sharp_textures, [t.truth for t in textures], size, sample.linear)
     blurred = torch.empty_like(sharp)
+    chunk = CHUNK if sharp.device.type == "cpu" else len(sharp) * 128
     for j, count in enumerate(sample.counts):
         matrices = [t.frames[j] for t in textures]
         if count <= 3:                                   # few sub-samples: bilinear interpolation's own blur would show
             blurred[j] = _compose_sharp(sharp_textures, matrices, size, sample.linear).mean(0)
         else:
-            blurred[j] = _compose(light_textures, matrices, size).mean(0)
+            total = sum(_compose(light_textures, [m[a:a + chunk] for m in matrices], size).sum(0) for a in range(0, count, chunk))
+            torch.div(total, count, out=blurred[j])
     if sample.linear:
         sharp = camera.linear_to_srgb(sharp)
     blurred.clamp_(0, 1)
