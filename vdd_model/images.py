@@ -1,0 +1,143 @@
+"""Rows of picture files as clips: find them, read them, write PNG."""
+from __future__ import annotations
+
+import glob
+import io
+import os
+import re
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+
+from .planes import ColorTags, complete_tags, from_rgb, to_rgb
+from .video_in import Clip, Frame, MediaError, _layout_of, orientation, turn
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".exr", ".ppm", ".pgm", ".tga", ".dpx", ".jp2"}
+_CENTRED = {"mjpeg", "webp"}
+
+
+def natural_order(paths: Sequence[Path]) -> list[Path]:
+    """Sorted so that frame_2 comes before frame_10."""
+    return sorted(paths, key=lambda p: [int(t) if t.isdigit() else t.lower() for t in re.split(r"(\d+)", p.name)])
+
+
+def find_images(where: str | Path) -> list[Path]:
+    """The pictures of a folder, of a `*` pattern or of a `%06d` pattern, in order; empty when there are none."""
+    text = str(where)
+    if "%" in text:
+        number = re.compile(re.sub(r"%0?\d*d", r"\\d+", re.escape(Path(text).name).replace(r"\%", "%")))
+        folder = Path(text).parent
+        found = [p for p in folder.iterdir() if number.fullmatch(p.name)] if folder.is_dir() else []
+    elif Path(text).is_dir():
+        found = [p for p in Path(text).iterdir() if not p.name.startswith(".")]
+    else:
+        found = [Path(p) for p in glob.glob(text)]
+    return natural_order([p for p in found if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()])
+
+
+def _decode_image(path: Path) -> tuple[av.VideoFrame, str]:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise MediaError(f"{path} does not exist") from None
+    except OSError as error:
+        raise MediaError(f"{path} cannot be read ({error.strerror})") from None
+    if not data:
+        raise MediaError(f"{path} is empty (0 bytes)")
+    try:
+        # through a buffer: ffmpeg would take % in a file's name for a pattern
+        with av.open(io.BytesIO(data)) as container:
+            return next(container.decode(video=0)), container.streams.video[0].codec_context.name
+    except (av.FFmpegError, StopIteration, IndexError, OSError, ValueError):
+        raise MediaError(f"{path} is not a picture that can be read") from None
+
+
+def read_image(path: str | Path) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """One picture file -> (rgb (H,W,3), alpha (H,W) or None), float32 in [0,1], upright. Raises MediaError."""
+    frame, codec = _decode_image(Path(path))
+    turns, flip = orientation(frame)
+    rgb, alpha = to_rgb(frame, _image_tags(frame, codec), centred_chroma=codec in _CENTRED)
+    if turns or flip:
+        rgb, alpha = turn(rgb, turns, flip), None if alpha is None else turn(alpha, turns, flip)
+    return torch.from_numpy(rgb), None if alpha is None else torch.from_numpy(np.ascontiguousarray(alpha))
+
+
+def _image_tags(frame: av.VideoFrame, codec: str) -> ColorTags:
+    kind = _layout_of(frame).kind
+    full = kind != "yuv" or codec != "webp"                    # JPEG spans the full range with BT.601's matrix
+    tags = complete_tags(ColorTags(full_range=full), kind, 0, 0)
+    return tags
+
+
+def write_image(path: str | Path, rgb: torch.Tensor, alpha: torch.Tensor | None = None, *, bit_depth: int = 8, gray: bool = False,
+                compression: int = 3) -> None:
+    """Save (H,W,3) float32 in [0,1] as PNG with 8 or 16 bits; written aside and renamed. `gray` stores one channel."""
+    path = Path(path)
+    data = encode_png(rgb.numpy(), None if alpha is None else alpha.numpy(), bit_depth=bit_depth, gray=gray, compression=compression)
+    aside = path.with_name(path.name + ".part")
+    aside.write_bytes(data)
+    os.replace(aside, path)
+
+
+def encode_png(rgb: np.ndarray, alpha: np.ndarray | None, *, bit_depth: int = 8, gray: bool = False, compression: int = 3) -> bytes:
+    """(H,W,3) float32 RGB in [0,1], alpha (H,W) or None -> the bytes of a PNG file."""
+    wide = bit_depth > 8
+    if gray:
+        pix_fmt = ("ya16be" if wide else "ya8") if alpha is not None else ("gray16be" if wide else "gray")
+    else:
+        pix_fmt = ("rgba64be" if wide else "rgba") if alpha is not None else ("rgb48be" if wide else "rgb24")
+    context = av.CodecContext.create("png", "w")
+    context.height, context.width = rgb.shape[:2]
+    context.pix_fmt, context.time_base, context.framerate = pix_fmt, Fraction(1, 25), Fraction(25)
+    context.options = {"compression_level": str(compression), "pred": "mixed"}
+    frame = from_rgb(rgb, alpha, pix_fmt, ColorTags(full_range=True), gray=gray)
+    return b"".join(bytes(p) for p in [*context.encode(frame), *context.encode(None)])
+
+
+def probe_images(files: Sequence[Path], rate: Fraction = Fraction(24), name: Path | None = None) -> Clip:
+    """The clip that `files` make, shown at `rate`. Reads the first fully and the size of all. Raises MediaError."""
+    if not files:
+        raise MediaError(f"{name} holds no pictures that can be read ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    frame, codec = _decode_image(files[0])
+    turns, flip = orientation(frame)
+    kind = _layout_of(frame)
+    width, height = (frame.height, frame.width) if turns % 2 else (frame.width, frame.height)
+    return Clip(path=name or files[0], width=width, height=height, num_frames=len(files), rate=rate, time_base=1 / rate,
+                bit_depth=min(16, kind.depth), has_alpha=kind.alpha, gray=kind.kind == "gray", color=_image_tags(frame, codec),
+                codec=codec, pix_fmt=frame.format.name, files=tuple(files), size_bytes=sum(f.stat().st_size for f in files))
+
+
+class ImageReader:
+    """Iterate over a sequence's pictures as `Frame`s. A picture that is damaged or of another size ends the clip there:
+    `lost` and `notes` then say so.
+    """
+
+    def __init__(self, clip: Clip, start: int = 0):
+        self.clip, self.start = clip, start
+        self.lost = 0
+        self.notes: list[str] = []
+
+    def __iter__(self) -> Iterator[Frame]:
+        clip = self.clip
+        for index in range(self.start, len(clip.files)):
+            file = clip.files[index]
+            try:
+                rgb, alpha = read_image(file)
+            except MediaError as error:
+                if index == 0:
+                    raise
+                self.notes.append(f"{error}; the {len(clip.files) - index} pictures from there on were left out")
+                self.lost = len(clip.files) - index
+                return
+            if rgb.shape[:2] != (clip.height, clip.width):
+                self.notes.append(f"the frame size changes from {clip.width}x{clip.height} to {rgb.shape[1]}x{rgb.shape[0]} at {file}; "
+                                  f"the {len(clip.files) - index} pictures from there on were left out")
+                self.lost = len(clip.files) - index
+                return
+            if clip.has_alpha and alpha is None:
+                alpha = torch.ones(rgb.shape[:2])
+            yield Frame(rgb, alpha, index, 1, index)

@@ -1,0 +1,248 @@
+"""Decoded pictures <-> float RGB with the exact matrix and range, for any subsampling and bit depth.
+
+Y'CbCr <-> R'G'B' as in ITU-R BT.601/709/2020 and H.273; the transfer curve is never touched, only carried as a tag.
+Formats that are packed are first rearranged by libswscale into the planar format of the same depth, which is lossless.
+"""
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import av
+import numpy as np
+
+UNSPECIFIED = 2                                                # in H.273: matrix, primaries and transfer alike
+RGB, BT709, BT470BG, SMPTE170M, BT2020 = 0, 1, 5, 6, 9         # matrix coefficients by their H.273 numbers
+# matrix number -> (K_R, K_B); every other number is read and written with BT.709's, so an unchanged pixel stays what it was
+LUMA = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 5: (0.299, 0.114), 6: (0.299, 0.114), 7: (0.212, 0.087),
+        9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}
+
+# packed or semi-planar -> planar of the same depth
+PLANAR = {
+    "rgb24": "gbrp", "bgr24": "gbrp", "rgb0": "gbrp", "bgr0": "gbrp", "0rgb": "gbrp", "0bgr": "gbrp", "pal8": "gbrap",
+    "rgba": "gbrap", "bgra": "gbrap", "argb": "gbrap", "abgr": "gbrap", "rgb48le": "gbrp16le", "rgb48be": "gbrp16le",
+    "bgr48le": "gbrp16le", "bgr48be": "gbrp16le", "rgba64le": "gbrap16le", "rgba64be": "gbrap16le", "gray16be": "gray16le",
+    "nv12": "yuv420p", "nv21": "yuv420p", "nv16": "yuv422p", "nv24": "yuv444p", "yuyv422": "yuv422p", "uyvy422": "yuv422p",
+    "p010le": "yuv420p10le", "p016le": "yuv420p16le", "p210le": "yuv422p10le", "y210le": "yuv422p10le",
+    "monob": "gray", "monow": "gray",
+}
+_FORMAT = re.compile(r"^(?P<kind>yuvj|yuva|yuv|gbra|gbr|gray)(?P<sub>4\d\d)?p?(?P<depth>f32|f16|\d+)?(?P<endian>le|be)?$")
+
+
+@dataclass(frozen=True)
+class ColorTags:
+    """What a stream says about its colour: H.273 numbers and whether code values span the full range."""
+
+    matrix: int = UNSPECIFIED
+    primaries: int = UNSPECIFIED
+    transfer: int = UNSPECIFIED
+    full_range: bool = False
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The meaning of a planar pixel format's name."""
+
+    kind: str              # "yuv", "gbr" or "gray"
+    alpha: bool
+    depth: int             # bits, 16 or 32 for floats
+    floating: bool
+    step: tuple[int, int]  # luma samples per chroma sample, (down, across)
+
+
+def layout(pix_fmt: str) -> Layout:
+    """The layout of `pix_fmt` or, for a packed format, of its planar twin. Raises ValueError for one that is not known."""
+    name = PLANAR.get(pix_fmt, pix_fmt)
+    if pix_fmt in ("ya8", "ya16le", "ya16be"):
+        return Layout("gray", True, 8 if pix_fmt == "ya8" else 16, False, (1, 1))
+    match = _FORMAT.match(name)
+    if not match:
+        raise ValueError(f"pixel format {pix_fmt} is not known")
+    kind, depth = match["kind"], match["depth"] or "8"
+    steps = {"420": (2, 2), "422": (1, 2), "444": (1, 1), "440": (2, 1), "411": (1, 4), "410": (4, 4), None: (1, 1)}
+    floating = depth.startswith("f")
+    return Layout(kind[:3] if kind != "gray" else "gray", kind in ("yuva", "gbra"), int(depth.lstrip("f")), floating, steps[match["sub"]])
+
+
+def complete_tags(tags: ColorTags, kind: str, height: int, width: int) -> ColorTags:
+    """Fill in an unspecified matrix the way players do: RGB formats are RGB, HD is BT.709, smaller is BT.601."""
+    if kind == "gbr":
+        return ColorTags(RGB, tags.primaries, tags.transfer, True)
+    if tags.matrix not in (UNSPECIFIED, RGB):
+        return tags
+    matrix = BT709 if width >= 1280 or height > 576 else SMPTE170M
+    return ColorTags(matrix, tags.primaries, tags.transfer, tags.full_range)
+
+
+def _scales(depth: int, full_range: bool) -> tuple[float, float, float, float]:
+    """(luma offset, luma span, chroma offset, chroma span) in code values of `depth` bits."""
+    if full_range:
+        top = float(2 ** depth - 1)
+        return 0.0, top, float(2 ** (depth - 1)), top
+    unit = 2.0 ** (depth - 8)
+    return 16 * unit, 219 * unit, 128 * unit, 224 * unit
+
+
+def _plane(frame: av.VideoFrame, index: int, dtype: np.dtype) -> np.ndarray:
+    plane = frame.planes[index]
+    rows = np.frombuffer(plane, np.uint8)[: plane.height * plane.line_size].reshape(plane.height, plane.line_size)
+    return rows[:, : plane.width * dtype.itemsize].view(dtype)
+
+
+def _upsample(c: np.ndarray, step: int, size: int, centred: bool, axis: int) -> np.ndarray:
+    """Linear interpolation along `axis` by 2 (repetition for other steps), cut to `size` samples."""
+    if step == 1:
+        return c
+    c = np.moveaxis(c, axis, 0)
+    if step != 2:
+        out = np.repeat(c, step, axis=0)
+    else:
+        after = np.concatenate([c[1:], c[-1:]])
+        out = np.empty((2 * len(c), *c.shape[1:]), c.dtype)
+        if centred:                                            # samples lie between two luma samples
+            before = np.concatenate([c[:1], c[:-1]])
+            out[0::2] = 0.75 * c + 0.25 * before
+            out[1::2] = 0.75 * c + 0.25 * after
+        else:                                                  # samples lie on every second luma sample
+            out[0::2] = c
+            out[1::2] = 0.5 * (c + after)
+    return np.moveaxis(out[:size], 0, axis)
+
+
+def _downsample(c: np.ndarray, step: int, centred: bool, axis: int) -> np.ndarray:
+    """The matching low-pass: mean of two for samples in between, (1 2 1)/4 for samples on luma positions."""
+    if step == 1:
+        return c
+    c = np.moveaxis(c, axis, 0)
+    if len(c) % step:
+        c = np.concatenate([c] + [c[-1:]] * (step - len(c) % step))
+    if step != 2:
+        out = c.reshape(len(c) // step, step, *c.shape[1:]).mean(1)
+    elif centred:
+        out = 0.5 * (c[0::2] + c[1::2])
+    else:
+        before = np.concatenate([c[:1], c[1:-1:2]])
+        out = 0.5 * c[0::2] + 0.25 * (before + c[1::2])
+    return np.moveaxis(out, 0, axis)
+
+
+def to_rgb(frame: av.VideoFrame, tags: ColorTags, *, centred_chroma: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
+    """A decoded frame -> (rgb (H,W,3), alpha (H,W) or None), float32 in [0,1] (float formats are passed on as they are).
+
+    `tags` must be complete (see `complete_tags`). `centred_chroma`: 4:2:0 as in JPEG instead of MPEG.
+    """
+    name = frame.format.name
+    if name in ("ya8", "ya16le", "ya16be"):
+        return _gray_alpha(frame, name)
+    try:
+        kind = layout(name)
+    except ValueError:                                         # rare formats: let libswscale make 16-bit RGB of them
+        frame = frame.reformat(format="gbrap16le" if "a" in name else "gbrp16le", src_colorspace=_swscale(tags.matrix),
+                               src_color_range=2 if tags.full_range else 1)
+        kind = layout(frame.format.name)
+    if name in PLANAR:
+        frame = frame.reformat(format=PLANAR[name])
+    height, width = frame.height, frame.width
+    big = frame.format.name.endswith("be")
+    dtype = np.dtype(f"{'>' if big else '<'}{'f' if kind.floating else 'u'}{1 if kind.depth <= 8 else 2 if kind.depth <= 16 else 4}")
+    top = 1.0 if kind.floating else float(2 ** kind.depth - 1)
+    out = np.empty((height, width, 3), np.float32)
+    alpha = None
+    if kind.alpha:
+        alpha = _plane(frame, 3, dtype).astype(np.float32) / np.float32(top)
+    if kind.kind == "gbr":
+        for channel, index in enumerate((2, 0, 1)):            # stored as G, B, R
+            np.multiply(_plane(frame, index, dtype), np.float32(1 / top), out=out[..., channel], casting="unsafe")
+        return out, alpha
+    y0, y_span, c0, c_span = (0.0, 1.0, 0.0, 1.0) if kind.floating else _scales(kind.depth, tags.full_range)
+    luma = (_plane(frame, 0, dtype).astype(np.float32) - np.float32(y0)) * np.float32(1 / y_span)
+    if kind.kind == "gray":
+        out[...] = luma[..., None]
+    else:
+        cb, cr = ((_plane(frame, i, dtype).astype(np.float32) - np.float32(c0)) * np.float32(1 / c_span) for i in (1, 2))
+        down, across = kind.step
+        cb, cr = (_upsample(_upsample(c, down, height, True, 0), across, width, centred_chroma, 1) for c in (cb, cr))
+        kr, kb = LUMA.get(tags.matrix, LUMA[BT709])
+        kg = 1 - kr - kb
+        np.add(luma, np.float32(2 * (1 - kr)) * cr, out=out[..., 0])
+        np.add(luma, np.float32(2 * (1 - kb)) * cb, out=out[..., 2])
+        np.add(luma, np.float32(-2 * (1 - kb) * kb / kg) * cb + np.float32(-2 * (1 - kr) * kr / kg) * cr, out=out[..., 1])
+    if not kind.floating:
+        np.clip(out, 0, 1, out=out)
+    return out, alpha
+
+
+def _gray_alpha(frame: av.VideoFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
+    dtype = np.dtype("u1" if name == "ya8" else "<u2" if name == "ya16le" else ">u2")
+    plane = frame.planes[0]
+    rows = np.frombuffer(plane, np.uint8)[: plane.height * plane.line_size].reshape(plane.height, plane.line_size)
+    both = rows[:, : frame.width * 2 * dtype.itemsize].view(dtype).reshape(frame.height, frame.width, 2).astype(np.float32)
+    both /= np.float32(np.iinfo(dtype).max)
+    return np.repeat(both[..., :1], 3, axis=2), np.ascontiguousarray(both[..., 1])
+
+
+def _swscale(matrix: int) -> int:
+    return matrix if matrix in LUMA and matrix != 10 else BT709
+
+
+def luma_of(rgb: np.ndarray, matrix: int = BT709) -> np.ndarray:
+    """(..., 3) RGB -> (...) luma with the matrix's weights."""
+    kr, kb = LUMA.get(matrix, LUMA[BT709])
+    return rgb @ np.array([kr, 1 - kr - kb, kb], np.float32)
+
+
+def from_rgb(rgb: np.ndarray, alpha: np.ndarray | None, pix_fmt: str, tags: ColorTags, *, gray: bool = False) -> av.VideoFrame:
+    """(H,W,3) float32 RGB in [0,1] and optional alpha (H,W) -> a frame in the planar or PNG format `pix_fmt`, tagged with `tags`.
+
+    Values are rounded to nearest. `gray` writes neutral chroma. A missing alpha plane is written as opaque.
+    """
+    height, width = rgb.shape[:2]
+    if pix_fmt in _PACKED:
+        return _packed(rgb, alpha, pix_fmt, gray)
+    kind = layout(pix_fmt)
+    frame = av.VideoFrame(width, height, pix_fmt)
+    dtype = np.dtype("u1" if kind.depth <= 8 else "<u2")
+    top = float(2 ** kind.depth - 1)
+    planes: list[np.ndarray] = []
+    if kind.kind == "gbr":
+        planes = [rgb[..., i] * np.float32(top) for i in (1, 2, 0)]
+    else:
+        y0, y_span, c0, c_span = _scales(kind.depth, tags.full_range)
+        kr, kb = LUMA.get(tags.matrix, LUMA[BT709])
+        luma = luma_of(rgb, tags.matrix)
+        planes = [luma * np.float32(y_span) + np.float32(y0)]
+        if kind.kind == "yuv":
+            down, across = kind.step
+            for channel, k in ((2, kb), (0, kr)):
+                c = (rgb[..., channel] - luma) * np.float32(0.0 if gray else c_span / (2 * (1 - k)))
+                planes.append(_downsample(_downsample(c, across, False, 1), down, True, 0) + np.float32(c0))
+    if kind.alpha:
+        planes.append(np.full((height, width), top, np.float32) if alpha is None else alpha * np.float32(top))
+    for index, values in enumerate(planes):
+        _fill(frame, index, values, top, dtype)
+    frame.colorspace, frame.color_range = tags.matrix, 2 if tags.full_range else 1
+    return frame
+
+
+# packed formats of the PNG encoder: (channels, bits)
+_PACKED = {"rgb24": (3, 8), "rgba": (4, 8), "rgb48be": (3, 16), "rgba64be": (4, 16), "gray": (1, 8), "gray16be": (1, 16),
+           "ya8": (2, 8), "ya16be": (2, 16)}
+
+
+def _packed(rgb: np.ndarray, alpha: np.ndarray | None, pix_fmt: str, gray: bool) -> av.VideoFrame:
+    channels, bits = _PACKED[pix_fmt]
+    height, width = rgb.shape[:2]
+    parts = [luma_of(rgb)[..., None]] if channels <= 2 else [luma_of(rgb)[..., None].repeat(3, 2) if gray else rgb]
+    if channels % 2 == 0:
+        parts.append(np.ones((height, width, 1), np.float32) if alpha is None else alpha[..., None])
+    values = np.concatenate(parts, axis=2).reshape(height, width * channels)
+    frame = av.VideoFrame(width, height, pix_fmt)
+    _fill(frame, 0, values * np.float32(2 ** bits - 1), float(2 ** bits - 1), np.dtype("u1" if bits == 8 else ">u2"))
+    return frame
+
+
+def _fill(frame: av.VideoFrame, index: int, values: np.ndarray, top: float, dtype: np.dtype) -> None:
+    plane = frame.planes[index]
+    rows = np.zeros((plane.height, plane.line_size // dtype.itemsize), dtype)
+    rows[:, : values.shape[1]] = np.clip(np.rint(values), 0, top)
+    plane.update(rows)
