@@ -1,0 +1,215 @@
+"""A training run's configuration: typed, strict YAML; a stage is one entry of a list."""
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from vdd_model.config import ConfigError, ModelConfig, from_dict, preset
+
+KINDS = ("autoencoder", "denoiser", "stage1", "stage2", "stage3")
+
+# What each kind of stage trains when `trainable` is left empty: prefixes of the model's parameter names.
+TRAINABLE: dict[str, tuple[str, ...]] = {
+    "autoencoder": ("vae.encoder.", "vae.decoder.", "vae.quant_conv.", "vae.post_quant_conv."),
+    "denoiser": ("unet.", "encoder1.semantic", "null_text"),
+    "stage1": ("encoder2.", "adapter."),
+    "stage2": ("unet.", "encoder1.semantic", "null_text", "encoder2.", "adapter."),
+    "stage3": ("vae.fidelity.",),
+}
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the losses; a stage uses the ones of its kind (`train.losses`)."""
+
+    coherence: float = 0.1        # paper eq. 4, added to eq. 3 (denoiser, stages 1 and 2)
+    latent: float = 0.0           # encoder 2's latents against the sharp latents (stages 1 and 2)
+    kl: float = 1e-6              # autoencoder
+    gradient: float = 0.0         # L1 of spatial differences (autoencoder, stage 3)
+    lpips: float = 0.0            # perceptual distance, needs the lpips package and its weights (autoencoder, stage 3)
+    fft: float = 0.0              # L1 of the spectra (stage 3)
+    frame_difference: float = 0.0  # L1 of differences of neighbouring frames (stage 3)
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage: what it trains, on what, for how long. Give `steps` or `minutes`, not both."""
+
+    kind: str
+    steps: int | None = None
+    minutes: float | None = None          # of wall time, validation included; scaled by `--total-minutes`
+    batch: int = 8                        # clips an optimiser step, over all processes and accumulation
+    accumulation: int = 1
+    crop: int = 256
+    frames: int = 16
+    lr: float = 5e-5
+    min_lr: float = 0.0                   # where the cosine ends, as a fraction of lr
+    warmup: int = 100                     # steps
+    weight_decay: float = 0.01
+    betas: tuple[float, ...] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip: float = 1.0                     # gradient norm; 0 = off
+    trainable: tuple[str, ...] = ()       # prefixes of parameter names; empty = the kind's own
+    loss: LossConfig = field(default_factory=LossConfig)
+    last_timestep: float = 0.0            # probability of t = T - 1 exactly (one-step use); the rest is uniform
+    image_dropout: float = 0.1            # of the semantic tokens, never of the spatial condition
+    detach_latents: bool = True           # stage 3: no gradient through the UNet
+    fidelity: float = 1.0                 # stage 3: strength of the branch
+    blur: dict[str, object] = field(default_factory=dict)   # keys of train.blur.BlurConfig that differ in this stage
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where clips come from. Folders are relative to the run's `root`."""
+
+    folder: str = "train_photos"
+    layout: str = "photos"                # photos, or one of train.data's layouts of blur/sharp pairs and videos
+    split: str = "train"
+    samples: int = 0                      # 0: a fresh sample every time; n: n fixed samples, repeated (then latents are cached)
+    workers: int = 0                      # batches prepared ahead, in threads
+    blur: dict[str, object] = field(default_factory=dict)   # train.blur.BlurConfig
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """Few frames, fixed: the same on every run. An empty folder name leaves the set out."""
+
+    every: int = 500                      # steps; 0 = only at a stage's end
+    pairs: str = "gopro_layout"           # GoPro's folder layout
+    photos: str = "val_photos"            # photographs, blurred with a fixed seed
+    clips: int = 4
+    frames: int = 5
+    crop: int = 256                       # of the photographs
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole run."""
+
+    stages: tuple[StageConfig, ...]
+    preset: str = "small"
+    model: dict[str, object] = field(default_factory=dict)  # keys of ModelConfig that differ from the preset
+    init: str = ""                        # checkpoint to start from; empty = random weights
+    root: str = "data"
+    out: str = "runs/small"
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    ema: float = 0.999                    # 0 = off
+    precision: str = "float32"            # or bfloat16 (autocast)
+    threads: int = 0                      # CPU threads; 0 = torch's own choice
+    channels_last: bool = False
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    fsdp: bool = False
+    log_every: int = 20
+    save_every: int = 500                 # steps
+    save_minutes: float = 10.0            # and at least this often
+    keep: int = 2                         # last states kept
+    trackers: tuple[str, ...] = ()        # accelerate's names: tensorboard, ...
+    export_dtype: str = "float16"
+
+
+def model_config(config: TrainConfig) -> ModelConfig:
+    """The preset with the run's changes. Raises ConfigError."""
+    return from_dict(ModelConfig, _merge(dataclasses.asdict(preset(config.preset)), config.model), "model.")
+
+
+def load(path: str | Path, overrides: list[str] | None = None) -> TrainConfig:
+    """Read a YAML file; `overrides` are "a.b=value" with a YAML value, list items by number ("stages.0.lr=1e-3").
+
+    Raises ConfigError with one sentence that names the file and the key.
+    """
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    for text in overrides or []:
+        _override(data, text)
+    try:
+        return check(from_dict(TrainConfig, data))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except TypeError as error:                     # a required key is missing
+        raise ConfigError(f"{path}: {str(error).partition(') ')[2] or error}") from None
+
+
+def check(config: TrainConfig) -> TrainConfig:
+    """Refuse what cannot work, with the key's name. Returns `config`."""
+    _require(len(config.stages) > 0, "stages: at least one stage is needed")
+    _require(config.precision in ("float32", "bfloat16"), f"precision: float32 or bfloat16, found {config.precision!r}")
+    _require(config.export_dtype in ("float32", "float16", "bfloat16"), f"export_dtype: unknown dtype {config.export_dtype!r}")
+    _require(0 <= config.ema < 1, f"ema: a decay in [0, 1), found {config.ema}")
+    _require(config.keep >= 1, f"keep: at least 1, found {config.keep}")
+    divisor = model_config(config).divisor
+    for number, stage in enumerate(config.stages):
+        at = f"stages[{number}]"
+        _require(stage.kind in KINDS, f"{at}.kind: one of {', '.join(KINDS)}, found {stage.kind!r}")
+        _require((stage.steps is None) != (stage.minutes is None), f"{at}: give steps or minutes, exactly one of them")
+        _require((stage.steps or 1) > 0 and (stage.minutes or 1) > 0, f"{at}: steps and minutes must be positive")
+        _require(stage.batch >= 1 and stage.accumulation >= 1, f"{at}: batch and accumulation must be at least 1")
+        _require(stage.batch % stage.accumulation == 0, f"{at}: batch {stage.batch} is no multiple of accumulation {stage.accumulation}")
+        _require(stage.frames >= 1, f"{at}.frames: at least 1, found {stage.frames}")
+        _require(stage.crop > 0 and stage.crop % divisor == 0, f"{at}.crop: {stage.crop} is no multiple of {divisor}, the model's divisor")
+        _require(len(stage.betas) == 2, f"{at}.betas: two numbers, found {len(stage.betas)}")
+        _require(0 <= stage.last_timestep <= 1 and 0 <= stage.image_dropout <= 1, f"{at}: probabilities lie in [0, 1]")
+        blur_config(config, stage)
+    return config
+
+
+def blur_config(config: TrainConfig, stage: StageConfig | None = None):
+    """train.blur.BlurConfig of the run, with the stage's changes. Raises ConfigError."""
+    from .blur import BlurConfig
+
+    return from_dict(BlurConfig, {**config.data.blur, **(stage.blur if stage else {})}, "blur.")
+
+
+def scale_minutes(config: TrainConfig, total: float) -> TrainConfig:
+    """Scale every stage's minutes so that they sum to `total`. Raises ConfigError when a stage counts steps."""
+    _require(all(s.minutes for s in config.stages), "--total-minutes needs stages that are given in minutes, not steps")
+    factor = total / sum(s.minutes for s in config.stages)
+    return dataclasses.replace(config, stages=tuple(dataclasses.replace(s, minutes=s.minutes * factor) for s in config.stages))
+
+
+def differences(old: dict, new: dict, path: str = "") -> list[str]:
+    """Full names of the keys whose values differ between two nested dicts or lists."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [d for k in {**old, **new} for d in differences(old.get(k), new.get(k), f"{path}.{k}" if path else str(k))]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [d for i, (a, b) in enumerate(zip(old, new)) for d in differences(a, b, f"{path}[{i}]")]
+    return [] if old == new else [path]
+
+
+def _merge(base: dict, changes: dict) -> dict:
+    merged = dict(base)
+    for key, value in changes.items():
+        inside = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merge(base[key], value) if inside else value
+    return merged
+
+
+def _override(data: dict, text: str) -> None:
+    key, separator, value = text.partition("=")
+    _require(bool(separator), f"--set {text}: expected KEY=VALUE")
+    *parents, last = key.split(".")
+    node = data
+    for name in parents:
+        node = node[_item(node, name, text)] if isinstance(node, list) else node.setdefault(name, {})
+    _require(isinstance(node, (dict, list)), f"--set {text}: {'.'.join(parents)} has no keys")
+    node[_item(node, last, text) if isinstance(node, list) else last] = yaml.safe_load(value)
+
+
+def _item(node: list, name: str, text: str) -> int:
+    _require(name.isdecimal() and int(name) < len(node), f"--set {text}: {name!r} is no item of a list of {len(node)}")
+    return int(name)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)

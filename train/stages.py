@@ -1,0 +1,190 @@
+"""The stages: which parameters each one trains, and its loss for one batch. Nothing here knows of steps, files or processes.
+
+All random numbers are keyed by (seed, stage, position of the sample in the stage's endless row of samples), so they depend neither on
+how many processes share a batch nor on a restart.
+"""
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vdd_model import diffusion
+from vdd_model.model import fold_time
+
+from . import losses
+from .config import TRAINABLE, ConfigError, StageConfig
+
+
+def generator(device: torch.device | str, *key: int | str) -> torch.Generator:
+    """A generator whose stream is a function of `key` alone (and of the kind of device)."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def trainable_names(model: nn.Module, stage: StageConfig) -> list[str]:
+    """Names of the parameters that `stage` trains, in the model's order. Raises ConfigError for a prefix that matches none."""
+    names = [name for name, _ in model.named_parameters()]
+    prefixes = stage.trainable or tuple(p for p in TRAINABLE[stage.kind] if any(n.startswith(p) for n in names))
+    for prefix in prefixes:
+        if not any(name.startswith(prefix) for name in names):
+            raise ConfigError(f"trainable: no parameter's name starts with {prefix!r}")
+    if not prefixes:
+        raise ConfigError(f"this model has nothing that a stage of kind {stage.kind!r} could train")
+    return [name for name in names if name.startswith(tuple(prefixes))]
+
+
+def set_trainable(model: nn.Module, stage: StageConfig) -> list[str]:
+    """Switch gradients on for the stage's parameters and off for all others; returns their names."""
+    names = trainable_names(model, stage)
+    chosen = set(names)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in chosen)
+        parameter.grad = None
+    return names
+
+
+class StageLoss(nn.Module):
+    """The model with one stage's loss: what accelerate wraps, so that gradients are shared by any strategy."""
+
+    def __init__(self, model: nn.Module, stage: StageConfig, *, seed: int = 0, number: int = 0):
+        super().__init__()
+        self.model, self.stage, self.seed, self.number = model, stage, seed, number
+        self.schedule = diffusion.make_schedule(model.config.diffusion)
+        self.perceptual = _lpips() if stage.loss.lpips else None
+
+    def forward(self, blurred: Tensor, sharp: Tensor, positions: Sequence[int], cached: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Means over the batch, float32 scalars: "loss" is the total.
+
+        blurred, sharp: (B, 3, F, H, W) in [0, 1]; positions: B numbers that key the random draws;
+        cached: outputs of the frozen encoders for this batch: "target" (B, 4, F, h, w).
+        """
+        blurred, sharp = blurred * 2 - 1, sharp * 2 - 1
+        run = {"autoencoder": self._autoencoder, "denoiser": self._denoiser, "stage1": self._denoiser,
+               "stage2": self._denoiser, "stage3": self._fidelity}[self.stage.kind]
+        terms = run(blurred, sharp, positions, cached or {})
+        weights = {"v": 1.0, "coherence": self.stage.loss.coherence, "latent": self.stage.loss.latent, "pixel": 1.0,
+                   "kl": self.stage.loss.kl, "gradient": self.stage.loss.gradient, "fft": self.stage.loss.fft,
+                   "lpips": self.stage.loss.lpips, "frames": self.stage.loss.frame_difference}
+        return {"loss": sum(weights[name] * value for name, value in terms.items()),
+                **{name: value.detach() for name, value in terms.items()}}
+
+    def _generator(self, device, what: str, position: int) -> torch.Generator:
+        return generator(device, self.seed, self.number, what, int(position))
+
+    def noise(self, positions: Sequence[int], shape: torch.Size, device) -> Tensor:
+        """Offset noise (B, C, F, h, w), one keyed stream a sample."""
+        strength = self.model.config.diffusion.offset_noise
+        return torch.cat([diffusion.offset_noise((1, *shape[1:]), strength, self._generator(device, "noise", p), device=device)
+                          for p in positions])
+
+    def timesteps(self, positions: Sequence[int]) -> Tensor:
+        """(B,) integers on the CPU: T - 1 with probability `last_timestep`, else uniform over 0 .. T - 1."""
+        last = self.schedule.num_timesteps - 1
+        draws = [torch.rand(2, generator=self._generator("cpu", "timestep", p)).tolist() for p in positions]
+        return torch.tensor([last if which < self.stage.last_timestep else min(int(where * (last + 1)), last) for which, where in draws])
+
+    def dropped(self, positions: Sequence[int]) -> Tensor:
+        """(B,) booleans: whose semantic tokens are dropped (guidance's unconditional branch)."""
+        return torch.tensor([torch.rand(1, generator=self._generator("cpu", "dropout", p)).item() < self.stage.image_dropout
+                             for p in positions])
+
+    def _autoencoder(self, blurred: Tensor, sharp: Tensor, positions, cached) -> dict[str, Tensor]:
+        vae, images = self.model.vae, fold_time(sharp)
+        mean, logvar = vae.encode(images)
+        frames = sharp.shape[2]
+        noise = torch.cat([torch.randn((frames, *mean.shape[1:]), generator=self._generator(mean.device, "posterior", p), device=mean.device)
+                           for p in positions])
+        decoded = vae.decode(mean + torch.exp(0.5 * logvar) * noise)
+        terms = {"pixel": (decoded.float() - images).abs().mean(), "kl": losses.kl_loss(mean, logvar)}
+        if self.stage.loss.gradient:
+            terms["gradient"] = losses.gradient_loss(decoded, images)
+        if self.perceptual is not None:
+            terms["lpips"] = self.perceptual(decoded.float(), images).mean()
+        return terms
+
+    def _denoiser(self, blurred: Tensor, sharp: Tensor, positions, cached) -> dict[str, Tensor]:
+        """Stage 0b on sharp clips alone (concat = 0); stages 1 and 2 with the blurred clip as condition. Paper eq. 3 + eq. 4."""
+        model = self.model
+        z0 = cached["target"].to(sharp) if "target" in cached else model.encode_target(sharp)
+        terms: dict[str, Tensor] = {}
+        if self.stage.kind == "denoiser":
+            centre = sharp[:, :, sharp.shape[2] // 2]
+            condition, image = None, model.encoder1.semantic(centre)
+        else:
+            latents = model.encode_blurred(blurred).latents
+            condition = model.condition(latents, blurred[:, :, blurred.shape[2] // 2])
+            image = condition.image
+            if self.stage.loss.latent:
+                terms["latent"] = torch.nn.functional.mse_loss(latents.float(), z0.float())
+        t, noise = self.timesteps(positions), self.noise(positions, z0.shape, z0.device)
+        x_t, v = diffusion.q_sample(self.schedule, z0, t, noise), diffusion.v_target(self.schedule, z0, t, noise)
+        context = model.context(image, drop=self.dropped(positions).to(z0.device))
+        t = t.to(z0.device)
+        v_hat = model.unet(x_t, t, context) if condition is None else model.predict_v(x_t, t, condition, context)
+        return {"v": losses.v_loss(v_hat, v), "coherence": losses.coherence_loss(v_hat, v), **terms}
+
+    def _fidelity(self, blurred: Tensor, sharp: Tensor, positions, cached) -> dict[str, Tensor]:
+        """Pixel losses on the model's own outputs. What does not train carries no gradient, so nothing is kept for it."""
+        model = self.model
+        code = model.encode_blurred(blurred)
+        condition = model.condition(code.latents, blurred[:, :, blurred.shape[2] // 2])
+        t, noise = self.timesteps(positions), self.noise(positions, code.latents.shape, blurred.device)
+        x_t = noise
+        if bool((t < self.schedule.num_timesteps - 1).any()):
+            x_t = diffusion.q_sample(self.schedule, model.encode_target(sharp), t, noise)
+        context = model.context(condition.image, drop=self.dropped(positions).to(noise.device))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stage.detach_latents):
+            v_hat = model.predict_v(x_t, t.to(noise.device), condition, context)
+            z0_hat = diffusion.x0_from_v(self.schedule, x_t, t, v_hat.float())
+        output = model.decode(z0_hat, code, blurred, fidelity=self.stage.fidelity)
+        weights = self.stage.loss
+        terms = {"pixel": losses.charbonnier(output, sharp)}
+        if weights.latent:                     # encoder 2 trains here too: keep its latents an estimate of the sharp ones
+            terms["latent"] = torch.nn.functional.mse_loss(code.latents.float(), model.encode_target(sharp).float())
+        if weights.gradient:
+            terms["gradient"] = losses.gradient_loss(output, sharp)
+        if weights.fft:
+            terms["fft"] = losses.fft_loss(output, sharp)
+        if weights.frame_difference:
+            terms["frames"] = losses.frame_difference_loss(output, sharp)
+        if self.perceptual is not None:
+            terms["lpips"] = self.perceptual(fold_time(output).float(), fold_time(sharp)).mean()
+        return terms
+
+
+@torch.no_grad()
+def latent_std(model: nn.Module, clips: Sequence[Tensor]) -> float:
+    """Standard deviation of the unscaled latents of sharp clips (B, 3, F, H, W) in [0, 1]: 1 / this is config.vae.latent_scale."""
+    means = [model.vae.encode(fold_time(clip * 2 - 1))[0].double().flatten() for clip in clips]
+    return torch.cat(means).std().item()
+
+
+@torch.no_grad()
+def start_encoders(model: nn.Module) -> None:
+    """Both image encoders' spatial heads start as the autoencoder's encoder (paper 4.1: the same start)."""
+    source = {name: value for name, value in model.vae.state_dict().items() if name.startswith(("encoder.", "quant_conv."))}
+    for encoder in (model.encoder1, model.encoder2):
+        encoder.spatial_head.load_state_dict(source)
+
+
+def set_latent_scale(model: nn.Module, scale: float) -> None:
+    """Store config.vae.latent_scale where the model's parts read it."""
+    vae = dataclasses.replace(model.config.vae, latent_scale=scale)
+    model.config = dataclasses.replace(model.config, vae=vae)
+    model.vae.config = vae
+    for encoder in (model.encoder1, model.encoder2):
+        encoder.spatial_head.latent_scale = scale
+
+
+def _lpips() -> nn.Module:
+    """LPIPS (alex) with gradients to its inputs only. Raises ConfigError when the package or its weights are not there."""
+    try:
+        import lpips
+
+        return lpips.LPIPS(net="alex", verbose=False).requires_grad_(False).eval()
+    except Exception as error:
+        raise ConfigError(f"loss.lpips needs the lpips package and its weights ({error}); set it to 0") from None

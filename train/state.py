@@ -1,0 +1,149 @@
+"""A run's states on disk: one safetensors file each, written aside and renamed, the last few kept; and the log beside them."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vdd_model.errors import UserError
+from vdd_model.tensorfile import CheckpointError, read_header, read_tensors, write_tensors
+
+
+@dataclass
+class Progress:
+    """Where a run stands. Everything random is a function of these numbers and the seed."""
+
+    stage: int = 0                 # index into config.stages; len(stages) when the run is finished
+    step: int = 0                  # optimiser steps done in this stage
+    total: int = 0                 # optimiser steps done in all stages
+    seconds: float = 0.0           # wall time spent in this stage
+    total_seconds: float = 0.0     # wall time spent in the finished stages
+    averaged: int = 0              # updates of the EMA in this stage
+
+
+@dataclass(frozen=True)
+class State:
+    """One saved state, read back."""
+
+    path: Path
+    progress: Progress
+    record: dict                   # the run's configuration ("config"), the model's ("model")
+    tensors: dict[str, Tensor] = field(repr=False)
+
+    def part(self, name: str) -> dict[str, Tensor]:
+        """The tensors under `name` + "/", without it: model, ema, exp_avg, exp_avg_sq."""
+        return {key[len(name) + 1:]: value for key, value in self.tensors.items() if key.startswith(name + "/")}
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("state-*.safetensors"), reverse=True)
+
+
+def exists(folder: Path) -> bool:
+    """Whether `folder` holds the states of a run."""
+    return bool(_files(folder))
+
+
+def save(folder: Path, progress: Progress, record: Mapping, tensors: Mapping[str, Tensor], keep: int) -> Path:
+    """Write a state and delete all but the newest `keep`. Raises CheckpointError (disk full, not writable); older states stay."""
+    path = folder / f"state-{progress.stage:02d}-{progress.step:08d}.safetensors"
+    metadata = {"train.progress": json.dumps(asdict(progress)), "train.record": json.dumps(record)}
+    write_tensors(path, tensors, metadata)
+    for old in _files(folder)[keep:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def newest(folder: Path, say=print) -> State | None:
+    """The newest state that can be read, or None. A damaged file is passed over and named. Half-written files are removed."""
+    for part in folder.glob(".*.part"):
+        part.unlink(missing_ok=True)
+    damaged = []
+    for path in _files(folder):
+        try:
+            metadata = read_header(path).metadata
+            state = State(path, Progress(**json.loads(metadata["train.progress"])), json.loads(metadata["train.record"]), read_tensors(path))
+        except (CheckpointError, KeyError, TypeError, ValueError) as error:
+            damaged.append(path)
+            say(f"passing over a state that cannot be read: {error}")
+            continue
+        return state
+    if damaged:
+        raise UserError(f"{folder}: none of its {len(damaged)} states can be read; start again in another folder (--out)")
+    return None
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Raise UserError unless `needed` bytes are free where `folder` is or will be, and it can be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe.{os.getpid()}.part"
+        probe.write_bytes(b"0")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"the output folder {folder} cannot be written: {error.strerror}") from None
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(f"the output folder {folder} has room for {free / 1e9:.2f} GB, this run's states need about {needed / 1e9:.2f} GB; "
+                        "free some space, choose another --out or lower `keep`")
+
+
+class Log:
+    """log.jsonl: one JSON object a line, a "step" or a "validation" record. Lines of steps that a resumed run repeats are cut off."""
+
+    def __init__(self, path: Path, total: int):
+        self.path = path
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _total(line) <= total]
+            aside = path.with_name(f".{path.name}.part")
+            aside.write_text("".join(line + "\n" for line in kept))
+            os.replace(aside, path)
+
+    def write(self, records: list[dict]) -> None:
+        """Append. Raises UserError when the disk is full."""
+        try:
+            with self.path.open("a") as file:
+                file.write("".join(json.dumps(record) + "\n" for record in records))
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be written: {error.strerror}") from None
+
+    def read(self) -> list[dict]:
+        """All records so far."""
+        return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+
+
+def _total(line: str) -> float:
+    try:
+        return json.loads(line)["total"]
+    except (ValueError, KeyError, TypeError):          # the half line of a killed process
+        return float("inf")
+
+
+class Average:
+    """Exponential moving average of some parameters, float32, with the usual short memory at the start."""
+
+    def __init__(self, parameters: list[Tensor], decay: float):
+        self.parameters, self.decay, self.updates = parameters, decay, 0
+        self.values = [p.detach().clone().float() for p in parameters] if decay else []
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the parameters' present values."""
+        if self.decay:
+            decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+            self.updates += 1
+            torch._foreach_lerp_(self.values, [p.detach().float() for p in self.parameters], 1 - decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the averages and the parameters; calling it twice restores both bit for bit."""
+        for average, parameter in zip(self.values, self.parameters):
+            held = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(held)

@@ -1,0 +1,175 @@
+"""Validation during training: a few fixed clips, a table of PSNR and a PNG panel."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vdd_model import diffusion
+from vdd_model.config import ConfigError
+from vdd_model.model import fold_time, unfold_time
+
+from .config import TrainConfig, blur_config
+from .source import photo_paths, read_photo
+from .stages import generator
+
+SEED = 20_250_101          # of the validation's blur and noise: never a training seed
+
+
+class Clip(NamedTuple):
+    """One pair: frames (3, F, H, W) in [0, 1]."""
+
+    group: str
+    name: str
+    blurred: Tensor
+    sharp: Tensor
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    """Mean over frames of the PSNR of 8-bit RGB frames (3, F, H, W), [0, 1], in dB (100 for equal frames)."""
+    a, b = ((x.clamp(0, 1) * 255).round().double() for x in (a, b))
+    error = (a - b).square().mean(dim=(0, 2, 3)).clamp_min(255**2 * 1e-10)
+    return (10 * torch.log10(255**2 / error)).mean().item()
+
+
+def load_clips(config: TrainConfig, divisor: int) -> list[Clip]:
+    """The validation clips of a run, on the CPU; frames cut to multiples of `divisor`. Raises ConfigError for a missing folder."""
+    validation, root = config.validation, Path(config.root)
+    clips: list[Clip] = []
+    if validation.pairs:
+        for sequence in pair_sequences(root / validation.pairs)[:validation.clips]:
+            clips.append(_pair_clip(sequence, validation.frames, divisor))
+    if validation.photos:
+        from .blur import synthesize
+
+        paths = photo_paths(root / validation.photos)
+        chosen = [paths[i * len(paths) // validation.clips] for i in range(min(validation.clips, len(paths)))]
+        for number, path in enumerate(chosen):       # one photograph at a time: whichever sample is drawn, it shows this one
+            blurred, sharp = synthesize([read_photo(path)], SEED, [number], num_frames=validation.frames, size=validation.crop,
+                                        config=blur_config(config), device="cpu")
+            clips.append(Clip("photos", path.stem, blurred[0], sharp[0]))
+    return clips
+
+
+def pair_sequences(folder: Path) -> list[Path]:
+    """Sequence folders of GoPro's layout (with `blur` and `sharp` inside), below `folder`."""
+    found = sorted(p.parent for p in folder.rglob("sharp") if (p.parent / "blur").is_dir())
+    if not found:
+        raise ConfigError(f"the validation folder {folder} holds no sequence with blur/ and sharp/")
+    return found
+
+
+def _pair_clip(sequence: Path, frames: int, divisor: int) -> Clip:
+    names = sorted(p.name for p in (sequence / "sharp").iterdir())
+    start = max(0, (len(names) - frames) // 2)
+    blurred, sharp = (torch.stack([read_photo(sequence / part / n) for n in names[start:start + frames]], dim=1).float() / 255
+                      for part in ("blur", "sharp"))
+    height, width = (n // divisor * divisor for n in sharp.shape[-2:])
+    return Clip("pairs", sequence.name, blurred[..., :height, :width], sharp[..., :height, :width])
+
+
+@torch.no_grad()
+def restore(model: nn.Module, blurred: Tensor, *, fidelity: float = 1.0, seed: int = SEED) -> Tensor:
+    """One step, the posterior mean: (B, 3, F, H, W) in [0, 1] -> the same, not clamped."""
+    x = blurred * 2 - 1
+    code = model.encode_blurred(x)
+    condition = model.condition(code.latents, x[:, :, x.shape[2] // 2])
+    noise = torch.randn(code.latents.shape, generator=generator(x.device, seed, "validation"), device=x.device)
+    schedule = diffusion.make_schedule(model.config.diffusion)
+    t = torch.full((len(x),), schedule.num_timesteps - 1, device=x.device)
+    z0 = diffusion.x0_from_v(schedule, noise, t, model.predict_v(noise, t, condition).float())
+    return model.decode(z0, code, x, fidelity=fidelity).float() * 0.5 + 0.5
+
+
+@torch.no_grad()
+def round_trip(model: nn.Module, sharp: Tensor) -> Tensor:
+    """Autoencoder's encoder and plain decoder: (B, 3, F, H, W) in [0, 1] -> the same."""
+    mean, _ = model.vae.encode(fold_time(sharp * 2 - 1))
+    return unfold_time(model.vae.decode(mean), len(sharp)).float() * 0.5 + 0.5
+
+
+def validate(model: nn.Module, clips: list[Clip], kind: str, device, panel: Path | None = None) -> dict[str, dict[str, float]]:
+    """PSNR in dB per group ("pairs", "photos"): blurred, autoencoder, and from stage 1 on plain (fidelity 0) and output (fidelity 1).
+
+    Writes a panel of the centre frames (blurred, output, truth) to `panel`.
+    """
+    rows: dict[str, list[dict[str, float]]] = {}
+    pictures = []
+    for clip in clips:
+        blurred, sharp = (x[None].to(device) for x in (clip.blurred, clip.sharp))
+        decoded = round_trip(model, sharp)
+        row = {"blurred": psnr(clip.blurred, clip.sharp), "autoencoder": psnr(decoded[0].cpu(), clip.sharp)}
+        shown = decoded
+        if kind.startswith("stage"):
+            plain = restore(model, blurred, fidelity=0.0)
+            shown = restore(model, blurred) if model.vae.fidelity is not None else plain
+            row |= {"plain": psnr(plain[0].cpu(), clip.sharp), "output": psnr(shown[0].cpu(), clip.sharp)}
+            if kind != "stage3":
+                shown = plain
+            row["gain"] = row["output"] - row["blurred"]
+        rows.setdefault(clip.group, []).append(row)
+        middle = sharp.shape[2] // 2
+        pictures.append([x[0, :, middle].cpu() for x in (blurred, shown, sharp)])
+    if panel is not None and pictures:
+        save_panel(pictures, panel)
+    return {group: {key: sum(r[key] for r in found) / len(found) for key in found[0]} for group, found in rows.items()}
+
+
+def table(scores: dict[str, dict[str, float]]) -> str:
+    """The scores as text, dB."""
+    columns = list(next(iter(scores.values()), {}))
+    lines = [f"  {'PSNR, dB':<10}" + "".join(f"{column:>13}" for column in columns)]
+    return "\n".join(lines + [f"  {group:<10}" + "".join(f"{row[column]:>13.2f}" for column in columns) for group, row in scores.items()])
+
+
+def save_panel(rows: list[list[Tensor]], path: Path, height: int = 256) -> None:
+    """Pictures (3, H, W) in [0, 1], one list a row, as one PNG: blurred, output, truth."""
+    from PIL import Image
+
+    images = [[Image.fromarray((p.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()) for p in row] for row in rows]
+    images = [[i.resize((round(i.width * height / i.height), height), Image.LANCZOS) if i.height != height else i for i in row] for row in images]
+    sheet = Image.new("RGB", (max(sum(i.width + 4 for i in row) for row in images), (height + 4) * len(images)), "white")
+    for y, row in enumerate(images):
+        x = 0
+        for image in row:
+            sheet.paste(image, (x, y * (height + 4)))
+            x += image.width + 4
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.part")
+    sheet.save(aside, format="PNG")
+    aside.replace(path)
+
+
+def save_curve(records: list[dict], path: Path) -> None:
+    """Loss over steps (smoothed, log scale) and validation PSNR as one PNG from the log's records."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    steps = [r for r in records if r["type"] == "step"]
+    for kind in dict.fromkeys((r["stage"], r["kind"]) for r in steps):
+        chosen = [r for r in steps if (r["stage"], r["kind"]) == kind]
+        size = max(1, len(chosen) // 200)
+        parts = [chosen[i:i + size] for i in range(0, len(chosen), size)]
+        left.plot([p[-1]["total"] for p in parts], [sum(r["loss"] for r in p) / len(p) for p in parts], label=f"{kind[0]} {kind[1]}")
+    left.set(xlabel="step", ylabel="loss", yscale="log")
+    if steps:
+        left.legend()
+    checks = [r for r in records if r["type"] == "validation"]
+    for group in ("pairs", "photos"):
+        for column, style in (("blurred", ":"), ("autoencoder", "--"), ("plain", "-."), ("output", "-")):
+            points = [(r["total"], r["scores"][group][column]) for r in checks if column in r["scores"].get(group, {})]
+            if points:
+                right.plot(*zip(*points), style, label=f"{group}: {column}")
+    right.set(xlabel="step", ylabel="PSNR, dB")
+    if checks:
+        right.legend(fontsize=7)
+    figure.tight_layout()
+    aside = path.with_name(f".{path.name}.part")
+    figure.savefig(aside, format="png", dpi=100)
+    plt.close(figure)
+    aside.replace(path)
