@@ -55,19 +55,19 @@ def zero_init(module: nn.Module) -> nn.Module:
 
 
 @functools.cache
-def pointwise_conv(operations) -> type:
-    """`operations.Conv1d` of kernel 1 that takes rows (..., C), as a linear layer does."""
-    class PointwiseConv(operations.Conv1d):
+def pointwise_conv(conv1d: type[nn.Conv1d]) -> type[nn.Conv1d]:
+    """The host's Conv1d as a layer of kernel 1 that takes rows (..., C), as a linear layer does."""
+    class PointwiseConv(conv1d):
         def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None, *_, **__) -> Tensor:
             return F.linear(input, weight[..., 0], bias)
     return PointwiseConv
 
 
 @functools.cache
-def frame_conv(operations) -> type:
-    """`operations.Conv3d` of kernel (3, 1, 1) that takes (B, C, F, H*W) channels-last: a 2-D convolution, which every backend has a
-    fast channels-last kernel for."""
-    class FrameConv(operations.Conv3d):
+def frame_conv(conv3d: type[nn.Conv3d]) -> type[nn.Conv3d]:
+    """The host's Conv3d as a layer of kernel (3, 1, 1) that takes (B, C, F, H*W) channels-last: a 2-D convolution, which every
+    backend has a fast channels-last kernel for."""
+    class FrameConv(conv3d):
         def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None, *_, **__) -> Tensor:
             return F.conv2d(input, weight[..., 0], bias, padding=(1, 0))
     return FrameConv
@@ -186,7 +186,7 @@ class TemporalTransformer(nn.Module):
     def __init__(self, dim: int, head_dim: int, groups: int, inner: int | None = None, *, operations=nn, **kw):
         super().__init__()
         inner = inner or dim
-        conv = pointwise_conv(operations)
+        conv = pointwise_conv(operations.Conv1d)
         self.norm = operations.GroupNorm(groups, dim, eps=1e-6, **kw)
         self.proj_in = conv(dim, inner, 1, **kw)
         self.transformer_blocks = nn.ModuleList([TransformerBlock(inner, head_dim, None, over="time", operations=operations, **kw)])
@@ -203,7 +203,7 @@ class TemporalConv(nn.Module):
 
     def __init__(self, dim: int, groups: int, *, operations=nn, **kw):
         super().__init__()
-        conv = frame_conv(operations)
+        conv = frame_conv(operations.Conv3d)
 
         def layer(*middle: nn.Module) -> nn.Sequential:
             return nn.Sequential(operations.GroupNorm(groups, dim, **kw), nn.SiLU(), *middle,

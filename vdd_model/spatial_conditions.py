@@ -19,7 +19,8 @@ def condition_encoder(channels: int, out_channels: int, *, operations=nn, **kw) 
     """Three convolutions; the gap in the indices is the pooling that `encode_condition` does."""
     inner, conv = 4 * out_channels, operations.Conv2d
     return nn.Sequential(conv(channels, inner, 3, padding=1, **kw), nn.SiLU(), nn.Identity(),
-                         conv(inner, inner, 3, stride=2, padding=1, **kw), nn.SiLU(), conv(inner, out_channels, 3, stride=2, padding=1, **kw))
+                         conv(inner, inner, 3, stride=2, padding=1, **kw), nn.SiLU(),
+                         conv(inner, out_channels, 3, stride=2, padding=1, **kw))
 
 
 class _Attention(nn.Module):

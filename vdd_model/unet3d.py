@@ -2,7 +2,6 @@
 8 concat channels through which every spatial condition arrives."""
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
