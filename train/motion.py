@@ -121,6 +121,7 @@ class Motion:
         self.seed = int(rng.integers(2**62))
         speed = max(extent, 1e-3) / duty
         weights = np.exp(rng.normal(size=6) * 1.2)
+        weights[5] *= 2                                 # walking and driving: towards the vanishing point
         weights /= np.linalg.norm(weights)
         zoom_rate = min(MAX_ZOOM_RATE, MAX_ZOOM_TRAVEL / frames)
         weights[2] = min(weights[2], MAX_ROLL_RATE * lens.radius / speed)
