@@ -28,19 +28,35 @@ def _window(x: Tensor, radius: int) -> Tensor:
     return x
 
 
-def dense_flow(first: Tensor, second: Tensor, *, levels: int = 6, iterations: int = 4, radius: int = 3) -> Tensor:
+def _half(x: Tensor) -> Tensor:
+    return F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+
+
+def _resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
+    """A flow field on a larger grid, in that grid's pixels."""
+    if flow.shape[-2:] == size:
+        return flow
+    scale = round(size[1] / flow.shape[-1])
+    return scale * F.interpolate(flow, size=size, mode="bilinear", align_corners=False)
+
+
+def dense_flow(first: Tensor, second: Tensor, *, levels: int = 6, iterations: int = 4, radius: int = 3,
+               finest: int = 640) -> Tensor:
     """Flow (N, 2, H, W) in pixels with second(p + flow(p)) = first(p), from luma pictures (N, 1, H, W) in [0, 1].
 
     Lucas and Kanade's least squares in a window, from a coarse to a fine pyramid level, a few times on each (Bouguet 2000), damped where
-    the picture is flat. No occlusion handling: callers weigh by how well the warped picture fits.
+    the picture is flat. Levels with a side beyond `finest` are left out: the flow is enlarged from the next one. No occlusion handling:
+    callers weigh by how well the warped picture fits.
     """
+    size = first.shape[-2:]
     pyramid = [(first.float(), second.float())]
+    while max(pyramid[-1][0].shape[-2:]) > finest:
+        pyramid = [tuple(map(_half, pyramid[-1]))]
     while len(pyramid) < levels and min(pyramid[-1][0].shape[-2:]) >= 32:
-        pyramid.append(tuple(F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False) for x in pyramid[-1]))
+        pyramid.append(tuple(map(_half, pyramid[-1])))
     flow = first.new_zeros(len(first), 2, *pyramid[-1][0].shape[-2:], dtype=torch.float32)
     for a, b in reversed(pyramid):
-        if flow.shape[-2:] != a.shape[-2:]:
-            flow = 2 * F.interpolate(flow, size=a.shape[-2:], mode="bilinear", align_corners=False)
+        flow = _resize_flow(flow, a.shape[-2:])
         gx, gy = _gradients(a)
         xx, xy, yy = _window(torch.cat([gx * gx, gx * gy, gy * gy], dim=1), radius).split(1, dim=1)
         damping = 1e-4
@@ -50,4 +66,4 @@ def dense_flow(first: Tensor, second: Tensor, *, levels: int = 6, iterations: in
             ex, ey = _window(torch.cat([gx * rest, gy * rest], dim=1), radius).split(1, dim=1)
             step = torch.cat([(yy + damping) * ex - xy * ey, (xx + damping) * ey - xy * ex], dim=1) / determinant
             flow = _window(flow + step.clamp(-1, 1), 1)
-    return flow
+    return _resize_flow(flow, size)
