@@ -157,7 +157,8 @@ def probe_video(path: str | Path, *, scan: bool = True) -> Clip:
     return Clip(path=path, width=width, height=height, num_frames=count, rate=rate, time_base=tick, constant_rate=constant,
                 bit_depth=min(16, kind.depth), has_alpha=has_alpha, gray=kind.kind == "gray", color=tags, codec=name, pix_fmt=pix_fmt,
                 quarter_turns=turns, flip=flip, pixel_aspect=1 / aspect if turns % 2 else aspect, sound=sound, metadata=metadata,
-                origin=origin, shift=shift, untimed=scan and not len(times), size_bytes=path.stat().st_size, missing=missing, breaks_off=breaks_off)
+                origin=origin, shift=shift, untimed=scan and not len(times), size_bytes=path.stat().st_size, missing=missing,
+                breaks_off=breaks_off)
 
 
 def _tag(frame, context, name: str) -> int:

@@ -1,0 +1,274 @@
+"""The command line: `vdd deblur | compare | convert | info`. Heavy modules are imported only once there is work to do."""
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from fractions import Fraction
+
+EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_PARTIAL, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 3, 130, 143
+EXIT_CODES = """exit codes:
+  0    everything was done
+  1    an input or an output could not be used, or something else went wrong; one sentence on stderr says what
+  2    the command line was not understood
+  3    everything was done, but a part of an input was lost (damaged, cut off, changing size); the message says which
+  130  interrupted (Ctrl-C); what is finished is kept for --resume
+  143  terminated (kill); what is finished is kept for --resume"""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived."""
+
+
+def _fraction(text: str) -> Fraction:
+    try:
+        value = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number or a fraction such as 30000/1001") from None
+    if not 0 < value <= 1000:
+        raise argparse.ArgumentTypeError(f"{text} frames per second cannot be used")
+    return value
+
+
+def parser() -> argparse.ArgumentParser:
+    """The argument parser of all commands."""
+    top = argparse.ArgumentParser(prog="vdd", description="Motion deblurring of video with a latent video diffusion model.",
+                                  epilog=EXIT_CODES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    from . import __version__
+    top.add_argument("--version", action="version", version=f"vdd {__version__}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="show the full traceback of an error")
+    commands = top.add_subparsers(dest="command", required=True, metavar="command")
+    _add_deblur(commands, common)
+
+    compare = commands.add_parser("compare", parents=[common], help="score a result against the truth and draw the error map",
+                                  description="Print PSNR, SSIM, LPIPS (where its weights are at hand) and temporal error of A against "
+                                              "the truth B, and draw an error map and a zoomed panel.")
+    compare.add_argument("a", help="result: a video, or a folder or pattern of pictures")
+    compare.add_argument("b", help="truth")
+    compare.add_argument("-o", "--output", default="comparison", help="folder for the figures (default: %(default)s)")
+
+    convert = commands.add_parser("convert", parents=[common], help="build a checkpoint from official files",
+                                  description="Build one checkpoint from official files, told apart by what they hold: TF-T2V or "
+                                              "ModelScopeT2V (.pth), Stable Diffusion 2.1 (.ckpt) or its autoencoder, OpenCLIP ViT-H/14.")
+    convert.add_argument("files", nargs="+")
+    convert.add_argument("-o", "--output", required=True, help="the checkpoint to write (.safetensors)")
+    convert.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16")
+    convert.add_argument("--seed", type=int, default=0, help="for the parts that no official file holds")
+    convert.add_argument("--force", action="store_true", help="replace an output that exists")
+
+    info = commands.add_parser("info", parents=[common], help="what a checkpoint or a clip holds")
+    info.add_argument("path", nargs="?", default="small", help="checkpoint, video or folder of pictures (default: the built-in model)")
+    return top
+
+
+def _add_deblur(commands, common: argparse.ArgumentParser) -> None:
+    deblur = commands.add_parser(
+        "deblur", parents=[common], help="blurred clips in, sharp clips out", epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Deblur videos, folders of pictures or patterns of pictures. Sound, frame times, colour tags, bit depth, rotation and\n"
+                    "transparency are kept. Nothing appears under the output's name before it is whole. Started by `accelerate launch`\n"
+                    "or torchrun, the inputs are shared out over the processes.")
+    deblur.add_argument("inputs", nargs="+", metavar="IN", help="video file, folder, or pattern such as 'shots/*.mp4', 'frames/%%06d.png'")
+    deblur.add_argument("-o", "--output", required=True, metavar="OUT",
+                        help="a file (.mp4, .mov, .mkv, .png for one picture) or, for several inputs or pictures, a folder")
+    deblur.add_argument("--force", action="store_true", help="replace an output that exists")
+    deblur.add_argument("--resume", action="store_true", help="go on with an interrupted run from its last finished frames")
+    deblur.add_argument("--preview", action="store_true", help="also write OUT.preview.png (before | after) and OUT.preview.mp4 (A/B)")
+    deblur.add_argument("--quiet", action="store_true", help="no progress")
+
+    model = deblur.add_argument_group("model")
+    model.add_argument("--checkpoint", default="small", help="a checkpoint file, or the built-in model (default: %(default)s)")
+    model.add_argument("--steps", type=int, default=1, help="1: the most faithful result; more: sharper, less exact (default: %(default)s)")
+    model.add_argument("--guidance", type=float, default=1.0, help="guidance scale; 1 costs nothing (default: %(default)s)")
+    model.add_argument("--guidance-rescale", type=float, default=0.0, help="0 to 1 (default: %(default)s)")
+    model.add_argument("--eta", type=float, default=0.0, help="0: DDIM, 1: ancestral (default: %(default)s)")
+    model.add_argument("--spacing", choices=("trailing", "vgen"), default="trailing", help="timesteps (default: %(default)s)")
+    model.add_argument("--fidelity", type=float, default=1.0, help="0 to 1: how much the decoder sees of the input (default: %(default)s)")
+    model.add_argument("--color", choices=("wavelet", "none"), default="wavelet", help="low frequencies follow the input, or not")
+    model.add_argument("--seed", type=int, default=0)
+
+    work = deblur.add_argument_group("memory and speed")
+    work.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the first there is)")
+    work.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the checkpoint's own, float32 on a CPU")
+    work.add_argument("--window", type=int, default=16, help="frames deblurred together (default: %(default)s)")
+    work.add_argument("--overlap", type=int, default=4, help="frames that neighbouring windows share (default: %(default)s)")
+    work.add_argument("--tile", type=int, help="side of the tiles in pixels; 0: whole frames (default: by size)")
+    work.add_argument("--tile-overlap", type=int, help="pixels that neighbouring tiles share")
+
+    out = deblur.add_argument_group("output")
+    out.add_argument("--codec", choices=("auto", "h264", "hevc", "prores", "ffv1", "png"), default="auto",
+                     help="auto: h264; hevc for more than 8 bits; prores (.mov) or ffv1 (.mkv) with transparency; png for pictures")
+    out.add_argument("--quality", type=int,
+                     help="h264, hevc: CRF 0-51 (default 16); prores: 0 proxy, 1 lt, 2 standard, 3 hq (default), 4 4444, 5 4444xq")
+    out.add_argument("--preset", default="medium", choices=("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow",
+                     "slower", "veryslow"), help="speed of the h264 and hevc encoders (default: %(default)s)")
+    out.add_argument("--bit-depth", type=int, choices=(8, 10, 16), help="default: the input's")
+    out.add_argument("--chroma", type=int, choices=(420, 422, 444), help="default: 420; 444 where a side is odd")
+    out.add_argument("--fps", type=_fraction, default=Fraction(24), help="frame rate of picture sequences, e.g. 30000/1001 (default: 24)")
+    out.add_argument("--no-audio", action="store_true", help="leave sound and subtitles away")
+
+
+def main(argv: list[str] | None = None, deblurrer=None) -> int:
+    """Run the command line; returns the exit code. `deblurrer` takes the place of the one built from --checkpoint."""
+    try:
+        arguments = parser().parse_args(argv)
+    except SystemExit as stop:                                 # --help and usage errors
+        return stop.code if isinstance(stop.code, int) else EXIT_USAGE
+    try:
+        previous = signal.signal(signal.SIGTERM, _terminate)
+    except ValueError:                                         # not in the main thread
+        previous = None
+    try:
+        command = {"deblur": _deblur, "compare": _compare, "convert": _convert, "info": _info}[arguments.command]
+        return command(arguments, deblurrer) if command is _deblur else command(arguments)
+    except Terminated:
+        return _say_error("terminated; what is finished is kept, --resume goes on with it", EXIT_TERMINATED)
+    except KeyboardInterrupt:
+        return _say_error("interrupted; what is finished is kept, --resume goes on with it", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")                     # whoever read our output has gone
+        return EXIT_ERROR
+    except Exception as error:
+        return _explain(error, arguments.debug)
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _terminate(*_) -> None:
+    raise Terminated
+
+
+def _say_error(text: str, code: int) -> int:
+    print(f"vdd: {text}", file=sys.stderr)
+    return code
+
+
+def _explain(error: Exception, debug: bool) -> int:
+    """One sentence for an error. Returns the exit code."""
+    if debug:
+        import traceback
+        traceback.print_exception(error)
+    from .errors import UserError
+    if isinstance(error, UserError) or type(error).__name__ == "ConfigError":
+        return _say_error(str(error), EXIT_ERROR)
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return _say_error("not enough memory; try a smaller --tile (256) or --window (8), or --device cpu", EXIT_ERROR)
+    if isinstance(error, ImportError):
+        return _say_error(f"the package {error.name or error} is missing; install the extra 'standalone'", EXIT_ERROR)
+    if isinstance(error, OSError):
+        return _say_error(f"{error.filename or 'a file'}: {error.strerror or error}", EXIT_ERROR)
+    return _say_error(f"something went wrong that should not ({type(error).__name__}: {error}); --debug shows where", EXIT_ERROR)
+
+
+def _deblur(arguments: argparse.Namespace, deblurrer=None) -> int:
+    from .inputs import plan, share
+    from .video_out import OutputOptions
+    output = OutputOptions(arguments.codec, arguments.quality, arguments.preset, arguments.bit_depth, arguments.chroma,
+                           not arguments.no_audio)
+    jobs = plan(arguments.inputs, arguments.output, output, arguments.fps)
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    jobs = share(jobs, rank, world_size)
+    from .jobs import check_target, run
+    for job in jobs:                                           # all of them, before hours are spent on the first
+        check_target(job, force=arguments.force, resume=arguments.resume)
+    from .pipeline import DeblurOptions
+    options = DeblurOptions(
+        steps=arguments.steps, guidance=arguments.guidance, guidance_rescale=arguments.guidance_rescale, eta=arguments.eta,
+        spacing=arguments.spacing, fidelity=arguments.fidelity, seed=arguments.seed, window=arguments.window, overlap=arguments.overlap,
+        tile=arguments.tile, tile_overlap=arguments.tile_overlap, color=arguments.color)
+    identity = "given" if deblurrer else _identity(arguments.checkpoint)
+    made = [deblurrer] if deblurrer else []
+
+    def make():
+        if not made:
+            made.append(_load(arguments))
+        return made[0]
+
+    failed = partial = 0
+    for job in jobs:
+        try:
+            outcome = run(job, make, options, output, identity=identity, resume=arguments.resume, force=arguments.force,
+                          preview=arguments.preview, quiet=arguments.quiet, say=_note)
+        except Exception as error:
+            if len(jobs) == 1:
+                raise
+            _explain(error, arguments.debug)
+            failed += 1
+            continue
+        speed = outcome.frames / outcome.seconds
+        print(f"{job.label} -> {outcome.target}: {outcome.frames} frames in {outcome.seconds:.1f} s ({speed:.2f} frames/s)", flush=True)
+        for note in outcome.notes:
+            _note(f"{job.label}: {note}" if not note.startswith("preview") else note)
+        if outcome.lost:
+            _note(f"{job.label}: {outcome.lost} frame{'s' if outcome.lost > 1 else ''} lost")
+        partial += outcome.lost > 0
+    if failed:
+        return _say_error(f"{failed} of {len(jobs)} clips failed", EXIT_ERROR)
+    return EXIT_PARTIAL if partial else EXIT_OK
+
+
+def _note(text: str) -> None:
+    print(f"vdd: {text}", file=sys.stderr, flush=True)
+
+
+def _identity(checkpoint: str) -> str:
+    """What tells one checkpoint from another: name, size, time of change. Raises CheckpointError when there is none."""
+    from .checkpoint import resolve
+    path = resolve(checkpoint)
+    return f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}"
+
+
+def _load(arguments: argparse.Namespace):
+    import torch
+
+    from .errors import UserError
+    from .pipeline import Deblurrer
+    device = arguments.device
+    if device is None and torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
+    if device is not None:
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError):
+            raise UserError(f"there is no device {device!r} that this PyTorch can use") from None
+    dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
+    if dtype is None and torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type == "cpu":
+        dtype = torch.float32                                  # half precision is slow or missing there
+    return Deblurrer(arguments.checkpoint, device=device, dtype=dtype)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from . import report
+    scores = report.compare(arguments.a, arguments.b, arguments.output)
+    for name, value in scores.items():
+        print(f"{name:28} {value:.4f}" if isinstance(value, float) else f"{name:28} {value}")
+    return EXIT_OK
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from .convert import convert
+    from .errors import UserError
+    if os.path.exists(arguments.output) and not arguments.force:
+        raise UserError(f"{arguments.output} exists already; use --force to replace it, or another output")
+    print(convert(arguments.files, arguments.output, dtype=getattr(torch, arguments.dtype), seed=arguments.seed))
+    return EXIT_OK
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    path = arguments.path
+    if os.path.isdir(path) or os.path.splitext(path)[1].lower() not in ("", ".safetensors", ".pth", ".ckpt", ".bin", ".pt"):
+        from .video import describe
+        print(describe(path))
+        return EXIT_OK
+    from .checkpoint import info
+    print(info(path))
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,241 @@
+"""One deblurring job: a clip in, a clip out; nothing under the final name before it is whole, and able to go on after any kill."""
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+
+from .errors import UserError
+from .images import ImageReader
+from .pipeline import DeblurOptions, first_input_frame
+from .progress import Progress
+from .sinks import SEGMENT, ImageSink, VideoSink, remove
+from .threads import WriteBehind, read_ahead
+from .video import part_folder, probe, read
+from .video_in import Clip, MediaError, VideoReader
+from .video_out import Encoding, OutputOptions, choose_encoding, no_room, unsupported_sound
+
+READ_AHEAD_BYTES = 256 * 2**20
+# bytes per pixel that a finished frame takes at least; used only to refuse what cannot end well
+_BYTES_PER_PIXEL = {"h264": 0.01, "hevc": 0.01, "prores": 0.2, "ffv1": 0.4, "png": 0.5}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to read and where to write. `source`: a video file, or the pictures of a sequence."""
+
+    source: Path | tuple[Path, ...]
+    target: Path
+    as_images: bool = False
+    name: str = ""
+    rate: Fraction = Fraction(24)           # of a sequence of pictures
+
+    @property
+    def label(self) -> str:
+        """The input as the user knows it."""
+        return self.name or str(self.source if isinstance(self.source, Path) else self.source[0])
+
+
+@dataclass
+class Outcome:
+    """What came of a job. `lost` frames of the input could not be read; `notes` are sentences for the user."""
+
+    target: Path
+    frames: int
+    seconds: float
+    lost: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def check_target(job: Job, *, force: bool, resume: bool) -> None:
+    """Refuse an output that exists, or unfinished work that would be lost. Raises MediaError."""
+    target, folder = job.target, part_folder(job.target)
+    if not isinstance(job.source, tuple) and target.exists() and target.resolve() == job.source.resolve():
+        raise MediaError(f"{target} is the input itself; choose another output")
+    if isinstance(job.source, tuple) and target.is_dir() and any(target.resolve() == p.resolve().parent for p in job.source):
+        raise MediaError(f"{target} is the folder of the input pictures; choose another output")
+    if target.exists() and not force and (not job.as_images or target.is_file() or any(target.iterdir())) \
+            and not (resume and (folder / "moving").exists()):
+        raise MediaError(f"{target} exists already; use --force to replace it, or another output")
+    if target.is_dir() and not job.as_images:
+        raise MediaError(f"{target} is a folder; give the name of a file")
+    if folder.exists() and not (resume or force):
+        raise MediaError(f"{folder} holds an unfinished run; use --resume to go on with it, or --force to start again")
+
+
+def run(job: Job, make_deblurrer: Callable, options: DeblurOptions, output: OutputOptions, *, identity: str = "", resume: bool = False,
+        force: bool = False, preview: bool = False, quiet: bool = False, say: Callable[[str], None] = print) -> Outcome:
+    """Deblur one clip. `make_deblurrer()` is called when everything else is in order.
+
+    `identity` names the weights: a job is resumed only with the same ones. Raises UserError; on any exception the work done so far
+    stays beside the output for `resume`.
+    """
+    started = time.monotonic()
+    clip = probe(job.source if isinstance(job.source, Path) else list(job.source), rate=job.rate)
+    check_target(job, force=force, resume=resume)
+    encoding = None if job.as_images else choose_encoding(clip, job.target, output)
+    notes = list(encoding.notes) if encoding else []
+    if encoding and output.audio and (lacking := unsupported_sound(clip, job.target)):
+        raise MediaError(f"{job.label}: its sound ({', '.join(lacking)}) cannot be stored in {job.target.suffix}; "
+                         "choose an output ending in .mkv or .mov, or --no-audio")
+    folder = part_folder(job.target)
+    if folder.exists() and not resume:
+        remove(folder)
+    try:
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise MediaError(f"{folder} cannot be made ({error.strerror})") from None
+    try:
+        with _locked(folder):
+            _check_journal(folder, job, clip, options, output, identity)
+            sink = _make_sink(job, clip, encoding, folder, output)
+            with contextlib.closing(sink):
+                check_room(job, clip, encoding, folder, sink.done)
+                if sink.done:
+                    say(f"{job.label}: goes on after {sink.done} finished frames")
+                reader, extra = _work(job, clip, sink, make_deblurrer, options, quiet, say)
+                if sink.done == 0:
+                    raise MediaError(f"{job.label} holds not one frame that can be decoded")
+                notes += reader.notes + extra
+                notes += sink.finish(job.target, clip, audio=output.audio)
+            frames = sink.done
+        remove(folder)
+        if preview:
+            from .preview import write_preview
+            notes += write_preview(clip, job.target)
+    except (OSError, UserError) as error:
+        if no_room(error):
+            raise MediaError(f"no room left on the disk for {job.target}; what is finished is kept in {folder}: "
+                             "free some space and run again with --resume") from error
+        if folder.exists() and not any(p.suffix in (".raw", ".bin") or p.name == "pictures" and any(p.iterdir()) for p in folder.iterdir()):
+            remove(folder)                                     # nothing was finished yet
+        if isinstance(error, UserError):
+            raise
+        raise MediaError(f"{job.target} cannot be written ({error.strerror or error})") from error
+    return Outcome(job.target, frames, time.monotonic() - started, reader.lost, notes)
+
+
+def _make_sink(job: Job, clip: Clip, encoding: Encoding | None, folder: Path, output: OutputOptions) -> VideoSink | ImageSink:
+    if encoding:
+        return VideoSink(folder, encoding)
+    names = [file.stem + ".png" for file in clip.files]
+    if len(set(names)) < len(names):
+        names = []
+    depth = output.bit_depth or (16 if clip.bit_depth > 8 else 8)
+    return ImageSink(folder, job.target, names, 8 if depth == 8 else 16, clip.gray, clip.has_alpha)
+
+
+def _work(job: Job, clip: Clip, sink, make_deblurrer: Callable, options: DeblurOptions, quiet: bool,
+          say: Callable[[str], None]) -> tuple[VideoReader | ImageReader, list[str]]:
+    """Read, deblur and write, all three at once. Returns the reader, which knows what was lost, and further notes."""
+    deblurrer = make_deblurrer()
+    start = first_input_frame(sink.done, options)
+    reader = read(clip, start)
+    waiting: deque = deque()                                   # alpha and times of the frames inside the model
+    bad: list[int] = []
+    frame_bytes = clip.width * clip.height * 12
+    ahead = read_ahead(reader, min(16, max(2, READ_AHEAD_BYTES // frame_bytes)))
+    floating = "f32" in clip.pix_fmt or "f16" in clip.pix_fmt
+
+    def feed() -> Iterator[torch.Tensor]:
+        for frame in ahead:
+            rgb = frame.rgb
+            if floating:
+                if not torch.isfinite(rgb).all():
+                    bad.append(frame.index)
+                    rgb = torch.nan_to_num(rgb, 0.0, 1.0, 0.0)
+                rgb = rgb.clamp(0, 1)
+            if frame.index >= first:
+                waiting.append((None if frame.alpha is None else frame.alpha.numpy(), (frame.pts, frame.duration)))
+            yield rgb
+
+    progress = Progress(Path(job.label).name, clip.num_frames, sink.done, quiet=quiet)
+    writer = WriteBehind(sink.write)
+    done = first = sink.done
+    finished = False
+    try:
+        with contextlib.closing(feed()) as frames:
+            for chunk in deblurrer.stream(frames, options, first_frame=first, input_start=start, total=clip.num_frames, notice=say):
+                sides = [waiting.popleft() for _ in range(len(chunk))]
+                if not torch.isfinite(chunk).all():
+                    raise UserError(f"{job.label}: the model's answer at frame {done} is not a number; try --dtype float32")
+                writer.put(chunk.float().clamp(0, 1).cpu().numpy(), [a for a, _ in sides], [t for _, t in sides])
+                done += len(chunk)
+                progress.update(done)
+        if waiting:
+            raise UserError(f"{job.label}: {len(waiting)} frames did not come back from the model")
+        finished = True
+    finally:
+        ahead.close()
+        writer.close(wait_for_all=finished)
+        progress.close()
+    notes = []
+    if bad:
+        notes.append(f"{len(bad)} frame{'s' if len(bad) > 1 else ''} (the first is {bad[0]}) held pixels that are not numbers; "
+                     "they were set to black")
+        reader.lost = max(reader.lost, len(bad))
+    return reader, notes
+
+
+def check_room(job: Job, clip: Clip, encoding: Encoding | None, folder: Path, done: int) -> None:
+    """Refuse a job that the disk surely cannot hold. Raises MediaError."""
+    pixels, left = clip.width * clip.height, max(0, clip.num_frames - done)
+    codec = encoding.codec if encoding else "png"
+    need = left * pixels * _BYTES_PER_PIXEL[codec] * (1 if codec == "png" else 2)      # packets, then the joined file
+    if encoding and not encoding.intra:
+        need += min(SEGMENT, left) * pixels * (1.5 if "420" in encoding.pix_fmt else 3) * (2 if "10" in encoding.pix_fmt else 1)
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise MediaError(f"{job.target} needs at least {need / 1e9:.1f} GB of room while it is written, and {free / 1e9:.1f} GB are free")
+
+
+def _check_journal(folder: Path, job: Job, clip: Clip, options: DeblurOptions, output: OutputOptions, identity: str) -> None:
+    """Remember what the job is; when it is there already, refuse to mix two different ones. Raises MediaError."""
+    files = clip.files or (clip.path,)
+    journal = {"input": [str(files[0].resolve()), clip.size_bytes, len(files), max(f.stat().st_mtime_ns for f in files)],
+               "weights": identity, **{k: _plain(v) for k, v in dataclasses.asdict(options).items()},
+               **{f"output {k}": v for k, v in dataclasses.asdict(output).items()}}
+    path = folder / "job.json"
+    try:
+        before = json.loads(path.read_text())
+    except (OSError, ValueError):
+        for old in list(folder.glob("*.bin")) + list(folder.glob("*.raw")):
+            old.unlink()                                       # no journal: whose frames these are is not known
+        aside = path.with_suffix(".new")
+        aside.write_text(json.dumps(journal, indent=1))
+        os.replace(aside, path)
+        return
+    changed = [k for k in journal if before.get(k) != json.loads(json.dumps(journal[k]))]
+    if changed:
+        what = ", ".join(k if k in ("input", "weights") else f"{k} was {before.get(k)}, is {journal[k]}" for k in changed)
+        raise MediaError(f"{folder} holds a run that was begun with something else ({what}); "
+                         "use the same settings, or --force without --resume to start again")
+
+
+def _plain(value):
+    return value if isinstance(value, (int, float, str, type(None), list, tuple)) else str(value)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path):
+    """Keep two runs from working on the same output; the lock goes away with the process, however it ends."""
+    with (folder / "lock").open("w") as file:
+        try:
+            import fcntl
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:                                    # not on this system
+            pass
+        except OSError:
+            raise MediaError(f"{folder} is being worked on by another run") from None
+        yield

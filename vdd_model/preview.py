@@ -1,0 +1,50 @@
+"""A look at a result: a before/after picture of one frame and an A/B video with a border that wanders over the frame."""
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from .video import probe, read, write_image, write_video
+from .video_in import Clip
+from .video_out import OutputOptions
+
+LINE = 2                                                       # pixels of the border between before and after
+
+
+def preview_paths(target: Path) -> tuple[Path, Path]:
+    """(picture, video) of the preview that belongs to an output."""
+    return target.with_name(target.stem + ".preview.png"), target.with_name(target.stem + ".preview.mp4")
+
+
+def write_preview(before: Clip, target: Path) -> list[str]:
+    """Compare `before` with the finished `target`, both read again from their files. Returns notes naming what was written."""
+    picture, video = preview_paths(target)
+    after = probe(target, rate=before.rate)
+    middle = after.num_frames // 2
+    second = before.num_frames / float(before.rate)
+    period = max(1.0, min(4.0, second)) * float(before.rate)   # frames for the border to wander there and back
+
+    def frames() -> Iterator[torch.Tensor]:
+        for a, b in zip(read(before), read(after)):
+            if a.index == middle:
+                gap = torch.ones(a.rgb.shape[0], 2 * LINE, 3)
+                write_image(picture, torch.cat([a.rgb, gap, b.rgb], dim=1).clamp(0, 1))
+            yield wipe(a.rgb, b.rgb, 0.5 - 0.5 * math.cos(2 * math.pi * a.index / period + math.pi / 2))
+
+    plain = dataclasses.replace(before, has_alpha=False, gray=False, bit_depth=8, sound=(), metadata=())
+    write_video(video, frames(), like=plain, options=OutputOptions(codec="h264", quality=18, audio=False))
+    return [f"preview: {picture} and {video} (left of the border: before)"]
+
+
+def wipe(before: torch.Tensor, after: torch.Tensor, where: float) -> torch.Tensor:
+    """(H,W,3) twice -> `before` left of the border at `where` (0..1 of the width) and `after` right of it."""
+    width = before.shape[1]
+    border = min(width - LINE, max(0, round(where * width)))
+    out = after.clone()
+    out[:, :border] = before[:, :border]
+    out[:, border: border + LINE] = 1.0
+    return out

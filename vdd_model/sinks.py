@@ -1,0 +1,183 @@
+"""Where finished frames go while a job runs: a folder beside the output from which an interrupted job can go on.
+
+A video is kept as a file of packets in whole segments plus, for codecs with motion prediction, a spool of the raw pictures of the
+segment that is being encoded. Segments begin at fixed frame numbers, so a job that was interrupted encodes exactly what it would
+have encoded anyway. At the end the packets are joined with the sound; nothing is encoded twice into the result.
+"""
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .images import encode_png
+from .video_in import Clip
+from .video_out import (
+    Encoding,
+    SegmentEncoder,
+    finished_segments,
+    join,
+    picture_bytes,
+    picture_from_bytes,
+    picture_of,
+    segment_bytes,
+)
+
+SEGMENT = 64                                                   # frames of a segment: one key frame at least every 64 frames
+_TIMES = struct.Struct("<qq")
+
+
+class VideoSink:
+    """Frames -> packets of one video stream, kept in `folder`. `done` frames are safe on disk after each `flush`."""
+
+    def __init__(self, folder: Path, encoding: Encoding):
+        self.folder, self.encoding = folder, encoding
+        self.packet_file = folder / "packets.bin"
+        self.segment, frames, size = finished_segments(self.packet_file)
+        with self.packet_file.open("ab") as file:
+            file.truncate(size)
+        self.encoder: SegmentEncoder | None = None
+        self.in_segment = 0
+        self.done = frames
+        self._spool = None
+        if not encoding.intra:
+            self._replay()
+
+    def _spool_path(self) -> Path:
+        return self.folder / f"spool-{self.segment:06d}.raw"
+
+    def _replay(self) -> None:
+        """Encode the spooled pictures of the unfinished segment again."""
+        for old in self.folder.glob("spool-*.raw"):
+            if old != self._spool_path():
+                old.unlink()
+        if not self._spool_path().exists():
+            return
+        size = _TIMES.size + len(picture_bytes(picture_of(np.zeros((self.encoding.height, self.encoding.width, 3), np.float32),
+                                                          None, self.encoding)))
+        whole = self._spool_path().stat().st_size // size
+        with self._spool_path().open("r+b") as file:
+            file.truncate(whole * size)
+            for _ in range(whole):
+                pts, duration = _TIMES.unpack(file.read(_TIMES.size))
+                self._encode(picture_from_bytes(file.read(size - _TIMES.size), self.encoding), pts, duration)
+        self.done += whole
+        if self.in_segment == SEGMENT:                         # it was killed between the last picture and the packets
+            self._end_segment()
+
+    def _encode(self, picture, pts: int, duration: int) -> None:
+        if self.encoder is None:
+            self.encoder = SegmentEncoder(self.encoding)
+        self.encoder.frame(picture, pts, duration)
+        self.in_segment += 1
+
+    def write(self, rgb: np.ndarray, alphas: Sequence[np.ndarray | None], times: Sequence[tuple[int, int]]) -> None:
+        """Take the next frames: rgb (n,H,W,3) float32 in [0,1], each with alpha (H,W) or None and (pts, duration)."""
+        for picture, alpha, (pts, duration) in zip(rgb, alphas, times):
+            frame = picture_of(picture, alpha, self.encoding)
+            if not self.encoding.intra:
+                if self._spool is None:
+                    self._spool = self._spool_path().open("ab")
+                self._spool.write(_TIMES.pack(pts, duration) + picture_bytes(frame))
+            self._encode(frame, pts, duration)
+            self.done += 1
+            if not self.encoding.intra and self.in_segment == SEGMENT:
+                self._end_segment()
+        self.flush()
+
+    def flush(self) -> None:
+        """Make sure that a kill loses nothing of what was written."""
+        if self.encoding.intra:
+            if self.in_segment:
+                self._end_segment()
+        elif self._spool is not None:
+            self._spool.flush()
+            os.fsync(self._spool.fileno())
+
+    def _end_segment(self) -> None:
+        packets = self.encoder.finish()
+        with self.packet_file.open("ab") as file:
+            file.write(segment_bytes(self.segment, self.in_segment, packets))
+            file.flush()
+            os.fsync(file.fileno())
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
+        self._spool_path().unlink(missing_ok=True)
+        self.segment, self.in_segment, self.encoder = self.segment + 1, 0, None
+
+    def close(self) -> None:
+        """Stop without finishing; what was flushed stays."""
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
+
+    def finish(self, target: Path, clip: Clip, *, audio: bool) -> list[str]:
+        """Join everything into `target`, which appears whole or not at all. Returns notes."""
+        if self.in_segment:
+            self._end_segment()
+        whole = self.folder / f"whole{target.suffix}"
+        notes = join(self.packet_file, self.encoding, whole, clip, audio=audio)
+        with whole.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(whole, target)
+        return notes
+
+
+class ImageSink:
+    """Frames -> PNG files called `names`, kept in `folder` until all are there."""
+
+    def __init__(self, folder: Path, target: Path, names: Sequence[str], bit_depth: int, gray: bool, alpha: bool):
+        self.folder, self.names, self.target = folder / "pictures", names, target
+        self.bit_depth, self.gray, self.alpha = bit_depth, gray, alpha
+        self.folder.mkdir(exist_ok=True)
+        self.done = 0
+        places = [self.folder] + [target] * self._moving().exists()
+        while any((place / self.name(self.done)).exists() for place in places):
+            self.done += 1
+
+    def _moving(self) -> Path:
+        return self.folder.parent / "moving"                   # there once pictures have begun to move to their final place
+
+    def name(self, index: int) -> str:
+        """File name of frame `index`."""
+        return self.names[index] if index < len(self.names) else f"frame_{index:06d}.png"
+
+    def write(self, rgb: np.ndarray, alphas: Sequence[np.ndarray | None], times: Sequence[tuple[int, int]]) -> None:
+        """Take the next frames: rgb (n,H,W,3) float32 in [0,1], alpha (H,W) or None each."""
+        for picture, alpha in zip(rgb, alphas):
+            data = encode_png(picture, alpha if self.alpha else None, bit_depth=self.bit_depth, gray=self.gray)
+            aside = self.folder / "writing"
+            with aside.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, self.folder / self.name(self.done))
+            self.done += 1
+
+    def flush(self) -> None:
+        """Every picture is already safe."""
+
+    def close(self) -> None:
+        """Stop without finishing; the pictures written stay."""
+
+    def finish(self, target: Path, clip: Clip, *, audio: bool) -> list[str]:
+        """Move the pictures into the folder `target`, or the only one to the file `target`. Returns notes."""
+        if target.suffix.lower() == ".png":
+            os.replace(self.folder / self.name(0), target)
+            return []
+        target.mkdir(parents=True, exist_ok=True)
+        self._moving().touch()
+        for index in range(self.done):
+            if (self.folder / self.name(index)).exists():
+                os.replace(self.folder / self.name(index), target / self.name(index))
+        return [] if not (clip.sound and audio) else ["pictures hold no sound, so it was left out"]
+
+
+def remove(folder: Path) -> None:
+    """Delete a job's folder."""
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,372 @@
+"""Write video: the choice of codec, pixel format and colour tags, segments of packets, and their lossless joining with the sound."""
+from __future__ import annotations
+
+import contextlib
+import errno
+import heapq
+import io
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+
+from .planes import BT709, RGB, SMPTE170M, UNSPECIFIED, ColorTags, from_rgb
+from .video_in import Clip, MediaError, open_container
+
+VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv", ".gif",
+                  ".mxf", ".3gp", ".ogv", ".h264", ".hevc", ".264", ".265", ".vob", ".nut", ".apng"}
+CODECS = ("auto", "h264", "hevc", "prores", "ffv1", "png")
+CONTAINERS = {"h264": {".mp4", ".mov", ".mkv", ".m4v"}, "hevc": {".mp4", ".mov", ".mkv", ".m4v"}, "prores": {".mov", ".mkv"},
+              "ffv1": {".mkv"}}
+ENCODERS = {"h264": "libx264", "hevc": "libx265", "prores": "prores_ks", "ffv1": "ffv1"}
+PRORES_PROFILES = ("proxy", "lt", "standard", "hq", "4444", "4444xq")
+_GLOBAL_HEADER = 1 << 22                                       # AV_CODEC_FLAG_GLOBAL_HEADER: the same header for every segment
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """How to write. `quality` is the CRF of h264 (0-51) and hevc (0-51), or 0-5 for ProRes' profiles proxy ... 4444xq."""
+
+    codec: str = "auto"
+    quality: int | None = None
+    preset: str = "medium"
+    bit_depth: int | None = None            # 8, 10 or, for PNG, 16; None follows the input
+    chroma: int | None = None               # 420, 422, 444; None: 420, or 444 where a side is odd
+    audio: bool = True
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """One video stream to be written: everything an encoder has to be told. Two encoders made from the same one agree in their
+    headers, so packets of both can follow each other in one file.
+    """
+
+    codec: str
+    width: int
+    height: int
+    pix_fmt: str
+    rate: Fraction
+    time_base: Fraction
+    color: ColorTags
+    gray: bool
+    alpha: bool
+    pixel_aspect: Fraction
+    options: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def intra(self) -> bool:
+        """Whether every frame stands alone, so that segments cost nothing."""
+        return self.codec in ("prores", "ffv1")
+
+
+def choose_codec(clip: Clip, suffix: str, options: OutputOptions) -> str:
+    """The codec for an output file ending in `suffix`. Raises MediaError when codec and container do not go together."""
+    if options.codec == "auto":
+        if suffix == ".mkv" and clip.has_alpha:
+            return "ffv1"
+        if suffix == ".mov" and (clip.has_alpha or clip.codec == "prores"):
+            return "prores"
+        return "h264" if (options.bit_depth or clip.bit_depth) <= 8 else "hevc"
+    if suffix not in CONTAINERS[options.codec]:
+        raise MediaError(f"{options.codec} cannot be stored in a {suffix or 'nameless'} file; "
+                         f"use {' or '.join(sorted(CONTAINERS[options.codec]))}, or another --codec")
+    return options.codec
+
+
+def choose_encoding(clip: Clip, path: Path, options: OutputOptions) -> Encoding:
+    """How `clip` is to be written to the video file `path`. Raises MediaError for what cannot be done."""
+    suffix = path.suffix.lower()
+    if suffix not in {s for group in CONTAINERS.values() for s in group}:
+        raise MediaError(f"{path}: files ending in {suffix or 'nothing'} cannot be written; "
+                         "use .mp4, .mov or .mkv, or --codec png for a folder")
+    codec = choose_codec(clip, suffix, options)
+    notes: list[str] = []
+    odd = clip.width % 2 or clip.height % 2
+    chroma = options.chroma or (422 if codec == "prores" else 444 if odd or codec == "ffv1" else 420)
+    if odd and chroma != 444 and codec in ("h264", "hevc"):
+        raise MediaError(f"{clip.width}x{clip.height} has an odd side and cannot be stored as {':'.join(str(chroma))} in {codec}; "
+                         "leave --chroma away")
+    if odd and not options.chroma and codec in ("h264", "hevc"):
+        notes.append(f"{clip.width}x{clip.height} has an odd side, so colour is stored at full resolution (4:4:4), "
+                     "which some players do not show")
+    depth = options.bit_depth or (10 if clip.bit_depth > 8 else 8)
+    alpha = clip.has_alpha and codec in ("prores", "ffv1")
+    if clip.has_alpha and not alpha:
+        notes.append(f"{codec} has no transparency, so it is dropped; --codec prores (.mov), ffv1 (.mkv) or png keep it")
+    encoder: dict[str, str] = {}
+    if codec == "prores":
+        profile = options.quality if options.quality is not None else 4 if alpha else 3
+        if not 0 <= profile <= 5:
+            raise MediaError(f"--quality {profile} is not a ProRes profile; use 0 (proxy) to 5 (4444xq)")
+        if alpha and profile < 4:
+            raise MediaError(f"ProRes {PRORES_PROFILES[profile]} has no transparency; use --quality 4 or 5")
+        full_chroma = profile >= 4
+        pix_fmt = "yuva444p10le" if alpha else "yuv444p10le" if full_chroma else "yuv422p10le"
+        encoder = {"profile": str(profile), "vendor": "apl0"}
+        if alpha:
+            encoder["alpha_bits"] = "16"
+    elif codec == "ffv1":
+        depth = 8 if depth <= 8 else 16 if clip.bit_depth > 12 and options.bit_depth is None else max(10, depth)
+        pix_fmt = f"yuv{'a' if alpha else ''}{chroma}p" + ("" if depth == 8 else f"{depth}le")
+        encoder = {"level": "3", "g": "1", "slices": "4", "slicecrc": "1"}
+    else:
+        if depth not in (8, 10):
+            raise MediaError(f"{codec} stores 8 or 10 bits, not {depth}")
+        pix_fmt = f"yuv{chroma}p" + ("" if depth == 8 else "10le")
+        crf = options.quality if options.quality is not None else 16
+        if not 0 <= crf <= 51:
+            raise MediaError(f"--quality {crf} is outside 0 (largest file) to 51 (smallest) for {codec}")
+        encoder = {"crf": str(crf), "preset": options.preset}
+        if codec == "hevc":
+            encoder["x265-params"] = "log-level=error"
+    return Encoding(codec, clip.width, clip.height, pix_fmt, clip.rate, clip.time_base, output_tags(clip, codec), clip.gray, alpha,
+                    clip.pixel_aspect, tuple(encoder.items()), tuple(notes))
+
+
+def output_tags(clip: Clip, codec: str) -> ColorTags:
+    """The tags to write: the input's own where it is Y'CbCr, with the matrix that was assumed spelled out; BT.709 for RGB."""
+    tags = clip.color
+    if tags.matrix == RGB or clip.is_sequence or clip.gray and tags.matrix == UNSPECIFIED:
+        known = {p for p in (tags.primaries, tags.transfer) if p != UNSPECIFIED}
+        primaries, transfer = (tags.primaries, tags.transfer) if len(known) else (BT709, BT709)
+        return ColorTags(BT709, primaries, transfer, False)
+    usual = BT709 if tags.matrix == BT709 else SMPTE170M if tags.matrix in (5, 6) else UNSPECIFIED
+    return ColorTags(tags.matrix, tags.primaries if tags.primaries != UNSPECIFIED else usual,
+                     tags.transfer if tags.transfer != UNSPECIFIED else usual,
+                     tags.full_range and codec != "prores")    # ProRes cannot say that it is full range
+
+
+def configure(context, encoding: Encoding) -> None:
+    """Set up an encoder's context (a stream's or one of its own)."""
+    context.width, context.height, context.pix_fmt = encoding.width, encoding.height, encoding.pix_fmt
+    context.time_base, context.framerate = encoding.time_base, encoding.rate
+    context.sample_aspect_ratio = encoding.pixel_aspect
+    context.color_range = 2 if encoding.color.full_range else 1
+    context.colorspace = encoding.color.matrix
+    context.color_primaries, context.color_trc = encoding.color.primaries, encoding.color.transfer
+    context.flags |= _GLOBAL_HEADER
+    context.options = dict(encoding.options)
+    if encoding.codec in ("prores", "ffv1"):
+        context.thread_type = "SLICE"
+
+
+class Packet(NamedTuple):
+    """An encoded picture. Times are in the encoding's time base."""
+
+    pts: int
+    duration: int
+    key: bool
+    data: bytes
+
+
+class SegmentEncoder:
+    """Encodes one closed run of frames; `frame` takes them in order, `finish` returns all packets in decoding order."""
+
+    def __init__(self, encoding: Encoding):
+        self.encoding = encoding
+        self.context = av.CodecContext.create(ENCODERS[encoding.codec], "w")
+        configure(self.context, encoding)
+        self.durations: dict[int, int] = {}
+        self.packets: list[Packet] = []
+
+    def frame(self, picture: av.VideoFrame, pts: int, duration: int) -> None:
+        """Encode one picture."""
+        picture.pts, picture.time_base = pts, self.encoding.time_base
+        self.durations[pts] = duration
+        self._keep(self.context.encode(picture))
+
+    def _keep(self, packets) -> None:
+        for packet in packets:
+            self.packets.append(Packet(packet.pts, self.durations.get(packet.pts, 1), packet.is_keyframe, bytes(packet)))
+
+    def finish(self) -> list[Packet]:
+        """Flush and return the packets of the segment."""
+        self._keep(self.context.encode(None))
+        return self.packets
+
+
+def picture_of(rgb: np.ndarray, alpha: np.ndarray | None, encoding: Encoding) -> av.VideoFrame:
+    """(H,W,3) float32 RGB in [0,1] -> the picture as it goes into the encoder."""
+    return from_rgb(rgb, alpha if encoding.alpha else None, encoding.pix_fmt, encoding.color, gray=encoding.gray)
+
+
+def picture_bytes(picture: av.VideoFrame) -> bytes:
+    """The picture's planes, to be spooled to disk."""
+    return b"".join(bytes(plane) for plane in picture.planes)
+
+
+def picture_from_bytes(data: bytes, encoding: Encoding) -> av.VideoFrame:
+    """Inverse of `picture_bytes`."""
+    picture = av.VideoFrame(encoding.width, encoding.height, encoding.pix_fmt)
+    position = 0
+    for plane in picture.planes:
+        plane.update(data[position: position + plane.buffer_size])
+        position += plane.buffer_size
+    picture.colorspace, picture.color_range = encoding.color.matrix, 2 if encoding.color.full_range else 1
+    return picture
+
+
+# A segment in the packet file: magic, its number, its frames, its packets, the bytes that follow; then the packets.
+_SEGMENT = struct.Struct("<4sIIIQ")
+_PACKET = struct.Struct("<qqB3xI")
+
+
+def segment_bytes(number: int, frames: int, packets: Sequence[Packet]) -> bytes:
+    """A segment as it is appended to the packet file."""
+    body = io.BytesIO()
+    for packet in packets:
+        body.write(_PACKET.pack(packet.pts, packet.duration, packet.key, len(packet.data)))
+        body.write(packet.data)
+    return _SEGMENT.pack(b"VDDS", number, frames, len(packets), body.tell()) + body.getvalue()
+
+
+def finished_segments(path: Path) -> tuple[int, int, int]:
+    """(segments, frames, bytes) of the whole segments at the start of the packet file; what follows was being written."""
+    segments = frames = position = 0
+    if not path.exists():
+        return 0, 0, 0
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        while True:
+            head = file.read(_SEGMENT.size)
+            if len(head) < _SEGMENT.size:
+                break
+            magic, number, count, _, length = _SEGMENT.unpack(head)
+            if magic != b"VDDS" or number != segments or position + _SEGMENT.size + length > size:
+                break
+            segments, frames, position = segments + 1, frames + count, position + _SEGMENT.size + length
+            file.seek(position)
+    return segments, frames, position
+
+
+def read_segments(path: Path, *, data: bool = True) -> Iterator[list[Packet]]:
+    """The packets of the file, segment by segment; without their bytes unless `data`."""
+    with path.open("rb") as file:
+        while head := file.read(_SEGMENT.size):
+            packets = []
+            for _ in range(_SEGMENT.unpack(head)[3]):
+                pts, duration, key, length = _PACKET.unpack(file.read(_PACKET.size))
+                packets.append(Packet(pts, duration, bool(key), file.read(length) if data else b""))
+                if not data:
+                    file.seek(length, 1)
+            yield packets
+
+
+def _reorder_depth(path: Path) -> int:
+    """By how many places a packet may come later in decoding than in presentation order."""
+    depth = 0
+    for packets in read_segments(path, data=False):
+        rank = {pts: i for i, pts in enumerate(sorted(p.pts for p in packets))}
+        depth = max([depth, *(i - rank[p.pts] for i, p in enumerate(packets))])
+    return depth
+
+
+def _with_dts(path: Path, frame: int) -> Iterator[tuple[Packet, int]]:
+    """Packets with their decoding times: the presentation times in order, moved back by the reordering depth."""
+    depth, clock = _reorder_depth(path), None
+    for packets in read_segments(path):
+        ordered = sorted(p.pts for p in packets)
+        if clock is None:
+            clock = [ordered[0] - frame * (depth - i) for i in range(depth)]
+        clock += ordered
+        yield from zip(packets, clock)
+        clock = clock[len(packets):]
+
+
+def join(packet_file: Path, encoding: Encoding, target: Path, clip: Clip | None, *, audio: bool = True) -> list[str]:
+    """Mux the packets of all segments, and the sound and subtitles of `clip`, into `target`. Nothing is encoded again.
+
+    Returns notes on what could not be carried over. Raises MediaError.
+    """
+    notes: list[str] = []
+    options = {"movflags": "+faststart"} if target.suffix.lower() in (".mp4", ".mov", ".m4v") else {}
+    with contextlib.ExitStack() as stack:
+        output = stack.enter_context(contextlib.closing(av.open(str(target), "w", options=options)))
+        stream = output.add_stream(ENCODERS[encoding.codec], rate=encoding.rate)
+        configure(stream.codec_context, encoding)
+        stream.time_base = encoding.time_base
+        if encoding.codec == "hevc" and target.suffix.lower() != ".mkv":
+            stream.codec_context.codec_tag = "hvc1"            # what Apple's players ask for
+        sources = [_video_packets(packet_file, encoding, stream)]
+        if clip and clip.metadata:
+            output.metadata.update(dict(clip.metadata))
+        if clip and audio and clip.sound:
+            source = stack.enter_context(contextlib.closing(open_container(clip.path)))
+            copies = {}
+            for other in source.streams:
+                if other.type not in ("audio", "subtitle"):
+                    continue
+                if not _fits(other, output):
+                    notes.append(f"the {other.type} stream {_name(other)} cannot be stored in {target.suffix} and was left out")
+                    continue
+                copies[other.index] = output.add_stream_from_template(other)
+                if other.metadata.get("language"):
+                    copies[other.index].metadata["language"] = other.metadata["language"]
+            if copies:
+                sources.append(_copied_packets(source, copies, clip.shift))
+        output.start_encoding()
+        for _, _, packet in heapq.merge(*sources, key=lambda item: item[0]):
+            output.mux_one(packet)
+    return notes
+
+
+def _name(stream) -> str:
+    return stream.codec_context.name if stream.codec_context else "of an unknown kind"
+
+
+def _fits(stream, output) -> bool:
+    name = stream.codec_context.codec.canonical_name if stream.codec_context else ""
+    return name in output.supported_codecs or _name(stream) in output.supported_codecs
+
+
+def unsupported_sound(clip: Clip, path: Path) -> list[str]:
+    """Codecs of the clip's audio streams that the container of `path` cannot hold."""
+    if not clip.sound:
+        return []
+    buffer = io.BytesIO()
+    buffer.name = path.name
+    lacking = []
+    with contextlib.closing(open_container(clip.path)) as source:
+        output = av.open(buffer, "w", format={".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}[path.suffix.lower()])
+        lacking = [_name(s) for s in source.streams.audio if not _fits(s, output)]
+    return lacking
+
+
+def _video_packets(packet_file: Path, encoding: Encoding, stream) -> Iterator[tuple[Fraction, int, av.Packet]]:
+    one = max(1, round(1 / (encoding.rate * encoding.time_base)))
+    for item, dts in _with_dts(packet_file, one):
+        packet = av.Packet(item.data)
+        packet.pts, packet.dts, packet.duration, packet.time_base = item.pts, dts, item.duration, encoding.time_base
+        packet.is_keyframe, packet.stream = item.key, stream
+        yield dts * encoding.time_base, 0, packet
+
+
+def _copied_packets(source, copies: dict, shift: Fraction) -> Iterator[tuple[Fraction, int, av.Packet]]:
+    try:
+        for packet in source.demux([source.streams[i] for i in copies]):
+            if packet.dts is None or not packet.size:
+                continue
+            back = round(shift / packet.time_base)
+            if packet.pts is not None:
+                packet.pts -= back
+            packet.dts -= back
+            when = packet.dts * packet.time_base
+            packet.stream = copies[packet.stream_index]
+            yield when, 1, packet
+    except av.FFmpegError:
+        return                                                 # the source breaks off here; the reader has said so
+
+
+def no_room(error: BaseException) -> bool:
+    """Whether the error means that the disk is full."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
