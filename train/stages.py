@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vdd_model import diffusion
-from vdd_model.model import fold_time
+from vdd_model.model import BlurCode, fold_time
 
 from . import losses
 from .config import TRAINABLE, ConfigError, StageConfig
@@ -127,10 +127,9 @@ class StageLoss(nn.Module):
         v_hat = model.unet(x_t, t, context) if condition is None else model.predict_v(x_t, t, condition, context)
         return {"v": losses.v_loss(v_hat, v), "coherence": losses.coherence_loss(v_hat, v), **terms}
 
-    def _fidelity(self, blurred: Tensor, sharp: Tensor, positions, cached) -> dict[str, Tensor]:
-        """Pixel losses on the model's own outputs. What does not train carries no gradient, so nothing is kept for it."""
+    def _denoised(self, code: BlurCode, blurred: Tensor, sharp: Tensor, positions) -> Tensor:
+        """x0 (B, 4, F, h, w) as the UNet sees it from one noisy state; at t = T - 1 that state is noise alone: the one-step output."""
         model = self.model
-        code = model.encode_blurred(blurred)
         condition = model.condition(code.latents, blurred[:, :, blurred.shape[2] // 2])
         t, noise = self.timesteps(positions), self.noise(positions, code.latents.shape, blurred.device)
         x_t = noise
@@ -139,7 +138,13 @@ class StageLoss(nn.Module):
         context = model.context(condition.image, drop=self.dropped(positions).to(noise.device))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stage.detach_latents):
             v_hat = model.predict_v(x_t, t.to(noise.device), condition, context)
-            z0_hat = diffusion.x0_from_v(self.schedule, x_t, t, v_hat.float())
+            return diffusion.x0_from_v(self.schedule, x_t, t, v_hat.float())
+
+    def _fidelity(self, blurred: Tensor, sharp: Tensor, positions, cached) -> dict[str, Tensor]:
+        """Pixel losses on the model's own outputs. What does not train carries no gradient, so nothing is kept for it."""
+        model = self.model
+        code = model.encode_blurred(blurred)
+        z0_hat = self._denoised(code, blurred, sharp, positions) if self.stage.denoise else code.latents
         output = model.decode(z0_hat, code, blurred, fidelity=self.stage.fidelity)
         weights = self.stage.loss
         terms = {"pixel": losses.charbonnier(output, sharp)}

@@ -204,7 +204,7 @@ class GatedBlock(nn.Module):
     """Gated depthwise block without activation functions (NAFNet, arXiv 2204.04676, without its global pooling,
     which would differ between a tile and the whole frame)."""
 
-    def __init__(self, channels: int, ops, kernel: int = 5):
+    def __init__(self, channels: int, ops, kernel: int = 3):
         super().__init__()
         self.norm1 = ChannelNorm(channels, ops)
         self.expand = ops.Conv2d(channels, 2 * channels, 1)
