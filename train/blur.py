@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from train import camera
-from train.motion import Motion, apply, exposure_times, grid_points, random_lens
-
+from . import camera
+from .motion import Motion, apply, exposure_times, grid_points, random_lens
 
 CHUNK = 8
 
@@ -45,7 +44,9 @@ class BlurConfig:
     read: float = 2.9e-5                                 # standard deviation
     noise_gain: tuple[float, ...] = (0.5, 1.5)
     codec: float = 0.5                                   # probability
-    quality: tuple[float, ...] = (60.0, 95.0)
+    quality: tuple[float, ...] = (60.0, 95.0)            # JPEG
+    h264: float = 0.0                                    # share of coded clips that pass through a real encoder (slow, needs PyAV)
+    crf: tuple[float, ...] = (18.0, 32.0)
 
 
 @dataclass
@@ -76,8 +77,7 @@ class Plan:
     layers: list[_Texture]
     exposure: float
     highlight: float
-    noise: dict | None
-    quality: float | None
+    camera: dict                                         # what `camera.degrade` does
 
 
 def _log_uniform(rng: np.random.Generator, bounds: Sequence[float]) -> float:
@@ -102,7 +102,8 @@ def _region(rng: np.random.Generator, low: np.ndarray, high: np.ndarray, photo: 
     return (int(start[0]), int(start[1]), int(stop[0]), int(stop[1])), (int(shape[1]), int(shape[0])), matrix
 
 
-def _place(rng: np.random.Generator, photos: Sequence[Tensor], low: np.ndarray, high: np.ndarray, size: int, config: BlurConfig, zoom: float):
+def _place(rng: np.random.Generator, photos: Sequence[Tensor], low: np.ndarray, high: np.ndarray, size: int, config: BlurConfig,
+           zoom: float):
     """Draw a photograph and a place in it, a few times; keep the most detailed. Blank sky teaches nothing, yet some of it remains,
     for the number of draws is random too. Returns the photograph's index and `_region`'s result."""
     best = None
@@ -161,13 +162,8 @@ def plan(photos: Sequence[Tensor], seed: int, index: int, num_frames: int, size:
     linear = rng.random() < config.linear
     highlight = float(rng.uniform(*config.highlight)) if linear and rng.random() < config.saturation else 0.0
     exposure = _log_uniform(rng, config.exposure)
-    noise = None
-    if rng.random() < config.noise:
-        shot, read = (v * rng.uniform(*config.noise_gain) for v in (config.shot, config.read))
-        noise = dict(shot=shot, read=read, red=rng.uniform(1.9, 2.4), blue=rng.uniform(1.5, 1.9), phase=tuple(rng.integers(0, 2, 2).tolist()),
-                     starts=rng.integers(0, camera.NOISE_BANK // 2, num_frames).tolist())
-    quality = float(rng.uniform(*config.quality)) if rng.random() < config.codec else None
-    return Plan(extent, duty, linear, counts, background, textures, exposure, highlight, noise, quality)
+    return Plan(extent, duty, linear, counts, background, textures, exposure, highlight,
+                camera.draw(rng, config, num_frames))
 
 
 def _layer(rng, photos, extent, duty, num_frames, size, config, camera_motion):
@@ -307,16 +303,7 @@ def render(sample: Plan, photos: Sequence[Tensor], size: int, device: torch.devi
             torch.div(total, count, out=blurred[j])
     if sample.linear:
         sharp = camera.linear_to_srgb(sharp)
-    blurred.clamp_(0, 1)
-    if sample.noise is not None:
-        if not sample.linear:
-            blurred = camera.srgb_to_linear(blurred)
-        blurred = camera.bayer_noise(blurred, **sample.noise)
-    if sample.linear or sample.noise is not None:
-        blurred = camera.linear_to_srgb(blurred.clamp_(0, 1))
-    if sample.quality is not None:
-        blurred = camera.jpeg(blurred, sample.quality)
-    blurred = blurred.mul_(255).round_().div_(255)
+    blurred = camera.degrade(blurred, sample.linear, **sample.camera)
     return blurred.transpose(0, 1), sharp.transpose(0, 1)
 
 

@@ -3,10 +3,15 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .blur import BlurConfig
 
 NOISE_BANK = 1 << 22      # normals drawn once; every frame reads a stretch of them from a random place
 
@@ -27,7 +32,8 @@ def noise_bank(device: torch.device | str) -> Tensor:
     return torch.randn(NOISE_BANK, generator=torch.Generator().manual_seed(20240229)).to(device)
 
 
-def bayer_noise(linear: Tensor, shot: float, read: float, red: float, blue: float, phase: tuple[int, int], starts: list[int]) -> Tensor:
+def bayer_noise(linear: Tensor, shot: float, read: float, red: float, blue: float, phase: tuple[int, int],
+                starts: list[int]) -> Tensor:
     """Linear light (F, 3, H, W) + Poisson-Gaussian sensor noise, as it looks after white balance and a bilinear demosaic.
 
     The noise lives on a Bayer mosaic of the light before white balance (red / `red`, blue / `blue`), variance = shot * light + read^2
@@ -51,11 +57,11 @@ def bayer_noise(linear: Tensor, shot: float, read: float, red: float, blue: floa
 
 
 # Annex K of ISO/IEC 10918-1.
-_LUMA = ((16, 11, 10, 16, 24, 40, 51, 61), (12, 12, 14, 19, 26, 58, 60, 55), (14, 13, 16, 24, 40, 57, 69, 56), (14, 17, 22, 29, 51, 87, 80, 62),
-         (18, 22, 37, 56, 68, 109, 103, 77), (24, 35, 55, 64, 81, 104, 113, 92), (49, 64, 78, 87, 103, 121, 120, 101),
-         (72, 92, 95, 98, 112, 100, 103, 99))
-_CHROMA = ((17, 18, 24, 47, 99, 99, 99, 99), (18, 21, 26, 66, 99, 99, 99, 99), (24, 26, 56, 99, 99, 99, 99, 99), (47, 66, 99, 99, 99, 99, 99, 99),
-           (99,) * 8, (99,) * 8, (99,) * 8, (99,) * 8)
+_LUMA = ((16, 11, 10, 16, 24, 40, 51, 61), (12, 12, 14, 19, 26, 58, 60, 55), (14, 13, 16, 24, 40, 57, 69, 56),
+         (14, 17, 22, 29, 51, 87, 80, 62), (18, 22, 37, 56, 68, 109, 103, 77), (24, 35, 55, 64, 81, 104, 113, 92),
+         (49, 64, 78, 87, 103, 121, 120, 101), (72, 92, 95, 98, 112, 100, 103, 99))
+_CHROMA = ((17, 18, 24, 47, 99, 99, 99, 99), (18, 21, 26, 66, 99, 99, 99, 99), (24, 26, 56, 99, 99, 99, 99, 99),
+           (47, 66, 99, 99, 99, 99, 99, 99), (99,) * 8, (99,) * 8, (99,) * 8, (99,) * 8)
 _TO_YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 _TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
 
@@ -87,3 +93,53 @@ def jpeg(x: Tensor, quality: float) -> Tensor:
     cbcr = F.interpolate(small, scale_factor=2, mode="bilinear", align_corners=False)
     rgb = torch.einsum("ck,knhw->nchw", x.new_tensor(_TO_RGB), torch.cat([y[None], cbcr]))
     return (rgb[:, :, :height, :width] / 255).clamp_(0, 1)
+
+
+def h264(x: Tensor, crf: float) -> Tensor:
+    """What is left of frames (F, 3, H, W) in [0, 1] after libx264 at `crf`, 4:2:0, 8 bits, at 30 frames per second; needs PyAV."""
+    import io
+
+    import av
+
+    frames, _, height, width = x.shape
+    padded = F.pad(x, (0, width % 2, 0, height % 2), mode="replicate")
+    pictures = (padded.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=30, options={"crf": f"{crf:.2f}", "preset": "veryfast", "threads": "1"})
+        stream.width, stream.height, stream.pix_fmt = padded.shape[-1], padded.shape[-2], "yuv420p"
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    buffer.seek(0)
+    with av.open(buffer) as container:
+        decoded = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    return torch.from_numpy(decoded).permute(0, 3, 1, 2)[:frames, :, :height, :width].to(x.device, x.dtype) / 255
+
+
+def draw(rng: np.random.Generator, config: BlurConfig, frames: int) -> dict:
+    """Random arguments of `degrade` for one clip."""
+    chosen: dict = {"noise": None, "quality": None, "crf": None}
+    if rng.random() < config.noise:
+        shot, read = (v * rng.uniform(*config.noise_gain) for v in (config.shot, config.read))
+        chosen["noise"] = dict(shot=shot, read=read, red=rng.uniform(1.9, 2.4), blue=rng.uniform(1.5, 1.9),
+                               phase=tuple(rng.integers(0, 2, 2).tolist()), starts=rng.integers(0, NOISE_BANK // 2, frames).tolist())
+    if rng.random() < config.codec:
+        if rng.random() < config.h264:
+            chosen["crf"] = float(rng.uniform(*config.crf))
+        else:
+            chosen["quality"] = float(rng.uniform(*config.quality))
+    return chosen
+
+
+def degrade(light: Tensor, linear: bool, *, noise: dict | None, quality: float | None, crf: float | None) -> Tensor:
+    """From averaged light to a file's frames: sensor noise, sRGB, codec, 8 bits. (F, 3, H, W), linear light or sRGB -> sRGB."""
+    light = light.clamp(0, 1)
+    if noise is not None:
+        light = bayer_noise(light if linear else srgb_to_linear(light), **noise).clamp_(0, 1)
+    srgb = linear_to_srgb(light) if linear or noise is not None else light
+    if crf is not None:
+        srgb = h264(srgb, crf)
+    elif quality is not None:
+        srgb = jpeg(srgb, quality)
+    return srgb.mul_(255).round_().div_(255)

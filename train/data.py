@@ -1,0 +1,198 @@
+"""Clips for training from any kind of footage, and what to know of a folder before hours are spent on it.
+
+    python -m train.data check ROOT              what is there, what is missing or unreadable, PSNR of the blurred frames
+    python -m train.data contact ROOT -o a.png   samples as training sees them, blurred over sharp
+    python -m train.data pack ROOT -o a.safetensors   photographs in one file
+
+A sample is a pure function of (seed, index): neither a restart nor the number of processes changes which samples are seen.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vdd_model.flow import dense_flow, warp
+
+from . import camera, readers
+from .blur import BlurConfig, synthesize
+from .readers import DataError, Found
+from .source import Clips
+
+ATTEMPTS = 20                            # draws for one sample before its folder is given up as unreadable
+MARGIN = 16                              # pixels read around a crop of a sharp video, for flow that points outside
+
+
+class PhotoClips:
+    """Photographs, decoded once and kept (uint8) where training happens, seen by a moving camera."""
+
+    def __init__(self, source: str | Path, blur: BlurConfig | None = None) -> None:
+        self.source, self.blur = source, blur or BlurConfig()
+        self.names, self.photos, self.unreadable = readers.read_photos(source)
+
+    def batch(self, seed: int, indices: Sequence[int], *, num_frames: int, size: int, device: torch.device | str) -> Clips:
+        """Clips of synthesised blur (`train.blur.synthesize`)."""
+        if self.photos[0].device != torch.device(device):
+            self.photos = [photo.to(device) for photo in self.photos]
+        blurred, sharp = synthesize(self.photos, seed, indices, num_frames=num_frames, size=size, config=self.blur, device=device)
+        return Clips(blurred, sharp, [f"{self.source} sample {index}" for index in indices])
+
+
+class RecordedClips:
+    """Base of the clips that are read from recorded frames: draws a clip, a start, a crop and flips; skips what cannot be read.
+
+    `unreadable` names every file that failed so far, with the reason. A sample that meets one is drawn anew from the same stream of
+    random numbers, so it still depends on the files, the seed and the index alone.
+    """
+
+    def __init__(self, found: Found) -> None:
+        self.sequences = found.sequences
+        self.unreadable: dict[str, str] = {}
+        self._fitting: dict[tuple[int, int], list] = {}
+
+    def batch(self, seed: int, indices: Sequence[int], *, num_frames: int, size: int, device: torch.device | str) -> Clips:
+        """Random crops of `size` pixels with random flips (left-right) and time reversal."""
+        drawn = [self._sample(seed, int(index), num_frames, size) for index in indices]
+        blurred, sharp = (torch.stack([sample[k] for sample in drawn]).to(device) for k in (0, 1))
+        return Clips(blurred, sharp, [sample[2] for sample in drawn])
+
+    def _needed(self, num_frames: int) -> int:
+        return num_frames
+
+    def _candidates(self, needed: int, size: int) -> list:
+        """Sequences that are long and large enough."""
+        if (needed, size) not in self._fitting:
+            fitting = []
+            for sequence in self.sequences:
+                try:
+                    if len(sequence) >= needed and min(sequence.sharp.size) >= size:
+                        fitting.append(sequence)
+                except DataError as error:
+                    self.unreadable[sequence.name] = str(error)
+            if not fitting:
+                raise DataError(f"none of the {len(self.sequences)} clips has {needed} frames of at least {size} x {size} pixels; "
+                                f"ask for fewer frames or a smaller crop (the first is {self.sequences[0].name})")
+            self._fitting[needed, size] = fitting
+        return self._fitting[needed, size]
+
+    def _sample(self, seed: int, index: int, num_frames: int, size: int) -> tuple[Tensor, Tensor, str]:
+        rng = np.random.default_rng([seed, index])
+        needed = self._needed(num_frames)
+        candidates = self._candidates(needed, size)
+        lengths = np.array([len(s) - needed + 1 for s in candidates], float)
+        for _ in range(ATTEMPTS):
+            sequence = candidates[int(rng.choice(len(candidates), p=lengths / lengths.sum()))]
+            width, height = sequence.sharp.size
+            left, top = (int(rng.integers(0, n - size + 1)) for n in (width, height))
+            mirror, reverse = rng.random(2) < 0.5
+            try:
+                blurred, sharp, name = self._read(rng, sequence, num_frames, (left, top, left + size, top + size))
+            except DataError as error:
+                self.unreadable[str(error).partition(": ")[0]] = str(error)
+                continue
+            flips = [d for d, on in ((3, mirror), (1, reverse)) if on]
+            return blurred.flip(flips), sharp.flip(flips), name
+        raise DataError(f"{ATTEMPTS} draws in a row met unreadable files; the last: {list(self.unreadable.values())[-1]}")
+
+    def _read(self, rng: np.random.Generator, sequence, num_frames: int, box: readers.Box) -> tuple[Tensor, Tensor, str]:
+        raise NotImplementedError
+
+
+class PairClips(RecordedClips):
+    """Blurred and sharp frames recorded side by side."""
+
+    def _read(self, rng: np.random.Generator, sequence, num_frames: int, box: readers.Box) -> tuple[Tensor, Tensor, str]:
+        start = int(rng.integers(0, len(sequence) - num_frames + 1))
+        numbers = range(start, start + num_frames)
+        blurred, sharp = (frames.read(numbers, box).transpose(0, 1).float() / 255 for frames in (sequence.blurred, sequence.sharp))
+        return blurred, sharp, f"{sequence.name} frames {start}..{start + num_frames - 1}"
+
+
+class VideoClips(RecordedClips):
+    """Sharp videos: an exposure is the average of neighbouring frames, with frames interpolated between them when things move more
+    than about a pixel from one to the next. The truth is always a frame of the video, the exposure's centre."""
+
+    def __init__(self, found: Found, blur: BlurConfig | None = None, max_interval: int = 12) -> None:
+        super().__init__(found)
+        self.blur, self.max_interval = blur or BlurConfig(), max_interval
+
+    def _needed(self, num_frames: int) -> int:
+        return num_frames + 2                            # an interval of one frame, and a neighbour on either side
+
+    def _read(self, rng: np.random.Generator, sequence, num_frames: int, box: readers.Box) -> tuple[Tensor, Tensor, str]:
+        config, video = self.blur, sequence.sharp
+        duty = float(rng.uniform(*config.duty))
+        rate = getattr(video, "rate", 30.0)
+        longest = min(self.max_interval, (len(video) - 3) // max(num_frames - 1, 1))
+        interval = int(np.clip(round(rate / rng.uniform(12, 40)), 1, max(longest, 1)))
+        reach = math.ceil(interval * duty / 2)
+        span = (num_frames - 1) * interval + 2 * reach + 1
+        if span > len(video):
+            interval = reach = 1
+            span = num_frames + 2
+        start = int(rng.integers(0, len(video) - span + 1))
+        width, height = video.size
+        outer = (max(box[0] - MARGIN, 0), max(box[1] - MARGIN, 0), min(box[2] + MARGIN, width), min(box[3] + MARGIN, height))
+        frames = video.read(range(start, start + span), outer).float() / 255
+        linear = rng.random() < config.linear
+        centres = [reach + j * interval for j in range(num_frames)]
+        blurred = torch.stack([expose(frames, centre, interval * duty / 2, linear, config.max_subsamples) for centre in centres])
+        sharp = frames[centres]
+        top, left, size = box[1] - outer[1], box[0] - outer[0], box[2] - box[0]
+        blurred, sharp = (x[:, :, top:top + size, left:left + size] for x in (blurred, sharp))
+        blurred = camera.degrade(blurred, linear, **camera.draw(rng, config, num_frames))
+        return blurred.transpose(0, 1), sharp.transpose(0, 1), f"{sequence.name} frames {start}..{start + span - 1}"
+
+
+def expose(frames: Tensor, centre: int, half: float, linear: bool, max_subsamples: int = 121) -> Tensor:
+    """Average of sRGB frames (N, 3, H, W) over centre - half .. centre + half, in units of frames; (3, H, W), linear light if `linear`.
+
+    Between two frames that differ by more than a pixel's motion (95th percentile), frames are interpolated along the optical flow
+    (both ways, as in Super SloMo eq. 4), one per pixel of motion.
+    """
+    def light(x: Tensor) -> Tensor:
+        return camera.srgb_to_linear(x) if linear else x
+
+    total, weight = torch.zeros_like(frames[0]), 0.0
+    for first in range(math.floor(centre - half), math.ceil(centre + half)):
+        low, high = max(centre - half, first) - first, min(centre + half, first + 1) - first
+        if high - low < 1e-6:
+            continue
+        pair = frames[first:first + 2]
+        luma = (pair * pair.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+        flow = dense_flow(luma, luma.flip(0))            # [0]: first -> second, [1]: back
+        moved = float(torch.quantile(flow[0].norm(dim=0), 0.95)) * (high - low)
+        count = min(max(1, math.ceil(moved)), max_subsamples)
+        for k in range(count):
+            a = low + (k + 0.5) / count * (high - low)
+            total += light(between(pair, flow, a)) * ((high - low) / count)
+        weight += high - low
+    return total / weight if weight else light(frames[centre])
+
+
+def between(pair: Tensor, flow: Tensor, a: float) -> Tensor:
+    """The frame at time a in [0, 1] between two, (2, 3, H, W) and their flows (2, 2, H, W), -> (3, H, W)."""
+    to_first = a * a * flow[1] - a * (1 - a) * flow[0]
+    to_second = (1 - a) ** 2 * flow[0] - a * (1 - a) * flow[1]
+    first, second = warp(pair, torch.stack([to_first, to_second]))
+    return (1 - a) * first + a * second
+
+
+def open_clips(folder: str | Path, layout: str = "auto", split: str = "", *, blur_folder: str = "blur", blur: BlurConfig | None = None):
+    """The clips of a folder (or a pack of photographs) for training, in any of `train.readers.LAYOUTS`. Raises DataError."""
+    if layout == "photos" or Path(folder).is_file():
+        return PhotoClips(folder, blur)
+    found = readers.find(folder, layout, split, blur_folder)
+    if found.layout == "photos":
+        return PhotoClips(folder, blur)
+    return VideoClips(found, blur) if found.layout == "videos" else PairClips(found)
+
+
+if __name__ == "__main__":
+    from train.contact import main
+
+    raise SystemExit(main())

@@ -1,0 +1,395 @@
+"""Where clips lie on a disk: published folder layouts, pictures, videos, packs of photographs. Nothing here is random."""
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vdd_model.errors import UserError
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".ts")
+SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "val": "val", "valid": "val", "validation": "val"}
+# The ten clips that papers test on (DVD comes without a split on disk).
+DVD_TEST = ("720p_240fps_2", "IMG_0003", "IMG_0021", "IMG_0030", "IMG_0031", "IMG_0032", "IMG_0033", "IMG_0037", "IMG_0039", "IMG_0049")
+PAIR_NAMES = tuple((b, s) for b in ("blur", "blurred", "blurry", "input", "lq") for s in ("sharp", "gt", "target", "hq"))
+LAYOUTS = ("gopro", "reds", "bsd", "dvd", "pairs", "videos", "photos")
+
+
+class DataError(UserError):
+    """Data that cannot be used; one sentence that names the folder or the file."""
+
+
+Box = tuple[int, int, int, int]          # x0, y0, x1, y1
+
+
+class Frames(Protocol):
+    """Frames of one clip, read at random places."""
+
+    name: str
+
+    def __len__(self) -> int: ...
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width, height."""
+    def read(self, numbers: range, box: Box | None = None) -> Tensor:
+        """Frames (len(numbers), 3, h, w) uint8 RGB. Raises DataError naming the file."""
+
+
+def read_picture(file: Path | io.BytesIO, box: Box | None = None, name: str = "") -> Tensor:
+    """(3, H, W) uint8 RGB; `box` cuts. Raises DataError naming the file."""
+    try:
+        with Image.open(file) as image:
+            picture = image.crop(box) if box else image
+            return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
+    except (OSError, SyntaxError, ValueError) as error:      # Pillow's own for broken files
+        raise DataError(f"{name or file}: cannot be read as a picture ({error})") from None
+
+
+@dataclass
+class PictureFrames:
+    """A clip stored as one picture file per frame."""
+
+    name: str
+    paths: list[Path]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        try:
+            with Image.open(self.paths[0]) as image:
+                return image.size
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"{self.paths[0]}: cannot be read as a picture ({error})") from None
+
+    def read(self, numbers: range, box: Box | None = None) -> Tensor:
+        paths = [self.paths[i] for i in numbers]
+        frames = list(_pool().map(lambda path: read_picture(path, box), paths)) if len(paths) > 1 else [read_picture(paths[0], box)]
+        for path, frame in zip(paths, frames):
+            if frame.shape != frames[0].shape:
+                sizes = [f"{f.shape[2]} x {f.shape[1]}" for f in (frame, frames[0])]
+                raise DataError(f"{path}: {sizes[0]} pixels, the clip's first frame has {sizes[1]}")
+        return torch.stack(frames)
+
+
+@dataclass
+class VideoFrames:
+    """A clip stored as a video file; needs PyAV. Frames are counted once by walking over the packets."""
+
+    name: str
+    path: Path
+
+    def __len__(self) -> int:
+        return len(self._times)
+
+    @cached_property
+    def _clip(self):
+        from vdd_model.video_in import probe_video
+
+        return probe_video(self.path, scan=False)
+
+    @cached_property
+    def _times(self) -> list[int]:
+        from vdd_model.video_in import open_container
+
+        with open_container(self.path) as container:
+            packets = container.demux(container.streams.video[0])
+            return sorted(p.pts for p in packets if p.pts is not None and p.size)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self._clip.width, self._clip.height
+
+    @property
+    def rate(self) -> float:
+        """Frames per second."""
+        return float(self._clip.rate)
+
+    def read(self, numbers: range, box: Box | None = None) -> Tensor:
+        import av
+
+        from vdd_model.planes import to_rgb
+        from vdd_model.video_in import open_container, turn
+
+        wanted = {self._times[i]: k for k, i in enumerate(numbers)}
+        found: dict[int, Tensor] = {}
+        try:
+            with open_container(self.path) as container:
+                stream = container.streams.video[0]
+                container.seek(min(wanted), stream=stream)
+                for frame in container.decode(stream):
+                    if frame.pts in wanted:
+                        rgb, _ = to_rgb(frame, self._clip.color)
+                        rgb = turn(rgb, self._clip.quarter_turns, self._clip.flip)
+                        x0, y0, x1, y1 = box or (0, 0, rgb.shape[1], rgb.shape[0])
+                        picture = np.rint(rgb[y0:y1, x0:x1].clip(0, 1) * 255).astype(np.uint8)
+                        found[wanted[frame.pts]] = torch.from_numpy(picture).permute(2, 0, 1)
+                    if len(found) == len(wanted) or frame.pts is not None and frame.pts > max(wanted):
+                        break
+        except (av.FFmpegError, UserError) as error:
+            raise DataError(f"{self.path}: cannot be decoded ({error})") from None
+        if len(found) < len(wanted):
+            raise DataError(f"{self.path}: frames {numbers.start} to {numbers.stop - 1} cannot be decoded")
+        return torch.stack([found[k] for k in range(len(wanted))])
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One clip: blurred and sharp frames side by side, or sharp frames alone."""
+
+    name: str
+    sharp: Frames
+    blurred: Frames | None = None
+
+    def __len__(self) -> int:
+        return len(self.sharp)
+
+
+@dataclass
+class Found:
+    """What a folder holds."""
+
+    layout: str
+    sequences: list[Sequence]
+    problems: list[str]                       # one sentence each: what is missing or does not match
+
+
+def find(root: str | Path, layout: str = "auto", split: str = "", blur: str = "blur") -> Found:
+    """Look for clips below `root`.
+
+    layout: one of LAYOUTS, or "auto" (the first that finds something). split: "train", "val", "test" or "" (all). blur: the
+    folder of GoPro's blurred frames, "blur" (plain average, papers) or "blur_gamma". Raises DataError when nothing is found.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"there is no folder {root}")
+    if layout not in (*LAYOUTS, "auto"):
+        raise DataError(f"no layout is called {layout!r}; there are: auto, {', '.join(LAYOUTS)}")
+    for name in LAYOUTS[:-1] if layout == "auto" else (layout,):
+        finder = {"gopro": _gopro, "reds": _reds, "bsd": _bsd, "dvd": _dvd, "pairs": _pairs, "videos": _videos}.get(name)
+        if finder is None:
+            break
+        problems: list[str] = []
+        sequences = [s for s in finder(root, SPLITS.get(split, split), blur, problems) if len(s) > 0]
+        if sequences:
+            return Found(name, sorted(sequences, key=lambda s: s.name), problems)
+    if layout in ("auto", "photos"):
+        paths = [p for p in _walk_files(root) if p.suffix.lower() in PICTURES and _in_split(root, p.parent, split)]
+        if paths:
+            return Found("photos", [Sequence(str(p.relative_to(root)), PictureFrames(str(p), [p])) for p in paths], [])
+    kind = "clips or photographs" if layout == "auto" else f"clips in the layout {layout!r}"
+    raise DataError(f"the folder {root} holds no {kind}" + (f" of the split {split!r}" if split else ""))
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    for folder, inner, _ in os.walk(root, followlinks=True):
+        inner.sort()
+        yield Path(folder)
+
+
+def _walk_files(root: Path) -> list[Path]:
+    return sorted(Path(folder) / name for folder, _, names in os.walk(root, followlinks=True) for name in names)
+
+
+def _in_split(root: Path, folder: Path, split: str) -> bool:
+    """Whether a folder below root belongs to the split; a path that names none belongs to all."""
+    named = [SPLITS[part.lower()] for part in (root.name, *folder.relative_to(root).parts) if part.lower() in SPLITS]
+    return not split or not named or named[-1] == SPLITS.get(split, split)
+
+
+def _pictures(folder: Path) -> dict[str, Path]:
+    """Frames of a folder by their stem, in the order of their numbers."""
+    paths = [p for p in folder.iterdir() if p.suffix.lower() in PICTURES] if folder.is_dir() else []
+    return {p.stem: p for p in sorted(paths, key=lambda p: [int(t) if t.isdecimal() else t for t in re.split(r"(\d+)", p.stem)])}
+
+
+def _match(root: Path, name: str, blurred: Path, sharp: Path, problems: list[str]) -> list[Sequence]:
+    """Pair the pictures of two folders by name. A frame without a partner ends a run: neighbours in a run are neighbours in time."""
+    a, b = _pictures(blurred), _pictures(sharp)
+    for one, other, where in ((a, b, sharp), (b, a, blurred)):
+        missing = [one[k].name for k in one if k not in other]
+        if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            problems.append(f"{where}: no partner of {', '.join(missing[:3])}{more}")
+    runs: list[list[str]] = [[]]
+    for key in {**a, **b} if len(a) >= len(b) else {**b, **a}:
+        if key in a and key in b:
+            runs[-1].append(key)
+        elif runs[-1]:
+            runs.append([])
+    runs = [run for run in runs if run]
+    names = [name] if len(runs) == 1 else [f"{name}#{i}" for i in range(len(runs))]
+    return [Sequence(n, PictureFrames(str(sharp), [b[k] for k in run]), PictureFrames(str(blurred), [a[k] for k in run]))
+            for n, run in zip(names, runs)]
+
+
+def _relative(root: Path, folder: Path) -> str:
+    return folder.relative_to(root).as_posix() if folder != root else root.name
+
+
+def _gopro(root: Path, split: str, blur: str, problems: list[str]) -> Iterator[Sequence]:
+    for folder in _folders(root):
+        if (folder / blur).is_dir() and (folder / "sharp").is_dir() and _in_split(root, folder, split):
+            yield from _match(root, _relative(root, folder), folder / blur, folder / "sharp", problems)
+
+
+def _dvd(root: Path, split: str, blur: str, problems: list[str]) -> Iterator[Sequence]:
+    for folder in _folders(root):
+        if not ((folder / "input").is_dir() and (folder / "GT").is_dir()):
+            continue
+        named = any(part.lower() in SPLITS for part in (root.name, *folder.relative_to(root).parts))
+        wanted = _in_split(root, folder, split) if named or not split else (folder.name in DVD_TEST) == (split == "test")
+        if wanted:
+            yield from _match(root, _relative(root, folder), folder / "input", folder / "GT", problems)
+
+
+def _bsd(root: Path, split: str, blur: str, problems: list[str]) -> Iterator[Sequence]:
+    for folder in _folders(root):
+        if (folder / "Blur" / "RGB").is_dir() and _in_split(root, folder, split):
+            yield from _match(root, _relative(root, folder), folder / "Blur" / "RGB", folder / "Sharp" / "RGB", problems)
+
+
+def _reds(root: Path, split: str, blur: str, problems: list[str]) -> Iterator[Sequence]:
+    for folder in _folders(root):
+        found = re.fullmatch(r"(train|val|test)_blur(_comp)?", folder.name)
+        if not found or split and found[1] != split:
+            continue
+        sharp = Path(*(part.replace(folder.name, f"{found[1]}_sharp") for part in folder.relative_to(root).parts))
+        for inner in sorted(p for p in folder.iterdir() if p.is_dir()):
+            if _pictures(inner):
+                yield from _match(root, _relative(root, inner), inner, root / sharp / inner.name, problems)
+
+
+def _pairs(root: Path, split: str, blur: str, problems: list[str]) -> Iterator[Sequence]:
+    for folder in _folders(root):
+        if not _in_split(root, folder, split):
+            continue
+        inner = {p.name.lower(): p for p in folder.iterdir() if p.is_dir()}
+        for b, s in ((blur, "sharp"), *PAIR_NAMES):
+            if b in inner and s in inner:
+                yield from _pair_folders(root, _relative(root, folder), inner[b], inner[s], problems)
+                break
+
+
+def _pair_folders(root: Path, name: str, blurred: Path, sharp: Path, problems: list[str]) -> Iterator[Sequence]:
+    yield from _match(root, name, blurred, sharp, problems)
+    sharp_inner = {p.stem: p for p in sharp.iterdir() if p.is_dir() or p.suffix.lower() in VIDEOS}
+    for path in sorted(p for p in blurred.iterdir() if p.is_dir() or p.suffix.lower() in VIDEOS):
+        other = sharp_inner.get(path.stem)
+        if other is None:
+            problems.append(f"{path}: no partner in {sharp}")
+        elif path.is_dir():
+            yield from _match(root, f"{name}/{path.name}", path, other, problems)
+        else:
+            a, b = VideoFrames(str(path), path), VideoFrames(str(other), other)
+            try:
+                if len(a) != len(b) or a.size != b.size:
+                    problems.append(f"{path}: {len(a)} frames of {a.size}, its partner {other} has {len(b)} of {b.size}")
+                else:
+                    yield Sequence(f"{name}/{path.stem}", b, a)
+            except (UserError, ImportError) as error:
+                problems.append(str(error))
+
+
+def _videos(root: Path, split: str, blur: str, problems: list[str]) -> Iterator[Sequence]:
+    for path in _walk_files(root):
+        if path.suffix.lower() in VIDEOS and _in_split(root, path.parent, split):
+            frames = VideoFrames(str(path), path)
+            try:
+                len(frames), frames.size
+                yield Sequence(path.relative_to(root).as_posix(), frames)
+            except (UserError, ImportError) as error:
+                problems.append(f"{path}: {error}" if str(path) not in str(error) else str(error))
+
+
+_threads: ThreadPoolExecutor | None = None
+
+
+def _pool() -> ThreadPoolExecutor:
+    global _threads
+    if _threads is None:
+        _threads = ThreadPoolExecutor(max_workers=max(1, min(16, os.cpu_count() or 1)))
+    return _threads
+
+
+def read_photos(source: str | Path) -> tuple[list[str], list[Tensor], dict[str, str]]:
+    """Photographs of a folder, or of a pack made by `write_pack`: names, uint8 (3, H, W) tensors, and what could not be read.
+
+    Raises DataError when there is none.
+    """
+    source = Path(source)
+    if source.is_file():
+        items = [(name, io.BytesIO(data)) for name, data in _read_pack(source)]
+    else:
+        items = [(s.name, s.sharp.paths[0]) for s in find(source, "photos").sequences]
+
+    def load(item):
+        try:
+            return read_picture(item[1], name=str(source / item[0]))
+        except DataError as error:
+            return str(error)
+
+    loaded = list(_pool().map(load, items))
+    unreadable = {name: text for (name, _), text in zip(items, loaded) if isinstance(text, str)}
+    pairs = [(name, photo) for (name, _), photo in zip(items, loaded) if not isinstance(photo, str)]
+    if not pairs:
+        raise DataError(f"{source}: not one photograph could be read; the first: {next(iter(unreadable.values()))}")
+    return [name for name, _ in pairs], [photo for _, photo in pairs], unreadable
+
+
+def _read_pack(path: Path) -> Iterator[tuple[str, bytes]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("vdd.pack") != "1":
+                raise DataError(f"{path}: not a pack of photographs (made by `python -m train.data pack`)")
+            for name in sorted(file.keys()):
+                yield name, file.get_tensor(name).numpy().tobytes()
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: cannot be read as a pack of photographs ({error})") from None
+
+
+def write_pack(root: str | Path, out: str | Path, max_side: int = 0) -> tuple[int, dict[str, str]]:
+    """Put a folder's photographs into one safetensors file, as the bytes of their files; those with a side beyond `max_side` are
+    reduced and stored as WebP of quality 95. Returns the number packed and what could not be read."""
+    from safetensors.torch import save_file
+
+    packed: dict[str, Tensor] = {}
+    unreadable: dict[str, str] = {}
+    for item in find(root, "photos").sequences:
+        path = item.sharp.paths[0]
+        try:
+            data = path.read_bytes()
+            with Image.open(io.BytesIO(data)) as image:
+                image.load()
+                if max_side and max(image.size) > max_side:
+                    scale = max_side / max(image.size)
+                    small = image.convert("RGB").resize([round(n * scale) for n in image.size], Image.Resampling.LANCZOS)
+                    buffer = io.BytesIO()
+                    small.save(buffer, "WEBP", quality=95, method=4)
+                    data = buffer.getvalue()
+        except (OSError, SyntaxError, ValueError) as error:
+            unreadable[item.name] = f"{path}: {error}"
+            continue
+        packed[item.name] = torch.from_numpy(np.frombuffer(data, np.uint8).copy())
+    if not packed:
+        raise DataError(f"{root}: not one photograph could be read")
+    out = Path(out)
+    aside = out.with_name(out.name + ".part")
+    save_file(packed, aside, metadata={"vdd.pack": "1"})
+    aside.replace(out)
+    return len(packed), unreadable
