@@ -92,7 +92,8 @@ def test_one_trailing_step_returns_minus_v_whatever_eta():
 def test_trailing_starts_at_the_end_and_stays_finite(steps, eta):
     timesteps = trailing_timesteps(steps)
     assert timesteps[0] == 999 and len(set(timesteps)) == steps and timesteps == sorted(timesteps, reverse=True)
-    x = ddim(lambda x, t: 0.1 * x, torch.randn(1, 4, 2, 3, 3), SCHEDULE, timesteps, eta=eta, step_noise=lambda i: torch.randn(1, 4, 2, 3, 3))
+    x = torch.randn(1, 4, 2, 3, 3)
+    x = ddim(lambda x, t: 0.1 * x, x, SCHEDULE, timesteps, eta=eta, step_noise=lambda i: torch.randn_like(x))
     assert torch.isfinite(x).all()
 
 

@@ -3,7 +3,18 @@ import pytest
 import torch
 
 from vdd_model.windows import (
-    Box, Span, blend, box_weight, boxes, check_window, crossfade, frame_noise, ramp, span_weight, spans, time_windows,
+    Box,
+    Span,
+    blend,
+    box_weight,
+    boxes,
+    check_window,
+    crossfade,
+    frame_noise,
+    ramp,
+    span_weight,
+    spans,
+    time_windows,
 )
 
 

@@ -1,0 +1,327 @@
+"""Deblurrer: blurred frames in, sharp frames out, for clips of any length in memory that does not grow with it."""
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from .config import ConfigError
+from .diffusion import make_schedule
+from .errors import UserError
+from .inference import (
+    FEATURE_BYTES,
+    Tiling,
+    decode_frames,
+    encode_frames,
+    encode_with_features,
+    feature_bytes,
+    free_memory,
+    is_out_of_memory,
+    make_tiling,
+    sample_window,
+    to_frames,
+    to_pixels,
+    window_v_model,
+)
+from .model import DeblurModel
+from .sampler import SPACINGS
+from .windows import crossfade
+
+T = TypeVar("T")
+COLORS = ("wavelet", "none")
+
+
+@dataclass(frozen=True)
+class DeblurOptions:
+    """How a clip is deblurred. The defaults give the posterior mean: one step, no guidance, the best PSNR."""
+
+    steps: int = 1                       # 1: posterior mean; more: towards a sample of the posterior, sharper and less exact
+    guidance: float = 1.0                # guidance_scale on the semantic vector of the centre frame
+    guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    eta: float = 0.0                     # 0: DDIM, 1: ancestral
+    spacing: str = "trailing"            # or "vgen", the official sampler's timesteps
+    fidelity: float = 1.0                # strength of the decoder's fidelity branch, 0..1
+    seed: int = 0
+    window: int = 16                     # frames deblurred together
+    overlap: int = 4                     # frames that neighbouring windows share and blend; at most half of the window is used
+    tile: int | None = None              # side of the tiles in pixels; None: chosen by size, 0: whole frames
+    tile_overlap: int | None = None      # pixels that neighbouring tiles share and blend; None: chosen by the tile's size
+    color: str = "wavelet"               # low frequencies follow the input; "none": as the model gives them
+
+    def __post_init__(self):
+        def check(ok: bool, name: str, allowed: str) -> None:
+            if not ok:
+                raise ConfigError(f"{name} must be {allowed}, not {getattr(self, name)!r}")
+
+        check(self.steps >= 1, "steps", "at least 1")
+        check(0 <= self.guidance_rescale <= 1, "guidance_rescale", "between 0 and 1")
+        check(len(self.guidance_interval) == 2, "guidance_interval", "two numbers between 0 and 1")
+        check(0 <= self.eta <= 1, "eta", "between 0 and 1")
+        check(self.spacing in SPACINGS, "spacing", " or ".join(SPACINGS))
+        check(0 <= self.fidelity <= 1, "fidelity", "between 0 and 1")
+        check(self.window >= 1, "window", "at least 1 frame")
+        check(self.overlap >= 0, "overlap", "at least 0 frames")
+        check(self.tile is None or self.tile >= 0, "tile", "a number of pixels, or 0 for whole frames")
+        check(self.tile_overlap is None or self.tile_overlap >= 0, "tile_overlap", "a number of pixels")
+        check(self.color in COLORS, "color", " or ".join(COLORS))
+
+    @property
+    def stride(self) -> int:
+        """Frames from the start of one window to the start of the next."""
+        return self.window - self.shared
+
+    @property
+    def shared(self) -> int:
+        """Frames that neighbouring windows share."""
+        return min(self.overlap, self.window // 2)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands; given to the `progress` callback between chunks of work."""
+
+    stage: str                           # "encode", "denoise" or "decode"
+    frames_done: int                     # absolute: frames that are finished, those before `first_frame` included
+    total: int | None                    # frames of the clip, where known
+
+
+def first_input_frame(first_frame: int, options: DeblurOptions) -> int:
+    """The first frame that `stream` looks at in order to give frames from `first_frame` on exactly as an uninterrupted run does.
+
+    A frame is blended from the window that holds it and the one before. That one's frames were encoded together with those
+    before it, and the clip's last window can reach back by nearly one stride.
+    """
+    return max(0, _first_window(first_frame, options) * options.stride - 1)
+
+
+def _first_window(first_frame: int, options: DeblurOptions) -> int:
+    return max(0, first_frame // options.stride - 3)
+
+
+class Deblurrer:
+    """A loaded model and what is needed to run it on clips.
+
+    checkpoint: "small" (built in), a path, or a DeblurModel. device: None takes CUDA or Apple's GPU where there is one.
+    dtype: None keeps the checkpoint's own.
+    """
+
+    def __init__(self, checkpoint: str | os.PathLike | DeblurModel = "small", *, device: torch.device | str | None = None,
+                 dtype: torch.dtype | None = None):
+        self.device = torch.device(device) if device is not None else default_device()
+        if isinstance(checkpoint, (str, os.PathLike)):
+            from .checkpoint import load
+            self.model = load(checkpoint, self.device, dtype)
+        else:
+            self.model = checkpoint.to(self.device) if dtype is None else checkpoint.to(self.device, dtype)
+        self.schedule = make_schedule(self.model.config.diffusion)
+
+    def deblur(self, frames: Tensor, options: DeblurOptions | None = None, *, progress: Callable[[Progress], None] | None = None,
+               notice: Callable[[str], None] = warnings.warn, **overrides) -> Tensor:
+        """Frames (F, H, W, 3), float, RGB in [0, 1] -> deblurred frames of the same shape, float32 on the CPU.
+
+        `overrides` are fields of DeblurOptions. Raises UserError for frames that cannot be used.
+        """
+        options = replace(options or DeblurOptions(), **overrides)
+        if frames.ndim != 4 or not len(frames):
+            raise UserError(f"expected frames (F, H, W, 3), at least one, found a tensor of shape {tuple(frames.shape)}")
+        out, done = torch.empty(frames.shape, dtype=torch.float32), 0
+        for chunk in self.stream(frames, options, total=len(frames), progress=progress, notice=notice):
+            out[done:done + len(chunk)] = chunk
+            done += len(chunk)
+        return out
+
+    def stream(self, frames: Iterable[Tensor], options: DeblurOptions | None = None, *, first_frame: int = 0, input_start: int = 0,
+               total: int | None = None, progress: Callable[[Progress], None] | None = None,
+               notice: Callable[[str], None] = warnings.warn) -> Iterator[Tensor]:
+        """Deblur frames one window after another; yields chunks (n, H, W, 3), float32 on the CPU, in order and without gaps.
+
+        frames: (H, W, 3), float, RGB in [0, 1], all of one size; read only as far ahead as one window needs.
+        first_frame: absolute index of the first frame to give. The result equals that of an uninterrupted run bit for bit.
+        input_start: absolute index of the first item of `frames`, not behind first_input_frame(first_frame, options).
+        progress is called between chunks of work and may raise to cancel; notice(text) tells of smaller tiles after a lack of memory.
+        Raises UserError for frames that cannot be used (NaN, another size), naming the frame.
+        """
+        options = options or DeblurOptions()
+        if input_start > first_input_frame(first_frame, options):
+            raise ValueError(f"to start at frame {first_frame}, frames are needed from {first_input_frame(first_frame, options)} on")
+        return _Run(self, options, first_frame, total, progress, notice).stream(frames, input_start)
+
+
+class _Run:
+    """One pass over a clip. Holds the frames of about one window; everything is keyed by the frame's absolute index."""
+
+    def __init__(self, deblurrer: Deblurrer, options: DeblurOptions, first_frame: int, total: int | None,
+                 progress: Callable[[Progress], None] | None, notice: Callable[[str], None]):
+        self.model, self.schedule, self.device = deblurrer.model, deblurrer.schedule, deblurrer.device
+        self.dtype = self.model.null_text.dtype
+        self.options, self.first_frame, self.total = options, first_frame, total
+        self.fidelity = options.fidelity if self.model.vae.fidelity is not None else 0.0
+        self.progress, self.notice = progress, notice
+        self.done = first_frame
+        self.frames: dict[int, Tensor] = {}              # blurred, as they came
+        self.latents: dict[int, Tensor] = {}             # (1, 4, 1, h, w) of encoder 2
+        self.features: dict[int, list[Tensor]] = {}      # of encoder 2, where a window's fit in FEATURE_BYTES
+        self.size = (0, 0)
+        self.tiling: Tiling | None = None
+
+    def stream(self, frames: Iterable[Tensor], input_start: int) -> Iterator[Tensor]:
+        options = self.options
+        window, stride, shared = options.window, options.stride, options.shared
+        target = self.first_frame // stride              # the window whose frames are the first to be given
+        k = _first_window(self.first_frame, options)
+        self._skip = first_input_frame(self.first_frame, options)
+        source = enumerate(frames, input_start)
+        encoded = k * stride + (shared if k else 0)      # encoded up to here, in the same pieces as in an uninterrupted run
+        x0, x0_start = None, 0
+        while True:
+            stop = k * stride + window
+            ended = self._read(source, stop + 1)         # one frame further: is this the last window, and a neighbour for decoding
+            end = max(self.frames, default=-1) + 1
+            last = ended and end <= stop
+            if not self.frames or last and end <= self.first_frame:
+                return
+            stop = min(stop, end)
+            start = max(0, stop - window) if last else k * stride
+            self._attempt(self._encode, encoded, stop)
+            encoded = stop
+            if k >= target - 1:
+                new = self._attempt(self._denoise, start, stop)
+                if x0 is not None:                       # the frames shared by two windows in their regular places
+                    a, b = k * stride, k * stride + shared
+                    new[:, :, a - start:b - start] = crossfade(x0[:, :, a - x0_start:b - x0_start], new[:, :, a - start:b - start])
+                x0, x0_start = new, start
+                finished = stop if last else (k + 1) * stride
+                if finished > self.first_frame:
+                    yield from self._decode(x0, x0_start, k * stride, finished)
+            if last:
+                return
+            self._forget((k + 1) * stride, start)
+            k += 1
+
+    def _read(self, source: Iterator[tuple[int, Tensor]], stop: int) -> bool:
+        """Take frames up to index `stop`; True when the source has ended."""
+        while max(self.frames, default=-1) + 1 < stop:
+            index, frame = next(source, (None, None))
+            if index is None:
+                return True
+            if index >= self._skip:
+                self._check(index, frame)
+                self.frames[index] = frame
+        return False
+
+    def _check(self, index: int, frame: Tensor) -> None:
+        if frame.ndim != 3 or frame.shape[2] != 3 or not frame.is_floating_point() or not frame.numel():
+            raise UserError(f"frame {index} has shape {tuple(frame.shape)} and type {str(frame.dtype).removeprefix('torch.')}; "
+                            "frames must be (height, width, 3), floating point, in [0, 1]")
+        if self.tiling is None:
+            self.size = frame.shape[:2]
+            options, (height, width) = self.options, self.size
+            self.tiling = make_tiling(options.tile, options.tile_overlap, height, width, self.model.config.divisor)
+        if frame.shape[:2] != self.size:
+            raise UserError(f"frame {index} is {frame.shape[1]} x {frame.shape[0]} pixels, but those before it are "
+                            f"{self.size[1]} x {self.size[0]}; all frames of a clip must have one size")
+        if not torch.isfinite(frame).all():
+            raise UserError(f"frame {index} holds NaN or infinite values; replace it or cut it out before deblurring")
+
+    def _tick(self, stage: str) -> Callable[[], None]:
+        def tick() -> None:
+            if self.progress is not None:
+                self.progress(Progress(stage, self.done, self.total))
+        return tick
+
+    def _attempt(self, work: Callable[..., T], *arguments) -> T:
+        """work(*arguments, tiling), again with smaller tilings for as long as memory runs out. What is found is kept for the rest of the clip."""
+        while True:
+            try:
+                return work(*arguments, self.tiling)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            self.features.clear()
+            free_memory()
+            height, width = self.size
+            smaller = self.tiling.smaller(self.options.window, height, width, self.model.config.divisor)
+            if smaller is None:
+                raise UserError(f"not enough memory to deblur frames of {width} x {height} pixels on {self.device}, even in {self.tiling}; "
+                                "close other programs, or use smaller frames or a smaller model")
+            self.notice(f"not enough memory for {self.tiling}; going on with {smaller}")
+            self.tiling = smaller
+
+    def _pixels(self, start: int, stop: int) -> Tensor:
+        return to_pixels([self.frames[i] for i in range(start, stop)], self.model.config.divisor, self.device, self.dtype)
+
+    def _encode(self, start: int, stop: int, tiling: Tiling) -> None:
+        keep = tiling == Tiling() and self.fidelity and self._feature_bytes() * (self.options.window + 2) <= FEATURE_BYTES
+        if keep:
+            low, high = max(start - 1, min(self.frames)), min(stop + 1, max(self.frames) + 1)
+            pixels = self._pixels(low, high)
+            self._tick("encode")()
+            latents, features = encode_with_features(self.model, pixels, start - low, stop - low, tiling.chunk(*self.size))
+            for i in range(start, stop):
+                self.features[i] = [level[:, :, i - start:i - start + 1] for level in features]
+        else:
+            latents = encode_frames(self.model, self._pixels(start, stop), tiling, self._tick("encode"))
+        for i in range(start, stop):
+            self.latents[i] = latents[:, :, i - start:i - start + 1]
+
+    def _feature_bytes(self) -> int:
+        return feature_bytes(self.model.config, *self.size, torch.finfo(self.dtype).bits // 8)
+
+    def _denoise(self, start: int, stop: int, tiling: Tiling) -> Tensor:
+        options, tick = self.options, self._tick("denoise")
+        tick()
+        latents = torch.cat([self.latents[i] for i in range(start, stop)], dim=2)
+        centre = start + (stop - start) // 2
+        with torch.no_grad():
+            image = self.model.encoder1.semantic(self._pixels(centre, centre + 1)[:, :, 0])
+        v_model = window_v_model(self.model, latents, image, guidance=options.guidance, guidance_rescale=options.guidance_rescale,
+                                 guidance_interval=options.guidance_interval, tiling=tiling, tick=tick)
+        return sample_window(v_model, self.schedule, latents.shape, range(start, stop), steps=options.steps, eta=options.eta,
+                             spacing=options.spacing, seed=options.seed, device=self.device)
+
+    def _decode(self, x0: Tensor, x0_start: int, start: int, stop: int) -> Iterator[Tensor]:
+        """Frames [start, stop), each decoded once, a chunk at a time."""
+        while start < stop:
+            pixels = self._attempt(self._decode_chunk, x0[:, :, start - x0_start:stop - x0_start], start)
+            end = start + pixels.shape[2]
+            if end > self.first_frame:
+                frames = to_frames(pixels, [self.frames[i] for i in range(start, end)], self.options.color)
+                self.done = end
+                yield frames[max(0, self.first_frame - start):]
+            start = end
+
+    def _decode_chunk(self, x0: Tensor, start: int, tiling: Tiling) -> Tensor:
+        """As many of the frames x0, from absolute index `start` on, as one chunk takes."""
+        side = tiling.tile or max(self.size)
+        count = tiling.chunk(min(side, self.size[0]), min(side, self.size[1]))
+        if not self.fidelity:
+            return decode_frames(self.model, x0[:, :, :count], tiling=tiling, tick=self._tick("decode"))
+        if start not in self.features and not tiling.frames:
+            count = max(4, count)                        # making a chunk's features takes one more frame on each side
+        x0 = x0[:, :, :count]
+        stop = start + x0.shape[2]
+        low, high = max(start - 1, min(self.frames)), min(stop + 1, max(self.frames) + 1)
+        kept = [self.features.get(i) for i in range(start, stop)]
+        features = [torch.cat(level, dim=2) for level in zip(*kept)] if all(kept) else None
+        return decode_frames(self.model, x0, self._pixels(low, high), start - low, fidelity=self.fidelity, features=features,
+                             tiling=tiling, tick=self._tick("decode"))
+
+    def _forget(self, finished: int, start: int) -> None:
+        """Drop what no later window needs: frames before `finished` are given; the last window may begin right behind `start`."""
+        needed = min(finished - 1, start + self.options.window // 2)
+        for kept, first in ((self.frames, needed), (self.features, finished), (self.latents, start)):
+            for i in [i for i in kept if i < first]:
+                del kept[i]
+
+
+def default_device() -> torch.device:
+    """CUDA (or ROCm) where there is one, else Apple's GPU, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
