@@ -110,7 +110,9 @@ def _upsample(c: np.ndarray, step: int, size: int, centred: bool, axis: int) -> 
 
 
 def _downsample(c: np.ndarray, step: int, centred: bool, axis: int) -> np.ndarray:
-    """The matching low-pass: mean of two for samples in between, (1 2 1)/4 for samples on luma positions."""
+    """The inverse of `_upsample`: low-passes that give back exactly the samples that were interpolated, so that a picture that is
+    not changed keeps its chroma: (-1 3 3 -1)/4 for samples in between, (-1 2 6 2 -1)/8 for samples on luma positions.
+    """
     if step == 1:
         return c
     c = np.moveaxis(c, axis, 0)
@@ -119,10 +121,13 @@ def _downsample(c: np.ndarray, step: int, centred: bool, axis: int) -> np.ndarra
     if step != 2:
         out = c.reshape(len(c) // step, step, *c.shape[1:]).mean(1)
     elif centred:
-        out = 0.5 * (c[0::2] + c[1::2])
+        even, odd = c[0::2], c[1::2]
+        out = 0.75 * (even + odd) - 0.25 * (np.concatenate([even[:1], odd[:-1]]) + np.concatenate([even[1:], odd[-1:]]))
     else:
-        before = np.concatenate([c[:1], c[1:-1:2]])
-        out = 0.5 * c[0::2] + 0.25 * (before + c[1::2])
+        even, odd = c[0::2], c[1::2]
+        near = np.concatenate([odd[:1], odd[:-1]]) + odd
+        far = np.concatenate([even[1:2] if len(even) > 1 else even, even[:-1]]) + np.concatenate([even[1:], even[-1:]])
+        out = 0.75 * even + 0.25 * near - 0.125 * far
     return np.moveaxis(out, 0, axis)
 
 

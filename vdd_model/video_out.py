@@ -178,6 +178,9 @@ class SegmentEncoder:
     def frame(self, picture: av.VideoFrame, pts: int, duration: int) -> None:
         """Encode one picture."""
         picture.pts, picture.time_base = pts, self.encoding.time_base
+        for name, value in (("color_primaries", self.encoding.color.primaries), ("color_trc", self.encoding.color.transfer)):
+            if hasattr(picture, name):                         # some encoders look at the pictures' tags, not at the stream's
+                setattr(picture, name, value)
         self.durations[pts] = duration
         self._keep(self.context.encode(picture))
 
