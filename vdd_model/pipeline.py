@@ -236,7 +236,7 @@ class _Run:
         return tick
 
     def _attempt(self, work: Callable[..., T], *arguments) -> T:
-        """work(*arguments, tiling), again with smaller tilings for as long as memory runs out. What is found is kept for the rest of the clip."""
+        """work(*arguments, tiling), again with smaller tilings for as long as memory runs out; what works is kept from then on."""
         while True:
             try:
                 return work(*arguments, self.tiling)

@@ -1,0 +1,75 @@
+"""Peak memory of `vdd deblur` for a short and a long clip: it must not grow with the length.
+
+    python -m benchmarks.memory [--frames 64 2000] [--size 192 128] [--checkpoint small]
+
+Each clip is deblurred by a fresh process, whose peak resident set size the system reports when it ends.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def make_clip(path: Path, frames: int, width: int, height: int) -> None:
+    """A moving pattern as H.264."""
+    import av
+    import numpy as np
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        y, x = np.mgrid[:height, :width]
+        for i in range(frames):
+            rgb = np.stack([np.sin((x + 2 * i) / 9), np.sin((y + i) / 7), np.sin((x + y - 3 * i) / 11)], axis=-1)
+            frame = av.VideoFrame.from_ndarray((rgb * 120 + 128).astype(np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def run(command: list[str]) -> tuple[float, float]:
+    """Peak resident set size in MB and the seconds of a process. Exits when it fails."""
+    started = time.monotonic()
+    pid = os.spawnv(os.P_NOWAIT, command[0], command)
+    _, status, usage = os.wait4(pid, 0)
+    if status:
+        sys.exit(f"failed: {' '.join(command)}")
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return usage.ru_maxrss / unit, time.monotonic() - started
+
+
+def measure(frames: list[int], width: int, height: int, checkpoint: str, extra: list[str]) -> list[dict]:
+    """One row per clip length: frames, peak memory, frames per second."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for count in frames:
+            clip, out = Path(folder) / f"{count}.mp4", Path(folder) / f"{count}.out.mp4"
+            # in a process of its own: a child starts with its parent's peak, so this one has to stay small
+            run([sys.executable, "-c", "import sys; from pathlib import Path; from benchmarks.memory import make_clip; "
+                 "make_clip(Path(sys.argv[1]), *map(int, sys.argv[2:]))", str(clip), str(count), str(width), str(height)])
+            peak, seconds = run([sys.executable, "-m", "vdd_model", "deblur", str(clip), "-o", str(out), "--checkpoint", checkpoint, *extra])
+            rows.append({"frames": count, "peak_rss_mb": round(peak, 1), "frames_per_second": round(count / seconds, 2)})
+            print(f"{count:6d} frames of {width} x {height}: peak {peak:8.1f} MB, {seconds:7.1f} s", flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, nargs="+", default=[64, 2000])
+    parser.add_argument("--size", type=int, nargs=2, default=[192, 128], metavar=("WIDTH", "HEIGHT"))
+    parser.add_argument("--checkpoint", default="small")
+    parser.add_argument("--json", type=Path, help="also write the rows here")
+    arguments, extra = parser.parse_known_args()
+    rows = measure(arguments.frames, *arguments.size, arguments.checkpoint, extra)
+    if len(rows) > 1:
+        ratio = rows[-1]["peak_rss_mb"] / rows[0]["peak_rss_mb"]
+        print(f"{rows[-1]['frames']} against {rows[0]['frames']} frames: x {ratio:.3f} (bound 1.10)")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
