@@ -37,7 +37,8 @@ def bayer_noise(linear: Tensor, shot: float, read: float, red: float, blue: floa
     """Linear light (F, 3, H, W) + Poisson-Gaussian sensor noise, as it looks after white balance and a bilinear demosaic.
 
     The noise lives on a Bayer mosaic of the light before white balance (red / `red`, blue / `blue`), variance = shot * light + read^2
-    (`read` is a standard deviation, as in RSBlur). A bilinear demosaic is linear, so the noise alone goes through it and the image keeps its detail.
+    (`read` is a standard deviation, as in RSBlur). A bilinear demosaic is linear, so the noise alone goes through it and the image keeps
+    its detail.
     `phase` shifts the mosaic; `starts` holds one place in the noise bank per frame.
     """
     frames, _, height, width = linear.shape

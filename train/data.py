@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ class PhotoClips:
 
     def __init__(self, source: str | Path, blur: BlurConfig | None = None) -> None:
         self.source, self.blur = source, blur or BlurConfig()
-        self.names, self.photos, self.unreadable = readers.read_photos(source)
+        self.names, self.photos, self.unreadable = _photos(Path(source))
 
     def batch(self, seed: int, indices: Sequence[int], *, num_frames: int, size: int, device: torch.device | str) -> Clips:
         """Clips of synthesised blur (`train.blur.synthesize`)."""
@@ -40,6 +41,12 @@ class PhotoClips:
             self.photos = [photo.to(device) for photo in self.photos]
         blurred, sharp = synthesize(self.photos, seed, indices, num_frames=num_frames, size=size, config=self.blur, device=device)
         return Clips(blurred, sharp, [f"{self.source} sample {index}" for index in indices])
+
+
+@lru_cache(maxsize=2)
+def _photos(source: Path) -> tuple[list[str], list[Tensor], dict[str, str]]:
+    """Read once, shared by the stages of a run."""
+    return readers.read_photos(source)
 
 
 class RecordedClips:

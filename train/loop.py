@@ -407,7 +407,7 @@ def check_data(config: TrainConfig) -> None:
     """Refuse missing folders, before any work. Raises ConfigError."""
     folders = {"data.folder": config.data.folder, "validation.pairs": config.validation.pairs, "validation.photos": config.validation.photos}
     for key, name in folders.items():
-        if name and not (Path(config.root) / name).is_dir():
+        if name and not (Path(config.root) / name).exists():
             raise ConfigError(f"{key}: there is no folder {Path(config.root) / name}; give the data's place with --root")
 
 

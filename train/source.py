@@ -2,10 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -31,28 +28,6 @@ class ClipSource(Protocol):
     def batch(self, seed: int, indices: Sequence[int], *, num_frames: int, size: int, device: torch.device | str) -> Clips: ...
 
 
-class PhotoClips:
-    """Photographs held in memory (uint8), seen through a moving camera (`train.blur.synthesize`)."""
-
-    def __init__(self, folder: Path, blur):
-        self.folder, self.blur = folder, blur
-        self.paths = photo_paths(folder)
-
-    def batch(self, seed: int, indices: Sequence[int], *, num_frames: int, size: int, device: torch.device | str) -> Clips:
-        from .blur import synthesize
-
-        photos = _photos(self.folder, str(device))
-        blurred, sharp = synthesize(photos, seed, indices, num_frames=num_frames, size=size, config=self.blur, device=device)
-        return Clips(blurred, sharp, [f"{self.folder} sample {index}" for index in indices])
-
-
-@lru_cache(maxsize=1)
-def _photos(folder: Path, device: str) -> list[Tensor]:
-    """All photographs, read on first use and shared by all stages; they stay on the device that trains."""
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        return list(pool.map(lambda path: read_photo(path).to(device), photo_paths(folder)))
-
-
 def photo_paths(folder: Path) -> list[Path]:
     """Picture files of a folder, sorted. Raises ConfigError when there are none."""
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".webp", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"))
@@ -71,11 +46,10 @@ def read_photo(path: Path) -> Tensor:
 
 
 def open_source(config: TrainConfig, stage: StageConfig) -> ClipSource:
-    """The run's data for one stage. Raises ConfigError."""
-    folder = Path(config.root) / config.data.folder
-    if config.data.layout == "photos":
-        blur = blur_config(config, stage)
-        if stage.kind in ("autoencoder", "denoiser"):              # they never look at the blurred frames
-            blur = dataclasses.replace(blur, max_subsamples=1, noise=0.0, codec=0.0)
-        return PhotoClips(folder, blur)
-    raise ConfigError(f"data.layout: {config.data.layout!r} is not known")
+    """The run's data for one stage. Raises DataError."""
+    from .data import open_clips
+
+    data, blur = config.data, blur_config(config, stage)
+    if stage.kind in ("autoencoder", "denoiser"):                  # they never look at the blurred frames
+        blur = dataclasses.replace(blur, max_subsamples=1, noise=0.0, codec=0.0)
+    return open_clips(Path(config.root) / data.folder, data.layout, data.split, blur_folder=data.blur_folder, blur=blur)
