@@ -50,7 +50,8 @@ def measure(frames: list[int], width: int, height: int, checkpoint: str, extra: 
             # in a process of its own: a child starts with its parent's peak, so this one has to stay small
             run([sys.executable, "-c", "import sys; from pathlib import Path; from benchmarks.memory import make_clip; "
                  "make_clip(Path(sys.argv[1]), *map(int, sys.argv[2:]))", str(clip), str(count), str(width), str(height)])
-            peak, seconds = run([sys.executable, "-m", "vdd_model", "deblur", str(clip), "-o", str(out), "--checkpoint", checkpoint, *extra])
+            peak, seconds = run([sys.executable, "-m", "vdd_model", "deblur", str(clip), "-o", str(out),
+                                 "--checkpoint", checkpoint, *extra])
             rows.append({"frames": count, "peak_rss_mb": round(peak, 1), "frames_per_second": round(count / seconds, 2)})
             print(f"{count:6d} frames of {width} x {height}: peak {peak:8.1f} MB, {seconds:7.1f} s", flush=True)
     return rows
