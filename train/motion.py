@@ -145,17 +145,18 @@ class Motion:
         # (frames,) the longest blur of each frame in pixels; where the speed varies, nearly what its peak would make of it, so that as
         # many sub-samples are nowhere much farther than a pixel apart
         steps = np.linalg.norm(np.diff(positions.reshape(frames, 7, -1, 2), axis=1), axis=-1)
-        self.lengths = np.maximum(steps.sum(1).max(1), 0.8 * 6 * steps.max((1, 2)))
-        self.zoom = float(np.exp(curve[:, 5].max() * self.amplitude))   # strongest magnification in the clip
+        magnification = np.exp(curve[:, 5].reshape(frames, 7).max(1) * self.amplitude)
+        self.lengths = np.maximum(steps.sum(1).max(1), 0.8 * 6 * steps.max((1, 2))) * magnification
+        self.zoom = float(magnification.max())
 
     def _curve(self, times: np.ndarray) -> np.ndarray:
         all_times = np.append(times, self.reference)
         curve = bezier_path(np.random.default_rng(self.seed), self.order, self.frames, all_times, 6)
         return (curve[:-1] - curve[-1]) * self.units
 
-    def matrices(self, times: np.ndarray, gain: float = 1.0, lens: Lens | None = None) -> np.ndarray:
+    def matrices(self, times: np.ndarray, gain: float = 1.0) -> np.ndarray:
         """Homographies at `times` (T,), crop pixels -> photograph's pixels at the reference instant; (T, 3, 3).
 
         `gain` > 1 is the same camera before a nearer plane.
         """
-        return homographies(self._curve(times) * (self.amplitude * gain), lens or self.lens)
+        return homographies(self._curve(times) * (self.amplitude * gain), self.lens)
