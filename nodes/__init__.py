@@ -1,0 +1,33 @@
+"""The ComfyUI layer: a list of nodes. Each node is a schema and a short `execute`; `native.py` knows the host's model classes."""
+from __future__ import annotations
+
+import importlib.util
+import logging
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import folders
+from .conditioning import EncodeBlurredClip
+from .decoding import DecodeDeblurredFrames
+from .loading import LoadDeblurCheckpoint
+from .measuring import CompareDeblurring, SynthesizeMotionBlur
+from .sampling import DeblurSampler, DeblurSigmas
+from .streaming import DeblurFrames, DeblurVideo
+
+NODES: list[type[io.ComfyNode]] = [
+    LoadDeblurCheckpoint, EncodeBlurredClip, DeblurSampler, DeblurSigmas, DecodeDeblurredFrames,
+    DeblurVideo, DeblurFrames, CompareDeblurring, SynthesizeMotionBlur,
+]
+
+
+class DeblurExtension(ComfyExtension):
+    """What ComfyUI asks for the nodes."""
+
+    async def on_load(self) -> None:
+        folders.register()
+        if importlib.util.find_spec("open_clip") is None:
+            logging.warning("Video deblurring: the package open_clip_torch is missing, checkpoints cannot be loaded until it is "
+                            "installed (pip install open_clip_torch)")
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES

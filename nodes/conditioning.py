@@ -1,0 +1,55 @@
+"""Encode Blurred Clip."""
+from __future__ import annotations
+
+import comfy.model_management as mm
+import comfy.utils
+import torch
+from comfy_api.latest import io
+
+from ..vdd_model.errors import UserError
+from ..vdd_model.inference import encode_frames, make_tiling, to_pixels
+from . import native
+from .frames import rgb_of
+from .schema import Encoders, schema
+
+
+class EncodeBlurredClip(io.ComfyNode):
+    """Blurred frames -> what the sampler is told of them, and an empty latent of the right size."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="VDDEncodeClip", display_name="Encode Blurred Clip",
+            description="Encodes a blurred clip with both image encoders and prepares an empty latent for the sampler.",
+            search_aliases=["vdd encode", "blur conditioning"],
+            inputs=[
+                io.Image.Input("frames", tooltip="The blurred frames in order; any number and any size. Alpha is not looked at."),
+                Encoders.Input("encoders", tooltip="From Load Deblur Checkpoint."),
+                io.Vae.Input("vae", tooltip="From Load Deblur Checkpoint: its latents are what the sampler works on."),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive", tooltip="The blurred clip."),
+                io.Conditioning.Output(display_name="negative", tooltip="The clip without its semantic part, for guidance above 1."),
+                io.Latent.Output(display_name="latent", tooltip="An empty latent, one per frame."),
+            ])
+
+    @classmethod
+    def execute(cls, frames: torch.Tensor, encoders: native.Encoders, vae) -> io.NodeOutput:
+        config = encoders.config
+        if native.need_deblur_vae(vae).encoders.config.vae != config.vae:
+            raise UserError("encoders and VAE are of different checkpoints: connect both from the same 'Load Deblur Checkpoint'")
+        height, width = frames.shape[1:3]
+        tiling = make_tiling(None, None, height, width, config.divisor)
+        mm.load_models_gpu([encoders.semantic, encoders.spatial])
+        progress = comfy.utils.ProgressBar(len(frames))
+        blur, image = [], []
+        for part in rgb_of(frames).split(native.FRAMES_PER_CHUNK):
+            pixels = to_pixels(list(part), config.divisor, encoders.device, encoders.dtype)
+            blur.append(encode_frames(encoders.spatial.model, pixels, tiling, mm.throw_exception_if_processing_interrupted).float())
+            image.append(encoders.semantic.model.encoder1.semantic(pixels[0].movedim(1, 0)).float())
+            progress.update(len(part))
+        home = mm.intermediate_device()
+        blur, image = torch.cat(blur, dim=2).to(home), torch.cat(image)[None, None].to(home)
+        positive = [[encoders.null_text, {native.BLUR: blur, native.IMAGE: image}]]
+        negative = [[encoders.null_text, {native.BLUR: blur, native.IMAGE: torch.zeros_like(image)}]]
+        return io.NodeOutput(positive, negative, {"samples": torch.zeros_like(blur), native.SIZE: (height, width)})

@@ -1,0 +1,74 @@
+"""Decode Deblurred Frames."""
+from __future__ import annotations
+
+import comfy.model_management as mm
+import comfy.utils
+import torch
+from comfy_api.latest import io
+
+from ..vdd_model.errors import UserError
+from ..vdd_model.inference import decode_frames, make_tiling, to_frames, to_pixels
+from ..vdd_model.pipeline import COLORS
+from . import native
+from .frames import rgb_of, with_alpha
+from .schema import advanced, schema
+
+
+class DecodeDeblurredFrames(io.ComfyNode):
+    """Sharp latents -> frames, with the fidelity branch and colour of the blurred ones."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="VDDDecode", display_name="Decode Deblurred Frames",
+            description="Decodes sharp latents. With the blurred frames connected, edges are put where they were filmed and colours follow "
+                        "the input.",
+            search_aliases=["vdd decode", "video vae decode", "fidelity decoder"],
+            inputs=[
+                io.Latent.Input("latent", tooltip="From Deblur Sampler or KSampler."),
+                io.Vae.Input("vae", tooltip="From Load Deblur Checkpoint. An image VAE is refused."),
+                io.Image.Input("blurred", optional=True,
+                               tooltip="The frames that were encoded: for fidelity, colour, alpha and the exact size."),
+                io.Float.Input("fidelity", default=1.0, min=0.0, max=1.0, step=0.05,
+                               tooltip="0: the latents alone. 1: edges and details from the blurred frames where they have them."),
+                io.Combo.Input("color", options=list(COLORS), default="wavelet",
+                               tooltip="wavelet: brightness and colour of areas larger than about 30 pixels follow the blurred frames."),
+                io.Int.Input("tile", default=-1, min=-1, max=8192,
+                             tooltip="Edge of a tile in pixels, to save memory. -1: chosen by the frame size; 0: whole frames."),
+                advanced(io.Int.Input, "tile_overlap", default=-1, min=-1, max=1024,
+                         tooltip="Pixels that neighbouring tiles share. -1: chosen by the tile size."),
+            ],
+            outputs=[io.Image.Output(display_name="frames", tooltip="As many frames, of the same size, as were encoded.")])
+
+    @classmethod
+    def execute(cls, latent, vae, blurred=None, fidelity=1.0, color="wavelet", tile=-1, tile_overlap=-1) -> io.NodeOutput:
+        encoders, model = native.need_deblur_vae(vae)
+        config, z = encoders.config, latent["samples"]
+        native.need_video_latent(z)
+        factor, frames = config.vae.factor, z.shape[2]
+        padded = tuple(n * factor for n in z.shape[-2:])
+        height, width = latent.get(native.SIZE, padded) if blurred is None else blurred.shape[1:3]
+        if blurred is not None and (len(blurred) != frames or padded != tuple(n + -n % config.divisor for n in (height, width))):
+            raise UserError(f"blurred has {len(blurred)} frames of {width} x {height} pixels, the latent {frames} of {padded[1]} x "
+                            f"{padded[0]}: connect the frames that were encoded")
+        if blurred is None:
+            fidelity, color = 0.0, "none"
+        tiling = make_tiling(None if tile < 0 else tile, None if tile_overlap < 0 else tile_overlap, height, width, config.divisor)
+        side = [min(n, tiling.tile or n) // factor for n in padded]
+        mm.load_models_gpu([vae.patcher, *([encoders.spatial] if fidelity else [])],
+                           memory_required=2 * vae.memory_used_decode((1, 4, native.FRAMES_PER_CHUNK, *side), encoders.dtype))
+        progress = comfy.utils.ProgressBar(frames)
+        out = []
+        for start in range(0, frames, native.FRAMES_PER_CHUNK):
+            stop = min(start + native.FRAMES_PER_CHUNK, frames)
+            latents = z[:, :, start:stop].to(encoders.device) * config.vae.latent_scale
+            first, pixels = max(0, start - 1), None          # the fidelity branch looks at the neighbouring frames too
+            if fidelity:
+                pixels = to_pixels(list(rgb_of(blurred[first:stop + 1])), config.divisor, encoders.device, encoders.dtype)
+            decoded = decode_frames(model, latents, pixels, start - first, fidelity=fidelity, tiling=tiling,
+                                    tick=mm.throw_exception_if_processing_interrupted)
+            like = list(rgb_of(blurred[start:stop])) if blurred is not None else [decoded.new_empty(height, width, 3)]
+            out.append(to_frames(decoded, like, color))
+            progress.update(stop - start)
+        out = torch.cat(out).to(mm.intermediate_device())
+        return io.NodeOutput(out if blurred is None else with_alpha(out, blurred))

@@ -1,0 +1,37 @@
+"""Where checkpoints are: models/vdd, what extra_model_paths.yaml adds to it, and the model that ships with the pack."""
+from __future__ import annotations
+
+import os
+
+import folder_paths
+
+from ..vdd_model import checkpoint
+from ..vdd_model.errors import UserError
+
+KEY = "vdd"
+BUILT_IN = "vdd-small (built in)"
+EXTENSIONS = {".safetensors"}
+
+
+def register() -> None:
+    """Make models/vdd known to the host. Folders that the user's extra_model_paths.yaml gave stay; calling it twice is harmless."""
+    folder_paths.add_model_folder_path(KEY, os.path.join(folder_paths.models_dir, KEY))
+    paths, extensions = folder_paths.folder_names_and_paths[KEY]
+    folder_paths.folder_names_and_paths[KEY] = (paths, extensions | EXTENSIONS if extensions else set(EXTENSIONS))
+
+
+def names() -> list[str]:
+    """The choices of the loader: the built-in model first."""
+    return [BUILT_IN, *folder_paths.get_filename_list(KEY)]
+
+
+def path_of(name: str) -> str:
+    """The file of a choice. Raises UserError that says where to put which file."""
+    if name == BUILT_IN:
+        return str(checkpoint.resolve("small"))
+    path = folder_paths.get_full_path(KEY, name)
+    if path is None:
+        folder = folder_paths.get_folder_paths(KEY)[0]
+        raise UserError(f"there is no checkpoint {name!r}: put the file (one .safetensors, as `vdd convert` or training writes it) "
+                        f"into {folder}, or choose {BUILT_IN!r}")
+    return path

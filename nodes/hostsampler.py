@@ -1,0 +1,102 @@
+"""`vdd_model.sampler` inside the host's sampling: its guider loads the model, its callback shows previews, its Cancel works."""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import comfy.sample
+import comfy.samplers
+import latent_preview
+import torch
+from torch import Tensor
+
+from ..vdd_model import sampler as samplers
+from ..vdd_model.diffusion import Schedule
+
+Spacing = Callable[[int, int], list[int]]
+
+
+def schedule_of(model_sampling) -> Schedule:
+    """The schedule that the host's model has (its last alpha_bar is 5e-8 instead of 0)."""
+    sigmas = model_sampling.sigmas.detach().double().cpu()
+    alpha_bar = 1 / (sigmas**2 + 1)
+    return Schedule(alpha_bar, alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
+
+
+def sigmas_of(model_sampling, spacing: Spacing, steps: int) -> Tensor:
+    """Noise levels (steps + 1,), float32, ending on 0."""
+    sigmas = model_sampling.sigmas.detach().float().cpu()
+    return torch.cat([sigmas[spacing(steps, len(sigmas))], sigmas.new_zeros(1)])
+
+
+def _scaled(sigma: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """sqrt(alpha_bar) and sqrt(1 - alpha_bar) of a noise level, shaped for x. The host's x is ours / sqrt(alpha_bar)."""
+    a = (sigma.double().flatten()[0] ** 2 + 1) ** -0.5
+    return a.to(x), (1 - a * a).sqrt().to(x)
+
+
+class Guider(comfy.samplers.CFGGuider):
+    """Guidance by `vdd_model.sampler.guided`: in v, with rescale and an interval."""
+
+    def set_guidance(self, scale: float, rescale: float, interval: tuple[float, float]) -> None:
+        self.cfg, self.rescale, self.interval = scale, rescale, interval
+
+    def predict_noise(self, x, timestep, model_options={}, seed=None):        # noqa: B006  the host's signature
+        if self.cfg == 1.0:
+            return super().predict_noise(x, timestep, model_options, seed)
+        a, s = _scaled(timestep, x)
+        model_sampling = self.inner_model.model_sampling
+
+        def v_model(conds):
+            def v(x_vp, _):
+                x0 = comfy.samplers.calc_cond_batch(self.inner_model, [conds], x_vp / a, timestep, model_options)[0]
+                return (a * x_vp - x0) / s
+            return v
+
+        guided = samplers.guided(v_model(self.conds["positive"]), v_model(self.conds["negative"]), self.cfg, self.rescale, self.interval,
+                                 len(model_sampling.sigmas))
+        return a * a * x - s * guided(a * x, model_sampling.timestep(timestep))
+
+
+class Run:
+    """One node execution: the settings, and the progress bar over all windows."""
+
+    def __init__(self, model, guidance: float, rescale: float, interval: tuple[float, float], eta: float, steps: int, spacing: Spacing,
+                 seed: int, total: int):
+        self.model, self.guidance, self.eta, self.seed = model, (guidance, rescale, interval), eta, seed
+        model_sampling = model.get_model_object("model_sampling")
+        self.schedule = schedule_of(model_sampling)
+        self.timesteps = spacing(steps, self.schedule.num_timesteps)
+        self.sigmas = sigmas_of(model_sampling, spacing, steps)
+        self.done, self.total = 0, total
+        self.preview = latent_preview.prepare_callback(model, total * len(self.timesteps))
+
+    def window(self, positive, negative, latent: dict, noise: Callable[[int], Tensor]) -> Tensor:
+        """Sample one window's latents; noise(0) starts it, noise(i + 1) is added by step i when eta > 0."""
+        samples = comfy.sample.fix_empty_latent_channels(self.model, latent["samples"])
+        guider = Guider(self.model)
+        guider.set_conds(positive, negative)
+        guider.set_guidance(*self.guidance)
+
+        def callback(step, x0, x, _):
+            self.preview(self.done, x0, x, self.total * len(self.timesteps))
+            self.done += 1
+
+        out = guider.sample(noise(0), samples, comfy.samplers.KSAMPLER(self._ddim, {"noise": noise}), self.sigmas,
+                            denoise_mask=latent.get("noise_mask"), callback=callback, disable_pbar=True, seed=self.seed)
+        return out.to(latent["samples"])
+
+    def _ddim(self, model, x, sigmas, extra_args=None, callback=None, disable=None, noise=None):
+        """The host's sampler function: x at sigmas[0] in the host's scale -> clean latents."""
+        sigma_at = dict(zip(self.timesteps, sigmas))
+
+        def v_model(x_vp, t):
+            sigma = sigma_at[int(t[0])]
+            a, s = _scaled(sigma, x_vp)
+            x0 = model(x_vp / a, sigma.expand(len(x_vp)), **extra_args)
+            return (a * x_vp - x0) / s
+
+        def report(i, t, x_vp, x0):
+            callback({"i": i, "denoised": x0, "x": x_vp, "sigma": sigma_at[t], "sigma_hat": sigma_at[t]})
+
+        return samplers.ddim(v_model, x * _scaled(sigmas[0], x)[0], self.schedule, self.timesteps, eta=self.eta,
+                             step_noise=lambda i: noise(i + 1).to(x), callback=report)

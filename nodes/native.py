@@ -1,0 +1,318 @@
+"""The one file that knows the host's model classes: the UNet as a MODEL, the autoencoder as a video VAE, the encoders as patchers.
+
+Weights belong to the host's memory manager (ModelPatcher); sampling, guidance, previews, masks, LoRA and context windows are the
+host's. Times, v and noise are handed to the functions of `vdd_model`.
+"""
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.ldm.models.autoencoder
+import comfy.model_base
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import comfy.supported_models_base
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ..vdd_model import checkpoint
+from ..vdd_model.adapter import Adapter
+from ..vdd_model.config import ModelConfig
+from ..vdd_model.diffusion import make_schedule
+from ..vdd_model.errors import UserError
+from ..vdd_model.model import DeblurModel
+from ..vdd_model.pipeline import Deblurrer
+from ..vdd_model.report import to_image
+from ..vdd_model.unet3d import UNet3D
+from .preview import latent_rgb
+
+DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
+          "fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+PREVIEW_SIZE = 512
+WORKING_MEMORY = 2 * 2**30    # what the one-node way asks the host to keep free beside the weights; it cuts smaller pieces when short
+FRAMES_PER_CHUNK = 4          # frames that pass an encoder or the decoder together; Cancel is looked at between chunks
+
+# Keys of a CONDITIONING's dict. Time is on axis 2 of both, so that context windows cut them like the latents.
+BLUR = "vdd_blur"             # (1, 4, F, h, w): encoder 2's latents
+IMAGE = "vdd_image"           # (1, 1, F, image_dim): semantic vectors of all frames; zeros in the unconditional branch
+SIZE = "vdd_size"             # key of a LATENT's dict: (height, width) of the frames before padding
+
+
+class VideoLatent(comfy.latent_formats.LatentFormat):
+    """(B, 4, F, h, w). Scale, factor and preview colours are set per checkpoint."""
+
+    latent_channels = 4
+    latent_dimensions = 3
+    temporal_downscale_ratio = 1
+    taesd_decoder_name = None         # the host's TAESD previewer is 2-D
+
+
+class HostConfig(comfy.supported_models_base.BASE):
+    """The host's description of the model: v-prediction with zero terminal SNR."""
+
+    unet_extra_config = {}
+    latent_format = VideoLatent
+    memory_usage_factor = 0.6
+    supported_inference_dtypes = [torch.float16, torch.bfloat16, torch.float32]
+
+    def __init__(self, config: ModelConfig):
+        super().__init__({"config": config})
+        diffusion = config.diffusion
+        self.sampling_settings = {"beta_schedule": "linear", "linear_start": diffusion.beta_start, "linear_end": diffusion.beta_end,
+                                  "timesteps": diffusion.num_timesteps, "zsnr": diffusion.zero_terminal_snr}
+        self.latent_format.scale_factor = config.vae.latent_scale
+        self.latent_format.spacial_downscale_ratio = config.vae.factor
+
+    def get_model(self, state_dict, prefix="", device=None):
+        return HostModel(self, device=device)
+
+
+class HostUNet(UNet3D):
+    """UNet3D behind the host's calling convention; keys stay the UNet's own, so that LoRA files map. The adapter is its child: it
+    looks across the frames of a window, so it must see the window that is being sampled."""
+
+    def __init__(self, config: ModelConfig, dtype=None, device=None, operations=torch.nn):
+        super().__init__(config.unet, operations=operations, dtype=dtype, device=device)
+        self.adapter = Adapter(config.adapter, config.unet.latent_channels, config.unet.concat_channels, operations=operations)
+        self.adapter.to(device=device, dtype=dtype)
+        self.dtype = dtype
+
+    def forward(self, x, timesteps, context, control=None, transformer_options=None, vdd_blur=None, vdd_image=None, **_):
+        """x (B, 4, F, h, w), timesteps (B,), context (B, L, C), vdd_blur (B, 4, F, h, w), vdd_image (B, 1, F, image_dim) -> v."""
+        if vdd_blur is None or vdd_image is None:
+            raise UserError("this model deblurs: connect the positive and negative outputs of 'Encode Blurred Clip' to the sampler")
+        frames = x.shape[2]
+        if vdd_blur.shape[2] != frames:          # hosts before 0.4.0 cut the latents for a context window, not the conditioning
+            window = getattr((transformer_options or {}).get("context_window"), "index_list", None)
+            if window is None or len(window) != frames:
+                raise UserError(f"the latent has {frames} frames, the encoded clip {vdd_blur.shape[2]}: both must come from the same "
+                                "'Encode Blurred Clip'; for context windows set dim to 2 (ComfyUI 0.4.0 or newer is recommended)")
+            vdd_blur, vdd_image = vdd_blur[:, :, window], vdd_image[:, :, window]
+        if vdd_blur.shape[-2:] != x.shape[-2:]:
+            raise UserError(f"the latent is {x.shape[-2]} x {x.shape[-1]}, the encoded clip {vdd_blur.shape[-2]} x {vdd_blur.shape[-1]}: "
+                            "both must come from the same 'Encode Blurred Clip'")
+        tokens = self.tokens(context, vdd_image[:, 0, frames // 2])
+        return super().forward(x, timesteps, tokens, self.adapter(vdd_blur))
+
+
+class HostModel(comfy.model_base.BaseModel):
+    """The denoiser as the host's samplers see it."""
+
+    def __init__(self, model_config: HostConfig, device=None):
+        super().__init__(model_config, comfy.model_base.ModelType.V_PREDICTION, device=device, unet_model=HostUNet)
+
+    def extra_conds(self, **kwargs):
+        out = super().extra_conds(**kwargs)
+        if kwargs.get(BLUR) is not None:
+            out[BLUR] = comfy.conds.CONDNoiseShape(kwargs[BLUR].to(kwargs["device"]))
+            out[IMAGE] = comfy.conds.CONDRegular(kwargs[IMAGE].to(kwargs["device"]))
+        return out
+
+    def extra_conds_shapes(self, **kwargs):
+        return {key: list(kwargs[key].shape) for key in (BLUR, IMAGE) if kwargs.get(key) is not None}
+
+
+class VideoAutoencoder(torch.nn.Module):
+    """The autoencoder as the host's VAE calls it: (B, C, F, H, W) or (N, C, H, W), unscaled latents, a few frames at a time."""
+
+    def __init__(self, model: DeblurModel):
+        super().__init__()
+        self.model = model
+
+    def encode(self, x: Tensor, **_) -> Tensor:
+        return _by_frames(lambda part: self.model.vae.encode(part)[0], x)
+
+    def decode(self, z: Tensor, **_) -> Tensor:
+        return _by_frames(self.model.vae.decode, z)
+
+
+def _by_frames(function, x: Tensor) -> Tensor:
+    """`function` of (N, C, H, W) on (B, C, F, H, W), FRAMES_PER_CHUNK frames at a time; stops between chunks when the user cancels."""
+    frames = x if x.ndim == 4 else x.movedim(2, 1).flatten(0, 1)
+    parts = []
+    for part in frames.split(FRAMES_PER_CHUNK):
+        mm.throw_exception_if_processing_interrupted()
+        parts.append(function(part))
+    out = torch.cat(parts)
+    return out if x.ndim == 4 else out.unflatten(0, (len(x), -1)).movedim(1, 2)
+
+
+@dataclass
+class Encoders:
+    """VDD_ENCODERS: both image encoders, each with the host's memory manager, and the stored embedding of ""."""
+
+    config: ModelConfig
+    semantic: comfy.model_patcher.ModelPatcher      # a DeblurModel that holds encoder1 only
+    spatial: comfy.model_patcher.ModelPatcher       # a DeblurModel that holds encoder2 only
+    null_text: Tensor                               # (1, L, C)
+    dtype: torch.dtype
+    device: torch.device
+
+
+class Decoder(NamedTuple):
+    """What decoding needs: the patchers to load and one DeblurModel that shares the autoencoder and encoder 2 with them."""
+
+    encoders: Encoders
+    model: DeblurModel
+
+
+def load(path: str, dtype: str = "auto") -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.VAE, Encoders]:
+    """A checkpoint file -> MODEL, VAE, VDD_ENCODERS. `dtype` is the UNet's; the host chooses that of the autoencoder and encoders.
+
+    Raises UserError (CheckpointError) when the file cannot be used.
+    """
+    config, state = checkpoint.read_state(path)
+    unet = {k.removeprefix("unet."): v for k, v in state.items() if k.startswith(("unet.", "adapter."))}
+    rest = {k: v for k, v in state.items() if not k.startswith(("unet.", "adapter."))}
+    device = mm.vae_device()
+    side = _sides(config, rest, mm.vae_dtype(device, [torch.bfloat16, torch.float32]))
+    encoders = Encoders(config, _patcher(_part(side, "encoder1"), device), _patcher(_part(side, "encoder2"), device),
+                        rest["null_text"].float().clone(), side.null_text.dtype, device)
+    vae = _video_vae(_part(side, "vae"), Decoder(encoders, side))
+    return _unet_patcher(config, unet, DTYPES[dtype], latent_rgb(side)), vae, encoders
+
+
+class HostDeblurrer(Deblurrer):
+    """Deblurrer whose weights the host's memory manager holds, with the host's progress bar, preview and Cancel."""
+
+    def __init__(self, path: str):
+        self.model, patcher = load_whole(path)
+        self.device = patcher.load_device
+        self.schedule = make_schedule(self.model.config.diffusion)
+        mm.load_models_gpu([patcher], memory_required=WORKING_MEMORY)
+        self.patcher = patcher                       # the host keeps only a weak reference
+
+    def stream(self, frames, options=None, *, total=None, progress=None, **keywords):
+        bar = comfy.utils.ProgressBar(total or 1)
+
+        def tick(state):
+            mm.throw_exception_if_processing_interrupted()
+            bar.update_absolute(state.frames_done, total)
+
+        done = keywords.get("first_frame", 0)
+        for chunk in super().stream(frames, options, total=total, progress=tick, **keywords):
+            done += len(chunk)
+            bar.update_absolute(done, total, ("JPEG", to_image(chunk[-1]), PREVIEW_SIZE))
+            yield chunk
+
+
+def load_whole(path: str) -> tuple[DeblurModel, comfy.model_patcher.ModelPatcher]:
+    """The whole model and its patcher, for the one-node way."""
+    config, state = checkpoint.read_state(path)
+    device = mm.get_torch_device()
+    model = _assign(config, state, mm.vae_dtype(device, [torch.bfloat16, torch.float32]))
+    return model, _patcher(model, device)
+
+
+def _assign(config: ModelConfig, state: dict[str, Tensor], dtype: torch.dtype) -> DeblurModel:
+    """A model of the host's layers around the tensors in `state`; parts without tensors stay on the meta device."""
+    with torch.device("meta"):
+        model = DeblurModel(config, operations=comfy.ops.disable_weight_init)
+    state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
+    model.load_state_dict(state, strict=False, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def _sides(config: ModelConfig, state: dict[str, Tensor], dtype: torch.dtype) -> DeblurModel:
+    model = _assign(config, state, dtype)
+    model.unet = model.adapter = model.encoder1.spatial_head = None     # the last is used in training only
+    return model
+
+
+def _part(model: DeblurModel, name: str) -> DeblurModel:
+    """A DeblurModel that shares the child `name` and has no other part: what of it the host loads and unloads together."""
+    part = copy.copy(model)
+    part._modules, part._parameters = {name: getattr(model, name)}, {}
+    return part
+
+
+def _patcher(model: torch.nn.Module, device: torch.device) -> comfy.model_patcher.ModelPatcher:
+    return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=mm.vae_offload_device())
+
+
+def _unet_patcher(config: ModelConfig, state: dict[str, Tensor], dtype: torch.dtype | None, rgb) -> comfy.model_patcher.ModelPatcher:
+    host = HostConfig(config)
+    device = mm.get_torch_device()
+    parameters = sum(t.numel() for t in state.values())
+    dtype = dtype or mm.unet_dtype(model_params=parameters, supported_dtypes=host.supported_inference_dtypes)
+    host.set_inference_dtype(dtype, mm.unet_manual_cast(dtype, device, host.supported_inference_dtypes))
+    host.latent_format.latent_rgb_factors, host.latent_format.latent_rgb_factors_bias = rgb
+    model = host.get_model(state)
+    kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)      # 0.12.0
+    patcher = kind(model, load_device=device, offload_device=mm.unet_offload_device())
+    dynamic = getattr(patcher, "is_dynamic", lambda: False)()
+    model.load_model_weights(state, "", **({"assign": True} if dynamic else {}))
+    return patcher
+
+
+def _video_vae(model: DeblurModel, decoder: Decoder) -> comfy.sd.VAE:
+    """A host VAE object around our autoencoder. It is built from a minimal image autoencoder first, so that every attribute that this
+    version of the host expects is there, whichever they are."""
+    layout = {"double_z": True, "z_channels": 4, "resolution": 32, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1],
+              "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
+    settings = {"ddconfig": layout, "embed_dim": 4}
+    minimal = comfy.ldm.models.autoencoder.AutoencoderKL(**copy.deepcopy(settings)).state_dict()
+    vae = comfy.sd.VAE(sd=minimal, config={"params": settings}, dtype=decoder.encoders.dtype)
+    config = decoder.encoders.config
+    factor = config.vae.factor
+    vae.first_stage_model = VideoAutoencoder(model)
+    vae.patcher = _patcher(vae.first_stage_model, vae.device)
+    vae.size = None
+    vae.latent_dim, vae.not_video, vae.latent_channels = 3, False, config.vae.latent_channels
+    vae.upscale_ratio = vae.downscale_ratio = (lambda n: n, factor, factor)
+    vae.upscale_index_formula = vae.downscale_index_formula = (1, factor, factor)
+    bytes_per_pixel = 24 * config.vae.channels / config.vae.patch_size**2      # activations alive at full resolution
+
+    def memory(shape, dtype, scale):
+        frames = min(FRAMES_PER_CHUNK, shape[2] if len(shape) == 5 else shape[0])
+        return bytes_per_pixel * frames * shape[-2] * shape[-1] * scale**2 * mm.dtype_size(dtype)
+
+    vae.memory_used_encode = lambda shape, dtype: memory(shape, dtype, 1)
+    vae.memory_used_decode = lambda shape, dtype: memory(shape, dtype, factor)
+    vae.vdd_decoder = decoder
+    return vae
+
+
+def need_deblur_vae(vae) -> Decoder:
+    """What decoding with a VAE of this pack needs. Raises UserError for any other VAE."""
+    decoder = getattr(vae, "vdd_decoder", None)
+    if decoder is None:
+        kind = "an image VAE, which would decode the first frame only" if getattr(vae, "latent_dim", 2) == 2 else "another model's VAE"
+        raise UserError(f"this is {kind}: connect the VAE output of 'Load Deblur Checkpoint'")
+    return decoder
+
+
+def need_deblur_model(model) -> None:
+    """Raise UserError unless `model` is the denoiser of this pack (or a copy of it with patches)."""
+    if not hasattr(model.model, "diffusion_model") or not hasattr(model.model.diffusion_model, "adapter"):
+        raise UserError("this model does not deblur: connect the MODEL output of 'Load Deblur Checkpoint'")
+
+
+def need_video_latent(samples: Tensor) -> None:
+    """Raise UserError unless latents are those of one clip, (1, 4, F, h, w)."""
+    if samples.ndim != 5 or len(samples) != 1:
+        raise UserError(f"this latent has the shape {tuple(samples.shape)}: connect the latent of 'Encode Blurred Clip'")
+
+
+def cut(conditioning: list, start: int, stop: int, frames: int) -> list:
+    """The frames [start, stop) of a conditioning over `frames` frames."""
+    return [[text, {k: v[:, :, start:stop] if k in (BLUR, IMAGE) and v.shape[2] == frames else v for k, v in extra.items()}]
+            for text, extra in conditioning]
+
+
+def cut_latent(latent: dict, start: int, stop: int) -> dict:
+    """The frames [start, stop) of a LATENT, and of its noise mask where that has one entry per frame."""
+    samples, mask = latent["samples"], latent.get("noise_mask")
+    out = {**latent, "samples": samples[:, :, start:stop]}
+    if mask is not None:
+        frames = samples.shape[2]
+        axis = next((i for i, n in enumerate(mask.shape[:-2]) if n == frames and frames > 1), None)
+        out["noise_mask"] = mask if axis is None else mask.narrow(axis, start, stop - start)
+    return out

@@ -1,0 +1,95 @@
+"""Deblur Sampler (DDIM) and Deblur Sigmas."""
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+
+from ..vdd_model.sampler import SPACINGS
+from ..vdd_model.windows import crossfade, frame_noise, time_windows
+from . import hostsampler, native
+from .schema import advanced, schema, seed_input
+
+
+def spacing_input() -> io.Input:
+    return advanced(io.Combo.Input, "spacing", options=list(SPACINGS), default="trailing",
+                    tooltip="Which timesteps are visited. trailing: evenly, from pure noise on. vgen: as the official sampler does.")
+
+
+class DeblurSampler(io.ComfyNode):
+    """The paper's sampler, window by window."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="VDDSampler", display_name="Deblur Sampler (DDIM)",
+            description="Samples sharp latents, window by window, with noise that belongs to each frame of the clip.",
+            search_aliases=["vdd sampler", "ddim video deblur"],
+            inputs=[
+                io.Model.Input("model", tooltip="From Load Deblur Checkpoint."),
+                io.Conditioning.Input("positive", tooltip="From Encode Blurred Clip."),
+                io.Conditioning.Input("negative", tooltip="From Encode Blurred Clip; used when guidance is not 1."),
+                io.Latent.Input("latent", tooltip="From Encode Blurred Clip. A noise mask on it is honoured."),
+                seed_input(),
+                io.Int.Input("steps", default=1, min=1, max=1000,
+                             tooltip="1: the posterior mean, most faithful and fastest. 20 to 50: one sharp sample, as in the paper."),
+                io.Float.Input("guidance", default=1.0, min=0.0, max=20.0, step=0.1,
+                               tooltip="Classifier-free guidance. 1: none, and half the work."),
+                io.Float.Input("eta", default=0.0, min=0.0, max=1.0, step=0.05, tooltip="0: deterministic (DDIM). 1: ancestral."),
+                spacing_input(),
+                io.Int.Input("window", default=16, min=0, max=10000,
+                             tooltip="Frames that are sampled together; the model was trained on 16. 0: the whole clip at once."),
+                io.Int.Input("overlap", default=4, min=0, max=5000, tooltip="Frames that neighbouring windows share and blend over."),
+                advanced(io.Float.Input, "guidance_rescale", default=0.0, min=0.0, max=1.0, step=0.05,
+                         tooltip="How far guidance above 1 is kept from raising the contrast."),
+                advanced(io.Float.Input, "guidance_from", default=0.0, min=0.0, max=1.0, step=0.01,
+                         tooltip="Guide only above this noise level (0 is clean, 1 is noise)."),
+                advanced(io.Float.Input, "guidance_to", default=1.0, min=0.0, max=1.0, step=0.01,
+                         tooltip="Guide only up to this noise level."),
+            ],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="Sharp latents.")])
+
+    @classmethod
+    def execute(cls, model, positive, negative, latent, seed, steps, guidance, eta, spacing="trailing", window=16, overlap=4,
+                guidance_rescale=0.0, guidance_from=0.0, guidance_to=1.0) -> io.NodeOutput:
+        native.need_deblur_model(model)
+        samples = latent["samples"]
+        native.need_video_latent(samples)
+        frames, (height, width) = samples.shape[2], samples.shape[-2:]
+        shared = min(overlap, window // 2)
+        windows = time_windows(frames, window, shared) if 0 < window < frames else [(0, frames)]
+        run = hostsampler.Run(model, guidance, guidance_rescale, (guidance_from, guidance_to), eta, steps, SPACINGS[spacing],
+                              seed, total=len(windows))
+        result = samples[:, :, :0]
+        for k, (start, stop) in enumerate(windows):
+            part = run.window(
+                native.cut(positive, start, stop, frames), native.cut(negative, start, stop, frames),
+                native.cut_latent(latent, start, stop),
+                lambda step, first=start, last=stop: frame_noise(seed, range(first, last), samples.shape[1], height, width, step))
+            a = k * (window - shared) if k else 0             # [a, b): what two windows share in their regular places
+            b = a + shared if k else 0
+            result = torch.cat([result[:, :, :a], crossfade(result[:, :, a:b], part[:, :, a - start:b - start]) if k else part[:, :, :0],
+                                part[:, :, b - start:]], dim=2)
+        return io.NodeOutput({**latent, "samples": result})
+
+
+class DeblurSigmas(io.ComfyNode):
+    """The noise levels of Deblur Sampler, for SamplerCustom."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="VDDSigmas", display_name="Deblur Sigmas",
+            description="The exact noise levels of the Deblur Sampler for the core's custom samplers; karras and exponential levels do not "
+                        "suit a model with zero terminal SNR.",
+            search_aliases=["vdd sigmas", "deblur scheduler"],
+            inputs=[
+                io.Model.Input("model", tooltip="From Load Deblur Checkpoint."),
+                io.Int.Input("steps", default=10, min=1, max=1000, tooltip="Number of steps."),
+                spacing_input(),
+            ],
+            outputs=[io.Sigmas.Output(display_name="sigmas", tooltip="For SamplerCustom or SamplerCustomAdvanced.")])
+
+    @classmethod
+    def execute(cls, model, steps, spacing="trailing") -> io.NodeOutput:
+        native.need_deblur_model(model)
+        return io.NodeOutput(hostsampler.sigmas_of(model.get_model_object("model_sampling"), SPACINGS[spacing], steps))

@@ -1,0 +1,30 @@
+"""Small helpers for node schemas that run on every ComfyUI with V3 nodes."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from comfy_api.latest import io
+
+CATEGORY = "video/deblur"
+Encoders = io.Custom("VDD_ENCODERS")
+
+
+def schema(**keywords) -> io.Schema:
+    """io.Schema without the keywords that this ComfyUI does not know yet (search_aliases came in 0.11.0)."""
+    known = {field.name for field in dataclasses.fields(io.Schema)}
+    return io.Schema(category=CATEGORY, **{k: v for k, v in keywords.items() if k in known})
+
+
+def advanced(make: Callable[..., io.Input], *args, **keywords) -> io.Input:
+    """An input that newer hosts (0.10.0) fold away under "advanced"; an ordinary one elsewhere."""
+    try:
+        return make(*args, advanced=True, **keywords)
+    except TypeError:
+        return make(*args, **keywords)
+
+
+def seed_input() -> io.Input:
+    """The usual seed widget."""
+    return io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
+                        tooltip="The noise. A pixel of a frame gets the same noise whatever the window, tile or start frame.")
