@@ -159,10 +159,11 @@ def save_image(image: Image.Image, path: str | os.PathLike) -> Path:
     path = Path(path)
     data = io.BytesIO()
     image.save(data, format=Image.registered_extensions().get(path.suffix.lower(), "PNG"))
-    return _write(path, data.getvalue())
+    return write_file(path, data.getvalue())
 
 
-def _write(path: Path, data: bytes | str) -> Path:
+def write_file(path: Path, data: bytes | str) -> Path:
+    """Write a file aside and rename it; folders are made. Raises UserError."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +178,7 @@ def _write(path: Path, data: bytes | str) -> Path:
 
 def save_text(text: str, path: str | os.PathLike) -> Path:
     """Write a text file aside and rename it."""
-    return _write(Path(path), text if text.endswith("\n") else text + "\n")
+    return write_file(Path(path), text if text.endswith("\n") else text + "\n")
 
 
 def format_value(key: str, value: float | None) -> str:
@@ -197,7 +198,8 @@ def markdown_table(rows: Mapping[str, Mapping[str, float | None]], first: str = 
 
 def measures_table(rows: Mapping[str, Mapping[str, float | None]], first: str = "") -> str:
     """The same turned round, one measure a row: narrow enough for a terminal."""
-    return align([[first, *rows]] + [[metrics.COLUMNS[c][0], *(format_value(c, row.get(c)) for row in rows.values())] for c in _filled(rows)])
+    cells = [[metrics.COLUMNS[c][0], *(format_value(c, row.get(c)) for row in rows.values())] for c in _filled(rows)]
+    return align([[first, *rows], *cells])
 
 
 def _filled(rows: Mapping[str, Mapping[str, float | None]]) -> list[str]:

@@ -1,0 +1,44 @@
+"""Published results on GoPro and DVD, to stand beside a table of one's own."""
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Published(NamedTuple):
+    """One line of the literature; None where a paper gives no number. PSNR in dB on full frames, RGB."""
+
+    method: str
+    gopro_psnr: float | None = None
+    gopro_ssim: float | None = None
+    gopro_lpips: float | None = None
+    dvd_psnr: float | None = None
+    parameters: float | None = None       # millions
+
+
+# GoPro: 1111 full frames, `blur`; its SSIM column mixes both families, as the papers do. DVD: 10 test clips, 1000 frames.
+PUBLISHED = (
+    Published("blurred input", 25.63, 0.858),
+    Published("Nah 2017 (video table)", 29.97),
+    Published("SRN", 30.29, 0.901, None, 29.98, 6.8),
+    Published("ESTRNN", 31.07, 0.902, None, 32.01, 2.2),
+    Published("CDVD-TSP", 31.67, 0.928, None, 32.13, 16.2),
+    Published("NAFNet w32", 32.87, None, None, None, 17.1),
+    Published("NAFNet w64", 33.71, None, 0.0781, None, 67.9),
+    Published("DSTNet+", 34.42, 0.969, None, 33.93, 3.9),
+    Published("BSSTNet", 35.98, 0.979, None, 34.95),
+    Published("DiffBIR, 50 steps", 26.15, None, 0.2366),
+    Published("FideDiff (SD 2.1), 1 step", 28.79, None, 0.0831),
+)
+
+
+def published_cells(layout: str) -> list[list[str]]:
+    """The literature as the cells of a table for `layout`: "gopro", "dvd", or anything else (both)."""
+    gopro, dvd = ("gopro_psnr", "gopro_ssim", "gopro_lpips"), ("dvd_psnr",)
+    columns = {"gopro": gopro, "dvd": dvd}.get(layout, gopro + dvd)
+    titles = {"gopro_psnr": "GoPro PSNR dB", "gopro_ssim": "GoPro SSIM", "gopro_lpips": "GoPro LPIPS", "dvd_psnr": "DVD PSNR dB",
+              "parameters": "parameters, M"}
+    digits = {"gopro_psnr": 2, "gopro_ssim": 3, "gopro_lpips": 4, "dvd_psnr": 2, "parameters": 1}
+    rows = [p for p in PUBLISHED if any(getattr(p, c) is not None for c in columns)]
+    columns = (*columns, "parameters")
+    return [["published", *(titles[c] for c in columns)]] + [
+        [p.method, *("-" if getattr(p, c) is None else f"{getattr(p, c):.{digits[c]}f}" for c in columns)] for p in rows]
