@@ -69,19 +69,16 @@ def homographies(pose: np.ndarray, lens: Lens) -> np.ndarray:
 
     H = K (R + t n^T) K^-1: a camera that turns and moves before a slanted plane. Pose zero is the identity.
     """
-    yaw, pitch, roll, x, y, z = pose.T
-    zero, one = np.zeros_like(yaw), np.ones_like(yaw)
-
-    def stack(*rows):
-        return np.stack([np.stack(r, -1) for r in rows], -2)
-
-    cy, sy, cp, sp, cr, sr = np.cos(yaw), np.sin(yaw), np.cos(pitch), np.sin(pitch), np.cos(roll), np.sin(roll)
-    rotation = (stack((cy, zero, sy), (zero, one, zero), (-sy, zero, cy)) @ stack((one, zero, zero), (zero, cp, -sp), (zero, sp, cp))
-                @ stack((cr, -sr, zero), (sr, cr, zero), (zero, zero, one)))
-    translation = np.stack([x, y, np.expm1(z)], -1)
-    normal = np.array([lens.normal[0], lens.normal[1], 1.0])
+    (cy, cp, cr), (sy, sp, sr) = np.cos(pose[:, :3]).T, np.sin(pose[:, :3]).T
+    m = np.empty((len(pose), 3, 3))
+    m[:, 0, 0], m[:, 0, 1], m[:, 0, 2] = cy * cr + sy * sp * sr, sy * sp * cr - cy * sr, sy * cp      # R = R_yaw R_pitch R_roll
+    m[:, 1, 0], m[:, 1, 1], m[:, 1, 2] = cp * sr, cp * cr, -sp
+    m[:, 2, 0], m[:, 2, 1], m[:, 2, 2] = cy * sp * sr - sy * cr, sy * sr + cy * sp * cr, cy * cp
+    translation = np.stack([pose[:, 3], pose[:, 4], np.expm1(pose[:, 5])], 1)
+    m += translation[:, :, None] * np.array([lens.normal[0], lens.normal[1], 1.0])
     k = np.array([[lens.focal, 0, lens.centre[0]], [0, lens.focal, lens.centre[1]], [0, 0, 1.0]])
-    return k @ (rotation + translation[:, :, None] * normal) @ np.linalg.inv(k)
+    back = np.array([[1, 0, -lens.centre[0]], [0, 1, -lens.centre[1]], [0, 0, lens.focal]]) / lens.focal
+    return k @ m @ back
 
 
 def apply(matrices: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -193,3 +193,21 @@ def test_h264_keeps_shape_and_degrades_more_at_higher_crf(photos):
     errors = [(camera.h264(x, crf) - x).square().mean().item() for crf in (12, 34)]
     assert camera.h264(x, 20).shape == x.shape
     assert errors[0] < errors[1]
+
+
+def test_homographies_are_rotations_and_translations_before_a_plane():
+    lens = motion.Lens(focal=120.0, centre=(30.0, 20.0), radius=40.0, normal=(0.3, -0.2))
+    yaw, pitch, roll = 0.2, -0.1, 0.3
+
+    def turn(axis: int, angle: float) -> np.ndarray:
+        m = np.eye(3)
+        i, j = (axis + 1) % 3, (axis + 2) % 3
+        m[i, i] = m[j, j] = np.cos(angle)
+        m[i, j], m[j, i] = -np.sin(angle), np.sin(angle)
+        return m
+
+    rotation = turn(1, yaw) @ turn(0, pitch) @ turn(2, roll)
+    k = np.array([[120.0, 0, 30], [0, 120, 20], [0, 0, 1]])
+    shift = np.outer([0.1, 0.05, np.exp(0.2) - 1], [0.3, -0.2, 1.0])
+    expected = k @ (rotation + shift) @ np.linalg.inv(k)
+    assert np.allclose(motion.homographies(np.array([[yaw, pitch, roll, 0.1, 0.05, 0.2]]), lens)[0], expected)
