@@ -107,8 +107,8 @@ def _first_window(first_frame: int, options: DeblurOptions) -> int:
 class Deblurrer:
     """A loaded model and what is needed to run it on clips.
 
-    checkpoint: "small" (built in), a path, or a DeblurModel. device: None takes CUDA or Apple's GPU where there is one.
-    dtype: None keeps the checkpoint's own.
+    checkpoint: "small" (built in), a path, or a DeblurModel (which is moved, not copied). device: None takes CUDA or Apple's GPU
+    where there is one. dtype: None keeps the checkpoint's own.
     """
 
     def __init__(self, checkpoint: str | os.PathLike | DeblurModel = "small", *, device: torch.device | str | None = None,
@@ -265,8 +265,11 @@ class _Run:
             latents, features = encode_with_features(self.model, pixels, start - low, stop - low, tiling.chunk(*self.size))
             for i in range(start, stop):
                 self.features[i] = [level[:, :, i - start:i - start + 1] for level in features]
-        else:
-            latents = encode_frames(self.model, self._pixels(start, stop), tiling, self._tick("encode"))
+        else:                                            # a few frames at a time: a window of large ones takes gigabytes
+            parts, count = [], tiling.chunk(*self.size)
+            for i in range(start, stop, count):
+                parts.append(encode_frames(self.model, self._pixels(i, min(i + count, stop)), tiling, self._tick("encode")))
+            latents = torch.cat(parts, dim=2)
         for i in range(start, stop):
             self.latents[i] = latents[:, :, i - start:i - start + 1]
 
@@ -298,12 +301,11 @@ class _Run:
 
     def _decode_chunk(self, x0: Tensor, start: int, tiling: Tiling) -> Tensor:
         """As many of the frames x0, from absolute index `start` on, as one chunk takes."""
-        side = tiling.tile or max(self.size)
-        count = tiling.chunk(min(side, self.size[0]), min(side, self.size[1]))
+        count = tiling.chunk(*self.size)
         if not self.fidelity:
             return decode_frames(self.model, x0[:, :, :count], tiling=tiling, tick=self._tick("decode"))
         if start not in self.features and not tiling.frames:
-            count = max(4, count)                        # making a chunk's features takes one more frame on each side
+            count = max(2, count)                        # making a chunk's features takes one more frame on each side
         x0 = x0[:, :, :count]
         stop = start + x0.shape[2]
         low, high = max(start - 1, min(self.frames)), min(stop + 1, max(self.frames) + 1)

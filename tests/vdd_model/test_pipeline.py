@@ -96,6 +96,12 @@ def test_a_model_that_returns_its_input_gives_the_input(frames, height, width, o
     assert (y - x).abs().max() < tolerance
 
 
+def test_4k_goes_through_tiles():
+    stub, x = Stub(), clip(1, 2160, 3840)
+    y = run(stub, x, color="none")
+    assert stub.calls["predict"] == 4 * 6 and (y - x).abs().max() < 1 / 255
+
+
 def test_each_frame_is_encoded_and_decoded_once():
     stub = Stub()
     run(stub, clip(100))
@@ -206,6 +212,13 @@ def test_tiny_model_runs_on_any_size(tiny_model, frames, height, width):
         assert y.shape == x.shape and torch.isfinite(y).all() and 0 <= y.min() and y.max() <= 1
 
 
+def test_bfloat16_stays_close(tiny_model):
+    x, options = clip(5), {"steps": 2, "guidance": 2.0}
+    reference = run(tiny_model, x, **options)
+    y = Deblurrer(tiny_model, device="cpu", dtype=torch.bfloat16).deblur(x, **options)
+    assert y.dtype == torch.float32 and (y - reference).abs().mean() < 0.02
+
+
 def test_chunks_and_kept_features_do_not_change_the_result(tiny_model, monkeypatch):
     x = clip(23)
     options = {"window": 8, "overlap": 3, "fidelity": 0.7}
@@ -216,11 +229,11 @@ def test_chunks_and_kept_features_do_not_change_the_result(tiny_model, monkeypat
     torch.testing.assert_close(run(tiny_model, x, **options), reference, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("frames, window, overlap", [(23, 8, 3), (24, 8, 3), (23, 8, 0), (23, 6, 3), (7, 1, 0)])
+@pytest.mark.parametrize("frames, window, overlap", [(23, 8, 3), (23, 6, 3), (20, 8, 0), (5, 1, 0)])
 def test_a_restart_gives_the_same_bits(tiny_model, frames, window, overlap):
     x, options = clip(frames, 16, 16), {"window": window, "overlap": overlap, "steps": 2, "eta": 0.5, "seed": 3}
     whole = run(tiny_model, x, **options)
-    for first in {1, frames - 7, frames - 3, frames - 1}:
+    for first in (1, frames - 3):
         assert torch.equal(run(tiny_model, x, first_frame=first, **options), whole[first:])
         start = first_input_frame(first, DeblurOptions(**options))
         assert torch.equal(run(tiny_model, x, first_frame=first, input_start=start, **options), whole[first:])
@@ -319,8 +332,8 @@ def test_progress_and_cancelling():
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
                                    torch.cuda.OutOfMemoryError("CUDA out of memory")])
-@pytest.mark.parametrize("stage", ["encode_blurred", "predict_v", "decode"])
-def test_lack_of_memory_leads_to_smaller_pieces_and_a_complete_result(monkeypatch, error, stage):
+@pytest.mark.parametrize("stage, fidelity", [("encode_blurred", True), ("predict_v", False), ("decode", True), ("decode", False)])
+def test_lack_of_memory_leads_to_smaller_pieces_and_a_complete_result(monkeypatch, error, stage, fidelity):
     class Small(Stub):
         """Fails for more than 4 frames of 64 x 64."""
 
@@ -341,11 +354,12 @@ def test_lack_of_memory_leads_to_smaller_pieces_and_a_complete_result(monkeypatc
     monkeypatch.setattr(inference, "CHUNK_PIXELS", 20 * 90 * 150)
     monkeypatch.setattr(inference, "SMALLEST_TILE", 64)
     x, said = clip(20, 90, 150), []
-    y = torch.cat(list(Deblurrer(Small(), device="cpu").stream(iter(x), DeblurOptions(tile_overlap=16), notice=said.append)))
-    assert (y - x).abs().max() < 1 / 255
+    options = DeblurOptions(tile_overlap=16, color="none")
+    y = torch.cat(list(Deblurrer(Small(fidelity), device="cpu").stream(iter(x), options, notice=said.append)))
+    expected = 0.5 * (torch.cat([x[:1], x[:-1]]) + torch.cat([x[1:], x[-1:]])) if fidelity else x
+    assert (y - expected).abs().max() < 2 / 255
     assert said[0] == "not enough memory for whole frames; going on with tiles of 76 x 76 pixels"
-    assert said[-1] == ("not enough memory for tiles of 64 x 64 pixels, 8 frames at a time; "
-                        "going on with tiles of 64 x 64 pixels, 4 frames at a time")
+    assert "frames at a time; going on with tiles of 64 x 64 pixels," in said[-1]
 
 
 def test_hopeless_lack_of_memory_is_one_sentence():
