@@ -96,10 +96,14 @@ def test_a_model_that_returns_its_input_gives_the_input(frames, height, width, o
     assert (y - x).abs().max() < tolerance
 
 
-def test_4k_goes_through_tiles():
-    stub, x = Stub(), clip(1, 2160, 3840)
+def test_large_frames_go_through_tiles(monkeypatch):
+    assert str(inference.make_tiling(None, None, 2160, 3840, 16)) == "tiles of 768 x 768 pixels"
+    assert inference.make_tiling(None, None, 720, 1280, 16) == inference.Tiling()
+    monkeypatch.setattr(inference, "WHOLE_FRAME_PIXELS", 320 * 192)          # 4K at a quarter of its size
+    monkeypatch.setattr(inference, "DEFAULT_TILE", 192)
+    stub, x = Stub(), clip(2, 540, 960)
     y = run(stub, x, color="none")
-    assert stub.calls["predict"] == 4 * 6 and (y - x).abs().max() < 1 / 255
+    assert stub.calls["predict"] == 4 * 7 and (y - x).abs().max() < 1 / 255
 
 
 def test_each_frame_is_encoded_and_decoded_once():
@@ -330,10 +334,13 @@ def test_progress_and_cancelling():
     assert len(torch.cat(list(deblurrer.stream(iter(clip(20)))))) == 20            # and it can be used again
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
-                                   torch.cuda.OutOfMemoryError("CUDA out of memory")])
-@pytest.mark.parametrize("stage, fidelity", [("encode_blurred", True), ("predict_v", False), ("decode", True), ("decode", False)])
-def test_lack_of_memory_leads_to_smaller_pieces_and_a_complete_result(monkeypatch, error, stage, fidelity):
+NO_MEMORY = [MemoryError(), torch.cuda.OutOfMemoryError("CUDA out of memory"),
+             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
+
+
+@pytest.mark.parametrize("stage, fidelity, error", [("encode_blurred", True, NO_MEMORY[0]), ("predict_v", False, NO_MEMORY[1]),
+                                                    ("decode", True, NO_MEMORY[2]), ("decode", False, NO_MEMORY[0])])
+def test_lack_of_memory_leads_to_smaller_pieces_and_a_complete_result(monkeypatch, stage, fidelity, error):
     class Small(Stub):
         """Fails for more than 4 frames of 64 x 64."""
 
@@ -368,7 +375,7 @@ def test_hopeless_lack_of_memory_is_one_sentence():
             raise MemoryError
 
     with pytest.raises(UserError, match="not enough memory to deblur frames of 300 x 200 pixels"), warnings.catch_warnings(record=True):
-        run(Never(), clip(3, 200, 300))
+        run(Never(), clip(3, 200, 300), window=2)
 
 
 def test_other_errors_pass_through():
