@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,7 +59,7 @@ class StageConfig:
     image_dropout: float = 0.1            # of the semantic tokens, never of the spatial condition
     detach_latents: bool = True           # stage 3: no gradient through the UNet
     fidelity: float = 1.0                 # stage 3: strength of the branch
-    denoise: bool = True                  # stage 3: latents from the UNet; false: encoder 2's own estimate (cheap warm-up of the pixel path)
+    denoise: bool = True                  # stage 3: latents from the UNet; false: encoder 2's own (cheap warm-up of the pixel path)
     blur: dict[str, object] = field(default_factory=dict)   # keys of train.blur.BlurConfig that differ in this stage
 
 
@@ -80,7 +81,9 @@ class ValidationConfig:
     """Few frames, fixed: the same on every run. An empty folder name leaves the set out."""
 
     every: int = 500                      # steps; 0 = only at a stage's end
-    pairs: str = "gopro_layout"           # GoPro's folder layout
+    pairs: str = "gopro_layout"           # pairs in any layout that train.readers knows
+    split: str = "test"
+    pairs_crop: int = 0                   # of the pairs: their middle square; 0 = whole frames
     photos: str = "val_photos"            # photographs, blurred with a fixed seed
     clips: int = 4
     frames: int = 5
@@ -127,7 +130,7 @@ def load(path: str | Path, overrides: list[str] | None = None) -> TrainConfig:
     """
     path = Path(path)
     try:
-        data = yaml.safe_load(path.read_text())
+        data = parse(path.read_text())
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}") from None
     except yaml.YAMLError as error:
@@ -140,6 +143,19 @@ def load(path: str | Path, overrides: list[str] | None = None) -> TrainConfig:
         raise ConfigError(f"{path}: {error}") from None
     except TypeError as error:                     # a required key is missing
         raise ConfigError(f"{path}: {str(error).partition(') ')[2] or error}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 numbers: 5e-5 is one, with or without a point."""
+
+
+_FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+
+
+def parse(text: str):
+    """YAML text as plain Python values."""
+    return yaml.load(text, _Loader)  # a SafeLoader
 
 
 def check(config: TrainConfig) -> TrainConfig:
@@ -204,7 +220,7 @@ def _override(data: dict, text: str) -> None:
     for name in parents:
         node = node[_item(node, name, text)] if isinstance(node, list) else node.setdefault(name, {})
     _require(isinstance(node, (dict, list)), f"--set {text}: {'.'.join(parents)} has no keys")
-    node[_item(node, last, text) if isinstance(node, list) else last] = yaml.safe_load(value)
+    node[_item(node, last, text) if isinstance(node, list) else last] = parse(value)
 
 
 def _item(node: list, name: str, text: str) -> int:

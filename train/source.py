@@ -3,13 +3,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-
-from vdd_model.config import ConfigError
 
 from .config import StageConfig, TrainConfig, blur_config
 
@@ -28,23 +27,6 @@ class ClipSource(Protocol):
     def batch(self, seed: int, indices: Sequence[int], *, num_frames: int, size: int, device: torch.device | str) -> Clips: ...
 
 
-def photo_paths(folder: Path) -> list[Path]:
-    """Picture files of a folder, sorted. Raises ConfigError when there are none."""
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".webp", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"))
-    if not paths:
-        raise ConfigError(f"the folder {folder} holds no photographs")
-    return paths
-
-
-def read_photo(path: Path) -> Tensor:
-    """(3, H, W) uint8 RGB."""
-    import numpy as np
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
-
-
 def open_source(config: TrainConfig, stage: StageConfig) -> ClipSource:
     """The run's data for one stage. Raises DataError."""
     from .data import open_clips
@@ -53,3 +35,28 @@ def open_source(config: TrainConfig, stage: StageConfig) -> ClipSource:
     if stage.kind in ("autoencoder", "denoiser"):                  # they never look at the blurred frames
         blur = dataclasses.replace(blur, max_subsamples=1, noise=0.0, codec=0.0)
     return open_clips(Path(config.root) / data.folder, data.layout, data.split, blur_folder=data.blur_folder, blur=blur)
+
+
+class Ahead:
+    """Prepares the next batches in threads while one trains; which samples they hold does not depend on it."""
+
+    def __init__(self, source: ClipSource, workers: int):
+        self.source, self.workers = source, workers
+        self.pool = ThreadPoolExecutor(max_workers=workers) if workers else None
+        self.waiting: dict[tuple[int, ...], Future] = {}
+
+    def batch(self, seed: int, indices: Sequence[int], following: Sequence[Sequence[int]] = (), **shape) -> Clips:
+        """The batch `indices`; `following` lists the indices of the batches that will be asked for next."""
+        if self.pool is None:
+            return self.source.batch(seed, indices, **shape)
+        ready = self.waiting.pop(tuple(indices), None) or self.pool.submit(self.source.batch, seed, indices, **shape)
+        for later in following:
+            if tuple(later) not in self.waiting:
+                self.waiting[tuple(later)] = self.pool.submit(self.source.batch, seed, later, **shape)
+        return ready.result()
+
+    def close(self) -> None:
+        """Drop what nobody will ask for."""
+        if self.pool is not None:
+            self.pool.shutdown(wait=True, cancel_futures=True)
+            self.waiting.clear()

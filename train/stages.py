@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vdd_model import diffusion
-from vdd_model.model import BlurCode, fold_time
+from vdd_model.model import BlurCode, Condition, fold_time
 
 from . import losses
 from .config import TRAINABLE, ConfigError, StageConfig
@@ -56,11 +56,12 @@ class StageLoss(nn.Module):
         self.schedule = diffusion.make_schedule(model.config.diffusion)
         self.perceptual = _lpips() if stage.loss.lpips else None
 
-    def forward(self, blurred: Tensor, sharp: Tensor, positions: Sequence[int], cached: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def forward(self, blurred: Tensor, sharp: Tensor, positions: Sequence[int],
+                cached: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Means over the batch, float32 scalars: "loss" is the total.
 
         blurred, sharp: (B, 3, F, H, W) in [0, 1]; positions: B numbers that key the random draws;
-        cached: outputs of the frozen encoders for this batch: "target" (B, 4, F, h, w).
+        cached: outputs of the frozen encoders for this batch: "target" (B, 4, F, h, w), "image" (B, E).
         """
         blurred, sharp = blurred * 2 - 1, sharp * 2 - 1
         run = {"autoencoder": self._autoencoder, "denoiser": self._denoiser, "stage1": self._denoiser,
@@ -71,6 +72,15 @@ class StageLoss(nn.Module):
                    "lpips": self.stage.loss.lpips, "frames": self.stage.loss.frame_difference}
         return {"loss": sum(weights[name] * value for name, value in terms.items()),
                 **{name: value.detach() for name, value in terms.items()}}
+
+    @torch.no_grad()
+    def frozen(self, blurred: Tensor, sharp: Tensor) -> dict[str, Tensor]:
+        """What the frozen encoders say of a batch, for `forward`'s `cached`: "target" and, unless encoder 1's tower trains, "image"."""
+        outputs = {"target": self.model.encode_target(sharp * 2 - 1)}
+        if not any(p.requires_grad for p in self.model.encoder1.semantic_head.parameters()):
+            frames = sharp if self.stage.kind == "denoiser" else blurred
+            outputs["image"] = self.model.encoder1.semantic(frames[:, :, frames.shape[2] // 2] * 2 - 1)
+        return outputs
 
     def _generator(self, device, what: str, position: int) -> torch.Generator:
         return generator(device, self.seed, self.number, what, int(position))
@@ -96,7 +106,8 @@ class StageLoss(nn.Module):
         vae, images = self.model.vae, fold_time(sharp)
         mean, logvar = vae.encode(images)
         frames = sharp.shape[2]
-        noise = torch.cat([torch.randn((frames, *mean.shape[1:]), generator=self._generator(mean.device, "posterior", p), device=mean.device)
+        device = mean.device
+        noise = torch.cat([torch.randn((frames, *mean.shape[1:]), generator=self._generator(device, "posterior", p), device=device)
                            for p in positions])
         decoded = vae.decode(mean + torch.exp(0.5 * logvar) * noise)
         terms = {"pixel": (decoded.float() - images).abs().mean(), "kl": losses.kl_loss(mean, logvar)}
@@ -113,10 +124,11 @@ class StageLoss(nn.Module):
         terms: dict[str, Tensor] = {}
         if self.stage.kind == "denoiser":
             centre = sharp[:, :, sharp.shape[2] // 2]
-            condition, image = None, model.encoder1.semantic(centre)
+            condition, image = None, cached["image"] if "image" in cached else model.encoder1.semantic(centre)
         else:
             latents = model.encode_blurred(blurred).latents
-            condition = model.condition(latents, blurred[:, :, blurred.shape[2] // 2])
+            centre = blurred[:, :, blurred.shape[2] // 2]
+            condition = Condition(model.adapter(latents), cached["image"]) if "image" in cached else model.condition(latents, centre)
             image = condition.image
             if self.stage.loss.latent:
                 terms["latent"] = torch.nn.functional.mse_loss(latents.float(), z0.float())

@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vdd_model.errors import UserError
 from vdd_model.tensorfile import CheckpointError, read_header, read_tensors, write_tensors
+
+from .shard import local, part_of, whole, whole_state
 
 
 @dataclass
@@ -68,7 +70,8 @@ def newest(folder: Path, say=print) -> State | None:
     for path in _files(folder):
         try:
             metadata = read_header(path).metadata
-            state = State(path, Progress(**json.loads(metadata["train.progress"])), json.loads(metadata["train.record"]), read_tensors(path))
+            progress, record = (json.loads(metadata[key]) for key in ("train.progress", "train.record"))
+            state = State(path, Progress(**progress), record, read_tensors(path))
         except (CheckpointError, KeyError, TypeError, ValueError) as error:
             damaged.append(path)
             say(f"passing over a state that cannot be read: {error}")
@@ -126,11 +129,11 @@ def _total(line: str) -> float:
 
 
 class Average:
-    """Exponential moving average of some parameters, float32, with the usual short memory at the start."""
+    """Exponential moving average of some parameters, float32, with the usual short memory at the start. Decay 0: none is kept."""
 
     def __init__(self, parameters: list[Tensor], decay: float):
-        self.parameters, self.decay, self.updates = parameters, decay, 0
-        self.values = [p.detach().clone().float() for p in parameters] if decay else []
+        self.parameters, self.decay, self.updates = [local(p.detach()) for p in parameters], decay, 0
+        self.values = [p.clone().float() for p in self.parameters] if decay else []
 
     @torch.no_grad()
     def update(self) -> None:
@@ -138,12 +141,47 @@ class Average:
         if self.decay:
             decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
             self.updates += 1
-            torch._foreach_lerp_(self.values, [p.detach().float() for p in self.parameters], 1 - decay)
+            torch._foreach_lerp_(self.values, [p.float() for p in self.parameters], 1 - decay)
 
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange the averages and the parameters; calling it twice restores both bit for bit."""
         for average, parameter in zip(self.values, self.parameters):
-            held = parameter.detach().clone()
+            held = parameter.clone()
             parameter.copy_(average)
             average.copy_(held)
+
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def collect(model: nn.Module, work) -> dict[str, Tensor]:
+    """Every tensor of a state, whole; `work` (train.loop.Work) is None between two stages. All processes must call it."""
+    tensors = {f"model/{name}": value for name, value in whole_state(model).items()}
+    if work is not None:
+        for i, (name, parameter) in enumerate(zip(work.names, work.parameters)):
+            if work.average.values:
+                tensors[f"ema/{name}"] = whole(work.average.values[i], parameter)
+            moments = work.optimizer.state.get(parameter, {})
+            tensors |= {f"{key}/{name}": whole(local(moments[key]), parameter) for key in MOMENTS if key in moments}
+    return tensors
+
+
+@torch.no_grad()
+def restore(state: State, work, progress: Progress) -> None:
+    """Averages and moments of the stage that the state belongs to, as they were. Raises UserError when it trained other parameters."""
+    if not progress.step:
+        return                                          # saved between two stages
+    moments, average = [state.part(key) for key in MOMENTS], state.part("ema")
+    if set(moments[0]) != set(work.names) or (work.average.values and set(average) != set(work.names)):
+        raise UserError(f"{state.path}: its stage trains other parameters, or keeps other averages, than this configuration's stage "
+                        f"{progress.stage}; start a new run with `init` instead")
+    for i, (name, parameter) in enumerate(zip(work.names, work.parameters)):
+        held = {"step": torch.tensor(float(progress.step), device=parameter.device)}
+        for key, values in zip(MOMENTS, moments):
+            held[key] = torch.zeros_like(parameter)
+            local(held[key]).copy_(part_of(values[name], parameter))
+        work.optimizer.state[parameter] = held
+        if work.average.values:
+            work.average.values[i].copy_(part_of(average[name], parameter))
+    work.average.updates = progress.averaged

@@ -11,8 +11,8 @@ from vdd_model import diffusion
 from vdd_model.config import ConfigError
 from vdd_model.model import fold_time, unfold_time
 
+from . import readers
 from .config import TrainConfig, blur_config
-from .source import photo_paths, read_photo
 from .stages import generator
 
 SEED = 20_250_101          # of the validation's blur and noise: never a training seed
@@ -39,35 +39,38 @@ def load_clips(config: TrainConfig, divisor: int) -> list[Clip]:
     validation, root = config.validation, Path(config.root)
     clips: list[Clip] = []
     if validation.pairs:
-        for sequence in pair_sequences(root / validation.pairs)[:validation.clips]:
-            clips.append(_pair_clip(sequence, validation.frames, divisor))
+        found = readers.find(root / validation.pairs, "auto", validation.split, config.data.blur_folder).sequences
+        pairs = [sequence for sequence in found if sequence.blurred is not None]
+        if not pairs:
+            raise ConfigError(f"validation.pairs: the folder {root / validation.pairs} holds no pairs of blurred and sharp frames")
+        clips += [_pair_clip(sequence, validation.frames, validation.pairs_crop, divisor) for sequence in _spread(pairs, validation.clips)]
     if validation.photos:
         from .blur import synthesize
 
-        paths = photo_paths(root / validation.photos)
-        chosen = [paths[i * len(paths) // validation.clips] for i in range(min(validation.clips, len(paths)))]
-        for number, path in enumerate(chosen):       # one photograph at a time: whichever sample is drawn, it shows this one
-            blurred, sharp = synthesize([read_photo(path)], SEED, [number], num_frames=validation.frames, size=validation.crop,
-                                        config=blur_config(config), device="cpu")
-            clips.append(Clip("photos", path.stem, blurred[0], sharp[0]))
+        photos = readers.find(root / validation.photos, "photos").sequences
+        for number, photo in enumerate(_spread(photos, validation.clips)):   # one at a time: whichever sample is drawn, it shows this one
+            blurred, sharp = synthesize([photo.sharp.read(range(1))[0]], SEED, [number], num_frames=validation.frames,
+                                        size=validation.crop, config=blur_config(config), device="cpu")
+            clips.append(Clip("photos", photo.name, blurred[0], sharp[0]))
     return clips
 
 
-def pair_sequences(folder: Path) -> list[Path]:
-    """Sequence folders of GoPro's layout (with `blur` and `sharp` inside), below `folder`."""
-    found = sorted(p.parent for p in folder.rglob("sharp") if (p.parent / "blur").is_dir())
-    if not found:
-        raise ConfigError(f"the validation folder {folder} holds no sequence with blur/ and sharp/")
-    return found
+def _spread(items: list, count: int) -> list:
+    """At most `count` of them, evenly spread."""
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
 
 
-def _pair_clip(sequence: Path, frames: int, divisor: int) -> Clip:
-    names = sorted(p.name for p in (sequence / "sharp").iterdir())
-    start = max(0, (len(names) - frames) // 2)
-    blurred, sharp = (torch.stack([read_photo(sequence / part / n) for n in names[start:start + frames]], dim=1).float() / 255
-                      for part in ("blur", "sharp"))
-    height, width = (n // divisor * divisor for n in sharp.shape[-2:])
-    return Clip("pairs", sequence.name, blurred[..., :height, :width], sharp[..., :height, :width])
+def _pair_clip(sequence: readers.Sequence, frames: int, crop: int, divisor: int) -> Clip:
+    """The middle frames of a sequence, whole or the middle square of `crop` pixels, cut to multiples of `divisor`."""
+    frames = min(frames, len(sequence))
+    start = (len(sequence) - frames) // 2
+    width, height = sequence.sharp.size
+    wide, high = ((min(crop, n) if crop else n) // divisor * divisor for n in (width, height))
+    left, top = (width - wide) // 2, (height - high) // 2
+    blurred, sharp = (part.read(range(start, start + frames), (left, top, left + wide, top + high)).transpose(0, 1).float() / 255
+                      for part in (sequence.blurred, sequence.sharp))
+    return Clip("pairs", sequence.name, blurred, sharp)
 
 
 @torch.no_grad()
@@ -129,7 +132,8 @@ def save_panel(rows: list[list[Tensor]], path: Path, height: int = 256) -> None:
     from PIL import Image
 
     images = [[Image.fromarray((p.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()) for p in row] for row in rows]
-    images = [[i.resize((round(i.width * height / i.height), height), Image.LANCZOS) if i.height != height else i for i in row] for row in images]
+    images = [[i if i.height == height else i.resize((round(i.width * height / i.height), height), Image.LANCZOS) for i in row]
+              for row in images]
     sheet = Image.new("RGB", (max(sum(i.width + 4 for i in row) for row in images), (height + 4) * len(images)), "white")
     for y, row in enumerate(images):
         x = 0

@@ -1,0 +1,99 @@
+"""Strict configurations: one clear sentence before any work."""
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from training_tools import STAGES, write_config
+
+from train import config as configs
+from train.__main__ import main
+from vdd_model.config import ConfigError, preset
+
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_shipped_configurations_are_valid(path):
+    config = configs.load(path)
+    assert configs.model_config(config) == preset(config.preset)
+
+
+def test_the_papers_numbers():
+    stages = configs.load(CONFIGS[0].with_name("paper_gopro.yaml")).stages
+    assert [s.kind for s in stages[:2]] == ["stage1", "stage2"]
+    for stage in stages[:2]:
+        assert (stage.lr, stage.betas, stage.frames, stage.crop, stage.loss.coherence) == (5e-5, (0.9, 0.999), 16, 256, 0.1)
+
+
+@pytest.mark.parametrize("stage, words", [
+    ({"kind": "stage9", "steps": 1}, "stages[0].kind"),
+    ({"kind": "stage1"}, "steps or minutes"),
+    ({"kind": "stage1", "steps": 1, "minutes": 1.0}, "steps or minutes"),
+    ({"kind": "stage1", "steps": 1, "crop": 33}, "crop: 33"),
+    ({"kind": "stage1", "steps": 1, "batch": 3, "accumulation": 2}, "accumulation"),
+    ({"kind": "stage1", "steps": 1, "learning": 1}, "unknown key stages[0].'learning'"),
+    ({"kind": "stage1", "steps": 1, "lose": {}}, "did you mean 'loss'"),
+    ({"kind": "stage1", "steps": "many"}, "stages[0].steps: expected int"),
+    ({"kind": "stage1", "steps": 1, "blur": {"extend": [1, 2]}}, "did you mean 'extent'"),
+    ({"kind": "stage1", "steps": 1, "trainable": ["encoder3."]}, "stages[0].trainable"),
+    ({"kind": "stage1", "steps": 1, "batch": 5, "accumulation": 5, "loss": {"coherance": 0}}, "did you mean 'coherence'"),
+])
+def test_mistakes_are_named_before_any_work(tmp_path, capsys, stage, words):
+    path = write_config(tmp_path, [stage])
+    assert main([str(path)]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1 and "Traceback" not in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"sede": 1}, "did you mean 'seed'"),
+    ({"preset": "smal"}, "no preset is called 'smal'"),
+    ({"model": {"unet": {"dims": 3}}}, "did you mean 'dim'"),
+    ({"root": "/nowhere"}, "there is no folder /nowhere/train_photos"),
+    ({"ema": 1.5}, "ema"),
+    ({"init": "/nowhere.safetensors"}, "no checkpoint /nowhere.safetensors"),
+])
+def test_mistakes_of_the_run_are_named(tmp_path, capsys, changes, words):
+    assert main([str(write_config(tmp_path, **changes))]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_not_yaml_missing_file_and_missing_stages(tmp_path, capsys):
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("stages: [")
+    assert main([str(bad)]) == 2 and "not YAML" in capsys.readouterr().err
+    assert main([str(tmp_path / "none.yaml")]) == 2 and "cannot read" in capsys.readouterr().err
+    bad.write_text("seed: 1")
+    assert main([str(bad)]) == 2 and "stages" in capsys.readouterr().err
+    bad.write_text("")
+    assert main([str(bad)]) == 2 and "expected a mapping" in capsys.readouterr().err
+
+
+def test_set_changes_one_key(tmp_path):
+    path = write_config(tmp_path)
+    config = configs.load(path, ["stages.1.lr=2e-3", "validation.clips=3", "data.blur.extent=[1, 2]"])
+    assert config.stages[1].lr == 2e-3 and config.validation.clips == 3
+    assert configs.blur_config(config).extent == (1.0, 2.0)
+    for text, words in (("stages.9.lr=1", "no item"), ("seed", "KEY=VALUE"), ("stages.0.lr.x=1", "no keys")):
+        with pytest.raises(ConfigError, match=words):
+            configs.load(path, [text])
+
+
+def test_total_minutes_scales_the_stages(tmp_path):
+    stages = [{**s, "minutes": float(i + 1)} for i, s in enumerate(STAGES)]
+    for stage in stages:
+        del stage["steps"]
+    config = configs.scale_minutes(configs.load(write_config(tmp_path, stages)), 30)
+    assert [s.minutes for s in config.stages] == [2, 4, 6, 8, 10]
+    with pytest.raises(ConfigError, match="minutes"):
+        configs.scale_minutes(configs.load(write_config(tmp_path)), 30)
+
+
+def test_a_stages_blur_changes_the_runs(tmp_path):
+    config = configs.load(write_config(tmp_path))
+    stage = dataclasses.replace(config.stages[0], blur={"duty": [0.5, 0.6]})
+    blur = configs.blur_config(config, stage)
+    assert blur.duty == (0.5, 0.6) and blur.extent == (1.0, 4.0)

@@ -1,0 +1,57 @@
+"""Losses against literal, slow transcriptions of their formulas."""
+from __future__ import annotations
+
+import math
+
+import torch
+
+from train import losses
+
+
+def pair(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(shape, generator=g), torch.randn(shape, generator=g)
+
+
+def test_v_and_coherence_follow_the_paper_term_by_term():
+    """Paper eq. 3: ||v - v_hat||^2; eq. 4: sum_j ||(v_{j+1} - v_j) - (v_hat_{j+1} - v_hat_j)||^2; both over the number of elements."""
+    v_hat, v = pair(2, 3, 4, 5, 6)
+    eq3 = eq4 = 0.0
+    batch, channels, frames, height, width = v.shape
+    for b in range(batch):
+        for c in range(channels):
+            for y in range(height):
+                for x in range(width):
+                    for j in range(frames):
+                        eq3 += (v[b, c, j, y, x].item() - v_hat[b, c, j, y, x].item()) ** 2
+                    for j in range(frames - 1):
+                        dv = v[b, c, j + 1, y, x].item() - v[b, c, j, y, x].item()
+                        dv_hat = v_hat[b, c, j + 1, y, x].item() - v_hat[b, c, j, y, x].item()
+                        eq4 += (dv - dv_hat) ** 2
+    total = losses.v_loss(v_hat, v) + 0.1 * losses.coherence_loss(v_hat, v)
+    assert abs(total.item() - (eq3 + 0.1 * eq4) / v.numel()) < 1e-6
+
+
+def test_a_constant_error_is_coherent_and_a_single_frame_has_no_coherence():
+    v, _ = pair(1, 2, 3, 4, 4)
+    assert losses.coherence_loss(v + 1, v).item() < 1e-12
+    assert losses.coherence_loss(v[:, :, :1] * 2, v[:, :, :1]).item() == 0
+    assert losses.frame_difference_loss(v[:, :, :1] * 2, v[:, :, :1]).item() == 0
+
+
+def test_kl_of_a_gaussian():
+    mean, logvar = torch.tensor([0.0, 2.0]), torch.tensor([0.0, math.log(0.25)])
+    expected = (0.0 + 0.5 * (4 + 0.25 - 1 - math.log(0.25))) / 2
+    assert abs(losses.kl_loss(mean, logvar).item() - expected) < 1e-6
+
+
+def test_pixel_losses_of_known_errors():
+    a, b = pair(1, 3, 2, 8, 8)
+    assert abs(losses.charbonnier(a, b).item() - ((a - b) ** 2 + 1e-6).sqrt().mean().item() + 1e-3) < 1e-6
+    assert losses.gradient_loss(a + 5, a).item() < 1e-5
+    ramp = torch.arange(8.0).expand(1, 3, 2, 8, 8)
+    assert abs(losses.gradient_loss(a + 2 * ramp, a).item() - 2) < 1e-5
+    spectrum = torch.fft.rfft2((a - b).double(), norm="ortho")
+    assert abs(losses.fft_loss(a, b).item() - 0.5 * (spectrum.real.abs() + spectrum.imag.abs()).mean().item()) < 1e-6
+    slow = (a[:, :, 1] - a[:, :, 0] - b[:, :, 1] + b[:, :, 0]).abs().mean()
+    assert abs(losses.frame_difference_loss(a, b) - slow) < 1e-6

@@ -1,0 +1,201 @@
+"""A run that is killed at any moment continues with the identical loss curve; what stops a run says so in one sentence."""
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from training_tools import STAGES, losses, write_config
+
+from train import config as configs
+from train import start, state
+from train.__main__ import main
+from train.loop import NotFinite, run
+from vdd_model import tensorfile
+from vdd_model.checkpoint import load
+from vdd_model.errors import UserError
+
+# A server that has imported everything once and forks the runs that are to be killed.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["train.loop", "train.data", "open_clip.transformer"])
+STEPS = [{**stage, "steps": 6} for stage in STAGES[2:4]]
+
+
+def quiet(text: str) -> None:
+    pass
+
+
+def train(path: Path, slow_write: str = "", slow_step: float = 0.0) -> None:
+    """One call of the program; `slow_write` names a file that is made when a state is half written, then it waits to be killed."""
+    if slow_write:
+        def wait(handle):
+            Path(slow_write).touch()
+            time.sleep(60)
+
+        tensorfile.os.fsync = wait
+    if slow_step:
+        update = state.Average.update
+
+        def slowly(self):
+            time.sleep(slow_step)
+            update(self)
+
+        state.Average.update = slowly
+    raise SystemExit(main([str(path), "--resume"]))
+
+
+def start_process(*arguments) -> multiprocessing.Process:
+    process = CONTEXT.Process(target=train, args=arguments)
+    process.start()
+    return process
+
+
+def wait_for(condition, process, seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.is_alive() and time.monotonic() < end, f"exit code {process.exitcode}"
+        time.sleep(0.01)
+
+
+def kill(process) -> None:
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def lines(folder: Path) -> int:
+    log = folder / "run" / "log.jsonl"
+    return log.read_text().count("\n") if log.exists() else 0
+
+
+def test_killed_runs_continue_with_the_identical_curve_and_weights(tmp_path):
+    """kill -9 between steps, twice, and twice while a state is being written."""
+    reference, killed = tmp_path / "reference", tmp_path / "killed"
+    for folder in (reference, killed):
+        folder.mkdir()
+    path = write_config(reference, STEPS, export_dtype="float32")
+    run(configs.load(path), say=quiet)
+    shutil.copytree(reference / "data", killed / "data")
+    path = write_config(killed, STEPS, export_dtype="float32")
+    kills = 0
+    for wanted in (1, 8):                                   # in the first stage, in the second
+        process = start_process(path, "", 0.3)
+        wait_for(lambda n=wanted: lines(killed) > n, process)
+        kill(process)
+        kills += 1
+        marker = killed / f"writing{wanted}"
+        process = start_process(path, str(marker))
+        wait_for(marker.exists, process)
+        assert list((killed / "run" / "states").glob(".*.part"))
+        kill(process)
+        kills += 1
+    process = start_process(path)
+    process.join()
+    assert process.exitcode == 0 and kills == 4
+    assert losses(killed / "run") == losses(reference / "run")
+    ours, theirs = (load(folder / "run" / "vdd.safetensors").state_dict() for folder in (killed, reference))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert not list((killed / "run" / "states").glob(".*.part"))
+    assert len(list((killed / "run" / "states").glob("state-*"))) == 2          # keep
+
+
+def test_minutes_end_a_call_and_resume_goes_on(tmp_path):
+    config = configs.load(write_config(tmp_path, STEPS[:1]))
+    assert run(config, minutes=1e-9, say=quiet) is None
+    assert (tmp_path / "run" / "vdd.safetensors").exists()
+    with pytest.raises(UserError, match="already holds a run"):
+        run(config, say=quiet)
+    assert run(config, resume=True, say=quiet) is not None
+    assert [step for _, step, _, _ in losses(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+    wider = {**config.model, "adapter": {"channels": 24}}
+    for change, words in (({"seed": 7}, "seed 0, not 7"), ({"model": wider}, "another model: adapter"),
+                          ({"stages": STEPS[1:]}, "has done the stages stage1")):
+        other = configs.load(write_config(tmp_path, **({"stages": STEPS[:1]} | change)))
+        with pytest.raises(UserError, match=words):
+            run(other, resume=True, say=quiet)
+
+
+def test_stage_given_in_minutes_ends_by_the_clock(tmp_path):
+    stage = {key: value for key, value in STAGES[2].items() if key != "steps"} | {"minutes": 0.02}
+    assert run(configs.load(write_config(tmp_path, [stage])), say=quiet) is not None
+    assert losses(tmp_path / "run")
+
+
+def test_damaged_state_is_passed_over(tmp_path):
+    config = configs.load(write_config(tmp_path, STEPS[:1]))
+    run(config, say=quiet)
+    states = sorted((tmp_path / "run" / "states").glob("state-*"))
+    states[-1].write_bytes(states[-1].read_bytes()[:1000])
+    said: list[str] = []
+    run(config, resume=True, say=said.append)
+    assert any("passing over" in text for text in said) and any("step 6" in text for text in said)
+
+
+def test_nan_stops_with_the_step_the_files_and_the_last_state(tmp_path, monkeypatch):
+    from train.data import PhotoClips
+
+    batch, calls = PhotoClips.batch, []
+
+    def poisoned(self, *args, **kwargs):
+        calls.append(args[1])
+        clips = batch(self, *args, **kwargs)
+        return clips._replace(sharp=clips.sharp * float("nan")) if len(calls) == 4 else clips
+
+    monkeypatch.setattr(PhotoClips, "batch", poisoned)
+    with pytest.raises(NotFinite) as caught:
+        run(configs.load(write_config(tmp_path, STEPS[:1])), say=quiet)
+    message = str(caught.value)
+    assert "step 4 of stage 0 (stage1)" in message
+    assert all(f"sample {index}" in message for index in calls[3]) and "train_photos" in message
+    assert "state-00-00000002" in message
+    good = state.newest(tmp_path / "run" / "states")
+    assert good.progress.step == 2 and all(bool(torch.isfinite(value).all()) for value in good.tensors.values())
+
+
+def test_full_disk_is_one_sentence_before_any_work(tmp_path, monkeypatch, capsys):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(state.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 1000))
+    assert main([str(write_config(tmp_path, STEPS[:1]))]) == 2
+    error = capsys.readouterr().err
+    assert "room" in error and error.count("\n") == 1
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_disk_that_fills_up_keeps_the_older_state(tmp_path, monkeypatch, capsys):
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    path = write_config(tmp_path, STEPS[:1])
+    assert main([str(path), "--set", "stages.0.steps=2"]) == 0
+    monkeypatch.setattr(tensorfile.os, "fsync", full)
+    assert main([str(path), "--resume"]) == 2
+    assert "no room on the disk" in capsys.readouterr().err
+    assert state.newest(tmp_path / "run" / "states") is not None
+
+
+def test_checkpoint_of_another_model_is_refused(tmp_path, tiny_checkpoint, capsys):
+    changes = {"init": str(tiny_checkpoint), "model": {"unet": {"dim": 64}}}
+    assert main([str(write_config(tmp_path, STEPS[:1], **changes))]) == 2
+    assert "checkpoint of another model: name" not in (error := capsys.readouterr().err) and "another model" in error
+    path = write_config(tmp_path, STEPS[:1], init=str(tiny_checkpoint))
+    model = start.make_model(configs.load(path), None, quiet)
+    expected = load(tiny_checkpoint).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
+def test_fixed_samples_are_encoded_once(tmp_path):
+    config = configs.load(write_config(tmp_path, [{**STEPS[0], "steps": 4}], data={"samples": 8, "workers": 1}))
+    run(config, say=quiet)
+    folders = list((tmp_path / "run" / "cache").iterdir())
+    assert len(folders) == 1 and len(list(folders[0].glob("*.safetensors"))) == 8
+    shutil.rmtree(tmp_path / "run" / "states")
+    (tmp_path / "run" / "log.jsonl").unlink()
+    other = configs.load(write_config(tmp_path, [{**STEPS[0], "steps": 4, "crop": 48}], data={"samples": 8}))
+    run(other, say=quiet)
+    assert len(list((tmp_path / "run" / "cache").iterdir())) == 2

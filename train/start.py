@@ -1,0 +1,146 @@
+"""Everything before the first step: checks, the model at the place where the run stands, accelerate."""
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vdd_model import checkpoint
+from vdd_model.config import ConfigError, ModelConfig
+from vdd_model.errors import UserError
+from vdd_model.model import DeblurModel
+
+from . import state as states
+from .config import TrainConfig, differences, model_config
+from .stages import set_latent_scale, trainable_names
+
+FREE_TO_CHANGE = ("root", "out", "init", "threads", "log_every", "keep", "save_every", "save_minutes", "validation", "trackers")
+
+
+def check_data(config: TrainConfig) -> None:
+    """Refuse missing folders, before any work. Raises ConfigError."""
+    validation = config.validation
+    folders = {"data.folder": config.data.folder, "validation.pairs": validation.pairs, "validation.photos": validation.photos}
+    for key, name in folders.items():
+        if name and not (Path(config.root) / name).exists():
+            raise ConfigError(f"{key}: there is no folder {Path(config.root) / name}; give the data's place with --root")
+
+
+def check_split(config: TrainConfig, processes: int) -> None:
+    """Refuse batches that the processes and parts cannot share equally. Raises ConfigError."""
+    for number, stage in enumerate(config.stages):
+        if stage.batch % (stage.accumulation * processes):
+            raise ConfigError(f"stages[{number}].batch: {stage.batch} cannot be shared by {processes} processes "
+                              f"x {stage.accumulation} parts")
+
+
+def find_state(config: TrainConfig, folder: Path, resume: bool, say) -> states.State | None:
+    """The state to go on from, checked against `config`; other changes than of the model and the seed are named and allowed.
+
+    Raises UserError for a folder that holds a run although `resume` is off, and for a state of another model, seed or order of stages.
+    """
+    if not resume:
+        if states.exists(folder):
+            raise UserError(f"{folder.parent} already holds a run: continue it with --resume, or choose another folder with --out")
+        return None
+    found = states.newest(folder, say)
+    if found is None:
+        return None
+    if different := model_differences(ModelConfig.from_json(found.record["model"]), model_config(config)):
+        raise UserError(f"{found.path} is a state of another model: {different} (state against this run)")
+    old, new = found.record["config"], json.loads(json.dumps(dataclasses.asdict(config)))
+    if old["seed"] != config.seed:
+        raise UserError(f"{found.path} belongs to a run with seed {old['seed']}, not {config.seed}")
+    where = found.progress.stage
+    kinds = [s["kind"] for s in old["stages"]][:where + bool(found.progress.step)]
+    if kinds != [s.kind for s in config.stages][:len(kinds)]:
+        raise UserError(f"{found.path} has done the stages {', '.join(kinds)}, which this configuration does not begin with; "
+                        "start a new run with `init` instead")
+    changed = [key for key in differences(old, new) if not key.startswith(FREE_TO_CHANGE)]
+    if changed:
+        say(f"the configuration has changed since that state: {', '.join(changed)}")
+    return found
+
+
+def make_model(config: TrainConfig, restored: states.State | None, say=print) -> DeblurModel:
+    """The model of a state, of the checkpoint `init`, or with seeded random weights. On the CPU. Raises UserError."""
+    wanted = model_config(config)
+    torch.manual_seed(config.seed)
+    if restored is not None:
+        wanted = ModelConfig.from_json(restored.record["model"])
+    elif config.init:
+        found = checkpoint.read_config(config.init)
+        if different := model_differences(found, wanted):
+            raise UserError(f"{config.init} is a checkpoint of another model: {different} (checkpoint against this run)")
+        wanted = found
+    model = DeblurModel(wanted)
+    if restored is not None:
+        fill(model, restored.part("model"))
+        set_latent_scale(model, wanted.vae.latent_scale)
+        say(f"resuming {restored.path.name}: stage {restored.progress.stage}, step {restored.progress.step}")
+    elif config.init:
+        fill(model, checkpoint.load(config.init, dtype=torch.float32).state_dict())
+        say(f"starting from {config.init}")
+    for number, stage in enumerate(config.stages):
+        try:
+            trainable_names(model, stage)
+        except ConfigError as error:
+            raise ConfigError(f"stages[{number}].{error}") from None
+    return model
+
+
+def prepare_model(model: DeblurModel, config: TrainConfig, device: torch.device) -> DeblurModel:
+    """On the device, in train mode, with the run's memory format, checkpointing and compilation."""
+    if config.channels_last:
+        for parameter in model.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    model.unet.gradient_checkpointing = config.gradient_checkpointing
+    model = model.to(device).train()
+    if config.compile:                                   # in place: parameter names stay
+        for module in (model.unet, model.encoder1.spatial_head.encoder, model.encoder2.spatial_head.encoder, model.vae.encoder):
+            module.compile()
+        model.vae.decoder.features = torch.compile(model.vae.decoder.features)
+        if model.vae.fidelity is not None:
+            model.vae.fidelity.compile()
+    return model
+
+
+@torch.no_grad()
+def fill(model: DeblurModel, values: dict[str, Tensor]) -> None:
+    """Copy values into the model's tensors, all of them."""
+    targets = model.state_dict()
+    if set(targets) != set(values):
+        raise UserError(f"tensors are missing or unknown: {sorted(set(targets) ^ set(values))[:3]}")
+    for name, target in targets.items():
+        target.copy_(values[name])
+
+
+def model_differences(found: ModelConfig, wanted: ModelConfig) -> str:
+    """Differences of two model configurations that matter to the weights, as text; name and measured latent_scale do not."""
+    a, b = (json.loads(c.to_json()) for c in (found, wanted))
+    for data in (a, b):
+        data["vae"]["latent_scale"] = data["name"] = None
+    keys = differences(a, b)
+    return ", ".join(f"{key} is {_at(a, key)} against {_at(b, key)}" for key in keys[:3]) + (", ..." if len(keys) > 3 else "")
+
+
+def _at(data, key: str):
+    for part in key.replace("[", ".").replace("]", "").split("."):
+        data = data[int(part)] if isinstance(data, list) else (data or {}).get(part)
+    return data
+
+
+def make_accelerator(config: TrainConfig):
+    """accelerate for this process: precision, trackers, gradients shared by DDP (`fsdp` is ours, see `train.shard`)."""
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    shared = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
+    return Accelerator(mixed_precision="bf16" if config.precision == "bfloat16" else "no", log_with=list(config.trackers) or None,
+                       project_dir=config.out if config.trackers else None, kwargs_handlers=[shared],
+                       cpu=not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true")
