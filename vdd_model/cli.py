@@ -91,7 +91,8 @@ def _add_deblur(commands, common: argparse.ArgumentParser) -> None:
 
     work = deblur.add_argument_group("memory and speed")
     work.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the first there is)")
-    work.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the checkpoint's own, float32 on a CPU")
+    work.add_argument("--dtype", choices=("float32", "bfloat16", "float16"),
+                      help="default: bfloat16 where the processor computes in it, else float32 (float16 on a GPU)")
     work.add_argument("--window", type=int, default=16, help="frames deblurred together (default: %(default)s)")
     work.add_argument("--overlap", type=int, default=4, help="frames that neighbouring windows share (default: %(default)s)")
     work.add_argument("--tile", type=int, help="side of the tiles in pixels; 0: whole frames (default: by size)")
@@ -235,8 +236,6 @@ def _load(arguments: argparse.Namespace):
         except (RuntimeError, AssertionError):
             raise UserError(f"there is no device {device!r} that this PyTorch can use") from None
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
-    if dtype is None and torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type == "cpu":
-        dtype = torch.float32                                  # half precision is slow or missing there
     return Deblurrer(arguments.checkpoint, device=device, dtype=dtype)
 
 

@@ -72,4 +72,4 @@ class ImageEncoder(nn.Module):
 
     def spatial(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(N, 3, H, W) in [-1, 1] -> scaled latents (N, latent_channels, h, w), features fine to coarse."""
-        return self.spatial_head(images)
+        return self.spatial_head(images.to(self.spatial_head.quant_conv.weight.dtype))

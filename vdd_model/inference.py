@@ -78,8 +78,11 @@ def make_tiling(tile: int | None, overlap: int | None, height: int, width: int, 
     return Tiling(tile, min(math.ceil(overlap / divisor), tile // divisor // 2) * divisor)
 
 
-def to_pixels(frames: Sequence[Tensor], divisor: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Frames (H, W, 3) in [0, 1] -> (1, 3, F, H', W') in [-1, 1], padded at the bottom and right to multiples of `divisor`."""
+def to_pixels(frames: Sequence[Tensor], divisor: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Frames (H, W, 3) in [0, 1] -> (1, 3, F, H', W') in [-1, 1], padded at the bottom and right to multiples of `divisor`.
+
+    Pixels stay float32 beside a network of half precision: what the fidelity branch adds its residual to is not rounded.
+    """
     x = torch.stack([frame.to(device, torch.float32) for frame in frames]).movedim(3, 1)
     x = pad_to_multiple(x.mul_(2).sub_(1), divisor)
     return x.transpose(0, 1)[None].to(dtype)
@@ -117,7 +120,7 @@ def encode_frames(model: DeblurModel, pixels: Tensor, tiling: Tiling = Tiling(),
             parts.append(model.encode_blurred(part).latents)
         return torch.cat(parts, dim=2)
 
-    return blend(pieces, encode).to(pixels.dtype)
+    return blend(pieces, encode)
 
 
 @torch.no_grad()
