@@ -23,11 +23,9 @@ NODES: list[type[io.ComfyNode]] = [
 class DeblurExtension(ComfyExtension):
     """What ComfyUI asks for the nodes."""
 
-    async def on_load(self) -> None:
-        folders.register()
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        folders.register()                # here and not in on_load, which older hosts never call
         if importlib.util.find_spec("open_clip") is None:
             logging.warning("Video deblurring: the package open_clip_torch is missing, checkpoints cannot be loaded until it is "
                             "installed (pip install open_clip_torch)")
-
-    async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

@@ -17,11 +17,11 @@ def schema(**keywords) -> io.Schema:
 
 
 def advanced(make: Callable[..., io.Input], *args, **keywords) -> io.Input:
-    """An input that newer hosts (0.10.0) fold away under "advanced"; an ordinary one elsewhere."""
+    """An input that may be left out, and that newer hosts (0.10.0) fold away under "advanced"."""
     try:
-        return make(*args, advanced=True, **keywords)
+        return make(*args, optional=True, advanced=True, **keywords)
     except TypeError:
-        return make(*args, **keywords)
+        return make(*args, optional=True, **keywords)
 
 
 def seed_input() -> io.Input:
