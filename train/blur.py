@@ -291,7 +291,8 @@ def render(sample: Plan, photos: Sequence[Tensor], size: int, device: torch.devi
         sharp_textures.append((colour if mask is None else torch.cat([colour, mask]))[None])
         light_textures.append((energy if mask is None else torch.cat([energy * mask, mask]))[None])
 
-    sharp = _compose_sharp(sharp_textures, [t.truth for t in textures], size, sample.linear)
+    layered = sample.linear and bool(sample.layers)      # without layers the truth need not leave sRGB
+    sharp = _compose_sharp(sharp_textures, [t.truth for t in textures], size, layered)
     blurred = torch.empty_like(sharp)
     chunk = max(1, CHUNK_PIXELS // size**2) if sharp.device.type == "cpu" else max(sample.counts)
     for j, count in enumerate(sample.counts):
@@ -301,7 +302,7 @@ def render(sample: Plan, photos: Sequence[Tensor], size: int, device: torch.devi
         else:
             total = sum(_compose(light_textures, [m[a:a + chunk] for m in matrices], size).sum(0) for a in range(0, count, chunk))
             torch.div(total, count, out=blurred[j])
-    if sample.linear:
+    if layered:
         sharp = camera.linear_to_srgb(sharp)
     blurred = camera.degrade(blurred, sample.linear, **sample.camera)
     return blurred.transpose(0, 1), sharp.transpose(0, 1)

@@ -52,9 +52,11 @@ def bayer_noise(linear: Tensor, shot: float, read: float, red: float, blue: floa
         mosaic[(y + phase[0]) % 2, (x + phase[1]) % 2, channel] = 1.0
     mosaic = mosaic.permute(2, 0, 1).repeat(1, height // 2 + 1, width // 2 + 1)[:, :height, :width]
     noise = (linear / gains * shot + read * read).clamp_min(0).sqrt_() * normal * (mosaic * gains)
-    cross, full = [[0, 1, 0], [1, 4, 1], [0, 1, 0]], [[1, 2, 1], [2, 4, 2], [1, 2, 1]]
-    kernel = linear.new_tensor([full, cross, full]).view(3, 1, 3, 3) / 4
-    return linear + F.conv2d(F.pad(noise, (1, 1, 1, 1), mode="reflect"), kernel, groups=3)
+    padded = F.pad(noise, (1, 1, 1, 1), mode="reflect")
+    demosaiced = 4 * F.avg_pool2d(F.avg_pool2d(padded, 2, 1), 2, 1)        # red and blue: [1 2 1] x [1 2 1] / 4
+    green = padded[:, 1]
+    demosaiced[:, 1] = noise[:, 1] + (green[:, :-2, 1:-1] + green[:, 2:, 1:-1] + green[:, 1:-1, :-2] + green[:, 1:-1, 2:]) / 4
+    return demosaiced.add_(linear)
 
 
 # Annex K of ISO/IEC 10918-1.
