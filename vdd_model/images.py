@@ -18,6 +18,7 @@ from .video_in import Clip, Frame, MediaError, _layout_of, orientation, turn
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".exr", ".ppm", ".pgm", ".tga", ".dpx", ".jp2"}
 _CENTRED = {"mjpeg", "webp"}
+_NUMBERED = re.compile(r"%0?\d*d")
 
 
 def natural_order(paths: Sequence[Path]) -> list[Path]:
@@ -27,13 +28,13 @@ def natural_order(paths: Sequence[Path]) -> list[Path]:
 
 def find_images(where: str | Path) -> list[Path]:
     """The pictures of a folder, of a `*` pattern or of a `%06d` pattern, in order; empty when there are none."""
-    text = str(where)
-    if "%" in text:
-        number = re.compile(re.sub(r"%0?\d*d", r"\\d+", re.escape(Path(text).name).replace(r"\%", "%")))
-        folder = Path(text).parent
-        found = [p for p in folder.iterdir() if number.fullmatch(p.name)] if folder.is_dir() else []
-    elif Path(text).is_dir():
-        found = [p for p in Path(text).iterdir() if not p.name.startswith(".")]
+    text, path = str(where), Path(where)
+    if path.is_dir():
+        found = [p for p in path.iterdir() if not p.name.startswith(".")]
+    elif _NUMBERED.search(path.name):
+        before, after = _NUMBERED.split(path.name, maxsplit=1)
+        name = re.compile(re.escape(before) + r"\d+" + re.escape(after))
+        found = [p for p in path.parent.iterdir() if name.fullmatch(p.name)] if path.parent.is_dir() else []
     else:
         found = [Path(p) for p in glob.glob(text)]
     return natural_order([p for p in found if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()])

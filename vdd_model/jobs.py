@@ -89,15 +89,15 @@ def run(job: Job, make_deblurrer: Callable, options: DeblurOptions, output: Outp
         raise MediaError(f"{job.label}: its sound ({', '.join(lacking)}) cannot be stored in {job.target.suffix}; "
                          "choose an output ending in .mkv or .mov, or --no-audio")
     folder = part_folder(job.target)
-    if folder.exists() and not resume:
-        remove(folder)
     try:
         job.target.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise MediaError(f"{folder} cannot be made ({error.strerror})") from None
-    try:
-        with _locked(folder):
+    with _locked(folder):
+        if not resume:
+            _empty(folder)
+        try:
             _check_journal(folder, job, clip, options, output, identity)
             sink = _make_sink(job, clip, encoding, folder, output)
             with contextlib.closing(sink):
@@ -105,25 +105,36 @@ def run(job: Job, make_deblurrer: Callable, options: DeblurOptions, output: Outp
                 if sink.done:
                     say(f"{job.label}: goes on after {sink.done} finished frames")
                 reader, extra = _work(job, clip, sink, make_deblurrer, options, quiet, say)
-                if sink.done == 0:
-                    raise MediaError(f"{job.label} holds not one frame that can be decoded")
                 notes += reader.notes + extra
                 notes += sink.finish(job.target, clip, audio=output.audio)
-            frames = sink.done
-        remove(folder)
-        if preview:
-            from .preview import write_preview
-            notes += write_preview(clip, job.target)
-    except (OSError, UserError) as error:
-        if no_room(error):
-            raise MediaError(f"no room left on the disk for {job.target}; what is finished is kept in {folder}: "
-                             "free some space and run again with --resume") from error
-        if folder.exists() and not any(p.suffix in (".raw", ".bin") or p.name == "pictures" and any(p.iterdir()) for p in folder.iterdir()):
-            remove(folder)                                     # nothing was finished yet
-        if isinstance(error, UserError):
-            raise
-        raise MediaError(f"{job.target} cannot be written ({error.strerror or error})") from error
-    return Outcome(job.target, frames, time.monotonic() - started, reader.lost, notes)
+            remove(folder)
+        except (OSError, UserError) as error:
+            if no_room(error):
+                raise MediaError(f"no room left on the disk for {job.target}; what is finished is kept in {folder}: "
+                                 "free some space and run again with --resume") from error
+            if not _holds_work(folder):
+                remove(folder)
+            if isinstance(error, UserError):
+                raise
+            raise MediaError(f"{job.target} cannot be written ({error.strerror or error})") from error
+    if preview:
+        from .preview import write_preview
+        notes += write_preview(clip, job.target)
+    return Outcome(job.target, sink.done, time.monotonic() - started, reader.lost, notes)
+
+
+def _empty(folder: Path) -> None:
+    """Delete what an earlier run left, except the lock that this run holds."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            remove(path)
+        elif path.name != "lock":
+            path.unlink()
+
+
+def _holds_work(folder: Path) -> bool:
+    """Whether any frame has been finished there."""
+    return any(p.is_dir() and any(p.iterdir()) or p.suffix in (".raw", ".bin") and p.stat().st_size for p in folder.iterdir())
 
 
 def _make_sink(job: Job, clip: Clip, encoding: Encoding | None, folder: Path, output: OutputOptions) -> VideoSink | ImageSink:

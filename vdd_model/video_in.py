@@ -90,6 +90,8 @@ def open_container(path: Path):
         container = av.open(str(path), metadata_errors="replace")
     except PermissionError:
         raise MediaError(f"{path} may not be read (permission denied)") from None
+    except av.EOFError:
+        raise MediaError(f"{path} ends behind its header and holds not one frame") from None
     except (av.FFmpegError, OSError, ValueError) as error:
         raise MediaError(f"{path} is not a video that can be read, or its header is missing ({_reason(error)})") from error
     if set(container.format.name.split(",")) & NOT_VIDEO:
@@ -189,7 +191,11 @@ def _first_frame(container, stream, path: Path) -> av.VideoFrame:
 
 def orientation(frame: av.VideoFrame) -> tuple[int, bool]:
     """(quarter turns counter-clockwise, mirrored first) from the frame's display matrix."""
-    for data in (frame.side_data[i] for i in range(len(frame.side_data))):
+    try:
+        entries = [frame.side_data[i] for i in range(len(frame.side_data))]
+    except ValueError:                                         # a kind that this PyAV does not know, such as EXIF
+        return round(getattr(frame, "rotation", 0) / 90) % 4, False
+    for data in entries:
         if data.type.name == "DISPLAYMATRIX":
             a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].astype(np.float64) / 65536
             flip = a * d - b * c < 0

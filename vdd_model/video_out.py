@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import av
 import numpy as np
+import torch
 
 from .planes import BT709, RGB, SMPTE170M, UNSPECIFIED, ColorTags, from_rgb
 from .video_in import Clip, MediaError, open_container
@@ -125,6 +126,9 @@ def choose_encoding(clip: Clip, path: Path, options: OutputOptions) -> Encoding:
         encoder = {"crf": str(crf), "preset": options.preset}
         if codec == "hevc":
             encoder["x265-params"] = "log-level=error"
+        elif torch.backends.cpu.get_cpu_capability() == "AVX512":
+            # x264's AVX-512 code for macroblock trees reads memory that was never written, so two runs differ; AVX2's does not
+            encoder["x264-params"] = "asm=avx2"
     return Encoding(codec, clip.width, clip.height, pix_fmt, clip.rate, clip.time_base, output_tags(clip, codec), clip.gray, alpha,
                     clip.pixel_aspect, tuple(encoder.items()), tuple(notes))
 

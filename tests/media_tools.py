@@ -1,0 +1,107 @@
+"""Small clips for tests, and a stand-in for the model that gives every frame back. Run as a script it is `vdd` with the stand-in."""
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import av
+import numpy as np
+import torch
+
+from vdd_model.planes import ColorTags, from_rgb
+
+
+class IdentityDeblurrer:
+    """Gives the frames back unchanged, in chunks of one stride, keeping the interface of pipeline.Deblurrer."""
+
+    def __init__(self, delay: float = 0.0, stop_after: int | None = None, error: BaseException | None = None):
+        self.delay, self.stop_after, self.error = delay, stop_after, error
+
+    def stream(self, frames, options, *, first_frame=0, input_start=0, total=None, progress=None, notice=None):
+        held, index = [], input_start
+        for frame in frames:
+            if index >= first_frame:
+                held.append(frame)
+            index += 1
+            if held and index % options.stride == 0:
+                if self.stop_after is not None and index > self.stop_after:
+                    raise self.error or KeyboardInterrupt
+                time.sleep(self.delay)
+                yield torch.stack(held)
+                held = []
+        if held:
+            yield torch.stack(held)
+
+
+def pattern(index: int, height: int = 48, width: int = 64) -> np.ndarray:
+    """(H,W,3) float32: smooth colours with a moving grey bar (no chroma edges, which 4:2:0 blurs), different in every frame."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    rgb = 0.15 + 0.6 * np.stack([x / width, y / height, 0.5 + 0.4 * np.sin((x + y) / 30 + index / 5)], axis=2).astype(np.float32)
+    position = (3 * index) % width
+    rgb[:, position: position + 6] += 0.2
+    return rgb.astype(np.float32)
+
+
+def chart(height: int = 64, width: int = 96, patch: int = 16, seed: int = 3) -> np.ndarray:
+    """(H,W,3) float32 colour chart: primaries, greys, skin and random colours in flat patches."""
+    rng = np.random.default_rng(seed)
+    colors = [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (0, 1, 1), (1, 0, 1), (1, 1, 1), (0, 0, 0), (0.5, 0.5, 0.5), (0.02, 0.02, 0.02),
+              (0.85, 0.65, 0.53), (0.35, 0.45, 0.25)]
+    rows, columns = height // patch, width // patch
+    colors += [tuple(c) for c in rng.random((max(0, rows * columns - len(colors)), 3))]
+    grid = np.array(colors[: rows * columns], np.float32).reshape(rows, columns, 3)
+    return grid.repeat(patch, 0).repeat(patch, 1)
+
+
+def save_clip(path: Path, frames: Sequence[np.ndarray], *, codec: str = "libx264", pix_fmt: str = "yuv420p", rate: Fraction = Fraction(25),
+              times: Sequence[int] | None = None, time_base: Fraction | None = None, tags: ColorTags | None = None, alpha=None,
+              audio: bool = False, rotation: float | None = None, options: dict | None = None, container_options: dict | None = None) -> Path:
+    """Write a clip straight with PyAV, independently of vdd_model.video_out."""
+    tags = tags or ColorTags(1, 1, 1, False)
+    height, width = frames[0].shape[:2]
+    with av.open(str(path), "w", options=container_options or {}) as out:
+        stream = out.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+        context = stream.codec_context
+        context.time_base = stream.time_base = time_base or 1 / rate
+        context.options = options if options is not None else {"crf": "4", "preset": "veryfast"} if "264" in codec else {}
+        if "265" in codec:
+            context.options = {"crf": "4", "x265-params": "log-level=none", **(options or {})}
+        context.color_range = 2 if tags.full_range else 1
+        context.colorspace, context.color_primaries, context.color_trc = tags.matrix, tags.primaries, tags.transfer
+        if rotation is not None:
+            stream.set_display_rotation(rotation)
+        sound = out.add_stream("aac", rate=44100, layout="mono") if audio else None
+        for index, rgb in enumerate(frames):
+            frame = from_rgb(rgb, alpha, pix_fmt, tags)
+            frame.pts, frame.time_base = times[index] if times else index, context.time_base
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+        if sound:
+            seconds = len(frames) / float(rate)
+            wave = (0.2 * np.sin(np.arange(int(44100 * seconds)) * 0.05)).astype(np.float32)[None]
+            for start in range(0, wave.shape[1], 1024):
+                piece = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave[:, start: start + 1024]), "fltp", "mono")
+                piece.sample_rate, piece.pts, piece.time_base = 44100, start, Fraction(1, 44100)
+                out.mux(sound.encode(piece))
+            out.mux(sound.encode(None))
+    return path
+
+
+def packets(path: Path, kind: str) -> list[tuple[float, bytes]]:
+    """(time in seconds, data) of every packet of the first stream of `kind`."""
+    with av.open(str(path)) as container:
+        stream = getattr(container.streams, kind)[0]
+        return [(float(p.pts * p.time_base), bytes(p)) for p in container.demux(stream) if p.size]
+
+
+if __name__ == "__main__":
+    from vdd_model.cli import main
+    sys.exit(main(sys.argv[1:], IdentityDeblurrer(float(os.environ.get("STAND_IN_DELAY", "0")))))

@@ -1,0 +1,118 @@
+"""The command line: help without heavy imports, exit codes, several inputs, shared work."""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from media_tools import IdentityDeblurrer, pattern, save_clip
+
+from vdd_model.cli import main
+from vdd_model.video import probe, read_clip, write_image
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = ROOT / "tests" / "media_tools.py"
+
+
+def clip(path: Path, frames: int = 5) -> Path:
+    return save_clip(path, [pattern(i) for i in range(frames)])
+
+
+@pytest.mark.parametrize("command", [[], ["deblur"], ["compare"], ["convert"], ["info"]])
+def test_help_is_fast_and_imports_nothing_heavy(command):
+    code = ("import sys; from vdd_model.cli import main; code = main(sys.argv[1:]); "
+            "heavy = {'torch', 'numpy', 'av', 'kornia', 'PIL', 'open_clip'} & set(sys.modules); sys.exit(code or (str(heavy) if heavy else 0))")
+    started = time.perf_counter()
+    result = subprocess.run([sys.executable, "-c", code, *command, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "usage: vdd" in result.stdout
+    assert time.perf_counter() - started < 2                   # 0.1 s on an idle machine; this one may be busy
+
+
+def test_usage_errors(capsys):
+    assert main([]) == 2
+    assert main(["deblur", "a.mp4"]) == 2
+    assert main(["deblur", "a.mp4", "-o", "b.mp4", "--fps", "fast"]) == 2
+    assert "not a number or a fraction" in capsys.readouterr().err
+    assert main(["--help"]) == 0
+    assert "exit codes" in capsys.readouterr().out
+
+
+def test_wrong_settings_are_one_sentence(tmp_path, capsys):
+    source = str(clip(tmp_path / "a.mp4"))
+    for more in (["--steps", "0"], ["--fidelity", "2"], ["--quality", "99"], ["--window", "0"], ["--codec", "prores"], ["--device", "cuda:99"],
+                 ["--checkpoint", "nowhere.safetensors"]):
+        given = None if more[0] in ("--device", "--checkpoint") else IdentityDeblurrer()
+        assert main(["deblur", source, "-o", str(tmp_path / "o.mp4"), *more], given) == 1, more
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "Traceback" not in error, error
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4"]
+
+
+def test_debug_shows_the_traceback(tmp_path, capsys):
+    assert main(["deblur", str(tmp_path / "none.mp4"), "-o", str(tmp_path / "o.mp4"), "--debug"], IdentityDeblurrer()) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_several_inputs(tmp_path, capsys):
+    clip(tmp_path / "a.mp4")
+    clip(tmp_path / "b.mov")
+    frames = tmp_path / "stills"
+    frames.mkdir()
+    for i in range(3):
+        write_image(frames / f"{i}.png", torch.from_numpy(pattern(i)))
+    out = tmp_path / "out"
+    assert main(["deblur", str(tmp_path / "a.mp4"), str(tmp_path / "b.mov"), str(frames), "-o", str(out)], IdentityDeblurrer()) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["a.mp4", "b.mov", "stills"]
+    assert len(list((out / "stills").iterdir())) == 3
+    assert capsys.readouterr().out.count("frames/s") == 3
+    assert main(["deblur", str(tmp_path / "a.mp4"), "-o", str(out)], IdentityDeblurrer()) == 1
+    assert "--force" in capsys.readouterr().err
+    assert main(["deblur", str(tmp_path / "a.mp4"), "-o", str(out), "--force"], IdentityDeblurrer()) == 0
+
+
+def test_one_bad_clip_does_not_stop_the_others(tmp_path, capsys):
+    clip(tmp_path / "a.mp4")
+    (tmp_path / "b.mp4").write_bytes(b"not a video" * 50)
+    clip(tmp_path / "c.mp4")
+    assert main(["deblur", str(tmp_path), "-o", str(tmp_path / "out")], IdentityDeblurrer()) == 1
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.mp4", "c.mp4"]
+    error = capsys.readouterr().err
+    assert "b.mp4 is not a video" in error and "1 of 3 clips failed" in error
+
+
+def test_the_model_deblurs(tmp_path, tiny_checkpoint, capsys):
+    source = clip(tmp_path / "a.mp4", 9)
+    command = ["deblur", str(source), "-o", str(tmp_path / "o.mp4"), "--checkpoint", str(tiny_checkpoint), "--device", "cpu", "--window", "6",
+               "--overlap", "2", "--preview"]
+    assert main(command) == 0
+    assert probe(tmp_path / "o.mp4").num_frames == 9
+    assert (read_clip(tmp_path / "o.mp4") - read_clip(source)).abs().mean() > 1e-3
+    assert (tmp_path / "o.preview.png").exists() and (tmp_path / "o.preview.mp4").exists()
+
+
+def test_info(tmp_path, tiny_checkpoint, capsys):
+    assert main(["info", str(tiny_checkpoint)]) == 0
+    assert "tiny" in capsys.readouterr().out
+    assert main(["info", str(clip(tmp_path / "a.mp4"))]) == 0
+    assert "64 x 48" in capsys.readouterr().out
+    assert main(["info", str(tmp_path / "none.safetensors")]) == 1
+
+
+def test_two_processes_share_the_inputs(tmp_path):
+    """As `accelerate launch --num_processes 2` starts them: each clip is finished exactly once."""
+    for i in range(5):
+        clip(tmp_path / f"{i}.mp4", 3 + i)
+    command = [sys.executable, str(TOOLS), "deblur", str(tmp_path), "-o", str(tmp_path / "out"), "--quiet"]
+    processes = [subprocess.Popen(command, env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"},
+                                  stdout=subprocess.PIPE, text=True) for rank in range(2)]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    done = [line.split(" -> ")[0] for text in outputs for line in text.splitlines() if " -> " in line]
+    assert sorted(Path(name).name for name in done) == [f"{i}.mp4" for i in range(5)]
+    assert all(" -> " in text for text in outputs)
+    assert [probe(tmp_path / "out" / f"{i}.mp4").num_frames for i in range(5)] == [3 + i for i in range(5)]

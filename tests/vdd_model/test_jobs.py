@@ -1,0 +1,311 @@
+"""A deblurring job: nothing half done under the final name, and the same frames after any interruption."""
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from media_tools import IdentityDeblurrer, packets, pattern, save_clip
+
+from vdd_model import jobs, sinks
+from vdd_model.cli import main
+from vdd_model.inputs import plan, share
+from vdd_model.jobs import Job, run
+from vdd_model.pipeline import Deblurrer, DeblurOptions
+from vdd_model.video import OutputOptions, part_folder, probe, read_clip, write_image
+from vdd_model.video_in import MediaError
+
+TOOLS = Path(__file__).resolve().parents[1] / "media_tools.py"
+OPTIONS = DeblurOptions(window=6, overlap=2)
+
+
+def deblur(source, target: Path, *, stand_in=None, options=OPTIONS, output=None, **more):
+    """`run` with the stand-in for the model, quiet."""
+    source = tuple(source) if isinstance(source, (list, tuple)) else source
+    job = Job(source, target, as_images=not target.suffix or target.suffix == ".png")
+    return run(job, lambda: stand_in or IdentityDeblurrer(), options, output or OutputOptions(preset="veryfast"), quiet=True,
+               **{"say": lambda text: None, **more})
+
+
+def decoded(path: Path) -> list[bytes]:
+    """The planes of every frame."""
+    with av.open(str(path)) as container:
+        return [b"".join(bytes(p) for p in frame.planes) for frame in container.decode(video=0)]
+
+
+@pytest.fixture(scope="module")
+def clip_150(tmp_path_factory) -> Path:
+    """150 frames: three segments."""
+    return save_clip(tmp_path_factory.mktemp("clip") / "in.mp4", [pattern(i) for i in range(150)], audio=True)
+
+
+@pytest.mark.parametrize("suffix, codec", [(".mp4", "h264"), (".mp4", "hevc"), (".mov", "prores"), (".mkv", "ffv1")])
+def test_all_frames_arrive(tmp_path, clip_150, suffix, codec):
+    outcome = deblur(clip_150, tmp_path / f"o{suffix}", output=OutputOptions(codec=codec, preset="ultrafast"))
+    assert outcome.frames == 150 and outcome.lost == 0 and outcome.notes == []
+    before, after = probe(clip_150), probe(tmp_path / f"o{suffix}")
+    assert after.num_frames == 150 and after.rate == before.rate and after.sound == ("aac",)
+    difference = read_clip(after, 70) - read_clip(before, 70)
+    assert difference.square().mean(dim=(1, 2, 3)).max() < 1e-4           # every frame in its place
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"o{suffix}"]
+    times = [t for t, _ in packets(tmp_path / f"o{suffix}", "video")]
+    assert np.allclose(np.array(sorted(times)) - min(times), np.arange(150) / 25, atol=1.1e-3)
+
+
+@pytest.mark.parametrize("suffix, codec", [(".mp4", "h264"), (".mp4", "hevc"), (".mov", "prores"), (".mkv", "ffv1")])
+def test_resume_gives_the_same_frames(tmp_path, clip_150, suffix, codec):
+    """Interrupted several times, at the start, within a segment, at its border: bit for bit the frames of one long run."""
+    output = OutputOptions(codec=codec, preset="veryfast")
+    deblur(clip_150, tmp_path / f"whole{suffix}", output=output)
+    target = tmp_path / f"o{suffix}"
+    for stop in (1, 40, 65, 130):
+        with pytest.raises(KeyboardInterrupt):
+            deblur(clip_150, target, output=output, stand_in=IdentityDeblurrer(stop_after=stop), resume=True)
+        assert not target.exists() and part_folder(target).is_dir()
+    with pytest.raises(MediaError, match="--resume"):
+        deblur(clip_150, target, output=output)
+    told = []
+    outcome = deblur(clip_150, target, output=output, resume=True, say=told.append)
+    assert outcome.frames == 150 and "128 finished frames" in told[0]
+    assert decoded(target) == decoded(tmp_path / f"whole{suffix}")
+    assert [t for t, _ in packets(target, "video")] == [t for t, _ in packets(tmp_path / f"whole{suffix}", "video")]
+    assert not part_folder(target).exists()
+
+
+def test_resume_with_the_model_gives_the_same_frames(tmp_path, tiny_model):
+    """The whole chain, with windows that blend into each other."""
+    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(31)])
+    model = Deblurrer(tiny_model, device="cpu")
+    output = OutputOptions(codec="ffv1")
+    deblur(source, tmp_path / "whole.mkv", stand_in=model, output=output)
+
+    class Interrupted:
+        def stream(self, *args, **keys):
+            for count, chunk in enumerate(model.stream(*args, **keys)):
+                if count == 3:
+                    raise KeyboardInterrupt
+                yield chunk
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            deblur(source, tmp_path / "o.mkv", stand_in=Interrupted(), output=output, resume=True)
+    deblur(source, tmp_path / "o.mkv", stand_in=model, output=output, resume=True)
+    assert decoded(tmp_path / "o.mkv") == decoded(tmp_path / "whole.mkv")
+
+
+def test_resume_refuses_other_settings(tmp_path, clip_150):
+    target = tmp_path / "o.mp4"
+    with pytest.raises(KeyboardInterrupt):
+        deblur(clip_150, target, stand_in=IdentityDeblurrer(stop_after=20))
+    with pytest.raises(MediaError, match="steps was 1, is 4"):
+        deblur(clip_150, target, resume=True, options=dataclasses.replace(OPTIONS, steps=4))
+    with pytest.raises(MediaError, match="weights"):
+        deblur(clip_150, target, resume=True, identity="others")
+    assert deblur(clip_150, target, force=True).frames == 150
+
+
+def test_a_torn_tail_is_dropped(tmp_path, clip_150):
+    """What a kill leaves half written, in the spool or in the packet file, is done again."""
+    deblur(clip_150, tmp_path / "whole.mp4")
+    target = tmp_path / "o.mp4"
+    with pytest.raises(KeyboardInterrupt):
+        deblur(clip_150, target, stand_in=IdentityDeblurrer(stop_after=100))
+    folder = part_folder(target)
+    spool = next(folder.glob("spool-*.raw"))
+    spool.write_bytes(spool.read_bytes()[:-1000])
+    with (folder / "packets.bin").open("ab") as file:
+        file.write(b"VDDS" + bytes(100))
+    assert deblur(clip_150, target, resume=True).frames == 150
+    assert decoded(target) == decoded(tmp_path / "whole.mp4")
+
+
+def test_kill_9_loses_nothing(tmp_path, clip_150):
+    target = tmp_path / "o.mp4"
+    command = [sys.executable, str(TOOLS), "deblur", str(clip_150), "-o", str(target), "--window", "6", "--overlap", "2", "--preset",
+               "veryfast", "--quiet"]
+    process = subprocess.Popen(command, env={**os.environ, "STAND_IN_DELAY": "0.1"})
+    deadline = time.time() + 90
+    while time.time() < deadline and not any(part_folder(target).glob("spool-*.raw")):
+        time.sleep(0.02)
+    time.sleep(0.4)
+    process.kill()
+    assert process.wait(timeout=30) == -signal.SIGKILL
+    assert not target.exists()
+    told = []
+    assert deblur(clip_150, target, resume=True, identity="given", say=told.append).frames == 150
+    assert told and "finished frames" in told[0]
+    deblur(clip_150, tmp_path / "whole.mp4")
+    assert decoded(target) == decoded(tmp_path / "whole.mp4")
+
+
+@pytest.mark.parametrize("how, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_leave_nothing_under_the_name(tmp_path, clip_150, how, code, capfd):
+    class Signalled(IdentityDeblurrer):
+        def stream(self, *args, **keys):
+            for count, chunk in enumerate(super().stream(*args, **keys)):
+                if count == 4:
+                    os.kill(os.getpid(), how)
+                    time.sleep(5)
+                yield chunk
+
+    target = tmp_path / "o.mp4"
+    command = ["deblur", str(clip_150), "-o", str(target), "--window", "6", "--overlap", "2", "--preset", "veryfast"]
+    assert main(command, Signalled()) == code
+    error = capfd.readouterr().err
+    assert "--resume" in error and "Traceback" not in error and not target.exists()
+    assert main([*command, "--resume"], IdentityDeblurrer()) == 0
+    assert "goes on after 16 finished frames" in capfd.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["o.mp4"]
+
+
+def test_pictures_keep_names_depth_and_alpha(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(20):
+        write_image(folder / f"shot_{i + 7:03d}.png", torch.from_numpy(pattern(i)), torch.full((48, 64), i / 20), bit_depth=16)
+    files = sorted(folder.iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        deblur(files, tmp_path / "out", stand_in=IdentityDeblurrer(stop_after=9))
+    assert not (tmp_path / "out").exists()
+    assert deblur(files, tmp_path / "out", resume=True).frames == 20
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [f.name for f in files]
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(files, sorted((tmp_path / "out").iterdir())))
+    assert not part_folder(tmp_path / "out").exists()
+
+
+def test_other_files_of_an_output_folder_stay(tmp_path):
+    write_image(tmp_path / "a.png", torch.from_numpy(pattern(0)))
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "keep.txt").write_text("mine")
+    with pytest.raises(MediaError, match="--force"):
+        deblur([tmp_path / "a.png"], out)
+    deblur([tmp_path / "a.png"], out, force=True)
+    assert sorted(p.name for p in out.iterdir()) == ["a.png", "keep.txt"]
+
+
+def test_pictures_to_video_and_back(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(9):
+        write_image(folder / f"{i}.png", torch.from_numpy(pattern(i)))
+    deblur(sorted(folder.iterdir()), tmp_path / "o.mp4", output=OutputOptions(quality=4))
+    clip = probe(tmp_path / "o.mp4")
+    assert clip.num_frames == 9 and clip.color.matrix == clip.color.primaries == clip.color.transfer == 1
+    deblur(tmp_path / "o.mp4", tmp_path / "frames")
+    assert len(list((tmp_path / "frames").glob("frame_*.png"))) == 9
+
+
+def test_preview(tmp_path, clip_150):
+    class Brighter(IdentityDeblurrer):
+        def stream(self, *args, **keys):
+            yield from ((chunk + 0.2).clamp(0, 1) for chunk in super().stream(*args, **keys))
+
+    outcome = deblur(clip_150, tmp_path / "o.mp4", stand_in=Brighter(), preview=True)
+    assert "preview" in outcome.notes[-1]
+    picture = read_clip(tmp_path / "o.preview.png")[0]
+    assert picture.shape == (48, 2 * 64 + 4, 3)
+    assert 0.15 < (picture[:, 68:] - picture[:, :64]).mean() < 0.25
+    video = probe(tmp_path / "o.preview.mp4")
+    assert (video.num_frames, video.rate, video.width) == (150, 25, 64)
+
+
+def test_notes_tell_what_is_not_carried_over(tmp_path):
+    source = save_clip(tmp_path / "in.mov", [pattern(i) for i in range(3)], codec="prores_ks", pix_fmt="yuva444p10le",
+                       alpha=np.full((48, 64), 0.5, np.float32), options={"profile": "4"})
+    assert any("transparency" in note for note in deblur(source, tmp_path / "o.mp4").notes)
+    assert deblur(source, tmp_path / "o.mov").notes == []
+
+
+def test_room_is_checked_beforehand(tmp_path, clip_150, monkeypatch):
+    monkeypatch.setattr(jobs.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    with pytest.raises(MediaError, match="GB of room"):
+        deblur(clip_150, tmp_path / "o.mp4")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["segment", "join"])
+def test_a_full_disk_loses_nothing(tmp_path, clip_150, monkeypatch, place):
+    """The disk runs full while segments are written, or while they are joined; --resume goes on once there is room."""
+    target, real_end, real_join = tmp_path / "o.mp4", sinks.VideoSink._end_segment, sinks.join
+
+    def full(*args, **keys):
+        raise OSError(28, "No space left on device")
+
+    if place == "segment":
+        monkeypatch.setattr(sinks.VideoSink, "_end_segment", lambda self: full() if self.segment == 1 else real_end(self))
+    else:
+        monkeypatch.setattr(sinks, "join", full)
+    with pytest.raises(MediaError, match="no room left"):
+        deblur(clip_150, target)
+    assert not target.exists()
+    monkeypatch.setattr(sinks.VideoSink, "_end_segment", real_end)
+    monkeypatch.setattr(sinks, "join", real_join)
+    told = []
+    assert deblur(clip_150, target, resume=True, say=told.append).frames == 150
+    assert told
+    deblur(clip_150, tmp_path / "whole.mp4")
+    assert decoded(target) == decoded(tmp_path / "whole.mp4")
+
+
+def test_two_runs_do_not_mix(tmp_path, clip_150):
+    target = tmp_path / "o.mp4"
+
+    class Second(IdentityDeblurrer):
+        def stream(self, *args, **keys):
+            with pytest.raises(MediaError, match="another run"):
+                deblur(clip_150, target, resume=True)
+            yield from super().stream(*args, **keys)
+
+    assert deblur(clip_150, target, stand_in=Second()).frames == 150
+
+
+def test_reading_computing_and_writing_overlap(tmp_path, clip_150):
+    """While the model holds a chunk, the next frames are already read."""
+    seen = []
+
+    class Watcher(IdentityDeblurrer):
+        def stream(self, frames, options, **keys):
+            import threading
+            seen.extend(t.name for t in threading.enumerate())
+            yield from super().stream(frames, options, **keys)
+
+    deblur(clip_150, tmp_path / "o.mp4", stand_in=Watcher())
+    assert "writer" in seen
+    import threading
+    assert not [t for t in threading.enumerate() if t.name in ("reader", "writer")]
+
+
+def test_plan_and_share(tmp_path):
+    for name, length in (("a.mp4", 500), ("b.mp4", 300), ("c.mov", 200), ("d.mkv", 50), ("e.avi", 10)):
+        (tmp_path / name).write_bytes(bytes(length))
+    work = plan([str(tmp_path)], str(tmp_path / "out"), OutputOptions())
+    assert [j.target.name for j in work] == ["a.mp4", "b.mp4", "c.mov", "d.mkv", "e.mkv"]
+    shares = [share(work, rank, 3) for rank in range(3)]
+    assert sorted(j.target.name for part in shares for j in part) == sorted(j.target.name for j in work)
+    assert [[j.target.name for j in part] for part in shares] == [["a.mp4"], ["b.mp4"], ["c.mov", "d.mkv", "e.mkv"]]
+    with pytest.raises(MediaError, match="cannot go into the one file"):
+        plan([str(tmp_path)], str(tmp_path / "out.mp4"), OutputOptions())
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.mp4").write_bytes(b"x")
+    with pytest.raises(MediaError, match="would both be written"):
+        plan([str(tmp_path / "a.mp4"), str(tmp_path / "sub" / "a.mp4")], str(tmp_path / "out"), OutputOptions())
+
+
+def test_pictures_named_one_by_one_are_one_sequence(tmp_path):
+    for i in range(3):
+        write_image(tmp_path / f"{i}.png", torch.from_numpy(pattern(i)))
+    for inputs in ([str(tmp_path / f"{i}.png") for i in range(3)], [str(tmp_path)], [str(tmp_path / "*.png")], [str(tmp_path / "%d.png")]):
+        (job,) = plan(inputs, str(tmp_path / "out"), OutputOptions())
+        assert len(job.source) == 3 and job.as_images and job.target == tmp_path / "out"
+    (job,) = plan([str(tmp_path / "1.png")], str(tmp_path / "sharp.png"), OutputOptions())
+    assert len(job.source) == 1 and job.as_images
+    assert deblur(job.source, job.target).frames == 1 and job.target.is_file()

@@ -1,0 +1,272 @@
+"""Clips in and out: exact colour, times, rotation, alpha, sound."""
+from __future__ import annotations
+
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+from media_tools import chart, packets, pattern, save_clip
+
+from vdd_model.images import find_images, read_image, write_image
+from vdd_model.planes import ColorTags, _downsample, _upsample, complete_tags, from_rgb, layout, to_rgb
+from vdd_model.video import OutputOptions, describe, probe, read, read_clip, write_video
+from vdd_model.video_in import MediaError
+
+FORMATS = ["yuv420p", "yuv422p", "yuv444p", "yuvj420p", "yuv420p10le", "yuv422p10le", "yuv444p12le", "yuva444p10le", "yuv411p",
+           "gbrp", "gbrap", "gbrp16le", "rgb24", "rgba", "rgb48be", "rgba64be"]
+
+
+def centres(rgb: np.ndarray, patch: int = 16) -> np.ndarray:
+    """The middle of every patch of a chart."""
+    return rgb[patch // 2::patch, patch // 2::patch]
+
+
+@pytest.mark.parametrize("pix_fmt", FORMATS)
+def test_planes_keep_a_chart(pix_fmt):
+    """Every format holds the chart to half a code value, and what was read is written again unchanged."""
+    picture, opacity = chart(), np.linspace(0, 1, 64 * 96, dtype=np.float32).reshape(64, 96)
+    kind = layout(pix_fmt)
+    tags = complete_tags(ColorTags(full_range="j" in pix_fmt), kind.kind, 64, 96)
+    frame = from_rgb(picture, opacity, pix_fmt, tags)
+    rgb, alpha = to_rgb(frame, tags)
+    step = 1 / (2 ** kind.depth - 1) * (1 if kind.kind == "gbr" else 256 / 219)
+    assert np.abs(centres(rgb) - centres(picture)).max() <= 1.6 * step      # half a step of Y' and of both colour differences
+    assert (alpha is not None) == kind.alpha
+    if kind.alpha:
+        assert np.abs(alpha - opacity).max() <= 0.51 / (2 ** kind.depth - 1)
+    again = to_rgb(from_rgb(rgb, alpha, pix_fmt, tags), tags)[0]
+    assert np.abs(centres(again) - centres(rgb)).max() < 1e-6
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("matrix", [1, 5, 7, 9])
+def test_matrices_agree_with_libswscale(matrix, full):
+    tags = ColorTags(matrix, 1, 1, full)
+    frame = from_rgb(chart(), None, "yuv444p10le", tags)
+    ours = to_rgb(frame, tags)[0]
+    theirs = frame.reformat(format="gbrp16le", src_colorspace=matrix, src_color_range=2 if full else 1, dst_color_range=2)
+    theirs = to_rgb(theirs, ColorTags(0, 1, 1, True))[0]
+    assert np.abs(ours - theirs).max() < 1.5 / 255
+
+
+@pytest.mark.parametrize("size", [2, 7, 16, 33])
+@pytest.mark.parametrize("centred", [False, True])
+def test_chroma_low_pass_inverts_interpolation(size, centred):
+    c = np.random.default_rng(0).random(((size + 1) // 2, 3), dtype=np.float32)
+    up = _upsample(c, 2, 2 * len(c), centred, 0)
+    assert np.abs(_downsample(up, 2, centred, 0) - c).max() < 1e-6
+
+
+def test_sizes_guess_the_matrix_as_players_do():
+    assert complete_tags(ColorTags(), "yuv", 480, 640).matrix == 6
+    assert complete_tags(ColorTags(), "yuv", 720, 1280).matrix == 1
+    assert complete_tags(ColorTags(9), "yuv", 480, 640).matrix == 9
+
+
+@pytest.mark.parametrize("tags, codec, pix_fmt", [
+    (ColorTags(1, 1, 1, False), "libx264", "yuv420p"), (ColorTags(6, 6, 6, False), "libx264", "yuv420p"),
+    (ColorTags(1, 1, 13, True), "libx264", "yuv420p"), (ColorTags(9, 9, 16, False), "libx265", "yuv420p10le")])
+def test_colour_chart_through_a_file_does_not_shift(tmp_path, tags, codec, pix_fmt):
+    """Read with the file's tags, written with them: another reader of the new file sees the same colours and tags."""
+    source = save_clip(tmp_path / "in.mp4", [chart()] * 3, codec=codec, pix_fmt=pix_fmt, tags=tags)
+    clip = probe(source)
+    frames = read_clip(clip)
+    assert np.abs(centres(frames[0].numpy()) - centres(chart())).max() < 3 / 255
+    out = write_video(tmp_path / "out.mp4", frames, like=clip, options=OutputOptions(quality=4))
+    after = probe(out)
+    assert after.color == tags and after.bit_depth == clip.bit_depth
+    difference = read_clip(after) - frames
+    assert difference.mean(dim=(0, 1, 2)).abs().max() < 0.4 / 255
+    assert np.abs(centres(difference[1].numpy())).max() < 2.5 / 255
+    with av.open(str(out)) as container:                       # the tags are where any player looks
+        context = container.streams.video[0].codec_context
+        assert (context.colorspace, context.color_primaries, context.color_trc) == (tags.matrix, tags.primaries, tags.transfer)
+        assert context.color_range == (2 if tags.full_range else 1)
+
+
+@pytest.mark.parametrize("rate", [Fraction(24000, 1001), Fraction(25), Fraction(30000, 1001), Fraction(120)])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
+def test_frame_rate_stays_an_exact_fraction(tmp_path, rate, suffix):
+    source = save_clip(tmp_path / f"in{suffix}", [pattern(i) for i in range(9)], rate=rate)
+    clip = probe(source)
+    assert clip.rate == rate and clip.constant_rate and clip.num_frames == 9
+    out = write_video(tmp_path / f"out{suffix}", read_clip(clip), like=clip)
+    after = probe(out)
+    assert after.rate == rate and after.num_frames == 9
+    if suffix != ".mkv":                                       # Matroska rounds times to milliseconds
+        with av.open(str(out)) as container:
+            assert container.streams.video[0].average_rate == rate
+
+
+def test_variable_frame_times_are_kept(tmp_path):
+    times = [0, 40, 80, 95, 200, 217, 300, 301, 420]
+    source = save_clip(tmp_path / "in.mkv", [pattern(i) for i in range(9)], times=times, time_base=Fraction(1, 1000))
+    clip = probe(source)
+    assert not clip.constant_rate
+    seen = [frame.pts * clip.time_base for frame in read(clip)]
+    assert [round(t * 1000) for t in seen] == times
+    from vdd_model.sinks import VideoSink
+    from vdd_model.video_out import choose_encoding
+    for suffix in (".mp4", ".mkv"):
+        folder = tmp_path / suffix[1:]
+        folder.mkdir()
+        sink = VideoSink(folder, choose_encoding(clip, tmp_path / f"out{suffix}", OutputOptions()))
+        for frame in read(clip):
+            sink.write(frame.rgb.numpy()[None], [None], [(frame.pts, frame.duration)])
+        sink.finish(tmp_path / f"out{suffix}", clip, audio=False)
+        after = probe(tmp_path / f"out{suffix}")
+        assert [round(f.pts * after.time_base * 1000) for f in read(after)] == times
+
+
+@pytest.mark.parametrize("degrees, turns", [(90, 1), (180, 2), (270, 3)])
+def test_rotation_is_applied(tmp_path, degrees, turns):
+    if not hasattr(av.video.stream.VideoStream, "set_display_rotation"):
+        pytest.skip("this PyAV cannot write a display matrix")
+    source = save_clip(tmp_path / "in.mp4", [pattern(0)] * 2, rotation=degrees)
+    clip = probe(source)
+    with av.open(str(source)) as container:
+        frame = next(container.decode(video=0))
+        upright = np.rot90(to_rgb(frame, clip.color)[0], round(frame.rotation / 90) % 4)
+    assert (clip.height, clip.width) == upright.shape[:2] == ((64, 48) if turns % 2 else (48, 64))
+    frames = read_clip(clip)
+    assert np.array_equal(frames[0].numpy(), upright)
+    after = probe(write_video(tmp_path / "out.mp4", frames, like=clip))
+    assert after.quarter_turns == 0 and (after.width, after.height) == (clip.width, clip.height)
+
+
+def test_photographs_are_turned_upright(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    exif = image.Exif()
+    exif[0x0112] = 6                                           # the camera was held sideways
+    image.fromarray((pattern(0) * 255).astype(np.uint8)).save(tmp_path / "a.jpg", quality=95, exif=exif)
+    rgb, _ = read_image(tmp_path / "a.jpg")
+    assert rgb.shape == (64, 48, 3)
+    assert np.abs(rgb.numpy() - np.rot90(pattern(0), 3)).mean() < 0.02
+
+
+@pytest.mark.parametrize("suffix, codec", [(".mov", "prores"), (".mkv", "ffv1")])
+def test_alpha_is_kept(tmp_path, suffix, codec):
+    opacity = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (48, 1))
+    source = save_clip(tmp_path / "in.mov", [pattern(i) for i in range(3)], codec="prores_ks", pix_fmt="yuva444p10le", alpha=opacity,
+                       options={"profile": "4"})
+    clip = probe(source)
+    assert clip.has_alpha and clip.bit_depth >= 10
+    from vdd_model.sinks import VideoSink
+    from vdd_model.video_out import choose_encoding
+    encoding = choose_encoding(clip, tmp_path / f"out{suffix}", OutputOptions())
+    assert encoding.codec == codec and encoding.alpha
+    sink = VideoSink(tmp_path, encoding)
+    for frame in read(clip):
+        assert np.abs(frame.alpha.numpy() - opacity).max() < 2 / 1023
+        sink.write(frame.rgb.numpy()[None], [frame.alpha.numpy()], [(frame.pts, frame.duration)])
+    sink.finish(tmp_path / f"out{suffix}", clip, audio=False)
+    for before, after in zip(read(clip), read(probe(tmp_path / f"out{suffix}"))):
+        assert (before.alpha - after.alpha).abs().max() < 2 / 1023
+        assert (before.rgb - after.rgb).abs().mean() < 1 / 255
+    note = choose_encoding(clip, tmp_path / "out.mp4", OutputOptions()).notes
+    assert any("transparency" in text for text in note)
+
+
+def test_gray_stays_gray(tmp_path):
+    gray = torch.from_numpy(pattern(0)).mean(2, keepdim=True).expand(-1, -1, 3)
+    write_image(tmp_path / "g.png", gray, gray=True)
+    clip = probe(tmp_path / "g.png")
+    assert clip.gray and clip.pix_fmt == "gray"
+    out = write_video(tmp_path / "g.mp4", read_clip(clip), like=clip)
+    frame = read_clip(out)[0]
+    assert (frame - frame.mean(2, keepdim=True)).abs().max() < 1e-5
+    assert (frame - gray).abs().max() < 4 / 255
+
+
+def test_sound_is_copied_and_stays_in_time(tmp_path):
+    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(30)], audio=True)
+    clip = probe(source)
+    assert clip.sound == ("aac",)
+    for suffix in (".mp4", ".mov", ".mkv"):
+        out = write_video(tmp_path / f"out{suffix}", read_clip(clip), like=clip)
+        before, after = packets(source, "audio"), packets(out, "audio")
+        assert [data for _, data in before] == [data for _, data in after]
+        lag_before, lag_after = ([p[0] for p in packets(f, "video")][0] - a[0][0] for f, a in ((source, before), (out, after)))
+        assert abs(lag_before - lag_after) < 0.002
+    silent = write_video(tmp_path / "silent.mp4", read_clip(clip), like=clip, options=OutputOptions(audio=False))
+    assert probe(silent).sound == ()
+
+
+@pytest.mark.parametrize("size", [(47, 63), (48, 63), (47, 64), (2, 2), (1, 1), (33, 17)])
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+def test_odd_sizes_keep_their_size(tmp_path, size, codec):
+    if codec == "hevc" and min(size) < 16:
+        pytest.skip("smaller than x265 takes")
+    frames = torch.from_numpy(np.stack([pattern(i, *size) for i in range(3)]))
+    out = write_video(tmp_path / "o.mp4", frames, 24, options=OutputOptions(codec=codec))
+    again = read_clip(out)
+    assert again.shape == frames.shape
+    if min(size) > 2:
+        assert (again - frames).abs().mean() < 2 / 255
+
+
+@pytest.mark.parametrize("suffix, options, codec, depth", [
+    (".mp4", OutputOptions(), "h264", 8), (".mp4", OutputOptions(codec="hevc"), "hevc", 8),
+    (".mp4", OutputOptions(bit_depth=10), "hevc", 10), (".mov", OutputOptions(codec="prores"), "prores", 10),
+    (".mov", OutputOptions(codec="prores", quality=5), "prores", 12), (".mkv", OutputOptions(codec="ffv1"), "ffv1", 8),
+    (".mkv", OutputOptions(codec="h264", chroma=444, bit_depth=10), "h264", 10)])
+def test_codecs_and_depths(tmp_path, suffix, options, codec, depth):
+    frames = torch.from_numpy(np.stack([pattern(i) for i in range(5)]))
+    clip = probe(write_video(tmp_path / f"o{suffix}", frames, 24, options=options))
+    assert clip.codec == codec and clip.num_frames == 5
+    assert clip.bit_depth == depth or codec == "prores"
+    assert (read_clip(clip) - frames).square().mean().log10() * -10 > 38
+
+
+def test_ten_bits_are_ten_bits(tmp_path):
+    ramp = np.tile(np.linspace(0.2, 0.3, 256, dtype=np.float32)[None, :, None], (32, 1, 3))
+    out = write_video(tmp_path / "o.mov", [torch.from_numpy(ramp)], 24, options=OutputOptions(codec="prores", quality=4))
+    frame = read_clip(out)[0].numpy()
+    assert np.abs(frame - ramp).max() < 1.5 / 1023
+    source = save_clip(tmp_path / "i.mp4", [ramp] * 2, codec="libx265", pix_fmt="yuv420p10le")
+    clip = probe(source)
+    assert clip.bit_depth == 10
+    deep = probe(write_video(tmp_path / "d.mp4", read_clip(clip), like=clip, options=OutputOptions(quality=2)))
+    assert deep.bit_depth == 10 and deep.codec == "hevc"
+    assert (read_clip(deep) - read_clip(clip)).abs().max() < 3 / 1023
+
+
+def test_quality_matters(tmp_path):
+    rng = np.random.default_rng(0)
+    frames = torch.from_numpy(np.clip(np.stack([pattern(i) for i in range(8)]) + rng.normal(0, 0.03, (8, 48, 64, 3)), 0, 1).astype(np.float32))
+    sizes = [write_video(tmp_path / f"{q}.mp4", frames, options=OutputOptions(quality=q)).stat().st_size for q in (10, 30)]
+    assert sizes[0] > 2 * sizes[1]
+    for bad in (OutputOptions(quality=60), OutputOptions(codec="prores"), OutputOptions(codec="h264", bit_depth=16)):
+        with pytest.raises(MediaError):
+            write_video(tmp_path / "bad.mp4", frames, options=bad)
+    assert not (tmp_path / "bad.mp4").exists()
+
+
+def test_picture_sequences(tmp_path):
+    folder = tmp_path / "100% done"
+    folder.mkdir()
+    for i in (0, 1, 2, 10):
+        write_image(folder / f"f_{i}.png", torch.from_numpy(pattern(i)), bit_depth=16, alpha=torch.full((48, 64), 0.25))
+    (folder / "notes.txt").write_text("not a picture")
+    clip = probe(folder, rate=Fraction(30000, 1001))
+    assert [f.name for f in clip.files] == ["f_0.png", "f_1.png", "f_2.png", "f_10.png"]
+    assert clip.bit_depth == 16 and clip.has_alpha and clip.rate == Fraction(30000, 1001)
+    frames = list(read(clip))
+    assert np.abs(frames[3].rgb.numpy() - pattern(10)).max() < 1e-4 and abs(frames[0].alpha.mean() - 0.25) < 1e-4
+    assert [f.name for f in find_images(folder / "f_%d.png")] == ["f_0.png", "f_1.png", "f_2.png", "f_10.png"]
+    assert [f.name for f in find_images(folder / "f_?.png")] == ["f_0.png", "f_1.png", "f_2.png"]
+    assert [f.index for f in read(clip, 2)] == [2, 3]
+
+
+def test_reading_from_a_later_frame_is_the_same(tmp_path):
+    clip = probe(save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(20)]))
+    whole, tail = list(read(clip)), list(read(clip, 13))
+    assert [f.index for f in tail] == list(range(13, 20))
+    assert all(torch.equal(a.rgb, b.rgb) and a.pts == b.pts for a, b in zip(whole[13:], tail))
+
+
+def test_description_names_what_matters(tmp_path):
+    text = describe(save_clip(tmp_path / "in.mp4", [pattern(0)] * 5, audio=True))
+    assert "5, 64 x 48" in text and "25 frames per second" in text and "aac" in text
