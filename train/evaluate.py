@@ -201,22 +201,9 @@ def write_figures(scored: Scored, folder: Path) -> list[Path]:
     box = report.interesting_box([pictures["blurred input"], pictures["truth"]])
     files = [report.save_image(report.panel([pictures[n] for n in (*shown, "truth")], [*shown, "truth"], box), folder / "panel.png")]
     maps = [report.error_map(pictures[n], pictures["truth"]) for n in shown]
-    files.append(report.save_image(_side_by_side(maps, shown), folder / "error_map.png"))
+    files.append(report.save_image(report.row(maps, shown), folder / "error_map.png"))
     curve = steps_curve({"": scored.totals()}, folder / "steps.png")
     return files + ([curve] if curve else [])
-
-
-def _side_by_side(images: list, labels: list[str]):
-    from PIL import Image, ImageDraw
-
-    text, height = report.font(16), 22
-    sheet = Image.new("RGB", (sum(i.width + 4 for i in images) - 4, images[0].height + height), "white")
-    x = 0
-    for image, label in zip(images, labels):
-        ImageDraw.Draw(sheet).text((x + 2, 1), label, "black", font=text)
-        sheet.paste(image, (x, height))
-        x += image.width + 4
-    return sheet
 
 
 def steps_curve(sets: dict[str, dict[str, dict]], path: Path, columns: tuple[str, ...] = ("psnr", "sharpness", "lpips")) -> Path | None:

@@ -41,7 +41,7 @@ def _resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def dense_flow(first: Tensor, second: Tensor, *, levels: int = 6, iterations: int = 4, radius: int = 3,
-               finest: int = 640) -> Tensor:
+               finest: int = 400) -> Tensor:
     """Flow (N, 2, H, W) in pixels with second(p + flow(p)) = first(p), from luma pictures (N, 1, H, W) in [0, 1].
 
     Lucas and Kanade's least squares in a window, from a coarse to a fine pyramid level, a few times on each (Bouguet 2000), damped where

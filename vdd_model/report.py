@@ -154,6 +154,18 @@ def panel(images: Sequence[Picture], labels: Sequence[str], zoom_box: Sequence[i
     return sheet
 
 
+def row(images: Sequence[Picture], labels: Sequence[str]) -> Image.Image:
+    """Pictures of one height side by side under their labels."""
+    pictures, height, gap = [to_image(i) for i in images], 22, 4
+    sheet = Image.new("RGB", (sum(p.width + gap for p in pictures) - gap, pictures[0].height + height), "white")
+    x = 0
+    for picture, label in zip(pictures, labels):
+        ImageDraw.Draw(sheet).text((x + 2, 1), label, "black", font=font(16))
+        sheet.paste(picture, (x, height))
+        x += picture.width + gap
+    return sheet
+
+
 def save_image(image: Image.Image, path: str | os.PathLike) -> Path:
     """Write a picture aside and rename it; the suffix of `path` chooses the format."""
     path = Path(path)

@@ -1,0 +1,168 @@
+"""`make score`: what the shipped model does, on real walking footage and on photographs seen by a moving camera.
+
+    python -m benchmarks.score [CHECKPOINT] [--data FOLDER] [--out FOLDER]
+
+Two sets, full frames, 8-bit RGB: the clips of `gopro_layout/test` (blur not made by our own synthesis) and one clip of synthesised motion
+from every photograph of `val_photos` (fixed seed, so the same clips every time). Prints one table a set, what is asked of the model and
+whether it is met; writes score.md, score.json, the distortion-over-steps figure and panels of the worst, a middling and the best clip.
+"""
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from train.blur import BlurConfig, synthesize
+from train.evaluate import Pair, Scored, pairs_of, run, settings_of, steps_curve, steps_name
+from train.readers import find, read_photos
+from vdd_model import report
+from vdd_model.errors import UserError
+from vdd_model.pipeline import DeblurOptions, Deblurrer
+
+STEPS = (1, 2, 4, 10, 50)
+SEED = 4_040_404                        # of the synthesised motion; training never draws from this stream
+SHARP = "sharp in, sharp out"
+COLUMNS = ("psnr", "ssim_gaussian", "ssim_matlab", "lpips", "temporal_error", "warp_error", "sharpness", "color_shift")
+
+
+def photo_pairs(folder: Path, frames: int, size: int, limit: int = 0) -> list[Pair]:
+    """One synthesised clip from every photograph: frames of size x size pixels, the default distribution of motion, noise and coding."""
+    names, photos, unreadable = read_photos(folder)
+    if unreadable:
+        raise UserError(f"{folder}: {next(iter(unreadable.values()))}")
+    count = min(len(photos), limit or len(photos))
+
+    @functools.lru_cache(maxsize=2)
+    def clip(index: int) -> tuple[Tensor, Tensor]:
+        made = synthesize([photos[index]], SEED, [index], num_frames=frames, size=size, config=BlurConfig())
+        return tuple(x[0].permute(1, 2, 3, 0) for x in made)
+
+    return [Pair(Path(names[i]).stem, frames, lambda i=i: iter(clip(i)[0]), lambda i=i: iter(clip(i)[1])) for i in range(count)]
+
+
+def sharp_in(deblurrer: Deblurrer, options: DeblurOptions):
+    """A setting whose input is the truth itself."""
+    def frames(pair: Pair) -> Iterator[Tensor]:
+        for chunk in deblurrer.stream(pair.sharp(), options, total=pair.num_frames):
+            yield from chunk
+    return frames
+
+
+def asked(totals: dict[str, dict]) -> list[tuple[str, str, bool]]:
+    """What is asked of the model on one set: (what, measured, whether it is met)."""
+    blurred, one = totals["blurred input"], totals[steps_name(1)]
+    steps = [totals[name] for name in totals if name.endswith(("step", "steps"))]
+    gain, fall = one["psnr"] - blurred["psnr"], steps[0]["psnr"] - min(s["psnr"] for s in steps)
+    sharpness = [s["sharpness"] for s in steps]
+    shift = max(s["color_shift"] for s in steps)
+    ssim = one["ssim_gaussian"] - blurred["ssim_gaussian"]
+    return [
+        ("PSNR above the blurred input, 1 step: at least 2.0 dB", f"{gain:+.2f} dB", gain >= 2.0),
+        ("SSIM (Gaussian) above the blurred input, 1 step", f"{ssim:+.4f}", ssim > 0),
+        ("temporal error below the blurred input's, 1 step", f"{one['temporal_error']:.3f} against {blurred['temporal_error']:.3f}",
+         one["temporal_error"] < blurred["temporal_error"]),
+        ("sharpness rises with the steps", " ".join(f"{s:.0f}" for s in sharpness), all(a <= b for a, b in zip(sharpness, sharpness[1:]))),
+        ("PSNR falls by at most 3.5 dB over the steps", f"{fall:.2f} dB", fall <= 3.5),
+        ("a sharp clip stays itself: at least 34 dB", f"{totals[SHARP]['psnr']:.2f} dB", totals[SHARP]["psnr"] >= 34),
+        ("mean colour moves by less than 0.5/255", f"{shift:.3f}/255", shift < 0.5),
+    ]
+
+
+def panels(sets: dict[str, tuple[list[Pair], Scored]], deblurrer: Deblurrer, options: DeblurOptions, folder: Path) -> list[Path]:
+    """Panels of the worst, the median and the best clip of all, by what one step gains on the blurred input."""
+    gains = []
+    for name, (pairs, scored) in sets.items():
+        for pair in pairs:
+            rows = [scored.rows[n][pair.name]["psnr"] for n in (steps_name(1), "blurred input")]
+            gains.append((rows[0] - rows[1], name, pair))
+    gains.sort(key=lambda g: g[0])
+    files = []
+    for title, (gain, name, pair) in zip(("worst", "median", "best"), (gains[0], gains[len(gains) // 2], gains[-1])):
+        middle = pair.num_frames // 2
+        blurred, sharp = (list(f())[middle] for f in (pair.blurred, pair.sharp))
+        output = deblurrer.deblur(torch.stack(list(pair.blurred())), options)[middle]
+        labels = [f"blurred ({name}, {pair.name})", f"1 step ({gain:+.2f} dB)", "truth"]
+        box = report.interesting_box([blurred, sharp])
+        files.append(report.save_image(report.panel([blurred, output, sharp], labels, box, width=448), folder / f"panel_{title}.png"))
+        maps = [report.error_map(x, sharp) for x in (blurred, output)]
+        files.append(report.save_image(report.row(maps, labels[:2]), folder / f"error_{title}.png"))
+    return files
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code: 0 also when something asked is not met, it is said."""
+    shared = Path(os.environ.get("VDD_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.score", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("checkpoint", nargs="?", default="small")
+    parser.add_argument("--data", type=Path, default=shared / "data", help="folder with gopro_layout/ and val_photos/ (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("outputs/score"))
+    parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS))
+    parser.add_argument("--photos", type=int, default=0, help="only so many photographs")
+    parser.add_argument("--frames", type=int, default=8, help="frames of a synthesised clip (%(default)s)")
+    parser.add_argument("--size", type=int, default=256, help="side of a synthesised clip in pixels (%(default)s)")
+    parser.add_argument("--clip-frames", type=int, default=0, help="only the first frames of the recorded clips")
+    parser.add_argument("--device", default=None)
+    parser.add_argument("--dtype", default=None, choices=["float32", "bfloat16", "float16"])
+    a = parser.parse_args(arguments)
+    try:
+        deblurrer = Deblurrer(a.checkpoint, device=a.device, dtype=getattr(torch, a.dtype) if a.dtype else None)
+        if not a.data.is_dir():
+            raise UserError(f"the test clips are not here: there is no folder {a.data} (give it with --data)")
+        sets = {"real footage": pairs_of(find(a.data / "gopro_layout", "gopro", "test"), a.clip_frames),
+                "synthesised motion": photo_pairs(a.data / "val_photos", a.frames, a.size, a.photos)}
+        measure(a, deblurrer, sets)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def measure(a: argparse.Namespace, deblurrer: Deblurrer, sets: dict[str, list[Pair]]) -> None:
+    """Score, print and write."""
+    from vdd_model.checkpoint import resolve
+
+    options = DeblurOptions()
+    settings = settings_of(deblurrer, a.steps, options)
+    truth = settings.pop("truth")
+    settings |= {SHARP: sharp_in(deblurrer, options), "truth": truth}
+    status = resolve(a.checkpoint).stat()
+    size = sum(p.numel() for p in deblurrer.model.parameters())
+    lines = [f"# Score of {a.checkpoint}", "", f"- parameters: {size:,}; file: {status.st_size / 1e6:.1f} MB", ""]
+    results, totals = {}, {}
+    for name, pairs in sets.items():
+        fingerprint = json.dumps([str(a.checkpoint), status.st_size, status.st_mtime_ns, SEED, a.frames, a.size, a.clip_frames])
+        scored = run(pairs, settings, parts=a.out / "parts" / name.replace(" ", "_"), fingerprint=fingerprint)
+        results[name], totals[name] = (pairs, scored), scored.totals()
+        frames = sum(p.num_frames for p in pairs)
+        seconds = statistics.mean(r["seconds"] / r["frames"] for r in scored.rows[steps_name(a.steps[0])].values())
+        table = report.markdown_table(totals[name], f"{name}, {frames} frames", [c for c in COLUMNS if _any(totals[name], c)])
+        lines += [f"## {name}: {len(pairs)} clips", "", table, "", f"1 step takes {seconds:.2f} s a frame here, measuring included.", ""]
+        if 1 in a.steps:
+            lines += [f"- {'met' if ok else 'NOT met'}: {what}: {value}" for what, value, ok in asked(totals[name])] + [""]
+    lines += [report.lpips_note()]
+    data = {"totals": totals, "clips": {name: scored.rows for name, (_, scored) in results.items()}}
+    files = [report.save_text("\n".join(lines), a.out / "score.md"), report.save_text(json.dumps(data, indent=1), a.out / "score.json"),
+             steps_curve(totals, a.out / "score.png", ("psnr", "sharpness"))]
+    if 1 in a.steps:
+        files += panels(results, deblurrer, options, a.out)
+    print("\n" + "\n".join(lines))
+    print("wrote " + ", ".join(str(f) for f in files if f))
+
+
+def _any(rows: dict[str, dict], column: str) -> bool:
+    return any(row.get(column) is not None for row in rows.values())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

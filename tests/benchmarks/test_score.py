@@ -1,0 +1,68 @@
+"""`make score`: both sets, its verdicts, its files."""
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import score
+from vdd_model import report
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A tiny folder in the layout that the command expects."""
+    root = tmp_path_factory.mktemp("data")
+    g = torch.Generator().manual_seed(0)
+    picture = torch.nn.functional.interpolate(torch.rand(1, 3, 12, 16, generator=g), size=(96, 128), mode="bicubic")[0].movedim(0, -1)
+    (root / "val_photos").mkdir()
+    for i in range(2):
+        report.to_image(picture.flip(i)).save(root / "val_photos" / f"{i}.png")
+    for folder, gain in (("blur", 0.9), ("sharp", 1.0)):
+        where = root / "gopro_layout" / "test" / "WALK" / folder
+        where.mkdir(parents=True)
+        for i in range(2):
+            report.to_image(picture[:24, :32].roll(i, 1) * gain).save(where / f"{i}.png")
+    return root
+
+
+def test_score(data, tiny_checkpoint, tmp_path, capsys):
+    arguments = [str(tiny_checkpoint), "--data", str(data), "--out", str(tmp_path), "--steps", "1", "2", "--frames", "2", "--size", "32",
+                 "--device", "cpu"]
+    assert score.main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "NOT met: PSNR above the blurred input" in text and "synthesised motion: 2 clips" in text and "real footage: 1 clips" in text
+    result = json.loads((tmp_path / "score.json").read_text())
+    rows = ["blurred input", "autoencoder's round trip", "1 step", "2 steps", score.SHARP, "truth"]
+    assert list(result["totals"]["real footage"]) == rows
+    pictures = {f"{kind}_{which}.png" for kind in ("panel", "error") for which in ("worst", "median", "best")}
+    assert {p.name for p in tmp_path.glob("*.png")} == {"score.png", *pictures}
+    assert score.main(arguments) == 0                              # nothing is computed again
+    assert json.loads((tmp_path / "score.json").read_text()) == result
+
+
+def test_the_clips_are_the_same_every_time(data):
+    first, second = (score.photo_pairs(data / "val_photos", 2, 32) for _ in range(2))
+    for a, b in zip(first, second):
+        assert a.name == b.name
+        for x, y in ((a.blurred(), b.blurred()), (a.sharp(), b.sharp())):
+            assert all(map(torch.equal, x, y))
+    blurred, sharp = next(iter(first[0].blurred())), next(iter(first[0].sharp()))
+    assert blurred.shape == sharp.shape == (32, 32, 3) and 0 <= sharp.min() and sharp.max() <= 1
+
+
+def test_verdicts():
+    def row(psnr, sharpness, error, shift):
+        return {"psnr": psnr, "ssim_gaussian": psnr / 40, "temporal_error": error, "sharpness": sharpness, "color_shift": shift}
+
+    totals = {"blurred input": row(25, 10, 5, 0), "1 step": row(27.5, 20, 4, 0.1), "4 steps": row(25, 30, 4, 0.6),
+              score.SHARP: row(35, 20, 1, 0)}
+    assert [ok for *_, ok in score.asked(totals)] == [True, True, True, True, True, True, False]
+    totals["4 steps"] = row(23, 15, 4, 0.2)
+    assert [ok for *_, ok in score.asked(totals)] == [True, True, True, False, False, True, True]
+
+
+def test_without_data(tiny_checkpoint, tmp_path, capsys):
+    assert score.main([str(tiny_checkpoint), "--data", str(tmp_path / "none"), "--device", "cpu"]) == 1
+    assert "the test clips are not here" in capsys.readouterr().err
