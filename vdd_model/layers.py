@@ -5,25 +5,18 @@ as a sequence, both without a copy. Parameter names are those of the official TF
 """
 from __future__ import annotations
 
-import functools
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FEED_FORWARD_ROWS = 2048        # rows a feed-forward handles at a time on a CPU: its wide inner layer then stays in the cache
+from .fused import conv, frame_conv, geglu, linear, pointwise_conv
+
+FEED_FORWARD_ROWS = 4096        # rows a feed-forward handles at a time on a CPU: its wide inner layer then stays in the cache
 
 
 def silu(x: Tensor) -> Tensor:
     """SiLU of a tensor that nothing else needs: in place unless a gradient is wanted."""
     return F.silu(x, inplace=not torch.is_grad_enabled())
-
-
-def residual(branch: Tensor, x: Tensor) -> Tensor:
-    """`branch + x`, written into `branch` (which nothing else may need) unless a gradient is wanted or the types differ."""
-    if torch.is_grad_enabled() or branch.dtype != x.dtype:
-        return branch + x
-    return branch.add_(x)
 
 
 def frames_as_images(x: Tensor) -> Tensor:
@@ -54,25 +47,6 @@ def zero_init(module: nn.Module) -> nn.Module:
     return module
 
 
-@functools.cache
-def pointwise_conv(conv1d: type[nn.Conv1d]) -> type[nn.Conv1d]:
-    """The host's Conv1d as a layer of kernel 1 that takes rows (..., C), as a linear layer does."""
-    class PointwiseConv(conv1d):
-        def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None, *_, **__) -> Tensor:
-            return F.linear(input, weight[..., 0], bias)
-    return PointwiseConv
-
-
-@functools.cache
-def frame_conv(conv3d: type[nn.Conv3d]) -> type[nn.Conv3d]:
-    """The host's Conv3d as a layer of kernel (3, 1, 1) that takes (B, C, F, H*W) channels-last: a 2-D convolution, which every
-    backend has a fast channels-last kernel for."""
-    class FrameConv(conv3d):
-        def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None, *_, **__) -> Tensor:
-            return F.conv2d(input, weight[..., 0], bias, padding=(1, 0))
-    return FrameConv
-
-
 class Attention(nn.Module):
     """Multi-head attention over x (B, F, S, C): F frames of S positions.
 
@@ -93,7 +67,8 @@ class Attention(nn.Module):
         """Keys and values (..., L, C) of the context (..., L, context_dim)."""
         return self.to_k(context), self.to_v(context)
 
-    def forward(self, x: Tensor, context: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(self, x: Tensor, add: Tensor, context: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Attention of x plus `add`, both (B, F, S, C)."""
         b, f, s, c = x.shape
         q, (k, v) = self.to_q(x), context or self.keys_values(x)
         if context is not None:
@@ -103,7 +78,7 @@ class Attention(nn.Module):
         else:
             q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (q, k, v))      # views for one clip, copies for several
             out = self._attend(q, k, v).unflatten(0, (b, s)).transpose(1, 2)
-        return self.to_out(out.reshape(b, f, s, c))
+        return linear(self.to_out[0], out.reshape(b, f, s, c), add)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for t in (q, k, v))
@@ -116,11 +91,10 @@ class GEGLU(nn.Module):
     def __init__(self, dim: int, inner: int, *, operations=nn, **kw):
         super().__init__()
         self.proj = operations.Linear(dim, 2 * inner, **kw)
+        self.proj.pieces = 2
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.proj(x).chunk(2, dim=-1)
-        gate = F.gelu(gate)
-        return gate * value if torch.is_grad_enabled() else gate.mul_(value)
+        return geglu(self.proj, x)
 
 
 class FeedForward(nn.Module):
@@ -131,11 +105,12 @@ class FeedForward(nn.Module):
         # The middle element keeps the official index of the last layer (it was a dropout).
         self.net = nn.Sequential(GEGLU(dim, 4 * dim, operations=operations, **kw), nn.Identity(), operations.Linear(4 * dim, dim, **kw))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, add: Tensor) -> Tensor:
+        """The feed-forward of x plus `add`."""
         if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
-            return self.net(x)
-        rows = x.flatten(0, -2)
-        return torch.cat([self.net(part) for part in rows.split(FEED_FORWARD_ROWS)]).view(x.shape)
+            return linear(self.net[2], self.net[0](x), add)
+        parts = zip(x.flatten(0, -2).split(FEED_FORWARD_ROWS), add.flatten(0, -2).split(FEED_FORWARD_ROWS))
+        return torch.cat([linear(self.net[2], self.net[0](part), rest) for part, rest in parts]).view(x.shape)
 
 
 class TransformerBlock(nn.Module):
@@ -151,9 +126,9 @@ class TransformerBlock(nn.Module):
         self.norm3 = operations.LayerNorm(dim, **kw)
 
     def forward(self, x: Tensor, context: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        x = residual(self.attn1(self.norm1(x)), x)
-        x = residual(self.attn2(self.norm2(x), context), x)
-        return residual(self.ff(self.norm3(x)), x)
+        x = self.attn1(self.norm1(x), x)
+        x = self.attn2(self.norm2(x), x, context)
+        return self.ff(self.norm3(x), x)
 
 
 class SpatialTransformer(nn.Module):
@@ -177,7 +152,7 @@ class SpatialTransformer(nn.Module):
     def forward(self, x: Tensor, context: tuple[Tensor, Tensor]) -> Tensor:
         h = self.proj_in(norm_frames(self.norm, x).flatten(2, 3))
         h = self.transformer_blocks[0](h, context)
-        return residual(self.proj_out(h).view(x.shape), x)
+        return linear(self.proj_out, h.view(*x.shape[:-1], -1), x)
 
 
 class TemporalTransformer(nn.Module):
@@ -186,16 +161,16 @@ class TemporalTransformer(nn.Module):
     def __init__(self, dim: int, head_dim: int, groups: int, inner: int | None = None, *, operations=nn, **kw):
         super().__init__()
         inner = inner or dim
-        conv = pointwise_conv(operations.Conv1d)
+        pointwise = pointwise_conv(operations.Conv1d)
         self.norm = operations.GroupNorm(groups, dim, eps=1e-6, **kw)
-        self.proj_in = conv(dim, inner, 1, **kw)
+        self.proj_in = pointwise(dim, inner, 1, **kw)
         self.transformer_blocks = nn.ModuleList([TransformerBlock(inner, head_dim, None, over="time", operations=operations, **kw)])
-        self.proj_out = zero_init(conv(inner, dim, 1, **kw))
+        self.proj_out = zero_init(pointwise(inner, dim, 1, **kw))
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.proj_in(norm_clip(self.norm, x).flatten(2, 3))
         h = self.transformer_blocks[0](h)
-        return residual(self.proj_out(h).view(x.shape), x)
+        return linear(self.proj_out, h.view(*x.shape[:-1], -1), x)
 
 
 class TemporalConv(nn.Module):
@@ -203,20 +178,22 @@ class TemporalConv(nn.Module):
 
     def __init__(self, dim: int, groups: int, *, operations=nn, **kw):
         super().__init__()
-        conv = frame_conv(operations.Conv3d)
+        make_conv = frame_conv(operations.Conv3d)
 
         def layer(*middle: nn.Module) -> nn.Sequential:
             return nn.Sequential(operations.GroupNorm(groups, dim, **kw), nn.SiLU(), *middle,
-                                 conv(dim, dim, (3, 1, 1), padding=(1, 0, 0), **kw))
+                                 make_conv(dim, dim, (3, 1, 1), padding=(1, 0, 0), **kw))
         self.conv1 = layer()
         self.conv2, self.conv3, self.conv4 = (layer(nn.Identity()) for _ in range(3))    # official indices (a dropout was there)
         zero_init(self.conv4[-1])
 
     def forward(self, x: Tensor) -> Tensor:
         h = x.flatten(2, 3).permute(0, 3, 1, 2)                    # (B, C, F, H*W), channels-last
-        for layer in (self.conv1, self.conv2, self.conv3, self.conv4):
+        start = h
+        for layer in (self.conv1, self.conv2, self.conv3):
             h = layer[-1](silu(layer[0](h)))
-        return residual(h.permute(0, 2, 3, 1).reshape(x.shape), x)
+        h = conv(self.conv4[-1], silu(self.conv4[0](h)), start)
+        return h.permute(0, 2, 3, 1).reshape(x.shape)
 
 
 class ResBlock(nn.Module):
@@ -224,12 +201,12 @@ class ResBlock(nn.Module):
 
     def __init__(self, dim: int, out_dim: int, embed_dim: int, groups: int, *, operations=nn, **kw):
         super().__init__()
-        conv = operations.Conv2d
-        self.in_layers = nn.Sequential(operations.GroupNorm(groups, dim, **kw), nn.SiLU(), conv(dim, out_dim, 3, padding=1, **kw))
+        make_conv = operations.Conv2d
+        self.in_layers = nn.Sequential(operations.GroupNorm(groups, dim, **kw), nn.SiLU(), make_conv(dim, out_dim, 3, padding=1, **kw))
         self.emb_layers = nn.Sequential(nn.SiLU(), operations.Linear(embed_dim, out_dim, **kw))
         self.out_layers = nn.Sequential(operations.GroupNorm(groups, out_dim, **kw), nn.SiLU(), nn.Identity(),
-                                        zero_init(conv(out_dim, out_dim, 3, padding=1, **kw)))
-        self.skip_connection = nn.Identity() if dim == out_dim else conv(dim, out_dim, 1, **kw)
+                                        zero_init(make_conv(out_dim, out_dim, 3, padding=1, **kw)))
+        self.skip_connection = nn.Identity() if dim == out_dim else make_conv(dim, out_dim, 1, **kw)
         self.temopral_conv = TemporalConv(out_dim, groups, operations=operations, **kw)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -238,8 +215,8 @@ class ResBlock(nn.Module):
         h = self.in_layers[2](silu(self.in_layers[0](x)))
         e = self.emb_layers(embedding).to(h.dtype).repeat_interleave(frames, 0)[:, :, None, None]
         h = h + e if torch.is_grad_enabled() else h.add_(e)
-        h = self.out_layers[3](silu(self.out_layers[0](h)))
-        return self.temopral_conv(images_as_frames(residual(h, self.skip_connection(x)), batch))
+        h = conv(self.out_layers[3], silu(self.out_layers[0](h)), self.skip_connection(x))
+        return self.temopral_conv(images_as_frames(h, batch))
 
 
 class Downsample(nn.Module):

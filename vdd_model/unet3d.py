@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .config import UNetConfig
+from .config import DiffusionConfig, UNetConfig
+from .diffusion import make_schedule, prior_v
+from .fused import fusible
 from .layers import Downsample, ResBlock, SpatialTransformer, TemporalTransformer, Upsample, frames_as_images, images_as_frames, silu
 from .spatial_conditions import SPATIAL_CONDITIONS, ConditionTransformer, condition_encoder, encode_condition
 
@@ -38,10 +40,13 @@ class UNet3D(nn.Module):
 
     def __init__(self, config: UNetConfig, *, operations=nn, dtype: torch.dtype | None = None, device=None):
         super().__init__()
+        operations = fusible(operations)
         kw = {"operations": operations, "dtype": dtype, "device": device}
         leaf = {"dtype": dtype, "device": device}
         self.config = config
         self.gradient_checkpointing = False
+        with torch.device("cpu"):                # a plain attribute: a model built on the meta device has it too
+            self.schedule = make_schedule(DiffusionConfig())
         dim, groups, embed_dim = config.dim, config.norm_groups, 4 * config.dim
 
         self.time_embed = nn.Sequential(operations.Linear(dim, embed_dim, **leaf), nn.SiLU(),
@@ -129,6 +134,9 @@ class UNet3D(nn.Module):
         batch, _, frames, height, width = x.shape
         if height % self.config.divisor or width % self.config.divisor:
             raise ValueError(f"latents of {height} x {width}: height and width must be multiples of {self.config.divisor}")
+        prior = None
+        if self.config.prior_std is not None and concat is not None:
+            prior = prior_v(self.schedule, x, t, concat[:, :self.config.latent_channels], self.config.prior_std)
         if concat is None:
             concat = x.new_zeros(batch, self.config.concat_channels, frames, height, width)
         if not isinstance(context, ContextCache):
@@ -144,7 +152,8 @@ class UNet3D(nn.Module):
         for block in self.output_blocks:
             h = self._run(block, torch.cat([h, skips.pop()], -1), embedding, context)
         h = self.out[2](silu(self.out[0](frames_as_images(h))))
-        return images_as_frames(h, batch).permute(0, 4, 1, 2, 3).contiguous()
+        v = images_as_frames(h, batch).permute(0, 4, 1, 2, 3)
+        return v.contiguous() if prior is None else (prior + v).to(x.dtype)
 
     def _run(self, block: nn.Module, x: Tensor, embedding: Tensor, context: ContextCache) -> Tensor:
         for layer in block if isinstance(block, nn.ModuleList) else (block,):

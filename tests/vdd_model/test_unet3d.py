@@ -13,6 +13,7 @@ from torch import nn
 
 from vdd_model.config import DiffusionConfig, UNetConfig, preset
 from vdd_model.diffusion import make_schedule
+from vdd_model.fused import pack
 from vdd_model.layers import SpatialTransformer
 from vdd_model.sampler import ddim, guided, vgen_timesteps
 from vdd_model.spatial_conditions import SPATIAL_CONDITIONS
@@ -305,6 +306,36 @@ def test_host_operations_are_used():
     leaves = {m for m in model.modules() if next(m.parameters(recurse=False), None) is not None}
     assert all(isinstance(m, tuple(vars(operations).values())) for m in leaves)
     assert leaves == set(calls)
+
+
+def test_packed_golden(golden):
+    """Weights in oneDNN's layout: the same outputs, to the same bounds."""
+    model = pack(golden.model(torch.float32))
+    packed = [m for m in model.modules() if getattr(m, "packed", ())]
+    if not packed:
+        pytest.skip("oneDNN does not run on this processor")
+    assert sum(isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) for m in model.modules()) == len(packed)
+    x, t, y = golden.input("x"), golden.input("t", torch.long), golden.input("y")
+    with torch.no_grad():
+        golden.check("out_y_image", model(x, t, model.tokens(y, golden.input("image").squeeze(1))))
+        golden.check("out_single_frame", model(x[:, :, :1], t, y))
+    with pytest.raises(RuntimeError, match="packed for inference"):
+        model(x, t, y)
+
+
+def test_fused_and_packed_in_bfloat16(tiny):
+    """Fused layers round less often than plain ones: bfloat16 stays as near to float32 as without them."""
+    x, t, tokens, concat = (a.bfloat16() if a.is_floating_point() else a for a in inputs(batch=2, frames=4))
+    half = UNet3D(TINY, dtype=torch.bfloat16)
+    half.load_state_dict(tiny.state_dict())
+    with torch.no_grad():
+        reference = tiny(x.float(), t, tokens.float(), concat.float())
+        half.requires_grad_(False)
+        with torch.enable_grad():
+            plain = half(x, t, tokens, concat).float()
+        for model in (half, pack(half)):
+            out = model(x, t, tokens, concat).float()
+            assert (out - reference).norm() < 1.2 * (plain - reference).norm()
 
 
 def test_keys_and_values_only_once_per_clip(tiny, monkeypatch):

@@ -1,0 +1,172 @@
+"""Layers fused with what follows them, for inference on a CPU.
+
+There oneDNN is faster than the BLAS behind `torch.nn.Linear`, and adds a residual, gates or applies an activation while the product is
+still in registers. `linear`, `geglu` and `conv` are one or two oneDNN calls where that is possible (see `fuses`), else the plain
+expression; the two agree to rounding. `pack` keeps the weights in oneDNN's own layout, which saves a copy of them in every call.
+Forward hooks of fused layers do not run.
+"""
+from __future__ import annotations
+
+import functools
+import platform
+import types
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_onednn = torch.ops.mkldnn
+
+
+@functools.cache
+def _supports(dtype: torch.dtype) -> bool:
+    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and _onednn._is_mkldnn_bf16_supported())
+
+
+class _Fusible:
+    """What this project's own layers have beside torch.nn's."""
+
+    fusible = True
+    pieces = 1                                # parts that the outputs are computed in (2 for a gated layer)
+    packed: tuple[Tensor, ...] = ()           # the pieces of the weight in oneDNN's layout, once `pack` was called
+
+    def matrix(self) -> Tensor:
+        """The weight as oneDNN is given it: (out, in) of a linear layer, (out, in, kh, kw) of a convolution."""
+        return self.weight
+
+
+class Linear(_Fusible, nn.Linear):
+    """`torch.nn.Linear`, through oneDNN where that is faster."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(self, x) if fuses(self, x) else super().forward(x)
+
+
+class Conv2d(_Fusible, nn.Conv2d):
+    """`torch.nn.Conv2d`; once packed, its input should be channels-last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv(self, x) if self.packed and fuses(self, x) else super().forward(x)
+
+
+OWN = types.SimpleNamespace(Linear=Linear, Conv1d=nn.Conv1d, Conv2d=Conv2d, Conv3d=nn.Conv3d, GroupNorm=nn.GroupNorm,
+                            LayerNorm=nn.LayerNorm)
+
+
+def fusible(operations):
+    """The namespace of layers to build from: `OWN` in place of `torch.nn`, a host's as it is."""
+    return OWN if operations is nn else operations
+
+
+@functools.cache
+def pointwise_conv(conv1d: type[nn.Conv1d]) -> type[nn.Conv1d]:
+    """The namespace's Conv1d as a layer of kernel 1 that takes rows (..., C), as a linear layer does."""
+    class PointwiseConv(_Fusible, conv1d):
+        fusible = conv1d is nn.Conv1d
+
+        def matrix(self) -> Tensor:
+            return self.weight[..., 0]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return linear(self, x) if fuses(self, x) else super().forward(x)
+
+        def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None, *_, **__) -> Tensor:
+            return F.linear(input, weight[..., 0], bias)
+    return PointwiseConv
+
+
+@functools.cache
+def frame_conv(conv3d: type[nn.Conv3d]) -> type[nn.Conv3d]:
+    """The namespace's Conv3d of kernel (3, 1, 1) as a layer that takes (B, C, F, H*W) channels-last: a 2-D convolution, which every
+    backend has a fast channels-last kernel for."""
+    class FrameConv(_Fusible, conv3d):
+        fusible = conv3d is nn.Conv3d
+
+        def matrix(self) -> Tensor:
+            return self.weight[..., 0]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return conv(self, x) if self.packed and fuses(self, x) else super().forward(x)
+
+        def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None, *_, **__) -> Tensor:
+            return F.conv2d(input, weight[..., 0], bias, padding=(1, 0))
+    return FrameConv
+
+
+def fuses(layer: nn.Module, x: Tensor) -> bool:
+    """Whether `layer` runs on x through oneDNN: a layer of this project's own, on an x86 CPU, in float32 or bfloat16, for inference.
+
+    Raises RuntimeError when it does not although it is packed (its plain weight is gone).
+    """
+    if not getattr(layer, "fusible", False):
+        return False
+    able = (not torch.compiler.is_compiling() and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+            and x.device.type == "cpu" and layer.weight.device.type == "cpu"
+            and x.dtype == layer.weight.dtype and _supports(x.dtype))
+    if layer.packed and not able:
+        raise RuntimeError(f"this model is packed for inference on a CPU in {layer.weight.dtype}: "
+                           "it runs there, without gradients, autocast and torch.compile, only")
+    return able
+
+
+def pack(model: nn.Module) -> nn.Module:
+    """Put the weights of all layers that can be fused into oneDNN's layout, in place of the plain ones (no more memory than before).
+
+    Float32 or bfloat16 models on a CPU; layers that cannot be packed stay as they are. Afterwards the model can only infer: not be
+    saved, moved or trained. Returns the model.
+    """
+    for layer in model.modules():
+        if not getattr(layer, "fusible", False) or layer.packed or layer.weight.device.type != "cpu" or not _supports(layer.weight.dtype):
+            continue
+        with torch.no_grad():
+            if layer.matrix().ndim == 2:
+                layer.packed = tuple(_onednn._reorder_linear_weight(w.contiguous()) for w in layer.matrix().chunk(layer.pieces))
+            else:
+                layer.packed = (_onednn._reorder_convolution_weight(layer.matrix(), *_geometry(layer), layer.groups),)
+        layer.weight = nn.Parameter(layer.weight.new_empty(0), requires_grad=False)
+    return model
+
+
+def linear(layer: nn.Module, x: Tensor, add: Tensor | None = None) -> Tensor:
+    """layer(x) + add, for a linear layer or a pointwise convolution over rows (..., C)."""
+    if not fuses(layer, x) or (add is not None and add.dtype != x.dtype):
+        return layer(x) if add is None else residual(layer(x), add)
+    weight = layer.packed[0] if layer.packed else layer.matrix()
+    if add is None:
+        return _onednn._linear_pointwise(x, weight, layer.bias, "none", [], "")
+    return _onednn._linear_pointwise.binary(x, add, weight, layer.bias, "add")
+
+
+def geglu(layer: nn.Module, x: Tensor) -> Tensor:
+    """value * gelu(gate), with (value, gate) the two halves of layer(x)."""
+    if fuses(layer, x):
+        (value, gate), (value_bias, gate_bias) = layer.packed or layer.weight.chunk(2), layer.bias.chunk(2)
+        gated = _onednn._linear_pointwise(x, gate, gate_bias, "gelu", [], "none")
+        return _onednn._linear_pointwise.binary(x, gated, value, value_bias, "mul")
+    value, gate = layer(x).chunk(2, dim=-1)
+    gate = F.gelu(gate)
+    return gate * value if torch.is_grad_enabled() else gate.mul_(value)
+
+
+def conv(layer: nn.Module, x: Tensor, add: Tensor | None = None) -> Tensor:
+    """layer(x) + add for a convolution; x and add channels-last (N, C, H, W)."""
+    if not getattr(layer, "packed", ()) or not fuses(layer, x):      # with plain weights, oneDNN gains nothing over F.conv2d
+        return layer(x) if add is None else residual(layer(x), add)
+    if add is None:
+        return _onednn._convolution_pointwise(x, layer.packed[0], layer.bias, *_geometry(layer), layer.groups, "none", [], "")
+    return _onednn._convolution_pointwise.binary(x, add, layer.packed[0], layer.bias, *_geometry(layer), layer.groups,
+                                                 "add", 1.0, None, [], None)
+
+
+def residual(branch: Tensor, x: Tensor) -> Tensor:
+    """`branch + x`, written into `branch` (which nothing else may need) unless a gradient is wanted or the types differ."""
+    if torch.is_grad_enabled() or branch.dtype != x.dtype:
+        return branch + x
+    return branch.add_(x)
+
+
+def _geometry(layer: nn.Module) -> tuple[list[int], list[int], list[int]]:
+    """Padding, stride, dilation of the first two kernel dimensions; a (3, 1, 1) kernel is given to oneDNN as (3, 1)."""
+    return list(layer.padding[:2]), list(layer.stride[:2]), list(layer.dilation[:2])
