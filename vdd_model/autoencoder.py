@@ -260,8 +260,22 @@ class FidelityBranch(nn.Module):
 NEIGHBOURS = 3     # frames t-1, t, t+1 whose coarsest encoder features the branch sees
 
 
+def add_thumbnail(latents: Tensor, x: Tensor, config: AutoencoderConfig) -> Tensor:
+    """Unscaled latents plus, where configured, the frame averaged over factor x factor pixels in the first three channels.
+
+    A shortcut without weights (in the spirit of DC-AE's, arXiv 2410.10733): colour and layout need not be learned.
+    """
+    if not config.thumbnail:
+        return latents
+    small = F.avg_pool2d(x, config.factor)
+    return torch.cat([latents[:, :3] + small, latents[:, 3:]], dim=1)
+
+
 class AutoencoderKL(nn.Module):
-    """Encoder, decoder, quantisation convolutions: official keys. `fidelity.*` is ours and may be absent."""
+    """Encoder, decoder, quantisation convolutions: official keys. `fidelity.*` is ours and may be absent.
+
+    With `config.thumbnail` the decoder's output is a correction of the enlarged thumbnail (see `add_thumbnail`).
+    """
 
     def __init__(self, config: AutoencoderConfig, *, operations=nn):
         super().__init__()
@@ -271,23 +285,34 @@ class AutoencoderKL(nn.Module):
         self.quant_conv = operations.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
         self.post_quant_conv = operations.Conv2d(config.latent_channels, config.latent_channels, 1)
         self.fidelity = None if config.fidelity is None else FidelityBranch(config.fidelity, config, operations)
+        if config.thumbnail:
+            for layer in (self.quant_conv, self.decoder.conv_out):           # training starts from the thumbnail itself
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (N, 3, H, W) in [-1, 1], H and W multiples of the factor -> mean, logvar, each (N, latent_channels, h, w), unscaled."""
         hidden, _ = self.encoder(x)
         mean, logvar = self.quant_conv(hidden).chunk(2, dim=1)
-        return mean, logvar.clamp(*LOGVAR_RANGE)
+        return add_thumbnail(mean, x, self.config), logvar.clamp(*LOGVAR_RANGE)
 
     def decode(self, z: Tensor, features: list[Tensor] | None = None, blurred: Tensor | None = None, fidelity: float = 0.0) -> Tensor:
         """Unscaled latents z (N, latent_channels, h, w) -> pixels (N, 3, H, W), about [-1, 1], not clamped.
 
         With `fidelity` > 0: (1 - fidelity) * plain + fidelity * (blurred + residual), where `features` are encoder 2's of
         `blurred` (N, 3, H, W), fine to coarse, the coarsest with its neighbours (DeblurModel.encode_blurred makes them).
+        `blurred` may be float32 beside a network of half precision: the sum then is float32, free of banding.
         """
         levels = self.decoder.features(self.post_quant_conv(z))
         if fidelity == 0.0 or self.fidelity is None:
-            return self.decoder.pixels(levels[-1])
+            return self._plain(levels[-1], z)
         if features is None or blurred is None:
             raise ValueError("fidelity > 0 needs encoder 2's features and the blurred frames")
         restored = blurred + self.fidelity(levels, features)
-        return restored if fidelity == 1.0 else torch.lerp(self.decoder.pixels(levels[-1]), restored, fidelity)
+        return restored if fidelity == 1.0 else torch.lerp(self._plain(levels[-1], z).to(restored.dtype), restored, fidelity)
+
+    def _plain(self, finest: Tensor, z: Tensor) -> Tensor:
+        pixels = self.decoder.pixels(finest)
+        if not self.config.thumbnail:
+            return pixels
+        return pixels + F.interpolate(z[:, :3], scale_factor=float(self.config.factor), mode="bilinear", align_corners=False)

@@ -28,6 +28,7 @@ class UNetConfig:
     image_dim: int = 1024                 # projected semantic vector (official name y_dim)
     num_tokens: int = 4                   # context tokens made from one semantic vector
     norm_groups: int = 32
+    prior_std: float | None = None        # None: official; else v = Gaussian prior about concat[:, :latent_channels] + the network
     spatial_conditions: tuple[str, ...] = ()   # official adapters: depthmap, motion, mask, sketch, single_sketch, local_image
 
     @property
@@ -60,6 +61,7 @@ class AutoencoderConfig:
     patch_size: int = 1                   # pixels are unshuffled by this before the first convolution
     mid_attention: bool = True
     norm_groups: int = 32
+    thumbnail: bool = False               # the first 3 latent channels carry the frame, averaged over factor x factor pixels
     latent_scale: float = 0.18215         # latents = posterior mean * latent_scale
     fidelity: FidelityConfig | None = field(default_factory=FidelityConfig)
 
@@ -174,9 +176,10 @@ SMALL = ModelConfig(
     name="small",
     null_tokens=4,
     unet=UNetConfig(dim=48, dim_mult=(1, 2, 4), blocks_per_level=1, num_heads=2, head_dim=24, attn_scales=(0.25,),
-                    context_dim=128, image_dim=128, norm_groups=16),
+                    context_dim=128, image_dim=128, norm_groups=16, prior_std=0.3),
     vae=AutoencoderConfig(channels=32, channel_mult=(1, 2), blocks_per_level=1, patch_size=2, mid_attention=False,
-                          norm_groups=16, latent_scale=1.0, fidelity=FidelityConfig(channels=(96, 48), blocks=(8, 3))),
+                          norm_groups=16, thumbnail=True, latent_scale=1.0,
+                          fidelity=FidelityConfig(channels=(96, 48), blocks=(8, 3))),
     tower=TowerConfig(image_size=128, patch_size=16, width=128, layers=4, head_width=32, embed_dim=128),
     adapter=AdapterConfig(channels=48, heads=2),
 )

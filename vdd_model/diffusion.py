@@ -58,6 +58,17 @@ def eps_from_v(schedule: Schedule, x_t: Tensor, t: Tensor, v: Tensor) -> Tensor:
     return _at(schedule.sqrt_one_minus_alpha_bar, t, x_t) * x_t + _at(schedule.sqrt_alpha_bar, t, x_t) * v
 
 
+def prior_v(schedule: Schedule, x_t: Tensor, t: Tensor, estimate: Tensor, std: float) -> Tensor:
+    """v of the posterior mean of x0 given x_t, if x0 were Gaussian about `estimate` with standard deviation `std`.
+
+    x0_hat = (std^2 a x_t + s^2 estimate) / (std^2 a^2 + s^2), and v = (a x_t - x0_hat) / s with the division carried out, so
+    that it is finite everywhere. At t = T - 1 it is -estimate. t may be float (rounded); returns float32.
+    """
+    t = t.round().long() if t.is_floating_point() else t
+    a, s = _at(schedule.sqrt_alpha_bar, t, x_t).float(), _at(schedule.sqrt_one_minus_alpha_bar, t, x_t).float()
+    return s * (a * (1 - std**2) * x_t.float() - estimate.float()) / (std**2 * a**2 + s**2)
+
+
 def posterior(schedule: Schedule, x0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """q(x_{t-1} | x_t, x_0): posterior_mean (B, ...), its variance and clipped log variance (B, 1, ...)."""
     alpha_bar = schedule.alpha_bar

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .autoencoder import Encoder
+from .autoencoder import Encoder, add_thumbnail
 from .config import AutoencoderConfig, TowerConfig
 from .errors import UserError
 
@@ -45,6 +45,7 @@ class SpatialHead(nn.Module):
 
     def __init__(self, config: AutoencoderConfig, operations=nn):
         super().__init__()
+        self.config = config
         self.latent_scale = config.latent_scale
         self.encoder = Encoder(config, operations)
         self.quant_conv = operations.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
@@ -53,7 +54,7 @@ class SpatialHead(nn.Module):
         """(N, 3, H, W) in [-1, 1] -> posterior mean x latent_scale (N, latent_channels, h, w), features fine to coarse."""
         hidden, features = self.encoder(images)
         mean, _ = self.quant_conv(hidden).chunk(2, dim=1)
-        return mean * self.latent_scale, features
+        return add_thumbnail(mean, images, self.config) * self.latent_scale, features
 
 
 class ImageEncoder(nn.Module):

@@ -130,3 +130,16 @@ def test_fidelity_without_features_is_refused():
     vae = AutoencoderKL(preset("small").vae)
     with pytest.raises(ValueError, match="needs encoder 2's features"):
         vae.decode(torch.zeros(1, 4, 8, 8), fidelity=0.5)
+
+
+def test_thumbnail_is_the_start_and_both_encoders_agree():
+    torch.manual_seed(0)
+    config = preset("small").vae
+    vae = AutoencoderKL(config).eval()
+    x = torch.rand(1, 3, 32, 48) * 2 - 1
+    with torch.no_grad():
+        mean, _ = vae.encode(x)
+        decoded = vae.decode(mean)
+    small = torch.nn.functional.avg_pool2d(x, config.factor)
+    torch.testing.assert_close(mean[:, :3], small)
+    torch.testing.assert_close(decoded, torch.nn.functional.interpolate(small, scale_factor=4, mode="bilinear"))

@@ -4,7 +4,7 @@ import torch
 from safetensors.torch import load_file
 
 from vdd_model.config import DiffusionConfig
-from vdd_model.diffusion import Schedule, eps_from_v, make_schedule, offset_noise, posterior, q_sample, v_target, x0_from_v
+from vdd_model.diffusion import Schedule, eps_from_v, make_schedule, offset_noise, posterior, prior_v, q_sample, v_target, x0_from_v
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +82,18 @@ def test_offset_noise_draws_as_the_official_code(schedule, traces):
     assert (offset_noise(base.shape, 0.0, torch.Generator().manual_seed(77)) - base).abs().max() < 1e-6
     x_t = q_sample(schedule, traces["q_x0"], traces["q_t"], noise)
     assert (x_t - traces["offset_seed77_q_sample"]).abs().max() < 1e-6
+
+
+def test_prior_v_is_the_gaussian_posterior_mean_and_finite_at_both_ends():
+    schedule = make_schedule(DiffusionConfig())
+    torch.manual_seed(0)
+    estimate, x_t, std = torch.randn(3, 4, 2, 3, 3), torch.randn(3, 4, 2, 3, 3), 0.3
+    t = torch.tensor([0, 400, 999])
+    v = prior_v(schedule, x_t, t, estimate, std)
+    assert torch.isfinite(v).all()
+    a2 = schedule.alpha_bar[t].view(-1, 1, 1, 1, 1).float()
+    gain = std**2 * a2.sqrt() / (std**2 * a2 + 1 - a2)                       # Kalman gain of one observation x_t = a x0 + s eps
+    expected = estimate + gain * (x_t - a2.sqrt() * estimate)
+    torch.testing.assert_close(x0_from_v(schedule, x_t, t, v), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(v[2], -estimate[2])
+    torch.testing.assert_close(prior_v(schedule, x_t, t.float() + 0.2, estimate, std), v)
