@@ -141,7 +141,8 @@ def window_v_model(model: DeblurModel, latents: Tensor, image: Tensor, *, guidan
     All that stays the same from step to step (the adapter's output, keys and values of the context) is computed here, once.
     With several tiles v is blended between them at every step, and therefore so is x0.
     """
-    config, dtype = model.config, latents.dtype
+    config, dtype = model.config, model.null_text.dtype
+    latents = latents.to(dtype)
     pieces = tiling.boxes(tuple(latents.shape[-3:]), config.divisor, config.vae.factor, time=True)
     conditions = {}
     for box in pieces:

@@ -88,7 +88,7 @@ def box_weight(box: Box) -> Tensor:
 
 
 def blend(pieces: Sequence[Box], compute: Callable[[Box], Tensor]) -> Tensor:
-    """The weighted mean of compute(box), each (..., F, h, w) of its box, over all boxes; float32 where there are several."""
+    """The weighted mean of compute(box), each (..., F, h, w) of its box, over all boxes, in its dtype; summed in float32."""
     if len(pieces) == 1:
         return compute(pieces[0])
     size = [max(span.stop for span in axis) for axis in zip(*((b.time, b.rows, b.columns) for b in pieces))]
@@ -101,7 +101,7 @@ def blend(pieces: Sequence[Box], compute: Callable[[Box], Tensor]) -> Tensor:
         weight = box_weight(box).to(part.device)
         box.of(total).add_(part * weight)
         box.of(norm).add_(weight)
-    return total / norm
+    return (total / norm).to(part.dtype)
 
 
 def time_windows(total: int, window: int, overlap: int) -> list[tuple[int, int]]:
