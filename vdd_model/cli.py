@@ -47,6 +47,8 @@ def parser() -> argparse.ArgumentParser:
                                               "the truth B, and draw an error map and a zoomed panel.")
     compare.add_argument("a", help="result: a video, or a folder or pattern of pictures")
     compare.add_argument("b", help="truth")
+    compare.add_argument("--blurred", default=None, help="what A was made from: scored beside it, and shown in the panel")
+    compare.add_argument("--zoom", type=int, nargs=4, metavar=("X", "Y", "WIDTH", "HEIGHT"), help="part that the panel enlarges")
     compare.add_argument("-o", "--output", default="comparison", help="folder for the figures (default: %(default)s)")
 
     convert = commands.add_parser("convert", parents=[common], help="build a checkpoint from official files",
@@ -241,9 +243,8 @@ def _load(arguments: argparse.Namespace):
 
 def _compare(arguments: argparse.Namespace) -> int:
     from . import report
-    scores = report.compare(arguments.a, arguments.b, arguments.output)
-    for name, value in scores.items():
-        print(f"{name:28} {value:.4f}" if isinstance(value, float) else f"{name:28} {value}")
+    result = report.compare(arguments.a, arguments.b, arguments.output, arguments.blurred, zoom_box=arguments.zoom)
+    print("wrote " + ", ".join(result["files"]))
     return EXIT_OK
 
 
