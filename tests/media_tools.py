@@ -62,7 +62,8 @@ def chart(height: int = 64, width: int = 96, patch: int = 16, seed: int = 3) -> 
 
 def save_clip(path: Path, frames: Sequence[np.ndarray], *, codec: str = "libx264", pix_fmt: str = "yuv420p", rate: Fraction = Fraction(25),
               times: Sequence[int] | None = None, time_base: Fraction | None = None, tags: ColorTags | None = None, alpha=None,
-              audio: bool = False, rotation: float | None = None, options: dict | None = None, container_options: dict | None = None) -> Path:
+              audio: bool = False, rotation: float | None = None, options: dict | None = None,
+              container_options: dict | None = None) -> Path:
     """Write a clip straight with PyAV, independently of vdd_model.video_out."""
     tags = tags or ColorTags(1, 1, 1, False)
     height, width = frames[0].shape[:2]

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from .planes import ColorTags, complete_tags, from_rgb, to_rgb
-from .video_in import Clip, Frame, MediaError, _layout_of, orientation, turn
+from .video_in import Clip, Frame, MediaError, _layout_of
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".exr", ".ppm", ".pgm", ".tga", ".dpx", ".jp2"}
 _CENTRED = {"mjpeg", "webp"}
+_EXIF = {2: (0, True), 3: (2, False), 4: (2, True), 5: (1, True), 6: (3, False), 7: (3, True), 8: (1, False)}
 _NUMBERED = re.compile(r"%0?\d*d")
 
 
@@ -40,7 +41,22 @@ def find_images(where: str | Path) -> list[Path]:
     return natural_order([p for p in found if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()])
 
 
-def _decode_image(path: Path) -> tuple[av.VideoFrame, str]:
+def _orientation(data: bytes) -> tuple[int, bool]:
+    """(quarter turns counter-clockwise, mirrored left-right before) from a picture file's EXIF."""
+    try:
+        from PIL import Image
+        with Image.open(io.BytesIO(data)) as picture:
+            return _EXIF.get(picture.getexif().get(0x0112), (0, False))
+    except (ImportError, OSError, ValueError, SyntaxError):    # no Pillow, or a format that it does not read
+        return 0, False
+
+
+def _turn(picture: np.ndarray, turns: int, flip: bool) -> np.ndarray:
+    return np.ascontiguousarray(np.rot90(picture[:, ::-1] if flip else picture, turns))
+
+
+def _decode_image(path: Path) -> tuple[av.VideoFrame, str, tuple[int, bool]]:
+    """(decoded picture, codec, orientation)."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -52,18 +68,17 @@ def _decode_image(path: Path) -> tuple[av.VideoFrame, str]:
     try:
         # through a buffer: ffmpeg would take % in a file's name for a pattern
         with av.open(io.BytesIO(data)) as container:
-            return next(container.decode(video=0)), container.streams.video[0].codec_context.name
+            return next(container.decode(video=0)), container.streams.video[0].codec_context.name, _orientation(data)
     except (av.FFmpegError, StopIteration, IndexError, OSError, ValueError):
         raise MediaError(f"{path} is not a picture that can be read") from None
 
 
 def read_image(path: str | Path) -> tuple[torch.Tensor, torch.Tensor | None]:
     """One picture file -> (rgb (H,W,3), alpha (H,W) or None), float32 in [0,1], upright. Raises MediaError."""
-    frame, codec = _decode_image(Path(path))
-    turns, flip = orientation(frame)
+    frame, codec, (turns, flip) = _decode_image(Path(path))
     rgb, alpha = to_rgb(frame, _image_tags(frame, codec), centred_chroma=codec in _CENTRED)
     if turns or flip:
-        rgb, alpha = turn(rgb, turns, flip), None if alpha is None else turn(alpha, turns, flip)
+        rgb, alpha = _turn(rgb, turns, flip), None if alpha is None else _turn(alpha, turns, flip)
     return torch.from_numpy(rgb), None if alpha is None else torch.from_numpy(np.ascontiguousarray(alpha))
 
 
@@ -103,8 +118,7 @@ def probe_images(files: Sequence[Path], rate: Fraction = Fraction(24), name: Pat
     """The clip that `files` make, shown at `rate`. Reads the first fully and the size of all. Raises MediaError."""
     if not files:
         raise MediaError(f"{name} holds no pictures that can be read ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    frame, codec = _decode_image(files[0])
-    turns, flip = orientation(frame)
+    frame, codec, (turns, _) = _decode_image(files[0])
     kind = _layout_of(frame)
     width, height = (frame.height, frame.width) if turns % 2 else (frame.width, frame.height)
     return Clip(path=name or files[0], width=width, height=height, num_frames=len(files), rate=rate, time_base=1 / rate,

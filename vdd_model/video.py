@@ -97,8 +97,8 @@ def describe(source: str | Path) -> str:
              f"{', grey' if clip.gray else ''}",
              f"  colour   matrix {clip.color.matrix}, primaries {clip.color.primaries}, transfer {clip.color.transfer}, "
              f"{'full' if clip.color.full_range else 'limited'} range (H.273 numbers, 2: not said)"]
-    if clip.quarter_turns or clip.flip:
-        lines.append(f"  rotated  {90 * clip.quarter_turns} degrees{', mirrored' if clip.flip else ''}")
+    if clip.quarter_turns:
+        lines.append(f"  rotated  {90 * clip.quarter_turns} degrees")
     if clip.sound:
         lines.append(f"  sound    {', '.join(clip.sound)}")
     if clip.breaks_off:

@@ -55,7 +55,6 @@ class Clip:
     codec: str = ""
     pix_fmt: str = ""
     quarter_turns: int = 0                  # counter-clockwise, applied by the reader
-    flip: bool = False                      # mirrored left-right before the turns
     pixel_aspect: Fraction = Fraction(1)
     files: tuple[Path, ...] = ()            # the pictures of a sequence; empty for a video file
     sound: tuple[str, ...] = ()             # codec of each audio and subtitle stream
@@ -130,7 +129,7 @@ def probe_video(path: str | Path, *, scan: bool = True) -> Clip:
         full = int(first.color_range) == 2 or first.format.name.startswith("yuvj") or (
             kind.kind == "gray" and int(first.color_range) == 0 and context.name not in ("h264", "hevc", "vp9", "av1"))
         tags = complete_tags(ColorTags(tags.matrix, tags.primaries, tags.transfer, full), kind.kind, first.height, first.width)
-        turns, flip = orientation(first)
+        turns = quarter_turns(first)
         width, height = (first.height, first.width) if turns % 2 else (first.width, first.height)
         aspect = stream.sample_aspect_ratio or Fraction(1)
         metadata = tuple((k, v) for k, v in container.metadata.items() if k in ("title", "artist", "comment", "creation_time", "date",
@@ -158,7 +157,7 @@ def probe_video(path: str | Path, *, scan: bool = True) -> Clip:
         tick = Fraction(1, rate.numerator if exact.denominator == 1 else rate.numerator * math.ceil(90000 / rate.numerator))
     return Clip(path=path, width=width, height=height, num_frames=count, rate=rate, time_base=tick, constant_rate=constant,
                 bit_depth=min(16, kind.depth), has_alpha=has_alpha, gray=kind.kind == "gray", color=tags, codec=name, pix_fmt=pix_fmt,
-                quarter_turns=turns, flip=flip, pixel_aspect=1 / aspect if turns % 2 else aspect, sound=sound, metadata=metadata,
+                quarter_turns=turns, pixel_aspect=1 / aspect if turns % 2 else aspect, sound=sound, metadata=metadata,
                 origin=origin, shift=shift, untimed=scan and not len(times), size_bytes=path.stat().st_size, missing=missing,
                 breaks_off=breaks_off)
 
@@ -189,27 +188,12 @@ def _first_frame(container, stream, path: Path) -> av.VideoFrame:
     raise MediaError(f"{path} holds a video stream but not one frame that can be decoded{reason}")
 
 
-def orientation(frame: av.VideoFrame) -> tuple[int, bool]:
-    """(quarter turns counter-clockwise, mirrored first) from the frame's display matrix."""
-    try:
-        entries = [frame.side_data[i] for i in range(len(frame.side_data))]
-    except ValueError:                                         # a kind that this PyAV does not know, such as EXIF
-        return round(getattr(frame, "rotation", 0) / 90) % 4, False
-    for data in entries:
-        if data.type.name == "DISPLAYMATRIX":
-            a, b, _, c, d = np.frombuffer(bytes(data), np.int32)[:5].astype(np.float64) / 65536
-            flip = a * d - b * c < 0
-            if flip:
-                a, b = -a, -b
-            return int(round(math.degrees(math.atan2(-b, a)) / 90)) % 4, bool(flip)
-    return 0, False
+def quarter_turns(frame: av.VideoFrame) -> int:
+    """Counter-clockwise quarter turns that the frame's display matrix asks for.
 
-
-def turn(picture: np.ndarray, turns: int, flip: bool) -> np.ndarray:
-    """Apply `orientation` to an (H,W,...) array."""
-    if flip:
-        picture = picture[:, ::-1]
-    return np.ascontiguousarray(np.rot90(picture, turns))
+    Not read through `frame.side_data`: with PyAV 18 the interpreter crashes when such a container is collected.
+    """
+    return round(getattr(frame, "rotation", 0) / 90) % 4
 
 
 def _scan(path: Path, timed: bool) -> tuple[np.ndarray, int, Fraction | None, Fraction | None]:
@@ -341,10 +325,10 @@ class VideoReader:
     def _convert(self, picture: av.VideoFrame, pts: int, duration: int, index: int) -> Frame:
         clip = self.clip
         rgb, alpha = to_rgb(picture, clip.color, centred_chroma=clip.codec in ("mjpeg", "webp"))
-        if clip.quarter_turns or clip.flip:
-            rgb = turn(rgb, clip.quarter_turns, clip.flip)
-            alpha = None if alpha is None else turn(alpha, clip.quarter_turns, clip.flip)
-        return Frame(torch.from_numpy(rgb), None if alpha is None else torch.from_numpy(np.ascontiguousarray(alpha)), pts, duration, index)
+        if clip.quarter_turns:
+            rgb = np.ascontiguousarray(np.rot90(rgb, clip.quarter_turns))
+            alpha = None if alpha is None else np.ascontiguousarray(np.rot90(alpha, clip.quarter_turns))
+        return Frame(torch.from_numpy(rgb), None if alpha is None else torch.from_numpy(alpha), pts, duration, index)
 
 
 def _decode(container, stream) -> Iterator[av.VideoFrame | Exception]:

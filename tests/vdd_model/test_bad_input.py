@@ -50,7 +50,8 @@ def test_empty_file(tmp_path, capfd):
     expect_error(capfd, tmp_path, tmp_path / "folder", "holds no video and no pictures")
 
 
-@pytest.mark.parametrize("data", [b"\x00" * 5000, b"just some text\n" * 100, b"%PDF-1.4 " + bytes(range(256)) * 20, b"\x89PNG\r\n\x1a\n" + b"x" * 99])
+@pytest.mark.parametrize("data", [b"\x00" * 5000, b"just some text\n" * 100, b"%PDF-1.4 " + bytes(range(256)) * 20,
+                                  b"\x89PNG\r\n\x1a\n" + b"x" * 99])
 def test_files_that_are_no_video(tmp_path, capfd, data):
     (tmp_path / "film.mp4").write_bytes(data)
     expect_error(capfd, tmp_path, tmp_path / "film.mp4", "film.mp4")

@@ -25,7 +25,8 @@ def clip(path: Path, frames: int = 5) -> Path:
 @pytest.mark.parametrize("command", [[], ["deblur"], ["compare"], ["convert"], ["info"]])
 def test_help_is_fast_and_imports_nothing_heavy(command):
     code = ("import sys; from vdd_model.cli import main; code = main(sys.argv[1:]); "
-            "heavy = {'torch', 'numpy', 'av', 'kornia', 'PIL', 'open_clip'} & set(sys.modules); sys.exit(code or (str(heavy) if heavy else 0))")
+            "heavy = {'torch', 'numpy', 'av', 'kornia', 'PIL', 'open_clip'} & set(sys.modules); "
+            "sys.exit(code or (str(heavy) if heavy else 0))")
     started = time.perf_counter()
     result = subprocess.run([sys.executable, "-c", code, *command, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -44,8 +45,8 @@ def test_usage_errors(capsys):
 
 def test_wrong_settings_are_one_sentence(tmp_path, capsys):
     source = str(clip(tmp_path / "a.mp4"))
-    for more in (["--steps", "0"], ["--fidelity", "2"], ["--quality", "99"], ["--window", "0"], ["--codec", "prores"], ["--device", "cuda:99"],
-                 ["--checkpoint", "nowhere.safetensors"]):
+    for more in (["--steps", "0"], ["--fidelity", "2"], ["--quality", "99"], ["--window", "0"], ["--codec", "prores"],
+                 ["--device", "cuda:99"], ["--checkpoint", "nowhere.safetensors"]):
         given = None if more[0] in ("--device", "--checkpoint") else IdentityDeblurrer()
         assert main(["deblur", source, "-o", str(tmp_path / "o.mp4"), *more], given) == 1, more
         error = capsys.readouterr().err
@@ -87,8 +88,8 @@ def test_one_bad_clip_does_not_stop_the_others(tmp_path, capsys):
 
 def test_the_model_deblurs(tmp_path, tiny_checkpoint, capsys):
     source = clip(tmp_path / "a.mp4", 9)
-    command = ["deblur", str(source), "-o", str(tmp_path / "o.mp4"), "--checkpoint", str(tiny_checkpoint), "--device", "cpu", "--window", "6",
-               "--overlap", "2", "--preview"]
+    command = ["deblur", str(source), "-o", str(tmp_path / "o.mp4"), "--checkpoint", str(tiny_checkpoint), "--device", "cpu",
+               "--window", "6", "--overlap", "2", "--preview"]
     assert main(command) == 0
     assert probe(tmp_path / "o.mp4").num_frames == 9
     assert (read_clip(tmp_path / "o.mp4") - read_clip(source)).abs().mean() > 1e-3

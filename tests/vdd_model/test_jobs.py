@@ -19,7 +19,7 @@ from vdd_model import jobs, sinks
 from vdd_model.cli import main
 from vdd_model.inputs import plan, share
 from vdd_model.jobs import Job, run
-from vdd_model.pipeline import Deblurrer, DeblurOptions
+from vdd_model.pipeline import DeblurOptions, Deblurrer
 from vdd_model.video import OutputOptions, part_folder, probe, read_clip, write_image
 from vdd_model.video_in import MediaError
 

@@ -136,14 +136,17 @@ def test_rotation_is_applied(tmp_path, degrees, turns):
     assert after.quarter_turns == 0 and (after.width, after.height) == (clip.width, clip.height)
 
 
-def test_photographs_are_turned_upright(tmp_path):
-    image = pytest.importorskip("PIL.Image")
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_are_turned_upright(tmp_path, orientation):
+    image, ops = pytest.importorskip("PIL.Image"), pytest.importorskip("PIL.ImageOps")
     exif = image.Exif()
-    exif[0x0112] = 6                                           # the camera was held sideways
+    exif[0x0112] = orientation
     image.fromarray((pattern(0) * 255).astype(np.uint8)).save(tmp_path / "a.jpg", quality=95, exif=exif)
     rgb, _ = read_image(tmp_path / "a.jpg")
-    assert rgb.shape == (64, 48, 3)
-    assert np.abs(rgb.numpy() - np.rot90(pattern(0), 3)).mean() < 0.02
+    with image.open(tmp_path / "a.jpg") as picture:
+        upright = np.asarray(ops.exif_transpose(picture))
+    assert np.abs(rgb.numpy() * 255 - upright).max() < 8       # decoders differ in how they interpolate chroma
+    assert (probe(tmp_path / "a.jpg").height, probe(tmp_path / "a.jpg").width) == upright.shape[:2]
 
 
 @pytest.mark.parametrize("suffix, codec", [(".mov", "prores"), (".mkv", "ffv1")])
@@ -235,7 +238,7 @@ def test_ten_bits_are_ten_bits(tmp_path):
 
 def test_quality_matters(tmp_path):
     rng = np.random.default_rng(0)
-    frames = torch.from_numpy(np.clip(np.stack([pattern(i) for i in range(8)]) + rng.normal(0, 0.03, (8, 48, 64, 3)), 0, 1).astype(np.float32))
+    frames = torch.from_numpy(np.stack([pattern(i) for i in range(8)]) + rng.normal(0, 0.03, (8, 48, 64, 3)).astype(np.float32))
     sizes = [write_video(tmp_path / f"{q}.mp4", frames, options=OutputOptions(quality=q)).stat().st_size for q in (10, 30)]
     assert sizes[0] > 2 * sizes[1]
     for bad in (OutputOptions(quality=60), OutputOptions(codec="prores"), OutputOptions(codec="h264", bit_depth=16)):
