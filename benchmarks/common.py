@@ -184,3 +184,35 @@ def release() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def checkpoint_file(folder: Path | str, name: str = "small") -> tuple[str, str]:
+    """(checkpoint, what it is): the built-in model or the file `name`; without the built-in one, a file in `folder` with random weights.
+
+    Speed does not depend on the values of the weights, quality does.
+    """
+    from vdd_model.checkpoint import BUILT_IN, save
+    if name not in BUILT_IN or BUILT_IN[name].exists():
+        return str(name), Path(name).name
+    path = Path(folder) / f"{name}-random.safetensors"
+    if not path.exists():
+        save(random_model(name), path, dtype=torch.float16)
+    return str(path), f"{name} with random weights"
+
+
+def random_model(name: str = "small"):
+    """A preset's model with random weights in every layer, those that training starts at zero included."""
+    from vdd_model.config import preset
+    from vdd_model.model import DeblurModel
+    torch.manual_seed(0)
+    model = DeblurModel(preset(name)).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        if not parameter.any():
+            parameter.normal_(std=0.02)
+    return model
+
+
+def as_command_line() -> None:
+    """Set this process up as the command line does (threads, memory allocator), so that figures are those that users see."""
+    from vdd_model import allocator
+    allocator.keep_memory()

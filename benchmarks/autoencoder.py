@@ -1,0 +1,69 @@
+"""Encoder and decoder of `small` on one window, and what the fidelity branch adds.
+
+    python -m benchmarks.autoencoder [--frames 16] [--size 256 256] [--device cpu] [--checkpoint small]
+"""
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+
+from benchmarks import common
+
+
+def cases(model, frames: int, height: int, width: int, dtype: torch.dtype, device: str) -> dict:
+    """What is measured: name -> function. Frames go through in the pipeline's own chunks."""
+    from vdd_model.inference import Tiling
+    chunk = Tiling().chunk(height, width)
+    pixels = torch.rand(1, 3, frames, height, width, device=device).mul_(2).sub_(1)
+    code = model.encode_blurred(pixels, chunk)
+    z = torch.randn(code.latents.shape, device=device).to(dtype)
+    return {
+        "encoder 2, with features": lambda: model.encode_blurred(pixels, chunk),
+        "adapter": lambda: model.adapter(code.latents),
+        "decoder, plain": lambda: model.decode(z, chunk=chunk),
+        "decoder, fidelity branch": lambda: model.decode(z, code, pixels, 1.0, chunk),
+    }
+
+
+@torch.no_grad()
+def rows(checkpoint: str, frames: int = 16, size: tuple[int, int] = (256, 256), dtypes=("float32", "bfloat16"), device: str = "cpu",
+         repeats: int = common.REPEATS) -> tuple[list[dict], list[str]]:
+    """One row per part and type; sentences on the fidelity branch's share."""
+    from vdd_model.checkpoint import load
+    width, height = size
+    found, notes = [], []
+    for name in dtypes:
+        model = load(checkpoint, device, common.DTYPES[name])
+        functions = cases(model, frames, height, width, common.DTYPES[name], device)
+        timings = common.measure_together(functions, repeats, device=device)
+        for part, function in functions.items():
+            flops, timing = common.count_flops(function), timings[part]
+            found.append({"part": part, "frames": f"{frames} x {width} x {height}", "type": name, **timing.columns(),
+                          "GFLOP": flops / 1e9, **common.of_ceiling(flops, timing.median, name, device)})
+        plain, whole = timings["decoder, plain"].median, timings["decoder, fidelity branch"].median
+        notes.append(f"{name}: the fidelity branch is {100 * (whole - plain) / whole:.0f} % of the decoder's {whole:.2f} s.")
+    return found, notes
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, default=16)
+    parser.add_argument("--size", type=int, nargs=2, default=[256, 256], metavar=("WIDTH", "HEIGHT"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--checkpoint", default="small")
+    parser.add_argument("--repeats", type=int, default=common.REPEATS)
+    parser.add_argument("--out", type=Path, default=common.RESULTS)
+    arguments = parser.parse_args(argv)
+    common.as_command_line()
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint, what = common.checkpoint_file(folder, arguments.checkpoint)
+        found, notes = rows(checkpoint, arguments.frames, tuple(arguments.size), device=arguments.device, repeats=arguments.repeats)
+    common.write("autoencoder", {"autoencoder": found, "ceilings": common.ceilings_table(arguments.device)}, {"checkpoint": what},
+                 device=arguments.device, notes=notes, folder=arguments.out)
+
+
+if __name__ == "__main__":
+    main()
