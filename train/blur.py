@@ -14,10 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vdd_model.config import ConfigError
+
 from . import camera
 from .motion import Motion, apply, exposure_times, grid_points, random_lens
 
 CHUNK_PIXELS = 1 << 17         # of sub-samples averaged at a time on a CPU: they stay in its cache
+
+LOGARITHMIC = ("extent", "duty", "scale", "exposure", "layer_size")
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,18 @@ class BlurConfig:
     quality: tuple[float, ...] = (60.0, 95.0)            # JPEG
     h264: float = 0.0                                    # share of coded clips that pass through a real encoder (slow, needs PyAV)
     crf: tuple[float, ...] = (18.0, 32.0)
+
+    def __post_init__(self) -> None:
+        for name in ("extent", "duty", "scale", "exposure", "highlight", "layer_size", "noise_gain", "quality", "crf"):
+            bounds = getattr(self, name)
+            if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] or name in LOGARITHMIC and bounds[0] == 0:
+                raise ConfigError(f"blur.{name}: two numbers (low, high) above 0 are needed, found {list(bounds)}")
+        for name in ("near_sharp", "linear", "saturation", "layers", "noise", "codec", "h264"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"blur.{name}: a probability in [0, 1] is needed, found {getattr(self, name)}")
+        positive = (self.sub_step, self.max_subsamples, self.max_step, self.candidates, sum(self.layer_counts))
+        if min(positive) <= 0:
+            raise ConfigError("blur: sub_step, max_subsamples, max_step, candidates and layer_counts must be positive")
 
 
 @dataclass

@@ -146,8 +146,10 @@ class VideoClips(RecordedClips):
         outer = (max(box[0] - MARGIN, 0), max(box[1] - MARGIN, 0), min(box[2] + MARGIN, width), min(box[3] + MARGIN, height))
         frames = video.read(range(start, start + span), outer).float() / 255
         linear = rng.random() < config.linear
+        light = camera.srgb_to_linear(frames) if linear else frames
         centres = [reach + j * interval for j in range(num_frames)]
-        blurred = torch.stack([expose(frames, centre, interval * duty / 2, linear, config.max_subsamples) for centre in centres])
+        flows: dict[int, Tensor] = {}
+        blurred = torch.stack([expose(frames, light, centre, interval * duty / 2, flows) for centre in centres])
         sharp = frames[centres]
         top, left, size = box[1] - outer[1], box[0] - outer[0], box[2] - box[0]
         blurred, sharp = (x[:, :, top:top + size, left:left + size] for x in (blurred, sharp))
@@ -155,34 +157,31 @@ class VideoClips(RecordedClips):
         return blurred.transpose(0, 1), sharp.transpose(0, 1), f"{sequence.name} frames {start}..{start + span - 1}"
 
 
-def expose(frames: Tensor, centre: int, half: float, linear: bool, max_subsamples: int = 121) -> Tensor:
-    """Average of sRGB frames (N, 3, H, W) over centre - half .. centre + half, in units of frames; (3, H, W), linear light if `linear`.
+def expose(frames: Tensor, light: Tensor, centre: int, half: float, flows: dict[int, Tensor], max_subsamples: int = 33) -> Tensor:
+    """Average of `light` (N, 3, H, W) over centre - half .. centre + half, in units of frames; (3, H, W).
 
-    Between two frames that differ by more than a pixel's motion (95th percentile), frames are interpolated along the optical flow
-    (both ways, as in Super SloMo eq. 4), one per pixel of motion.
+    Between two frames that differ by more than a pixel's motion (95th percentile), frames are interpolated along the optical flow of
+    the sRGB `frames`, one per pixel of motion. `flows` keeps the flows that neighbouring exposures share.
     """
-    def light(x: Tensor) -> Tensor:
-        return camera.srgb_to_linear(x) if linear else x
-
-    total, weight = torch.zeros_like(frames[0]), 0.0
+    total, weight = torch.zeros_like(light[0]), 0.0
     for first in range(math.floor(centre - half), math.ceil(centre + half)):
         low, high = max(centre - half, first) - first, min(centre + half, first + 1) - first
         if high - low < 1e-6:
             continue
-        pair = frames[first:first + 2]
-        luma = (pair * pair.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
-        flow = dense_flow(luma, luma.flip(0))            # [0]: first -> second, [1]: back
-        moved = float(torch.quantile(flow[0].norm(dim=0), 0.95)) * (high - low)
+        if first not in flows:                           # [0]: first -> second, [1]: back; the finest level adds little to a blur
+            luma = frames[first:first + 2].mean(1, keepdim=True)
+            flows[first] = dense_flow(luma, luma.flip(0), finest=max(96, max(luma.shape[-2:]) // 2))
+        moved = float(torch.quantile(flows[first][0].norm(dim=0)[::4, ::4], 0.95)) * (high - low)
         count = min(max(1, math.ceil(moved)), max_subsamples)
         for k in range(count):
-            a = low + (k + 0.5) / count * (high - low)
-            total += light(between(pair, flow, a)) * ((high - low) / count)
+            total += between(light[first:first + 2], flows[first], low + (k + 0.5) / count * (high - low)) * ((high - low) / count)
         weight += high - low
-    return total / weight if weight else light(frames[centre])
+    return total / weight if weight else light[centre]
 
 
 def between(pair: Tensor, flow: Tensor, a: float) -> Tensor:
-    """The frame at time a in [0, 1] between two, (2, 3, H, W) and their flows (2, 2, H, W), -> (3, H, W)."""
+    """The frame at time a in [0, 1] between two, (2, 3, H, W) and their flows (2, 2, H, W), -> (3, H, W): both are warped along straight
+    lines (Jiang et al. 2018, Super SloMo, eq. 4) and mixed."""
     to_first = a * a * flow[1] - a * (1 - a) * flow[0]
     to_second = (1 - a) ** 2 * flow[0] - a * (1 - a) * flow[1]
     first, second = warp(pair, torch.stack([to_first, to_second]))

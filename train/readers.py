@@ -122,7 +122,7 @@ class VideoFrames:
         import av
 
         from vdd_model.planes import to_rgb
-        from vdd_model.video_in import open_container, turn
+        from vdd_model.video_in import open_container
 
         wanted = {self._times[i]: k for k, i in enumerate(numbers)}
         found: dict[int, Tensor] = {}
@@ -133,7 +133,7 @@ class VideoFrames:
                 for frame in container.decode(stream):
                     if frame.pts in wanted:
                         rgb, _ = to_rgb(frame, self._clip.color)
-                        rgb = turn(rgb, self._clip.quarter_turns, self._clip.flip)
+                        rgb = np.rot90(rgb, self._clip.quarter_turns)
                         x0, y0, x1, y1 = box or (0, 0, rgb.shape[1], rgb.shape[0])
                         picture = np.rint(rgb[y0:y1, x0:x1].clip(0, 1) * 255).astype(np.uint8)
                         found[wanted[frame.pts]] = torch.from_numpy(picture).permute(2, 0, 1)

@@ -3,6 +3,9 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from PIL import Image
 
 from train import camera, motion
 from train.blur import BlurConfig, plan, synthesize
+from vdd_model.config import ConfigError
 
 CLEAN = BlurConfig(noise=0.0, codec=0.0, layers=0.0, saturation=0.0, exposure=(1.0, 1.0))
 
@@ -211,3 +215,21 @@ def test_homographies_are_rotations_and_translations_before_a_plane():
     shift = np.outer([0.1, 0.05, np.exp(0.2) - 1], [0.3, -0.2, 1.0])
     expected = k @ (rotation + shift) @ np.linalg.inv(k)
     assert np.allclose(motion.homographies(np.array([[yaw, pitch, roll, 0.1, 0.05, 0.2]]), lens)[0], expected)
+
+
+def test_another_process_and_another_thread_count_make_the_same_samples(photos, tmp_path):
+    torch.save(photos, tmp_path / "photos.pt")
+    code = ("import sys, torch; from train.blur import synthesize; torch.set_num_threads(2); "
+            "torch.save(synthesize(torch.load(sys.argv[1]), 5, [3, 1], num_frames=2, size=48), sys.argv[2])")
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run([sys.executable, "-c", code, tmp_path / "photos.pt", tmp_path / "out.pt"], check=True, cwd=root)
+    here = synthesize(photos, 5, [1, 3], num_frames=2, size=48)
+    for mine, other in zip(here, torch.load(tmp_path / "out.pt")):
+        assert torch.allclose(mine, other.flip(0), atol=1.01 / 255)
+        assert (mine - other.flip(0)).abs().mean() < 1e-5
+
+
+def test_impossible_settings_are_refused_with_the_keys_name():
+    for key, value in (("extent", (0.0, 5.0)), ("extent", (9.0, 5.0)), ("noise", 1.5), ("quality", (60.0,)), ("sub_step", 0.0)):
+        with pytest.raises(ConfigError, match=key):
+            BlurConfig(**{key: value})

@@ -207,7 +207,7 @@ def test_interpolated_exposure_equals_the_average_of_real_frames():
 
     frames = torch.stack([at(40 + 4 * i) for i in range(3)])
     truth = torch.stack([at(44 + 0.25 * k) for k in range(-15, 16)]).mean(0)
-    ours = expose(frames, 1, 0.96, linear=False)
+    ours = expose(frames, frames, 1, 0.96, {})
     inside = (slice(None), slice(4, -4), slice(10, -10))
     error = (ours - truth)[inside].square().mean()
     blend = (frames.mean(0) - truth)[inside].square().mean()
