@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from .config import ConfigError, ModelConfig
-from .tensorfile import CheckpointError, Header, _mb, read_header, read_tensors, write_tensors
+from .tensorfile import CheckpointError, Header, megabytes, read_header, read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from .model import DeblurModel
 
-__all__ = ["BUILT_IN", "FORMAT", "CheckpointError", "info", "load", "read_config", "read_state", "read_training", "resolve", "save", "save_state"]
+__all__ = ["BUILT_IN", "FORMAT", "CheckpointError", "info", "load", "read_config", "read_state", "read_training", "resolve", "save",
+           "save_state"]
 
 FORMAT = 1
 BUILT_IN = {"small": Path(__file__).with_name("weights") / "vdd-small.safetensors"}
@@ -159,7 +160,7 @@ def info(path: str | os.PathLike) -> str:
     path = resolve(path)
     header = read_header(path)
     config, training = _config(header), read_training(path)
-    lines = [f"{path}: {_mb(header.size)}, format {header.metadata['vdd.format']}",
+    lines = [f"{path}: {megabytes(header.size)}, format {header.metadata['vdd.format']}",
              f"model {config.name}: window of {config.num_frames} frames, {config.vae.factor} pixels per latent, "
              f"frames padded to multiples of {config.divisor}", "", f"{'part':<24}{'tensors':>8}{'parameters':>15}{'size':>11}  type"]
     parts: dict[str, list] = {}
@@ -168,7 +169,7 @@ def info(path: str | os.PathLike) -> str:
     for part in sorted(parts, key=lambda p: PARTS.index(p) if p in PARTS else len(PARTS)):
         lines.append(_row(part, parts[part]))
     lines += [_row("total", list(header.entries.values())), ""]
-    lines += [f"source: {s.get('file')} ({s.get('kind')}, {_mb(s.get('bytes', 0))})" for s in training.get("sources", [])]
+    lines += [f"source: {s.get('file')} ({s.get('kind')}, {megabytes(s.get('bytes', 0))})" for s in training.get("sources", [])]
     untrained = training.get("untrained", [])
     if untrained:
         lines.append(f"lacks trained weights for: {', '.join(untrained)} (initial values; train before use)")
@@ -183,7 +184,7 @@ def info(path: str | os.PathLike) -> str:
 
 def _row(title: str, entries: list) -> str:
     count = sum(e.numel for e in entries)
-    size, types = _mb(sum(e.end - e.start for e in entries)), _dtype_names({e.dtype for e in entries})
+    size, types = megabytes(sum(e.end - e.start for e in entries)), _dtype_names({e.dtype for e in entries})
     return f"{title:<24}{len(entries):>8}{count:>15,}{size:>11}  {types}"
 
 

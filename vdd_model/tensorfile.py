@@ -165,7 +165,8 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], metada
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(path.parent).free
-            raise CheckpointError(f"no room on the disk for {path}: it needs {_mb(len(text) + offset)}, {_mb(free)} are free") from None
+            needed = megabytes(len(text) + offset)
+            raise CheckpointError(f"no room on the disk for {path}: it needs {needed}, {megabytes(free)} are free") from None
         raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
         with contextlib.suppress(OSError):
@@ -184,5 +185,6 @@ def _sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def _mb(count: int) -> str:
+def megabytes(count: int) -> str:
+    """A number of bytes for people."""
     return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"
