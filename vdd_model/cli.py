@@ -31,13 +31,6 @@ def _fraction(text: str) -> Fraction:
     return value
 
 
-def _box(text: str) -> tuple[int, ...]:
-    parts = text.split(",")
-    if len(parts) != 4 or not all(p.strip().isdigit() for p in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is not X,Y,W,H in pixels")
-    return tuple(int(p) for p in parts)
-
-
 def parser() -> argparse.ArgumentParser:
     """The argument parser of all commands."""
     top = argparse.ArgumentParser(prog="vdd", description="Motion deblurring of video with a latent video diffusion model.",
@@ -56,8 +49,6 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("b", help="truth")
     compare.add_argument("--blurred", default=None, help="what A was made from: scored beside it, and shown in the panel")
     compare.add_argument("--zoom", type=int, nargs=4, metavar=("X", "Y", "WIDTH", "HEIGHT"), help="part that the panel enlarges")
-    compare.add_argument("--blurred", help="what A was made from: scored and shown beside it")
-    compare.add_argument("--zoom", type=_box, metavar="X,Y,W,H", help="the part to enlarge in the panel (default: where it changed most)")
     compare.add_argument("-o", "--output", default="comparison", help="folder for the figures (default: %(default)s)")
 
     convert = commands.add_parser("convert", parents=[common], help="build a checkpoint from official files",
