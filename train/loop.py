@@ -345,8 +345,10 @@ class Run:
             self.work.average.swap()
         state = sharding.whole_state(self.model)
         if self.accelerator.is_main_process:
+            # where files lay on the machine that trained is nobody else's business
+            config = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in ("root", "out", "init")}
             training = {"run": note, "steps": self.progress.total, "hours": self._hours(), "stage": self.progress.stage,
-                        "scores": self.scores, "config": dataclasses.asdict(self.config)}
+                        "scores": self.scores, "config": config}
             checkpoint.save_state(state, self.model.config, path, training, getattr(torch, self.config.export_dtype))
             self.say(f"wrote {path} ({note})")
         if self.work is not None:

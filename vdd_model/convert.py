@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .checkpoint import info, save_state
 from .config import ModelConfig, preset
+from .spatial_conditions import SPATIAL_CONDITIONS
 from .tensorfile import CheckpointError, read_tensors
 
 # Names of the files by what they hold: the first key that is there tells.
@@ -25,9 +26,6 @@ KINDS = {
     "first_stage_model.encoder.conv_in.weight": "Stable Diffusion",
     "encoder.conv_in.weight": "autoencoder",
 }
-# Official adapter modules of the vcomposer denoiser -> UNetConfig.spatial_conditions.
-ADAPTERS = {"depth_embedding": "depthmap", "motion_embedding": "motion", "masked_embedding": "mask", "sketch_embedding": "sketch",
-            "single_sketch_embedding": "single_sketch", "local_image_embedding": "local_image"}
 # Parts that no official file holds.
 OURS = ("adapter.", "vae.fidelity.")
 TEXT_PREFIXES = ("", "cond_stage_model.model.")          # OpenCLIP's own file, Stable Diffusion 2.x
@@ -67,8 +65,7 @@ def convert(files: Iterable[str | os.PathLike], out: str | os.PathLike, *, confi
     unet = found["denoiser"]
     if config is None:
         config = preset("tft2v")
-        conditions = tuple(name for module, name in ADAPTERS.items() if f"{module}.0.weight" in unet)
-        config = dataclasses.replace(config, unet=dataclasses.replace(config.unet, spatial_conditions=conditions))
+        config = dataclasses.replace(config, unet=dataclasses.replace(config.unet, spatial_conditions=spatial_conditions_of(unet)))
     state, notes = {}, []
     state.update(_prefixed("unet.", _pad_input(unet, config, notes)))
     autoencoder = _autoencoder(found["autoencoder"])
@@ -146,6 +143,11 @@ def _kind(path: Path, state: Mapping[str, Tensor]) -> str:
 
 def _prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {prefix + key: tensor for key, tensor in state.items()}
+
+
+def spatial_conditions_of(unet: Mapping[str, object]) -> tuple[str, ...]:
+    """UNetConfig.spatial_conditions of a denoiser's state dict: the adapters that it holds."""
+    return tuple(name for name, (_, module, _) in SPATIAL_CONDITIONS.items() if f"{module}.0.weight" in unet)
 
 
 def _pad_input(unet: Mapping[str, Tensor], config: ModelConfig, notes: list[str]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from tests.conftest import make_tiny_model, tiny_config
 from vdd_model.checkpoint import CheckpointError, load, read_training
 from vdd_model.config import ModelConfig
-from vdd_model.convert import convert, null_text, read_official
+from vdd_model.convert import convert, null_text, read_official, spatial_conditions_of
 
 WIDTH = 16
 
@@ -130,6 +130,14 @@ def test_vcomposer_adapters_become_part_of_the_configuration(official, tmp_path,
     model = load(out)
     assert isinstance(model.config, ModelConfig) and model.config.unet.spatial_conditions == ("depthmap", "local_image")
     assert all(torch.equal(model.unet.state_dict()[k], v) for k, v in unet.items())
+
+
+def test_the_official_key_lists_name_their_adapters(shared):
+    found = {}
+    for name in ("t2v", "vcomposer"):
+        keys = [line.split()[0] for line in (shared / "golden" / f"keys_tft2v_{name}.txt").read_text().splitlines()]
+        found[name] = spatial_conditions_of(dict.fromkeys(keys))
+    assert found == {"t2v": (), "vcomposer": ("depthmap", "motion", "mask", "sketch", "single_sketch", "local_image")}
 
 
 class Evil:
