@@ -31,6 +31,7 @@ class LossConfig:
     kl: float = 1e-6              # autoencoder
     gradient: float = 0.0         # L1 of spatial differences (autoencoder, stage 3)
     lpips: float = 0.0            # perceptual distance, needs the lpips package and its weights (autoencoder, stage 3)
+    psnr: float = 0.0             # mean log MSE of frames, what PSNR tables average (stage 3)
     fft: float = 0.0              # L1 of the spectra (stage 3)
     frame_difference: float = 0.0  # L1 of differences of neighbouring frames (stage 3)
 

@@ -68,7 +68,7 @@ class StageLoss(nn.Module):
                "stage2": self._denoiser, "stage3": self._fidelity}[self.stage.kind]
         terms = run(blurred, sharp, positions, cached or {})
         weights = {"v": 1.0, "coherence": self.stage.loss.coherence, "latent": self.stage.loss.latent, "pixel": 1.0,
-                   "kl": self.stage.loss.kl, "gradient": self.stage.loss.gradient, "fft": self.stage.loss.fft,
+                   "kl": self.stage.loss.kl, "psnr": self.stage.loss.psnr, "gradient": self.stage.loss.gradient, "fft": self.stage.loss.fft,
                    "lpips": self.stage.loss.lpips, "frames": self.stage.loss.frame_difference}
         return {"loss": sum(weights[name] * value for name, value in terms.items()),
                 **{name: value.detach() for name, value in terms.items()}}
@@ -160,6 +160,8 @@ class StageLoss(nn.Module):
         output = model.decode(z0_hat, code, blurred, fidelity=self.stage.fidelity)
         weights = self.stage.loss
         terms = {"pixel": losses.charbonnier(output, sharp)}
+        if weights.psnr:
+            terms["psnr"] = losses.psnr_loss(output, sharp)
         if weights.latent:                     # encoder 2 trains here too: keep its latents an estimate of the sharp ones
             terms["latent"] = torch.nn.functional.mse_loss(code.latents.float(), model.encode_target(sharp).float())
         if weights.gradient:
