@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from vdd_model import inference
+from vdd_model.checkpoint import BUILT_IN
 from vdd_model.config import AutoencoderConfig, ConfigError, ModelConfig, UNetConfig
 from vdd_model.diffusion import make_schedule
 from vdd_model.errors import UserError
@@ -387,3 +388,16 @@ def test_other_errors_pass_through():
 
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         run(Broken(), clip(3))
+
+
+# ---- the model that ships ------------------------------------------------------------------------------------------
+
+@pytest.mark.skipif(not BUILT_IN["small"].exists(), reason="the built-in weights are not here")
+@pytest.mark.parametrize("value", [0.1, 0.6])
+def test_a_constant_clip_has_no_step_at_the_seams_of_the_shipped_model(value):
+    """Tiles and windows meet every 32 pixels and 4 frames here; neighbouring pixels and frames differ by at most 1/255 all the same."""
+    x = torch.full((7, 96, 160, 3), value)
+    y = Deblurrer("small", device="cpu").deblur(x, window=4, overlap=2, tile=64, tile_overlap=32, color="none")
+    inside = y[:, 16:-16, 16:-16]                        # the picture's own border is not a seam
+    assert max(inside.diff(dim=axis).abs().max() for axis in range(3)) < 1 / 255
+    assert (y - x).abs().mean() < 1 / 255
