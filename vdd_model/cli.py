@@ -177,7 +177,11 @@ def _deblur(arguments: argparse.Namespace, deblurrer=None) -> int:
     jobs = plan(arguments.inputs, arguments.output, output, arguments.fps)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     jobs = share(jobs, rank, world_size)
-    from .jobs import check_target, run
+    from .jobs import check_target, is_finished, run
+    if arguments.resume and not arguments.force:
+        for job in [job for job in jobs if is_finished(job)]:
+            _note(f"{job.target} is there already and was left as it is")
+            jobs.remove(job)
     for job in jobs:                                           # all of them, before hours are spent on the first
         check_target(job, force=arguments.force, resume=arguments.resume)
     from .pipeline import DeblurOptions

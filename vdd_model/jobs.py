@@ -73,6 +73,13 @@ def check_target(job: Job, *, force: bool, resume: bool) -> None:
         raise MediaError(f"{folder} holds an unfinished run; use --resume to go on with it, or --force to start again")
 
 
+def is_finished(job: Job) -> bool:
+    """Whether the output is there and no unfinished work beside it."""
+    target = job.target
+    there = target.is_file() or job.as_images and target.is_dir() and any(target.iterdir())
+    return there and not part_folder(target).exists()
+
+
 def run(job: Job, make_deblurrer: Callable, options: DeblurOptions, output: OutputOptions, *, identity: str = "", resume: bool = False,
         force: bool = False, preview: bool = False, quiet: bool = False, say: Callable[[str], None] = print) -> Outcome:
     """Deblur one clip. `make_deblurrer()` is called when everything else is in order.
@@ -85,6 +92,8 @@ def run(job: Job, make_deblurrer: Callable, options: DeblurOptions, output: Outp
     check_target(job, force=force, resume=resume)
     encoding = None if job.as_images else choose_encoding(clip, job.target, output)
     notes = list(encoding.notes) if encoding else []
+    if clip.interlaced:
+        notes.append("it is interlaced; deinterlace it first for a better result")
     if encoding and output.audio and (lacking := unsupported_sound(clip, job.target)):
         raise MediaError(f"{job.label}: its sound ({', '.join(lacking)}) cannot be stored in {job.target.suffix}; "
                          "choose an output ending in .mkv or .mov, or --no-audio")

@@ -122,7 +122,7 @@ class VideoSink:
             self._end_segment()
         whole = self.folder / f"whole{target.suffix}"
         notes = join(self.packet_file, self.encoding, whole, clip, audio=audio)
-        with whole.open("rb") as file:
+        with whole.open("r+b") as file:
             os.fsync(file.fileno())
         os.replace(whole, target)
         return notes

@@ -61,6 +61,7 @@ class Clip:
     metadata: tuple[tuple[str, str], ...] = ()
     origin: Fraction = Fraction(0)          # seconds of the first frame in the file
     shift: Fraction = Fraction(0)           # seconds taken off every stream so that the output starts at 0
+    interlaced: bool = False
     untimed: bool = False                   # the file carries no usable times: frames are counted instead
     size_bytes: int = 0
     missing: int = 0                        # frames that the header promises and the file does not hold, as far as known
@@ -134,6 +135,7 @@ def probe_video(path: str | Path, *, scan: bool = True) -> Clip:
         aspect = stream.sample_aspect_ratio or Fraction(1)
         metadata = tuple((k, v) for k, v in container.metadata.items() if k in ("title", "artist", "comment", "creation_time", "date",
                                                                                   "location", "copyright", "description"))
+        interlaced = bool(getattr(first, "interlaced_frame", False))
         pix_fmt, name, family = first.format.name, context.name, container.format.name
         has_alpha = kind.alpha and (name != "gif" or bool(to_rgb(first, tags)[1].min() < 1))
     missing, breaks_off = 0, ""
@@ -158,8 +160,8 @@ def probe_video(path: str | Path, *, scan: bool = True) -> Clip:
     return Clip(path=path, width=width, height=height, num_frames=count, rate=rate, time_base=tick, constant_rate=constant,
                 bit_depth=min(16, kind.depth), has_alpha=has_alpha, gray=kind.kind == "gray", color=tags, codec=name, pix_fmt=pix_fmt,
                 quarter_turns=turns, pixel_aspect=1 / aspect if turns % 2 else aspect, sound=sound, metadata=metadata,
-                origin=origin, shift=shift, untimed=scan and not len(times), size_bytes=path.stat().st_size, missing=missing,
-                breaks_off=breaks_off)
+                origin=origin, shift=shift, interlaced=interlaced, untimed=scan and not len(times),
+                size_bytes=path.stat().st_size, missing=missing, breaks_off=breaks_off)
 
 
 def _tag(frame, context, name: str) -> int:

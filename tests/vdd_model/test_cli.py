@@ -86,6 +86,28 @@ def test_one_bad_clip_does_not_stop_the_others(tmp_path, capsys):
     assert "b.mp4 is not a video" in error and "1 of 3 clips failed" in error
 
 
+def test_resume_of_many_leaves_the_finished_ones(tmp_path, capsys):
+    for name in "abc":
+        clip(tmp_path / f"{name}.mp4", 12)
+    command = ["deblur", str(tmp_path), "-o", str(tmp_path / "out"), "--window", "4", "--overlap", "0"]
+
+    class Second(IdentityDeblurrer):
+        clips = 0
+
+        def stream(self, *args, **keys):
+            self.clips += 1
+            self.stop_after = 8 if self.clips == 2 else None
+            yield from super().stream(*args, **keys)
+
+    assert main(command, Second()) == 130
+    first = (tmp_path / "out" / "a.mp4").stat().st_mtime_ns
+    assert main([*command, "--resume"], IdentityDeblurrer()) == 0
+    error = capsys.readouterr().err
+    assert "a.mp4 is there already" in error and "b.mp4: goes on after 8 finished frames" in error
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.mp4", "b.mp4", "c.mp4"]
+    assert (tmp_path / "out" / "a.mp4").stat().st_mtime_ns == first
+
+
 def test_the_model_deblurs(tmp_path, tiny_checkpoint, capsys):
     source = clip(tmp_path / "a.mp4", 9)
     command = ["deblur", str(source), "-o", str(tmp_path / "o.mp4"), "--checkpoint", str(tiny_checkpoint), "--device", "cpu",
