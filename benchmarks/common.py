@@ -215,4 +215,4 @@ def random_model(name: str = "small"):
 def as_command_line() -> None:
     """Set this process up as the command line does (threads, memory allocator), so that figures are those that users see."""
     from vdd_model import allocator
-    allocator.keep_memory()
+    allocator.keep_freed_memory()

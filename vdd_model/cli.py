@@ -120,8 +120,8 @@ def main(argv: list[str] | None = None, deblurrer=None) -> int:
     except SystemExit as stop:                                 # --help and usage errors
         return stop.code if isinstance(stop.code, int) else EXIT_USAGE
     if argv is None:                                           # a process of our own
-        from .allocator import keep_memory
-        keep_memory()
+        from .allocator import keep_freed_memory
+        keep_freed_memory()
     try:
         previous = signal.signal(signal.SIGTERM, _terminate)
     except ValueError:                                         # not in the main thread
