@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
+import einops
 import numpy as np
 import torch
 from torch import Tensor
@@ -39,7 +40,11 @@ class PhotoClips:
         """Clips of synthesised blur (`train.blur.synthesize`)."""
         if self.photos[0].device != torch.device(device):
             self.photos = [photo.to(device) for photo in self.photos]
-        blurred, sharp = synthesize(self.photos, seed, indices, num_frames=num_frames, size=size, config=self.blur, device=device)
+        cut = self.blur.cut                                    # sample i is part i % cut^2 of scene i // cut^2
+        scenes = list(dict.fromkeys(int(index) // cut**2 for index in indices))
+        made = synthesize(self.photos, seed, scenes, num_frames=num_frames, size=size * cut, config=self.blur, device=device)
+        rows = [scenes.index(int(index) // cut**2) * cut**2 + int(index) % cut**2 for index in indices]
+        blurred, sharp = (einops.rearrange(x, "b c f (i h) (j w) -> (b i j) c f h w", i=cut, j=cut)[rows] for x in made)
         return Clips(blurred, sharp, [f"{self.source} sample {index}" for index in indices])
 
 

@@ -274,3 +274,17 @@ def test_contact_sheet(tmp_path, capsys):
     assert Image.open(sheet).size == (3 * 16 * 2, 2 * 2 * 16 * 2)
     assert contact.main(["contact", str(root), "-o", str(sheet), "--set", "extnt=3"]) == 2
     assert "did you mean 'extent'" in capsys.readouterr().err
+
+
+def test_scenes_are_cut_into_samples_that_depend_on_their_index_alone(tmp_path):
+    for i in range(2):
+        picture(i, 300, 240).save(tmp_path / f"{i}.png")
+    source = PhotoClips(tmp_path, BlurConfig(cut=2, extent=(1.0, 3.0)))
+    shape = {"num_frames": 2, "size": 32, "device": "cpu"}
+    together = source.batch(5, [3, 4, 7], **shape)
+    for row, index in enumerate((3, 4, 7)):
+        alone = source.batch(5, [index], **shape)
+        assert torch.equal(together.blurred[row], alone.blurred[0]) and torch.equal(together.sharp[row], alone.sharp[0])
+    scene = PhotoClips(tmp_path, BlurConfig(extent=(1.0, 3.0))).batch(5, [1], num_frames=2, size=64, device="cpu").sharp[0]
+    torch.testing.assert_close(together.sharp[1], scene[:, :, :32, :32])       # sample 4: the first part of scene 1
+    torch.testing.assert_close(together.sharp[2], scene[:, :, 32:, 32:])       # sample 7: its last part
