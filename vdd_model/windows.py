@@ -46,15 +46,17 @@ class Box:
 
 
 def spans(size: int, length: int, overlap: int, multiple: int = 1) -> list[Span]:
-    """Spans of equal `length` that cover [0, size), evenly spread, neighbours sharing at least `overlap` positions.
+    """Spans of one length, at most `length`, that cover [0, size), evenly spread, neighbours sharing at least `overlap` positions.
 
-    size, length and overlap are multiples of `multiple`, and so is every start. One span [0, size) where length >= size.
+    There are as few of them as can be, and then they are as short as can be. size, length and overlap are multiples of
+    `multiple`, and so is every start. One span [0, size) where length >= size.
     """
     if length >= size:
         return [Span(0, size)]
     if overlap >= length:
         raise ValueError(f"an overlap of {overlap} leaves nothing of pieces of {length}")
     count = math.ceil((size - overlap) / (length - overlap))
+    length = math.ceil((size + (count - 1) * overlap) / count / multiple) * multiple
     starts = [i * (size - length) // (count - 1) // multiple * multiple for i in range(count)]
     shared = [0, *(a + length - b for a, b in zip(starts, starts[1:])), 0]
     return [Span(start, start + length, shared[i], shared[i + 1]) for i, start in enumerate(starts)]

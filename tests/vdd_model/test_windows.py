@@ -28,7 +28,13 @@ def test_spans_cover_with_at_least_the_overlap(size, length, overlap, multiple):
     for a, b in zip(pieces, pieces[1:]):
         assert a.stop - b.start == a.trail == b.lead >= overlap
         assert b.start % multiple == 0 and b.start > a.start
-    assert {p.stop - p.start for p in pieces} == {min(size, length)}
+    lengths = {p.stop - p.start for p in pieces}
+    assert len(lengths) == 1 and lengths.pop() <= length
+
+
+def test_spans_share_no_more_than_they_must():
+    rows, columns = spans(2160, 768, 128, 16), spans(3840, 768, 128, 16)
+    assert (len(rows), rows[0].stop) == (4, 640) and (len(columns), columns[0].stop) == (6, 752)
 
 
 def test_an_overlap_as_large_as_the_piece_is_refused():
