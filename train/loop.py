@@ -322,7 +322,8 @@ class Run:
         self.say(checks.table(self.scores))
         self.log.write([{"type": "validation", "stage": work.number, "kind": work.stage.kind, "step": self.progress.step,
                          "total": self.progress.total, "hours": self._hours(), "scores": self.scores}])
-        checks.save_curve(self.log.read(), self.folder / "curve.png")
+        if self.config.validation.curve:
+            checks.save_curve(self.log.read(), self.folder / "curve.png")
         if self.config.trackers:
             self.accelerator.log({f"psnr/{g}/{k}": v for g, row in self.scores.items() for k, v in row.items()}, step=self.progress.total)
 

@@ -1,6 +1,6 @@
 """FSDP (`fsdp: true`): parameters, gradients, averages and moments spread over the processes; states on disk stay whole.
 
-torch's `fully_shard` on every block of the UNet and on the stage as the root. The functions below are the identity for a plain tensor,
+torch's `fully_shard` on the large blocks of the UNet and on the stage as the root. The functions below are the identity for a plain tensor,
 so that the loop needs no second path.
 """
 from __future__ import annotations
@@ -19,8 +19,9 @@ def shard(module: nn.Module, device: torch.device) -> None:
     from vdd_model import layers
 
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    for block in module.model.unet.modules():
-        if isinstance(block, (layers.ResBlock, layers.SpatialTransformer, layers.TemporalTransformer)):
+    # Inside first. A spatial transformer stays with the root, but for its feed-forward: its keys are made outside its forward.
+    for block in reversed(list(module.model.unet.modules())):
+        if isinstance(block, (layers.ResBlock, layers.FeedForward, layers.TemporalTransformer)):
             fully_shard(block, mesh=mesh)
     fully_shard(module, mesh=mesh)
 

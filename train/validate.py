@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vdd_model import diffusion
+from vdd_model import diffusion, metrics
 from vdd_model.config import ConfigError
 from vdd_model.model import fold_time, unfold_time
 
@@ -28,10 +28,13 @@ class Clip(NamedTuple):
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
-    """Mean over frames of the PSNR of 8-bit RGB frames (3, F, H, W), [0, 1], in dB (100 for equal frames)."""
-    a, b = ((x.clamp(0, 1) * 255).round().double() for x in (a, b))
-    error = (a - b).square().mean(dim=(0, 2, 3)).clamp_min(255**2 * 1e-10)
-    return (10 * torch.log10(255**2 / error)).mean().item()
+    """Mean over frames of the PSNR (8-bit RGB) of clips (3, F, H, W) in [0, 1], dB; 100 for equal frames."""
+    return metrics.psnr(a.movedim(0, -1), b.movedim(0, -1)).clamp(max=100).mean().item()
+
+
+def temporal_error(a: Tensor, b: Tensor) -> float:
+    """Difference of frame differences of clips (3, F, H, W), in 1/255; 0 for a single frame."""
+    return metrics.temporal_error(a.movedim(0, -1), b.movedim(0, -1)).mean().item() if a.shape[1] > 1 else 0.0
 
 
 def load_clips(config: TrainConfig, divisor: int) -> list[Clip]:
@@ -160,7 +163,7 @@ def save_curve(records: list[dict], path: Path) -> None:
         size = max(1, len(chosen) // 200)
         parts = [chosen[i:i + size] for i in range(0, len(chosen), size)]
         left.plot([p[-1]["total"] for p in parts], [sum(r["loss"] for r in p) / len(p) for p in parts], label=f"{kind[0]} {kind[1]}")
-    left.set(xlabel="step", ylabel="loss", yscale="log")
+    left.set(xlabel="step", ylabel="loss", yscale="log" if all(r["loss"] > 0 for r in steps) else "linear")
     if steps:
         left.legend()
     checks = [r for r in records if r["type"] == "validation"]

@@ -51,6 +51,8 @@ def test_pixel_losses_of_known_errors():
     assert losses.gradient_loss(a + 5, a).item() < 1e-5
     ramp = torch.arange(8.0).expand(1, 3, 2, 8, 8)
     assert abs(losses.gradient_loss(a + 2 * ramp, a).item() - 2) < 1e-5
+    mse = (a - b).square().mean(dim=(1, 3, 4))
+    assert abs(losses.psnr_loss(a, b) - (mse + 1e-3).log().mean()) < 1e-6
     spectrum = torch.fft.rfft2((a - b).double(), norm="ortho")
     assert abs(losses.fft_loss(a, b).item() - 0.5 * (spectrum.real.abs() + spectrum.imag.abs()).mean().item()) < 1e-6
     slow = (a[:, :, 1] - a[:, :, 0] - b[:, :, 1] + b[:, :, 0]).abs().mean()
