@@ -44,7 +44,7 @@ class EncodeBlurredClip(io.ComfyNode):
         progress = comfy.utils.ProgressBar(len(frames))
         blur, image = [], []
         for part in rgb_of(frames).split(native.FRAMES_PER_CHUNK):
-            pixels = to_pixels(list(part), config.divisor, encoders.device, encoders.dtype)
+            pixels = to_pixels(list(part), config.divisor, encoders.device)
             blur.append(encode_frames(encoders.spatial.model, pixels, tiling, mm.throw_exception_if_processing_interrupted).float())
             image.append(encoders.semantic.model.encoder1.semantic(pixels[0].movedim(1, 0)).float())
             progress.update(len(part))

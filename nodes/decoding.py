@@ -64,7 +64,7 @@ class DecodeDeblurredFrames(io.ComfyNode):
             latents = z[:, :, start:stop].to(encoders.device) * config.vae.latent_scale
             first, pixels = max(0, start - 1), None          # the fidelity branch looks at the neighbouring frames too
             if fidelity:
-                pixels = to_pixels(list(rgb_of(blurred[first:stop + 1])), config.divisor, encoders.device, encoders.dtype)
+                pixels = to_pixels(list(rgb_of(blurred[first:stop + 1])), config.divisor, encoders.device)
             decoded = decode_frames(model, latents, pixels, start - first, fidelity=fidelity, tiling=tiling,
                                     tick=mm.throw_exception_if_processing_interrupted)
             like = list(rgb_of(blurred[start:stop])) if blurred is not None else [decoded.new_empty(height, width, 3)]

@@ -126,7 +126,8 @@ class Host:
     def _connect(self) -> socket.socket:
         s = socket.create_connection(("127.0.0.1", self.port))
         key = base64.b64encode(os.urandom(16)).decode()
-        s.sendall((f"GET /ws?clientId={self.client} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        s.sendall((f"GET /ws?clientId={self.client} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\n"
+                   "Upgrade: websocket\r\nConnection: Upgrade\r\n"
                    f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n").encode())
         self._file = s.makefile("rb")
         while self._file.readline().strip():
@@ -136,7 +137,7 @@ class Host:
     def _listen(self) -> None:
         """Read websocket frames: text ones are events by type, binary ones are previews."""
         try:
-            parts = b""
+            parts, binary = b"", False
             while True:
                 head = self._file.read(2)
                 if len(head) < 2:

@@ -1,0 +1,191 @@
+"""Run by the host's own interpreter inside the host's folder: checks of single functions, without a server.
+
+    python inside.py models FOLDER              write small stand-ins for an upscale and an interpolation model
+    python inside.py checks PACK CHECKPOINT     print one JSON object of results on the last line
+"""
+import asyncio
+import importlib.util
+import json
+import os
+import sys
+import time
+
+command, arguments = sys.argv[1], sys.argv[2:]
+sys.argv = [sys.argv[0], "--cpu"]
+sys.path.insert(0, os.getcwd())
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+TRAINING = ("train", "accelerate", "open_clip", "lpips", "tensorboard")
+
+
+def models(folder):
+    """Random weights are enough: only that the nodes pass frames on is tested."""
+    os.makedirs(f"{folder}/upscale_models", exist_ok=True)
+    from spandrel.architectures.ESRGAN.__arch.RRDB import RRDBNet
+    torch.save(RRDBNet(in_nc=3, out_nc=3, num_filters=8, num_blocks=1, scale=2).state_dict(), f"{folder}/upscale_models/RealESRGAN_x2plus.pth")
+    try:
+        from comfy_extras.frame_interpolation_models.ifnet import IFNet
+    except ImportError:
+        return
+    from safetensors.torch import save_file
+    os.makedirs(f"{folder}/frame_interpolation", exist_ok=True)
+    torch.manual_seed(0)
+    net = IFNet(head_ch=4, channels=[8, 8, 8, 8, 8])
+    state = {k: torch.randn_like(v) * 0.01 for k, v in net.state_dict().items()}
+    save_file(state, f"{folder}/frame_interpolation/film_net_fp16.safetensors")
+
+
+def load_pack(folder, name):
+    """As the host does: a module named after its path, with a package around it."""
+    spec = importlib.util.spec_from_file_location(name, os.path.join(folder, "__init__.py"))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    extension = asyncio.run(module.comfy_entrypoint())
+    nodes = {node.GET_SCHEMA().node_id: node for node in asyncio.run(extension.get_node_list())}
+    return module, nodes
+
+
+def message(function, *args, **kw):
+    """The sentence of the error that a call must end in."""
+    try:
+        function(*args, **kw)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def checks(folder, checkpoint):
+    import av  # noqa: F401  the host has these in memory when it comes to custom nodes
+    import comfy.sample
+    import comfy.sd
+    import comfy.utils
+    import folder_paths
+    import latent_preview  # noqa: F401
+    from comfy_api.latest import io as _io  # noqa: F401
+
+    import nodes as host_nodes
+
+    result = {}
+    before, patched = set(sys.modules), {name: id(getattr(torch.nn, name)) for name in ("Linear", "Conv2d", "Conv3d")}
+    start, cpu = time.perf_counter(), time.process_time()
+    module, nodes = load_pack(folder, "/somewhere/else/a pack with_x_another name")
+    result["import_seconds"], result["import_cpu_seconds"] = time.perf_counter() - start, time.process_time() - cpu
+    new = set(sys.modules) - before
+    result["training_modules"] = sorted(m for m in new if m.split(".")[0] in TRAINING)
+    result["patched"] = [name for name, was in patched.items() if id(getattr(torch.nn, name)) != was]
+    result["nodes"] = sorted(nodes)
+    _, second = load_pack(folder, "second_copy")
+    result["second_copy"] = sorted(second)
+
+    name = module.__name__
+    native, sampling = sys.modules[f"{name}.nodes.native"], sys.modules[f"{name}.nodes.sampling"]
+    folders = sys.modules[f"{name}.nodes.folders"]
+    diffusion, sampler = sys.modules[f"{name}.vdd_model.diffusion"], sys.modules[f"{name}.vdd_model.sampler"]
+    package = sys.modules[f"{name}.vdd_model.checkpoint"].load(checkpoint)
+    folder_paths.add_model_folder_path("vdd", os.path.dirname(checkpoint))
+    choice = os.path.basename(checkpoint)
+
+    with torch.inference_mode():
+        model, vae, encoders = nodes["VDDLoadCheckpoint"].execute(choice, "auto").result
+        torch.manual_seed(0)
+        frames = torch.rand(9, 40, 52, 4)
+        positive, negative, latent = nodes["VDDEncodeClip"].execute(frames, encoders, vae).result
+        samples = latent["samples"]
+        noise = sampling.frame_noise(7, range(9), 4, *samples.shape[-2:])
+        blur, image = positive[0][1][native.BLUR], positive[0][1][native.IMAGE][0, 0, 4][None]
+
+        def ours(steps, guidance, **kw):
+            return nodes["VDDSampler"].execute(model, positive, negative, latent, 7, steps, guidance, 0.0, **kw).result[0]["samples"]
+
+        concat, schedule = package.adapter(blur), diffusion.make_schedule(package.config.diffusion)
+        table = result["samplers"] = {}
+        for steps, guidance in ((1, 1.0), (4, 1.0), (10, 2.0)):
+            a = ours(steps, guidance, window=0)
+            b = comfy.sample.sample(model, noise, steps, guidance, "euler", "simple", positive, negative, samples, seed=7,
+                                    disable_pbar=True)
+            v = sampler.guided(lambda x, t: package.unet(x, t, package.context(image), concat),
+                               lambda x, t: package.unet(x, t, package.context(image, True), concat), guidance)
+            c = sampler.ddim(v, noise, schedule, sampler.trailing_timesteps(steps))
+            scale = a.std().item()
+            table[f"{steps} steps, guidance {guidance}"] = {
+                "ksampler_rms": (a - b).square().mean().sqrt().item() / scale, "ksampler_max": (a - b).abs().max().item() / scale,
+                "package_rms": (a - c).square().mean().sqrt().item() / scale}
+        sigmas = nodes["VDDSigmas"].execute(model, 4).result[0]
+        euler = comfy.samplers.KSAMPLER(comfy.samplers.k_diffusion_sampling.sample_euler)
+        d = comfy.sample.sample_custom(model, noise, 1.0, euler, sigmas, positive, negative, samples, seed=7, disable_pbar=True)
+        result["sigmas_rms"] = ((ours(4, 1.0, window=0) - d).square().mean().sqrt() / d.std()).item()
+
+        reference = ours(2, 1.0, window=0)
+        result["precision"] = {}
+        for dtype in ("bfloat16", "float16", "fp8_e4m3fn"):
+            other, _, _ = native.load(checkpoint, dtype)
+            out = nodes["VDDSampler"].execute(other, positive, negative, latent, 7, 2, 1.0, 0.0, window=0).result[0]["samples"]
+            result["precision"][dtype] = ((out - reference).square().mean().sqrt() / reference.std()).item()
+
+        # the graph, window by window, against the one-node way
+        windows = {"window": 6, "overlap": 2}
+        graph = nodes["VDDDecode"].execute({**latent, "samples": ours(2, 1.0, **windows)}, vae, frames).result[0]
+        one = nodes["VDDDeblurFrames"].execute(frames, choice, steps=2, guidance=1.0, fidelity=1.0, color="wavelet", seed=7,
+                                               **windows).result[0]
+        result["graph_against_one_node"] = (graph - one).abs().max().item()
+        result["shapes"] = [list(graph.shape), list(one.shape), list(vae.decode(reference).shape), list(vae.encode(frames[..., :3]).shape)]
+        result["alpha_kept"] = bool(torch.equal(graph[..., 3], frames[..., 3]) and torch.equal(one[..., 3], frames[..., 3]))
+        tiles = nodes["VDDDecode"].execute({**latent, "samples": reference}, vae, frames, tile=32, tile_overlap=16).result[0]
+        result["tiles_shape"] = list(tiles.shape)
+        single = nodes["VDDEncodeClip"].execute(frames[:1], encoders, vae).result[2]["samples"]
+        result["one_frame"] = list(single.shape)
+
+        # LoRA on a linear and on a 3-D convolution layer
+        unet, lora = model.model.diffusion_model.state_dict(), {}
+        keys = [k for k in unet if k.endswith(("attn1.to_q.weight", "temopral_conv.conv1.2.weight"))][:2]
+        for key in keys:
+            weight, base = unet[key], "diffusion_model." + key.removesuffix(".weight")
+            lora[base + ".lora_up.weight"] = torch.randn(weight.shape[0], 2)
+            lora[base + ".lora_down.weight"] = torch.randn(2, *weight.shape[1:])
+        patched_model, _ = comfy.sd.load_lora_for_models(model, None, lora, 1.0, 0.0)
+        result["lora_keys"] = [len(keys), len(patched_model.patches)]
+        changed = nodes["VDDSampler"].execute(patched_model, positive, negative, latent, 7, 2, 1.0, 0.0, window=0).result[0]["samples"]
+        result["lora_changes"] = (changed - reference).abs().max().item()
+        result["lora_undone"] = (ours(2, 1.0, window=0) - reference).abs().max().item()
+
+        # a noise mask keeps what it covers
+        mask = torch.zeros(1, 1, *samples.shape[-2:])
+        kept = {"samples": torch.full_like(samples, 0.5), "noise_mask": mask}
+        masked = nodes["VDDSampler"].execute(model, positive, negative, kept, 7, 2, 1.0, 0.0, window=0).result[0]["samples"]
+        result["mask_error"] = (masked - 0.5).abs().max().item()
+
+        # refusals
+        layout = {"double_z": True, "z_channels": 4, "resolution": 32, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1],
+                  "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0}
+        from comfy.ldm.models.autoencoder import AutoencoderKL
+        plain = comfy.sd.VAE(sd=AutoencoderKL(ddconfig=dict(layout), embed_dim=4).state_dict(),
+                             config={"params": {"ddconfig": dict(layout), "embed_dim": 4}})
+        bad = os.path.join(os.path.dirname(checkpoint), "not-a-checkpoint.safetensors")
+        with open(bad, "wb") as file:
+            file.write(b"<html>not found</html>" * 40)
+        result["refusals"] = {
+            "image vae": message(nodes["VDDDecode"].execute, latent, plain),
+            "missing checkpoint": message(folders.path_of, "nothing.safetensors"),
+            "wrong checkpoint": message(nodes["VDDLoadCheckpoint"].execute, os.path.basename(bad), "auto"),
+            "image latent": message(nodes["VDDSampler"].execute, model, positive, negative, {"samples": samples[:, :, 0]}, 7, 1, 1.0, 0.0),
+            "other frames": message(nodes["VDDDecode"].execute, latent, vae, frames[:4]),
+            "text conditioning": message(comfy.sample.sample, model, noise, 1, 1.0, "euler", "simple", [[encoders.null_text, {}]],
+                                         [[encoders.null_text, {}]], samples, seed=7, disable_pbar=True),
+        }
+        sys.modules["open_clip"] = sys.modules["open_clip.transformer"] = None
+        result["refusals"]["no open_clip"] = message(nodes["VDDLoadCheckpoint"].execute, choice, "auto")
+    result["core_nodes"] = len(host_nodes.NODE_CLASS_MAPPINGS)
+    print("\n" + json.dumps(result))
+
+
+if command == "models":
+    models(*arguments)
+else:
+    checks(*arguments)

@@ -1,0 +1,66 @@
+"""Single functions in the host's interpreter: no server."""
+from __future__ import annotations
+
+import pytest
+
+NODES = {"VDDLoadCheckpoint", "VDDEncodeClip", "VDDSampler", "VDDSigmas", "VDDDecode", "VDDDeblurVideo", "VDDDeblurFrames", "VDDCompare",
+         "VDDSynthesizeBlur"}
+
+
+def test_importing_the_pack_is_cheap_and_changes_nothing(checked):
+    assert set(checked["nodes"]) == NODES
+    assert set(checked["second_copy"]) == NODES
+    assert checked["import_cpu_seconds"] < 1.0
+    assert checked["training_modules"] == [] and checked["patched"] == []
+
+
+@pytest.mark.parametrize("setting", ["4 steps, guidance 1.0", "10 steps, guidance 2.0"])
+def test_the_core_sampler_gives_the_same_latents(checked, setting):
+    found = checked["samplers"][setting]
+    assert found["ksampler_rms"] < 1e-4
+    assert found["package_rms"] < 1e-4
+    assert checked["sigmas_rms"] < 1e-4
+
+
+def test_one_step_differs_by_the_host_arithmetic_only(checked):
+    """The host begins at sigma 4519 in float32 (alpha_bar 5e-8 in place of 0)."""
+    found = checked["samplers"]["1 steps, guidance 1.0"]
+    assert found["ksampler_rms"] < 3e-3 and found["package_rms"] < 3e-3
+
+
+def test_weights_of_fewer_bits(checked):
+    found = checked["precision"]
+    assert found["float16"] < 2e-3 and found["bfloat16"] < 2e-2 and found["fp8_e4m3fn"] < 0.15
+
+
+def test_graph_and_one_node_agree(checked):
+    assert checked["graph_against_one_node"] < 2e-3
+    assert checked["shapes"][:2] == [[9, 40, 52, 4], [9, 40, 52, 4]]
+    assert checked["shapes"][2] == [1, 9, 40, 56, 3]
+    assert checked["alpha_kept"]
+    assert checked["tiles_shape"] == [9, 40, 52, 4]
+    assert checked["one_frame"] == [1, 4, 1, 10, 14]
+
+
+def test_lora_reaches_the_unet_and_leaves_it(checked):
+    assert checked["lora_keys"] == [2, 2]
+    assert checked["lora_changes"] > 1e-3
+    assert checked["lora_undone"] == 0.0
+
+
+def test_noise_mask_keeps_what_it_covers(checked):
+    assert checked["mask_error"] < 1e-5
+
+
+@pytest.mark.parametrize(("case", "words"), [
+    ("image vae", "connect the VAE output of 'Load Deblur Checkpoint'"),
+    ("missing checkpoint", "models/vdd"),
+    ("wrong checkpoint", "is not a safetensors file"),
+    ("image latent", "Encode Blurred Clip"),
+    ("other frames", "connect the frames that were encoded"),
+    ("text conditioning", "Encode Blurred Clip"),
+    ("no open_clip", "pip install open_clip_torch"),
+])
+def test_refusals_are_sentences(checked, case, words):
+    assert words in checked["refusals"][case]
+    assert "UserError" in checked["refusals"][case] or "CheckpointError" in checked["refusals"][case]
