@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
+import warnings
 from pathlib import Path
 
 import torch
@@ -132,16 +133,23 @@ def lpips_model(download: bool = False) -> tuple[torch.nn.Module | None, str]:
     try:
         import lpips
 
-        return lpips.LPIPS(net="alex", verbose=False).eval().requires_grad_(False), ""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")                  # it still asks torchvision in a way that is deprecated there
+            return lpips.LPIPS(net="alex", verbose=False).eval().requires_grad_(False), ""
     except Exception as error:  # noqa: BLE001 - the library's many ways of failing all mean the same here: no column
         return None, f"its weights cannot be read ({error})"
 
 
 def lpips_alex(output: Tensor, truth: Tensor, download: bool = False) -> Tensor | None:
-    """LPIPS 0.1 with the alex backbone per frame (F,), or None where its weights are not at hand (see `lpips_model`)."""
+    """LPIPS 0.1 with the alex backbone per frame (F,), or None where its weights are not at hand (see `lpips_model`).
+
+    Frames below 32 pixels a side, which the network cannot take, are NaN.
+    """
     model, _ = lpips_model(download)
     if model is None:
         return None
+    if min(output.shape[1:3]) < 32:
+        return torch.full((len(output),), math.nan, dtype=torch.float64)
     model.to(output.device)
     a, b = (x.float().clamp(0, 1).movedim(-1, 1) * 2 - 1 for x in (output, truth))
     with torch.no_grad():
