@@ -25,7 +25,7 @@ from .video import part_folder, probe, read
 from .video_in import Clip, MediaError, VideoReader
 from .video_out import Encoding, OutputOptions, choose_encoding, no_room, unsupported_sound
 
-READ_AHEAD_BYTES = 256 * 2**20
+READ_AHEAD_BYTES = 96 * 2**20
 # bytes per pixel that a finished frame takes at least; used only to refuse what cannot end well
 _BYTES_PER_PIXEL = {"h264": 0.01, "hevc": 0.01, "prores": 0.2, "ffv1": 0.4, "png": 0.5}
 
@@ -181,7 +181,7 @@ def _work(job: Job, clip: Clip, sink, make_deblurrer: Callable, options: DeblurO
             yield rgb
 
     progress = Progress(Path(job.label).name, clip.num_frames, sink.done, quiet=quiet)
-    writer = WriteBehind(sink.write)
+    writer = WriteBehind(sink.write, depth=1)
     done = first = sink.done
     finished = False
     try:

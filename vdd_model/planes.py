@@ -89,24 +89,33 @@ def _plane(frame: av.VideoFrame, index: int, dtype: np.dtype) -> np.ndarray:
     return rows[:, : plane.width * dtype.itemsize].view(dtype)
 
 
+def _part(c: np.ndarray, axis: int, start: int | None, stop: int | None, step: int | None = None) -> np.ndarray:
+    """c[start:stop:step] along `axis` of a plane, a view."""
+    return c[start:stop:step] if axis == 0 else c[:, start:stop:step]
+
+
 def _upsample(c: np.ndarray, step: int, size: int, centred: bool, axis: int) -> np.ndarray:
-    """Linear interpolation along `axis` by 2 (repetition for other steps), cut to `size` samples."""
+    """Linear interpolation of a plane along `axis` by 2 (repetition for other steps), cut to `size` samples."""
     if step == 1:
         return c
-    c = np.moveaxis(c, axis, 0)
     if step != 2:
-        out = np.repeat(c, step, axis=0)
-    else:
-        after = np.concatenate([c[1:], c[-1:]])
-        out = np.empty((2 * len(c), *c.shape[1:]), c.dtype)
-        if centred:                                            # samples lie between two luma samples
-            before = np.concatenate([c[:1], c[:-1]])
-            out[0::2] = 0.75 * c + 0.25 * before
-            out[1::2] = 0.75 * c + 0.25 * after
-        else:                                                  # samples lie on every second luma sample
-            out[0::2] = c
-            out[1::2] = 0.5 * (c + after)
-    return np.moveaxis(out[:size], 0, axis)
+        return _part(np.repeat(c, step, axis), axis, 0, size)
+    shape = list(c.shape)
+    shape[axis] *= 2
+    out = np.empty(shape, c.dtype)
+    even, odd = _part(out, axis, 0, None, 2), _part(out, axis, 1, None, 2)
+    first, last = _part(c, axis, 0, 1), _part(c, axis, -1, None)
+    if centred:                                                # samples lie between two luma samples
+        near, far = c * np.float32(0.75), c * np.float32(0.25)
+        np.add(_part(near, axis, 1, None), _part(far, axis, 0, -1), out=_part(even, axis, 1, None))
+        np.add(_part(near, axis, 0, -1), _part(far, axis, 1, None), out=_part(odd, axis, 0, -1))
+        _part(even, axis, 0, 1)[...] = first
+    else:                                                      # samples lie on every second luma sample
+        even[...] = c
+        half = c * np.float32(0.5)
+        np.add(_part(half, axis, 0, -1), _part(half, axis, 1, None), out=_part(odd, axis, 0, -1))
+    _part(odd, axis, -1, None)[...] = last
+    return _part(out, axis, 0, size)
 
 
 def _downsample(c: np.ndarray, step: int, centred: bool, axis: int) -> np.ndarray:
@@ -115,20 +124,35 @@ def _downsample(c: np.ndarray, step: int, centred: bool, axis: int) -> np.ndarra
     """
     if step == 1:
         return c
-    c = np.moveaxis(c, axis, 0)
-    if len(c) % step:
-        c = np.concatenate([c] + [c[-1:]] * (step - len(c) % step))
+    if c.shape[axis] % step:
+        c = np.concatenate([c] + [_part(c, axis, -1, None)] * (step - c.shape[axis] % step), axis)
     if step != 2:
-        out = c.reshape(len(c) // step, step, *c.shape[1:]).mean(1)
-    elif centred:
-        even, odd = c[0::2], c[1::2]
-        out = 0.75 * (even + odd) - 0.25 * (np.concatenate([even[:1], odd[:-1]]) + np.concatenate([even[1:], odd[-1:]]))
+        return sum(_part(c, axis, i, None, step) for i in range(step)) * np.float32(1 / step)
+    even, odd = (np.ascontiguousarray(_part(c, axis, i, None, 2)) for i in (0, 1))
+    if centred:
+        out = (even + odd) * np.float32(0.75)
+        even *= np.float32(0.25)
+        odd *= np.float32(0.25)
+        _subtract_neighbours(out, odd, even, axis, even, odd)
     else:
-        even, odd = c[0::2], c[1::2]
-        near = np.concatenate([odd[:1], odd[:-1]]) + odd
-        far = np.concatenate([even[1:2] if len(even) > 1 else even, even[:-1]]) + np.concatenate([even[1:], even[-1:]])
-        out = 0.75 * even + 0.25 * near - 0.125 * far
-    return np.moveaxis(out, 0, axis)
+        out = even * np.float32(0.75)
+        even *= np.float32(0.125)
+        odd *= np.float32(-0.25)
+        out -= odd
+        _subtract_neighbours(out, odd, None, axis, odd, None)
+        mirrored = _part(even, axis, 1, 2) if even.shape[axis] > 1 else even
+        _subtract_neighbours(out, even, even, axis, mirrored, even)
+    return out
+
+
+def _subtract_neighbours(out: np.ndarray, before: np.ndarray, after: np.ndarray | None, axis: int, first: np.ndarray,
+                         last: np.ndarray | None) -> None:
+    """out[i] -= before[i-1] + after[i+1] along `axis`; beyond the ends stand the first sample of `first` and the last of `last`."""
+    _part(out, axis, 1, None)[...] -= _part(before, axis, 0, -1)
+    _part(out, axis, 0, 1)[...] -= _part(first, axis, 0, 1)
+    if after is not None:
+        _part(out, axis, 0, -1)[...] -= _part(after, axis, 1, None)
+        _part(out, axis, -1, None)[...] -= _part(last, axis, -1, None)
 
 
 def to_rgb(frame: av.VideoFrame, tags: ColorTags, *, centred_chroma: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
@@ -249,5 +273,6 @@ def _packed(rgb: np.ndarray, alpha: np.ndarray | None, pix_fmt: str, gray: bool)
 def _fill(frame: av.VideoFrame, index: int, values: np.ndarray, top: float, dtype: np.dtype) -> None:
     plane = frame.planes[index]
     rows = np.zeros((plane.height, plane.line_size // dtype.itemsize), dtype)
-    rows[:, : values.shape[1]] = np.clip(np.rint(values), 0, top)
+    rounded = values + np.float32(0.5)
+    rows[:, : values.shape[1]] = np.clip(rounded, 0, top, out=rounded)         # the conversion to integers cuts the fraction off
     plane.update(rows)
