@@ -17,6 +17,7 @@ STAGES = [
     {"kind": "stage3", "steps": 2, "batch": 4, "frames": 2, "crop": 32, "lr": 1e-3, "last_timestep": 0.5,
      "loss": {"gradient": 0.1, "fft": 0.1, "frame_difference": 0.1}},
 ]
+NO_VALIDATION = {"every": 0, "pairs": "", "photos": ""}
 BLUR = {"extent": [1.0, 4.0], "max_subsamples": 5}
 
 

@@ -26,7 +26,7 @@ def test_variants_have_equal_budgets_and_differ_where_they_say(tmp_path):
 
 
 def test_one_command_gives_the_table(tmp_path, capsys):
-    stages = [{**stage, "steps": 1, "batch": 2} for stage in (STAGES[0], STAGES[2], STAGES[3])]
+    stages = [{**stage, "steps": 1, "batch": 1} for stage in (STAGES[0], STAGES[2], STAGES[3])]
     path = write_config(tmp_path, stages)
     assert main([str(path), "--out", str(tmp_path / "ablation")]) == 0
     assert "| one stage | 2 |" in capsys.readouterr().out

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_tools import STAGES, losses, write_config
+from training_tools import NO_VALIDATION, STAGES, losses, write_config
 
 from train import config as configs
 from train import start, state
@@ -79,10 +79,10 @@ def test_killed_runs_continue_with_the_identical_curve_and_weights(tmp_path):
     reference, killed = tmp_path / "reference", tmp_path / "killed"
     for folder in (reference, killed):
         folder.mkdir()
-    path = write_config(reference, STEPS, export_dtype="float32")
+    path = write_config(reference, STEPS, export_dtype="float32", validation=NO_VALIDATION)
     run(configs.load(path), say=quiet)
     shutil.copytree(reference / "data", killed / "data")
-    path = write_config(killed, STEPS, export_dtype="float32")
+    path = write_config(killed, STEPS, export_dtype="float32", validation=NO_VALIDATION)
     kills = 0
     for wanted in (1, 8):                                   # in the first stage, in the second
         process = start_process(path, "", 0.3)
@@ -190,12 +190,12 @@ def test_checkpoint_of_another_model_is_refused(tmp_path, tiny_checkpoint, capsy
 
 
 def test_fixed_samples_are_encoded_once(tmp_path):
-    config = configs.load(write_config(tmp_path, [{**STEPS[0], "steps": 4}], data={"samples": 8, "workers": 1}))
+    config = configs.load(write_config(tmp_path, [{**STEPS[0], "steps": 4}], data={"samples": 8, "workers": 1}, validation=NO_VALIDATION))
     run(config, say=quiet)
     folders = list((tmp_path / "run" / "cache").iterdir())
     assert len(folders) == 1 and len(list(folders[0].glob("*.safetensors"))) == 8
     shutil.rmtree(tmp_path / "run" / "states")
     (tmp_path / "run" / "log.jsonl").unlink()
-    other = configs.load(write_config(tmp_path, [{**STEPS[0], "steps": 4, "crop": 48}], data={"samples": 8}))
+    other = configs.load(write_config(tmp_path, [{**STEPS[0], "steps": 4, "crop": 48}], data={"samples": 8}, validation=NO_VALIDATION))
     run(other, say=quiet)
     assert len(list((tmp_path / "run" / "cache").iterdir())) == 2

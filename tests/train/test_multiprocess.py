@@ -1,0 +1,82 @@
+"""Two CPU processes give the weights of one with the same global batch; sharded (FSDP) processes too."""
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import socket
+from pathlib import Path
+
+from training_tools import NO_VALIDATION, STAGES, losses, write_config
+
+from train import config as configs
+from train.__main__ import main
+from train.loop import run
+from vdd_model.checkpoint import load
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["train.loop", "train.data", "open_clip.transformer"])
+
+
+def process(rank: int, world: int, port: int, arguments: list[str]) -> None:
+    """What `accelerate launch --cpu` starts: the environment of one process of a group."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1",
+                      MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+    raise SystemExit(main(arguments))
+
+
+def launch(path: Path, *options: str, world: int = 2) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    group = [CONTEXT.Process(target=process, args=(rank, world, port, [str(path), *options])) for rank in range(world)]
+    for one in group:
+        one.start()
+    for one in group:
+        one.join(300)
+        assert one.exitcode == 0
+
+
+def reference(folder: Path, stages: list[dict]) -> Path:
+    """The same run on one process."""
+    run(configs.load(write_config(folder, stages, export_dtype="float32", validation=NO_VALIDATION)), say=lambda text: None)
+    return folder
+
+
+def compare(ours: Path, alone: Path) -> float:
+    """Largest difference of any weight; the loss curves must agree too."""
+    for (*step, loss, norm), (*same, loss_alone, norm_alone) in zip(losses(ours / "run"), losses(alone / "run"), strict=True):
+        assert step == same and abs(loss - loss_alone) < 1e-5 and abs(norm - norm_alone) < 1e-4 * norm_alone
+    a, b = (load(folder / "run" / "vdd.safetensors").state_dict() for folder in (ours, alone))
+    return max((a[name] - b[name]).abs().max().item() for name in b)
+
+
+def test_two_processes_equal_one(tmp_path):
+    """20 steps over two stages, with and without accumulation: every weight within 1e-5."""
+    stages = [{**STAGES[2], "steps": 10, "eps": 1e-5}, {**STAGES[3], "steps": 10, "eps": 1e-5, "accumulation": 2}]
+    alone = reference(tmp_path / "alone", stages)
+    shutil.copytree(alone / "data", tmp_path / "data")
+    launch(write_config(tmp_path, stages, export_dtype="float32", validation=NO_VALIDATION))
+    assert compare(tmp_path, alone) < 1e-5
+
+
+def test_sharded_processes_equal_one_and_states_pass_between_them(tmp_path):
+    """FSDP: two steps on one process, two on two sharded ones, two on one again, from each other's states."""
+    stages = [{**STAGES[3], "steps": 6, "eps": 1e-5, "min_lr": 1.0}]        # constant: the schedule looks at the stage's length
+    alone = reference(tmp_path / "alone", stages)
+    shutil.copytree(alone / "data", tmp_path / "data")
+    path = write_config(tmp_path, stages, export_dtype="float32")
+    states = tmp_path / "run" / "states"
+
+    def back_to(step: int) -> None:
+        """As if killed: the state at the end of the shortened stage goes, the one inside it stays."""
+        for file in states.glob("state-01-*"):
+            file.unlink()
+        assert [file.stem for file in sorted(states.glob("state-*"))][-1] == f"state-00-{step:08d}"
+
+    assert main([str(path), "--set", "stages.0.steps=2"]) == 0
+    back_to(2)
+    launch(path, "--resume", "--set", "stages.0.steps=4", "--set", "fsdp=true")
+    back_to(4)
+    assert main([str(path), "--resume"]) == 0
+    assert compare(tmp_path, alone) < 1e-5
