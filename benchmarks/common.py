@@ -141,9 +141,9 @@ def machine(device: str = "cpu") -> dict[str, object]:
 
 
 def cell(value: object) -> str:
-    """A table cell: three significant digits for a float."""
+    """A table cell: three or four significant digits for a float."""
     if isinstance(value, float):
-        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+        return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.2f}" if abs(value) >= 10 else f"{value:.3g}"
     return "" if value is None else str(value)
 
 
