@@ -110,10 +110,13 @@ def _batched(items: Iterable, size: int) -> Iterator[list]:
 
 def score(output: Iterable[Tensor], pair: Pair, *, reference: bool = True, shown: int = 0, lpips: bool = True,
           warp: bool = True) -> tuple[dict, Tensor]:
-    """Score a clip's frames against its truth: {"frames", "seconds", columns...} and the frame of index `shown`."""
+    """Score a clip's frames against its truth: {"frames", "seconds", columns...} and the frame of index `shown`.
+
+    The seconds are those that making the frames took, without measuring them.
+    """
     scorer = metrics.Scorer(lpips=lpips, warp=warp)
-    start, kept, count = time.perf_counter(), None, 0
-    triples = zip(output, pair.sharp(), pair.blurred())
+    clock, kept, count = [0.0], None, 0
+    triples = zip(_timed(output, clock), pair.sharp(), pair.blurred())
     for batch in _batched(triples, report.CHUNK):
         out, truth, blurred = (torch.stack(x) for x in zip(*batch))
         scorer.add(out, truth, blurred if reference else None)
@@ -122,7 +125,19 @@ def score(output: Iterable[Tensor], pair: Pair, *, reference: bool = True, shown
         count += len(out)
     if count != pair.num_frames:
         raise UserError(f"{pair.name}: {count} of {pair.num_frames} frames came out")
-    return {"frames": count, "seconds": round(time.perf_counter() - start, 2), **scorer.result()}, kept
+    return {"frames": count, "seconds": round(clock[0], 3), **scorer.result()}, kept
+
+
+def _timed(items: Iterable, clock: list[float]) -> Iterator:
+    """The items; the seconds that getting them took are added to clock[0]."""
+    iterator = iter(items)
+    while True:
+        start = time.perf_counter()
+        item = next(iterator, None)
+        clock[0] += time.perf_counter() - start
+        if item is None:
+            return
+        yield item
 
 
 def settings_of(deblurrer: Deblurrer, steps: Iterable[int], options: DeblurOptions, *, baselines: bool = True) -> dict[str, Callable]:
