@@ -4,8 +4,8 @@
 
 Two sets, full frames, 8-bit RGB: the clips of `gopro_layout/test` (blur not made by our own synthesis) and one clip of synthesised motion
 from every photograph of `val_photos` (fixed seed, so the same clips every time; blur of 3 to 30 pixels: the near-sharp end of the training
-distribution is left out, a sharp clip being scored on its own). Prints one table a set, what is asked of the model and whether it is met; writes score.md,
-score.json, the distortion-over-steps figure and panels of the worst, a middling and the best clip.
+distribution is left out, a sharp clip being scored on its own). Prints one table a set, what is asked of the model and whether it is met;
+writes score.md, score.json, the distortion-over-steps figure and panels of the worst, a middling and the best clip.
 """
 from __future__ import annotations
 
