@@ -2,8 +2,8 @@
 
 There oneDNN is faster than the BLAS behind `torch.nn.Linear`, and adds a residual, gates or applies an activation while the product is
 still in registers. `linear`, `geglu` and `conv` are one or two oneDNN calls where that is possible (see `fuses`), else the plain
-expression; the two agree to rounding. `pack` keeps the weights in oneDNN's own layout, which saves a copy of them in every call.
-Forward hooks of fused layers do not run.
+expression; the two agree to rounding. `pack` keeps the weights in oneDNN's own layout, which saves a copy of them in every call;
+`channels_last` does the same for the convolutions of a GPU. Forward hooks of fused layers do not run.
 """
 from __future__ import annotations
 
@@ -126,6 +126,16 @@ def pack(model: nn.Module) -> nn.Module:
             else:
                 layer.packed = (_onednn._reorder_convolution_weight(layer.matrix(), *_geometry(layer), layer.groups),)
         layer.weight = nn.Parameter(layer.weight.new_empty(0), requires_grad=False)
+    return model
+
+
+def channels_last(model: nn.Module) -> nn.Module:
+    """Put the convolutions' weights into the layout that their inputs have (what a GPU otherwise does in every call); values, shapes and
+    keys stay as they are. Returns the model."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.Conv3d):
+            layout = torch.channels_last if layer.weight.ndim == 4 else torch.channels_last_3d
+            layer.weight.data = layer.weight.data.contiguous(memory_format=layout)
     return model
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from vdd_model.config import DiffusionConfig, UNetConfig, preset
 from vdd_model.diffusion import make_schedule
-from vdd_model.fused import pack
+from vdd_model.fused import channels_last, pack
 from vdd_model.layers import SpatialTransformer
 from vdd_model.sampler import ddim, guided, vgen_timesteps
 from vdd_model.spatial_conditions import SPATIAL_CONDITIONS
@@ -321,6 +321,14 @@ def test_packed_golden(golden):
         golden.check("out_single_frame", model(x[:, :, :1], t, y))
     with pytest.raises(RuntimeError, match="packed for inference"):
         model(x, t, y)
+
+
+def test_channels_last_weights_change_nothing(tiny):
+    model = UNet3D(TINY)
+    model.load_state_dict(tiny.state_dict())
+    with torch.no_grad():
+        assert torch.allclose(channels_last(model)(*inputs()), tiny(*inputs()), atol=1e-5)
+    assert all(torch.equal(value, tiny.state_dict()[key]) for key, value in model.state_dict().items())
 
 
 def test_fused_and_packed_in_bfloat16(tiny):
