@@ -120,9 +120,10 @@ def probe_images(files: Sequence[Path], rate: Fraction = Fraction(24), name: Pat
         raise MediaError(f"{name} holds no pictures that can be read ({', '.join(sorted(IMAGE_SUFFIXES))})")
     frame, codec, (turns, _) = _decode_image(files[0])
     kind = _layout_of(frame)
+    has_alpha = kind.alpha and (frame.format.name != "pal8" or bool(to_rgb(frame, _image_tags(frame, codec))[1].min() < 1))
     width, height = (frame.height, frame.width) if turns % 2 else (frame.width, frame.height)
     return Clip(path=name or files[0], width=width, height=height, num_frames=len(files), rate=rate, time_base=1 / rate,
-                bit_depth=min(16, kind.depth), has_alpha=kind.alpha, gray=kind.kind == "gray", color=_image_tags(frame, codec),
+                bit_depth=min(16, kind.depth), has_alpha=has_alpha, gray=kind.kind == "gray", color=_image_tags(frame, codec),
                 codec=codec, pix_fmt=frame.format.name, files=tuple(files), size_bytes=sum(f.stat().st_size for f in files))
 
 
@@ -153,6 +154,6 @@ class ImageReader:
                                   f"the {len(clip.files) - index} pictures from there on were left out")
                 self.lost = len(clip.files) - index
                 return
-            if clip.has_alpha and alpha is None:
-                alpha = torch.ones(rgb.shape[:2])
+            if clip.has_alpha != (alpha is not None):
+                alpha = torch.ones(rgb.shape[:2]) if clip.has_alpha else None
             yield Frame(rgb, alpha, index, 1, index)

@@ -217,7 +217,11 @@ def check_room(job: Job, clip: Clip, encoding: Encoding | None, folder: Path, do
         need += min(SEGMENT, left) * pixels * (1.5 if "420" in encoding.pix_fmt else 3) * (2 if "10" in encoding.pix_fmt else 1)
     free = shutil.disk_usage(folder).free
     if free < need:
-        raise MediaError(f"{job.target} needs at least {need / 1e9:.1f} GB of room while it is written, and {free / 1e9:.1f} GB are free")
+        raise MediaError(f"{job.target} needs at least {_size(need)} of room while it is written, and {_size(free)} are free")
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _check_journal(folder: Path, job: Job, clip: Clip, options: DeblurOptions, output: OutputOptions, identity: str) -> None:

@@ -176,11 +176,20 @@ def _layout_of(frame: av.VideoFrame):
         return layout("gbrap16le" if "a" in frame.format.name else "gbrp16le")
 
 
+def _decoder(stream):
+    """The context that decodes the stream's packets. VP8 and VP9 carry transparency beside the picture; only libvpx decodes it."""
+    name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
+    if name and stream.metadata.get("alpha_mode") == "1" and name in av.codecs_available:
+        return av.CodecContext.create(name, "r")
+    return stream.codec_context
+
+
 def _first_frame(container, stream, path: Path) -> av.VideoFrame:
     errors = []
+    decoder = _decoder(stream)
     for packet in container.demux(stream):
         try:
-            for frame in packet.decode():
+            for frame in decoder.decode(packet if packet.size else None):
                 return frame
         except av.FFmpegError as error:
             errors.append(error)
@@ -335,7 +344,7 @@ class VideoReader:
 
 def _decode(container, stream) -> Iterator[av.VideoFrame | Exception]:
     """Frames in order; an error is yielded in its place and decoding goes on behind it."""
-    packets = container.demux(stream)
+    packets, decoder = container.demux(stream), _decoder(stream)
     while True:
         try:
             packet = next(packets)
@@ -345,7 +354,7 @@ def _decode(container, stream) -> Iterator[av.VideoFrame | Exception]:
             yield error
             packet = None                                      # the file ends here: flush the decoder
         try:
-            yield from (packet.decode() if packet is not None else stream.codec_context.decode(None))
+            yield from decoder.decode(packet if packet is not None and packet.size else None)
         except av.EOFError:
             pass
         except av.FFmpegError as error:

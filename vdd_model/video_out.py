@@ -333,16 +333,15 @@ def _fits(stream, output) -> bool:
 
 
 def unsupported_sound(clip: Clip, path: Path) -> list[str]:
-    """Codecs of the clip's audio streams that the container of `path` cannot hold."""
+    """Codecs of the clip's audio streams if the container of `path` cannot hold any of them, else nothing."""
     if not clip.sound:
         return []
     buffer = io.BytesIO()
     buffer.name = path.name
-    lacking = []
     with contextlib.closing(open_container(clip.path)) as source:
         output = av.open(buffer, "w", format={".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}[path.suffix.lower()])
         lacking = [_name(s) for s in source.streams.audio if not _fits(s, output)]
-    return lacking
+        return lacking if len(lacking) == len(source.streams.audio) else []
 
 
 def _video_packets(packet_file: Path, encoding: Encoding, stream) -> Iterator[tuple[Fraction, int, av.Packet]]:

@@ -227,7 +227,7 @@ def test_notes_tell_what_is_not_carried_over(tmp_path):
 
 def test_room_is_checked_beforehand(tmp_path, clip_150, monkeypatch):
     monkeypatch.setattr(jobs.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    with pytest.raises(MediaError, match="GB of room"):
+    with pytest.raises(MediaError, match="of room while it is written"):
         deblur(clip_150, tmp_path / "o.mp4")
     assert list(tmp_path.iterdir()) == []
 

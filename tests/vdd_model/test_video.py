@@ -172,6 +172,35 @@ def test_alpha_is_kept(tmp_path, suffix, codec):
     assert any("transparency" in text for text in note)
 
 
+def test_alpha_of_webm_is_seen(tmp_path):
+    if not {"libvpx-vp9"} <= av.codecs_available:
+        pytest.skip("this PyAV has no libvpx")
+    opacity = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (48, 1))
+    source = save_clip(tmp_path / "in.webm", [pattern(i) for i in range(3)], codec="libvpx-vp9", pix_fmt="yuva420p", alpha=opacity,
+                       options={"crf": "10"})
+    with av.open(str(source)) as container:
+        if container.streams.video[0].metadata.get("alpha_mode") != "1":
+            pytest.skip("this PyAV does not write the mark of transparency")
+    clip = probe(source)
+    assert clip.has_alpha and clip.pix_fmt == "yuva420p"
+    frames = list(read(clip))
+    assert len(frames) == 3 and all(np.abs(f.alpha.numpy() - opacity).mean() < 0.02 for f in frames)
+
+
+def test_pixel_shape_is_kept(tmp_path):
+    source = tmp_path / "in.mp4"
+    with av.open(str(source), "w") as out:
+        stream = out.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        for _ in range(3):
+            out.mux(stream.encode(av.VideoFrame(64, 48, "yuv420p")))
+        out.mux(stream.encode(None))
+    clip = probe(source)
+    assert clip.pixel_aspect == Fraction(4, 3)
+    assert probe(write_video(tmp_path / "out.mp4", read_clip(clip), like=clip)).pixel_aspect == Fraction(4, 3)
+
+
 def test_gray_stays_gray(tmp_path):
     gray = torch.from_numpy(pattern(0)).mean(2, keepdim=True).expand(-1, -1, 3)
     write_image(tmp_path / "g.png", gray, gray=True)
