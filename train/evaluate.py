@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from vdd_model import metrics, report
 from vdd_model.errors import UserError
@@ -117,12 +118,15 @@ def score(output: Iterable[Tensor], pair: Pair, *, reference: bool = True, shown
     scorer = metrics.Scorer(lpips=lpips, warp=warp)
     clock, kept, count = [0.0], None, 0
     triples = zip(_timed(output, clock), pair.sharp(), pair.blurred())
+    bar = tqdm(total=pair.num_frames, desc=pair.name, unit="frame", leave=False, disable=None)
     for batch in _batched(triples, report.CHUNK):
         out, truth, blurred = (torch.stack(x) for x in zip(*batch))
         scorer.add(out, truth, blurred if reference else None)
         if count <= shown:
             kept = out[min(shown - count, len(out) - 1)].clone()
         count += len(out)
+        bar.update(len(out))
+    bar.close()
     if count != pair.num_frames:
         raise UserError(f"{pair.name}: {count} of {pair.num_frames} frames came out")
     return {"frames": count, "seconds": round(clock[0], 3), **scorer.result()}, kept
@@ -260,12 +264,12 @@ def steps_curve(sets: dict[str, dict[str, dict]], path: Path, columns: tuple[str
     return report.write_file(path, data.getvalue())
 
 
-def write_tables(scored: Scored, folder: Path, head: dict, notes: list[str], layout: str) -> list[Path]:
+def write_tables(scored: Scored, folder: Path, head: dict, notes: list[str]) -> list[Path]:
     """results.md, results.csv and results.json."""
     totals = scored.totals()
     lines = [f"# {head['title']}", "", *(f"- {key}: {value}" for key, value in head.items() if key != "title"), "", "## All frames", "",
              report.markdown_table(totals, "mean over all frames"), ""]
-    lines += [*(f"{note}\n" for note in notes), "## Published", "", report.align(published_cells(layout)), "",
+    lines += [*(f"{note}\n" for note in notes), "## Published", "", report.align(published_cells()), "",
               "Full frames, RGB. The papers' SSIM is of one family or the other; compare with both columns above.", ""]
     for name in next(iter(scored.rows.values())):
         lines += [f"## {name}", "", report.markdown_table({setting: rows[name] for setting, rows in scored.rows.items()}, "mean"), ""]
@@ -312,7 +316,7 @@ def evaluate(checkpoint, root: str | Path, out: str | Path, *, layout: str = "au
     fingerprint = json.dumps([str(checkpoint), _stamp(checkpoint), asdict(options), crop, limit, blur, str(root), lpips, warp])
     settings = settings_of(deblurrer, steps, options)
     scored = run(pairs, settings, parts=folder / "parts", fingerprint=fingerprint, lpips=lpips, warp=warp, say=say)
-    files = write_tables(scored, folder, head, notes, found.layout) + write_figures(scored, folder)
+    files = write_tables(scored, folder, head, notes) + write_figures(scored, folder)
     say("\n" + report.measures_table(scored.totals(), f"{total} frames, {frames}"))
     for note in notes:
         say(note)

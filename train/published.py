@@ -31,14 +31,9 @@ PUBLISHED = (
 )
 
 
-def published_cells(layout: str) -> list[list[str]]:
-    """The literature as the cells of a table for `layout`: "gopro", "dvd", or anything else (both)."""
-    gopro, dvd = ("gopro_psnr", "gopro_ssim", "gopro_lpips"), ("dvd_psnr",)
-    columns = {"gopro": gopro, "dvd": dvd}.get(layout, gopro + dvd)
-    titles = {"gopro_psnr": "GoPro PSNR dB", "gopro_ssim": "GoPro SSIM", "gopro_lpips": "GoPro LPIPS", "dvd_psnr": "DVD PSNR dB",
-              "parameters": "parameters, M"}
-    digits = {"gopro_psnr": 2, "gopro_ssim": 3, "gopro_lpips": 4, "dvd_psnr": 2, "parameters": 1}
-    rows = [p for p in PUBLISHED if any(getattr(p, c) is not None for c in columns)]
-    columns = (*columns, "parameters")
-    return [["published", *(titles[c] for c in columns)]] + [
-        [p.method, *("-" if getattr(p, c) is None else f"{getattr(p, c):.{digits[c]}f}" for c in columns)] for p in rows]
+def published_cells() -> list[list[str]]:
+    """The literature as the cells of a table."""
+    columns = {"gopro_psnr": ("GoPro PSNR dB", 2), "gopro_ssim": ("GoPro SSIM", 3), "gopro_lpips": ("GoPro LPIPS", 4),
+               "dvd_psnr": ("DVD PSNR dB", 2), "parameters": ("parameters, M", 1)}
+    return [["published", *(title for title, _ in columns.values())]] + [
+        [p.method, *("-" if getattr(p, c) is None else f"{getattr(p, c):.{digits}f}" for c, (_, digits) in columns.items())] for p in PUBLISHED]
