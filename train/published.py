@@ -35,5 +35,8 @@ def published_cells() -> list[list[str]]:
     """The literature as the cells of a table."""
     columns = {"gopro_psnr": ("GoPro PSNR dB", 2), "gopro_ssim": ("GoPro SSIM", 3), "gopro_lpips": ("GoPro LPIPS", 4),
                "dvd_psnr": ("DVD PSNR dB", 2), "parameters": ("parameters, M", 1)}
-    return [["published", *(title for title, _ in columns.values())]] + [
-        [p.method, *("-" if getattr(p, c) is None else f"{getattr(p, c):.{digits}f}" for c, (_, digits) in columns.items())] for p in PUBLISHED]
+    rows = [["published", *(title for title, _ in columns.values())]]
+    for p in PUBLISHED:
+        values = [(getattr(p, column), digits) for column, (_, digits) in columns.items()]
+        rows.append([p.method, *("-" if value is None else f"{value:.{digits}f}" for value, digits in values)])
+    return rows
