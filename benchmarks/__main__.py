@@ -1,0 +1,110 @@
+"""`make bench`: every benchmark, one after the other, each in a process of its own; then what was asked for and what was measured.
+
+    python -m benchmarks [--device cuda] [--full] [--only NAME ...] [--checkpoint small] [--out FOLDER]
+
+On two CPU cores it takes less than 15 minutes. --full adds 448 x 256, VGen's own module where $VDD_VGEN names a checkout, every number of
+steps at 480p and 720p five times, 1080p and 2,000 frames. What needs a GPU says "not measured" where there is none.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from benchmarks import common
+
+GPU_SIZE = "1280x768"
+
+
+def commands(device: str, full: bool, checkpoint: str, out: Path) -> dict[str, list[str]]:
+    """The command line of every benchmark, in order."""
+    on = ["--device", device]
+    small = [*on, "--checkpoint", checkpoint, "--out", str(out)]
+    if device == "cuda":
+        unet = [*on, "--sizes", "256x256", "448x256", GPU_SIZE, "--dtypes", "bfloat16", "--variants", "plain", "compiled"]
+    else:
+        unet = [*on, *(["--sizes", "256x256", "448x256"] if full else ["--variants", "packed"])]
+    return {"startup": small, "autoencoder": small, "pipeline": [*small, *(["--full"] if full else [])], "quality": small,
+            "options": small, "unet": unet}
+
+
+def table_of(out: Path, name: str, title: str, device: str) -> list[dict]:
+    """Rows of a result that was written, none where it was not."""
+    path = out / (f"{name}.json" if device == "cpu" else f"{name}-{device}.json")
+    try:
+        return json.loads(path.read_text())["tables"][title]
+    except (OSError, KeyError, ValueError):
+        return []
+
+
+def first(rows: list[dict], column: str, **where) -> float | None:
+    """The column's value in the first row that fits."""
+    values = [row.get(column) for row in rows if all(row.get(key) == value for key, value in where.items())]
+    return values[0] if values and isinstance(values[0], float) else None
+
+
+def target(what: str, value: float | None, bound: float, unit: str, *, at_most: bool = False) -> dict:
+    """One row of the summary."""
+    asked = f"{'at most' if at_most else 'at least'} {bound:g} {unit}".strip()
+    if value is None:
+        return {"what": what, "asked": asked, "measured": common.NOT_MEASURED}
+    return {"what": what, "asked": asked, "measured": f"{value:.3g} {unit}".strip(), "met": "yes" if (value <= bound) == at_most else "no"}
+
+
+def summary(out: Path) -> list[dict]:
+    """What was asked for beside what was measured, from the results that are there."""
+    startup = table_of(out, "startup", "startup", "cpu")
+    stages = table_of(out, "pipeline", "seconds by stage", "cpu")
+    calls, gpu_calls = table_of(common.RESULTS, "unet", "one call", "cpu"), table_of(common.RESULTS, "unet", "one call", "cuda")
+    gpu_stages = table_of(out, "pipeline", "seconds by stage", "cuda")
+    rows = []
+    for dtype, bound in (("float32", 1.9), ("bfloat16", 1.5)):
+        for other in ("official", "diffusers"):                # the first that was at hand; the best of our variants
+            ratios = [row[f"x {other}"] for row in calls if row.get("type") == dtype and f"x {other}" in row]
+            if ratios:
+                break
+        rows.append(target(f"one tft2v call, 16 x 256 x 256, {dtype}, against {other}", max(ratios, default=None), bound, "x"))
+    clip = {"clip": "16 x 256 x 256", "steps": 1}
+    seconds = [s for s in (first(stages, "s", type=dtype, **clip) for dtype in ("bfloat16", "float32")) if s]
+    rows.append(target("small, 16 x 256 x 256, 1 step, file to file", min(seconds, default=None), 3, "s", at_most=True))
+    rows.append(target("`vdd --help`", first(startup, "s", what="`vdd --help`, the whole process"), 0.5, "s", at_most=True))
+    rows.append(target("checkpoint to first frame", first(startup, "s", what="checkpoint to first frame"), 3, "s", at_most=True))
+    shares = [float(row["of ceiling"].rstrip(" %")) for row in gpu_calls if row.get("size") == "16 x 1280 x 768" and "of ceiling" in row]
+    rows.append(target("GPU: tft2v at 16 x 1280 x 768, of the bfloat16 ceiling", max(shares, default=None), 45, "%"))
+    speed = first(gpu_stages, "frames/s", clip="16 x 1280 x 720", steps=1)
+    rows.append(target("GPU: small at 16 x 1280 x 720, 1 step", speed, 30, "frames/s"))
+    return rows
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=list(commands("cpu", False, "", Path())))
+    parser.add_argument("--checkpoint", default="small")
+    parser.add_argument("--out", type=Path, default=common.RESULTS)
+    arguments = parser.parse_args(argv)
+    if arguments.device == "cuda":
+        import torch
+        if not torch.cuda.is_available():
+            print("there is no GPU that this PyTorch can use: what needs one is not measured", file=sys.stderr)
+            arguments.device = "cpu"
+    failed, started = [], time.monotonic()
+    for name, options in commands(arguments.device, arguments.full, arguments.checkpoint, arguments.out).items():
+        if arguments.only and name not in arguments.only:
+            continue
+        since = time.monotonic()
+        print(f"== {name}", file=sys.stderr, flush=True)
+        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *options]).returncode:
+            failed.append(name)
+        print(f"== {name}: {time.monotonic() - since:.0f} s", file=sys.stderr, flush=True)
+    common.write("summary", summary(arguments.out), {"minutes": round((time.monotonic() - started) / 60, 1)}, folder=arguments.out,
+                 notes=[f"Failed: {', '.join(failed)}."] if failed else [])
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""The benchmarks run, on the smallest of everything; their figures are not looked at."""
+from __future__ import annotations
+
+import importlib
+import json
+
+import pytest
+import torch
+
+from benchmarks import __main__ as bench
+from benchmarks import autoencoder, common, options, pipeline, quality, shortcuts, startup
+from vdd_model.pipeline import Deblurrer
+
+
+@pytest.fixture(autouse=True)
+def small_ceilings(monkeypatch):
+    monkeypatch.setattr(common, "ceilings", lambda device="cpu": {f"{kind} {dtype}": 100.0 for kind in ("matmul", "conv")
+                                                                  for dtype in ("float32", "bfloat16")} | {"copy": 10.0})
+    monkeypatch.setattr(common, "as_command_line", lambda: None)
+
+
+def test_timing_and_tables(tmp_path):
+    timing = common.Timing((1.0, 3.0, 2.0))
+    assert timing.median == 2.0 and timing.spread == 0.5
+    layer = torch.nn.Linear(8, 4)
+    assert common.count_flops(lambda: layer(torch.ones(2, 8))) == 2 * 2 * 8 * 4
+    found = common.measure_together({"a": lambda: None, "b": lambda: None}, 3)
+    assert [len(t.seconds) for t in found.values()] == [3, 3]
+    path = common.write("x", [{"a": 1.0, "b": "c"}, {"a": 2.0, "d": 12.5}], folder=tmp_path, notes=["Said."])
+    assert "| 1 | c |  |\n| 2 |  | 12.50 |" in path.read_text()
+    assert json.loads(path.with_suffix(".json").read_text())["tables"]["x"][0] == {"a": 1.0, "b": "c"}
+
+
+def test_autoencoder(tiny_checkpoint):
+    rows, notes = autoencoder.rows(str(tiny_checkpoint), 2, (32, 32), repeats=1)
+    assert len(rows) == 8 and len(notes) == 2 and all(row["GFLOP"] > 0 for row in rows)
+
+
+def test_file_to_file_by_stage(tiny_checkpoint, tmp_path):
+    from benchmarks.memory import make_clip
+    case = pipeline.Case(3, 32, 32, dtype="float32", runs=2, warmup=0)
+    make_clip(tmp_path / "clip.mp4", 3, 32, 32)
+    result = pipeline.run_case(case, tmp_path / "clip.mp4", tmp_path, str(tiny_checkpoint), "cpu")
+    assert len(result["seconds"]) == 2 and all(result["stages"][stage] > 0 for stage in pipeline.STAGES)
+    row = pipeline.row(case, result)
+    assert row["s"] > 0 and row["rest s"] < row["s"] and "decode s" in row
+    assert pipeline.growth_row(case, result)["frames"] == 3 and pipeline.memory_row(case, result)["cut into"] == "whole frames"
+    assert {case.steps for case in pipeline.plan(True, False)["stages"]} == {1, 4, 10, 50}
+
+
+def test_quality_says_what_a_shortcut_costs(tiny_checkpoint):
+    rows = quality.rows(str(tiny_checkpoint), [quality.pattern(2, 32)], (1, 4))
+    by = {(row["shortcut"], row.get("steps")): row for row in rows}
+    assert by["none", 4]["PSNR dB"] > 0 and by["bfloat16", 1]["against exact dB"] > 20
+    assert ("bfloat16, features kept for 2 steps", 1) not in by and ("guidance 2", 4) in by
+
+
+def test_start_up(tiny_checkpoint):
+    found = startup.first_frame(str(tiny_checkpoint), "cpu", 2, 32, 32)
+    assert found["first frames"] > 0 and not set(startup.TRAINING) & set(found["modules"])
+
+
+def test_options(tiny_checkpoint):
+    weights = options.weight_rows(str(tiny_checkpoint), 2, (32, 32), "cpu", 1, compiled=False)
+    assert {row["weights"].split(",")[0].split(" ")[0] for row in weights} == {"float32", "float16", "bfloat16", "float8"}
+    assert len(options.step_rows(str(tiny_checkpoint), 2, (32, 32), 3, "cpu", 1)) == 5
+    assert len(options.window_rows(str(tiny_checkpoint), (32, 32), "cpu", 1)) == len(options.WINDOWS)
+
+
+def test_shortcuts_leave_the_model_as_it_was(tiny_model):
+    frames = torch.rand(2, 32, 32, 3)
+    deblurrer = Deblurrer(tiny_model, device="cpu")
+    before = deblurrer.deblur(frames, steps=4)
+    stored = shortcuts.weight_bytes(tiny_model.unet)
+    with shortcuts.fp8_weights(tiny_model.unet):
+        assert shortcuts.weight_bytes(tiny_model.unet) < 0.5 * stored
+        small = deblurrer.deblur(frames, steps=4)
+    with shortcuts.rounded_to_fp8(tiny_model.unet):
+        torch.testing.assert_close(deblurrer.deblur(frames, steps=4), small, rtol=0, atol=1e-4)
+    with shortcuts.cached_features(tiny_model.unet, 1):
+        assert torch.equal(deblurrer.deblur(frames, steps=4), before)
+    with shortcuts.cached_features(tiny_model.unet, 2):
+        assert not torch.equal(deblurrer.deblur(frames, steps=4), before)
+    assert torch.equal(deblurrer.deblur(frames, steps=4), before)
+
+
+def test_the_summary_says_what_was_not_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    assert all(row["measured"] == common.NOT_MEASURED for row in bench.summary(tmp_path))
+    common.write("pipeline", {"seconds by stage": [{"clip": "16 x 256 x 256", "steps": 1, "type": "bfloat16", "s": 2.5}]}, folder=tmp_path)
+    assert {"yes"} == {row["met"] for row in bench.summary(tmp_path) if "met" in row}
+
+
+@pytest.mark.parametrize("name", list(bench.commands("cpu", False, "small", common.RESULTS)))
+def test_every_benchmark_of_make_bench_is_there(name):
+    assert importlib.import_module(f"benchmarks.{name}").main
