@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _onednn = torch.ops.mkldnn
+_WORTH_PACKING = 1 << 20        # weights in a convolution; a smaller one gains nothing, and its best layout changes with the image's size
 
 
 @functools.cache
@@ -114,11 +115,13 @@ def fuses(layer: nn.Module, x: Tensor) -> bool:
 def pack(model: nn.Module) -> nn.Module:
     """Put the weights of all layers that can be fused into oneDNN's layout, in place of the plain ones (no more memory than before).
 
-    Float32 or bfloat16 models on a CPU; layers that cannot be packed stay as they are. Afterwards the model can only infer: not be
-    saved, moved or trained. Returns the model.
+    Float32 or bfloat16 models on a CPU; what cannot be packed or would gain nothing (small convolutions) stays as it is. Afterwards the
+    model can only infer: not be saved, moved or trained. Returns the model.
     """
     for layer in model.modules():
         if not getattr(layer, "fusible", False) or layer.packed or layer.weight.device.type != "cpu" or not _supports(layer.weight.dtype):
+            continue
+        if layer.matrix().ndim == 4 and (layer.weight.numel() < _WORTH_PACKING or layer.out_channels % 64):
             continue
         with torch.no_grad():
             if layer.matrix().ndim == 2:
