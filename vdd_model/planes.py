@@ -17,14 +17,17 @@ RGB, BT709, BT470BG, SMPTE170M, BT2020 = 0, 1, 5, 6, 9         # matrix coeffici
 LUMA = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 5: (0.299, 0.114), 6: (0.299, 0.114), 7: (0.212, 0.087),
         9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}
 
-# packed or semi-planar -> planar of the same depth
-PLANAR = {
-    "rgb24": "gbrp", "bgr24": "gbrp", "rgb0": "gbrp", "bgr0": "gbrp", "0rgb": "gbrp", "0bgr": "gbrp", "pal8": "gbrap",
-    "rgba": "gbrap", "bgra": "gbrap", "argb": "gbrap", "abgr": "gbrap", "rgb48le": "gbrp16le", "rgb48be": "gbrp16le",
-    "bgr48le": "gbrp16le", "bgr48be": "gbrp16le", "rgba64le": "gbrap16le", "rgba64be": "gbrap16le", "gray16be": "gray16le",
-    "nv12": "yuv420p", "nv21": "yuv420p", "nv16": "yuv422p", "nv24": "yuv444p", "yuyv422": "yuv422p", "uyvy422": "yuv422p",
-    "p010le": "yuv420p10le", "p016le": "yuv420p16le", "p210le": "yuv422p10le", "y210le": "yuv422p10le",
-    "monob": "gray", "monow": "gray",
+# packed formats: which channels follow each other (y: grey, 0: nothing) and the type of one value
+PACKED = {name + suffix: (name, dtype) for names, suffix, dtype in (
+    (("rgb", "bgr"), "24", "u1"), (("rgba", "bgra", "argb", "abgr", "rgb0", "bgr0", "0rgb", "0bgr"), "", "u1"),
+    (("rgb", "bgr"), "48le", "<u2"), (("rgb", "bgr"), "48be", ">u2"), (("rgba", "bgra"), "64le", "<u2"), (("rgba", "bgra"), "64be", ">u2"),
+) for name in names}
+PACKED |= {"ya8": ("ya", "u1"), "ya16le": ("ya", "<u2"), "ya16be": ("ya", ">u2")}
+# other formats -> one of the same depth that is read here; libswscale only rearranges the values
+SAME_DEPTH = {
+    "pal8": "rgba", "gray16be": "gray16le", "nv12": "yuv420p", "nv21": "yuv420p", "nv16": "yuv422p", "nv24": "yuv444p",
+    "yuyv422": "yuv422p", "uyvy422": "yuv422p", "p010le": "yuv420p10le", "p016le": "yuv420p16le", "p210le": "yuv422p10le",
+    "y210le": "yuv422p10le", "monob": "gray", "monow": "gray",
 }
 _FORMAT = re.compile(r"^(?P<kind>yuvj|yuva|yuv|gbra|gbr|gray)(?P<sub>4\d\d)?p?(?P<depth>f32|f16|\d+)?(?P<endian>le|be)?$")
 
@@ -51,17 +54,18 @@ class Layout:
 
 
 def layout(pix_fmt: str) -> Layout:
-    """The layout of `pix_fmt` or, for a packed format, of its planar twin. Raises ValueError for one that is not known."""
-    name = PLANAR.get(pix_fmt, pix_fmt)
-    if pix_fmt in ("ya8", "ya16le", "ya16be"):
-        return Layout("gray", True, 8 if pix_fmt == "ya8" else 16, False, (1, 1))
+    """What `pix_fmt` means. Raises ValueError for a format that is not known."""
+    name = SAME_DEPTH.get(pix_fmt, pix_fmt)
+    if name in PACKED:
+        channels, dtype = PACKED[name]
+        return Layout("gray" if "y" in channels else "gbr", "a" in channels, 8 * np.dtype(dtype).itemsize, False, (1, 1))
     match = _FORMAT.match(name)
     if not match:
         raise ValueError(f"pixel format {pix_fmt} is not known")
-    kind, depth = match["kind"], match["depth"] or "8"
+    depth = match["depth"] or "8"
     steps = {"420": (2, 2), "422": (1, 2), "444": (1, 1), "440": (2, 1), "411": (1, 4), "410": (4, 4), None: (1, 1)}
-    floating = depth.startswith("f")
-    return Layout(kind[:3] if kind != "gray" else "gray", kind in ("yuva", "gbra"), int(depth.lstrip("f")), floating, steps[match["sub"]])
+    kind = match["kind"] if match["kind"] == "gray" else match["kind"][:3]
+    return Layout(kind, match["kind"] in ("yuva", "gbra"), int(depth.lstrip("f")), depth.startswith("f"), steps[match["sub"]])
 
 
 def complete_tags(tags: ColorTags, kind: str, height: int, width: int) -> ColorTags:
@@ -160,17 +164,16 @@ def to_rgb(frame: av.VideoFrame, tags: ColorTags, *, centred_chroma: bool = Fals
 
     `tags` must be complete (see `complete_tags`). `centred_chroma`: 4:2:0 as in JPEG instead of MPEG.
     """
-    name = frame.format.name
-    if name in ("ya8", "ya16le", "ya16be"):
-        return _gray_alpha(frame, name)
+    if frame.format.name in SAME_DEPTH:
+        frame = frame.reformat(format=SAME_DEPTH[frame.format.name])
     try:
-        kind = layout(name)
+        kind = layout(frame.format.name)
     except ValueError:                                         # rare formats: let libswscale make 16-bit RGB of them
-        frame = frame.reformat(format="gbrap16le" if "a" in name else "gbrp16le", src_colorspace=_swscale(tags.matrix),
+        frame = frame.reformat(format="rgba64le" if "a" in frame.format.name else "rgb48le", src_colorspace=_swscale(tags.matrix),
                                src_color_range=2 if tags.full_range else 1)
         kind = layout(frame.format.name)
-    if name in PLANAR:
-        frame = frame.reformat(format=PLANAR[name])
+    if frame.format.name in PACKED:
+        return _unpack(frame)
     height, width = frame.height, frame.width
     big = frame.format.name.endswith("be")
     dtype = np.dtype(f"{'>' if big else '<'}{'f' if kind.floating else 'u'}{1 if kind.depth <= 8 else 2 if kind.depth <= 16 else 4}")
@@ -201,13 +204,18 @@ def to_rgb(frame: av.VideoFrame, tags: ColorTags, *, centred_chroma: bool = Fals
     return out, alpha
 
 
-def _gray_alpha(frame: av.VideoFrame, name: str) -> tuple[np.ndarray, np.ndarray]:
-    dtype = np.dtype("u1" if name == "ya8" else "<u2" if name == "ya16le" else ">u2")
-    plane = frame.planes[0]
+def _unpack(frame: av.VideoFrame) -> tuple[np.ndarray, np.ndarray | None]:
+    """A packed picture -> (rgb, alpha or None)."""
+    channels, name = PACKED[frame.format.name]
+    dtype, plane = np.dtype(name), frame.planes[0]
     rows = np.frombuffer(plane, np.uint8)[: plane.height * plane.line_size].reshape(plane.height, plane.line_size)
-    both = rows[:, : frame.width * 2 * dtype.itemsize].view(dtype).reshape(frame.height, frame.width, 2).astype(np.float32)
-    both /= np.float32(np.iinfo(dtype).max)
-    return np.repeat(both[..., :1], 3, axis=2), np.ascontiguousarray(both[..., 1])
+    values = rows[:, : frame.width * len(channels) * dtype.itemsize].view(dtype).reshape(frame.height, frame.width, len(channels))
+    scale = np.float32(1 / np.iinfo(dtype).max)
+    rgb = np.empty((frame.height, frame.width, 3), np.float32)
+    for i, channel in enumerate("rgb"):
+        np.multiply(values[..., channels.index("y" if "y" in channels else channel)], scale, out=rgb[..., i], casting="unsafe")
+    alpha = values[..., channels.index("a")].astype(np.float32) * scale if "a" in channels else None
+    return rgb, alpha
 
 
 def _swscale(matrix: int) -> int:
@@ -226,7 +234,7 @@ def from_rgb(rgb: np.ndarray, alpha: np.ndarray | None, pix_fmt: str, tags: Colo
     Values are rounded to nearest. `gray` writes neutral chroma. A missing alpha plane is written as opaque.
     """
     height, width = rgb.shape[:2]
-    if pix_fmt in _PACKED:
+    if pix_fmt in _PNG:
         return _packed(rgb, alpha, pix_fmt, gray)
     kind = layout(pix_fmt)
     frame = av.VideoFrame(width, height, pix_fmt)
@@ -254,12 +262,12 @@ def from_rgb(rgb: np.ndarray, alpha: np.ndarray | None, pix_fmt: str, tags: Colo
 
 
 # packed formats of the PNG encoder: (channels, bits)
-_PACKED = {"rgb24": (3, 8), "rgba": (4, 8), "rgb48be": (3, 16), "rgba64be": (4, 16), "gray": (1, 8), "gray16be": (1, 16),
+_PNG = {"rgb24": (3, 8), "rgba": (4, 8), "rgb48be": (3, 16), "rgba64be": (4, 16), "gray": (1, 8), "gray16be": (1, 16),
            "ya8": (2, 8), "ya16be": (2, 16)}
 
 
 def _packed(rgb: np.ndarray, alpha: np.ndarray | None, pix_fmt: str, gray: bool) -> av.VideoFrame:
-    channels, bits = _PACKED[pix_fmt]
+    channels, bits = _PNG[pix_fmt]
     height, width = rgb.shape[:2]
     parts = [luma_of(rgb)[..., None]] if channels <= 2 else [luma_of(rgb)[..., None].repeat(3, 2) if gray else rgb]
     if channels % 2 == 0:

@@ -173,7 +173,7 @@ def _layout_of(frame: av.VideoFrame):
     try:
         return layout(frame.format.name)
     except ValueError:
-        return layout("gbrap16le" if "a" in frame.format.name else "gbrp16le")
+        return layout("rgba64le" if "a" in frame.format.name else "rgb48le")
 
 
 def _decoder(stream):
