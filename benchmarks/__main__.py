@@ -58,7 +58,8 @@ def summary(out: Path) -> list[dict]:
     """What was asked for beside what was measured, from the results that are there."""
     startup = table_of(out, "startup", "startup", "cpu")
     stages = table_of(out, "pipeline", "seconds by stage", "cpu")
-    calls, gpu_calls = table_of(common.RESULTS, "unet", "one call", "cpu"), table_of(common.RESULTS, "unet", "one call", "cuda")
+    calls, gpu_calls = ([row for row in table_of(common.RESULTS, "unet", "one call", device) if row["network"].startswith("UNet3D")]
+                        for device in ("cpu", "cuda"))
     gpu_stages = table_of(out, "pipeline", "seconds by stage", "cuda")
     rows = []
     for dtype, bound in (("float32", 1.9), ("bfloat16", 1.5)):

@@ -1,7 +1,8 @@
 """The two heads, open_clip's weights and open_clip's preprocessing."""
 from __future__ import annotations
 
-import builtins
+import subprocess
+import sys
 
 import open_clip
 import pytest
@@ -59,11 +60,15 @@ def test_spatial_head_is_the_autoencoders_encoder():
 
 
 def test_without_open_clip_one_clear_sentence(monkeypatch):
-    real = builtins.__import__
-    def refuse(name, *args, **kwargs):
-        if name.startswith("open_clip"):
-            raise ImportError("No module named 'open_clip'")
-        return real(name, *args, **kwargs)
-    monkeypatch.setattr(builtins, "__import__", refuse)
+    monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(UserError, match="pip install open_clip_torch"):
         build_tower(preset("small").tower)
+
+
+def test_the_tower_is_open_clips_without_the_rest_of_its_package():
+    code = ("import sys; from vdd_model.config import preset; from vdd_model.image_encoder import build_tower; "
+            "print(sys.modules[type(build_tower(preset('small').tower)).__module__].__file__); "
+            "print({'open_clip', 'timm', 'huggingface_hub'} & set(sys.modules))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    file, others = done.stdout.split("\n")[:2]
+    assert file == open_clip.transformer.__file__ and others == "set()"
