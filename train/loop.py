@@ -24,7 +24,7 @@ from . import validate as checks
 from .cache import FrozenCache, cache_key
 from .config import StageConfig, TrainConfig
 from .source import Ahead, open_source
-from .stages import StageLoss, generator, latent_std, set_latent_scale, set_trainable, start_encoders
+from .stages import StageLoss, generator, latent_std, set_latent_scale, set_trainable, start_encoders, start_from_prior
 
 SCALE_CLIPS = 64          # sharp clips that the latents' standard deviation is measured on
 
@@ -241,6 +241,8 @@ class Run:
             start_encoders(self.model)
             self.say(f"latents: standard deviation {std:.4f}, latent_scale {1 / std:.4f}; "
                      "both image encoders start as the autoencoder's encoder")
+        if work.stage.kind == "denoiser" and self.model.config.unet.prior_std is not None:
+            start_from_prior(self.model)
         self.work = None
         self.accelerator.free_memory()
         progress.stage, progress.step, progress.averaged = work.number + 1, 0, 0

@@ -183,6 +183,17 @@ def latent_std(model: nn.Module, clips: Sequence[Tensor]) -> float:
 
 
 @torch.no_grad()
+def start_from_prior(model: nn.Module) -> None:
+    """Silence the UNet's last convolution, so that a denoiser trained on sharp clips alone starts stage 1 as the prior itself.
+
+    What it learned without a condition is a whole v, not the correction of the prior that a condition brings; its features stay.
+    """
+    last = model.unet.out[-1]
+    last.weight.zero_()
+    last.bias.zero_()
+
+
+@torch.no_grad()
 def start_encoders(model: nn.Module) -> None:
     """Both image encoders' spatial heads start as the autoencoder's encoder (paper 4.1: the same start)."""
     source = {name: value for name, value in model.vae.state_dict().items() if name.startswith(("encoder.", "quant_conv."))}

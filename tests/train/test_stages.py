@@ -1,6 +1,8 @@
 """Which parameters each stage moves, and what its random draws depend on."""
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from conftest import make_tiny_model, tiny_config
@@ -8,9 +10,10 @@ from training_tools import STAGES, write_config
 
 from train import config as configs
 from train.loop import run
-from train.stages import StageLoss, set_trainable, start_encoders, trainable_names
+from train.stages import StageLoss, set_trainable, start_encoders, start_from_prior, trainable_names
 from vdd_model.checkpoint import load
 from vdd_model.config import ConfigError
+from vdd_model.model import DeblurModel
 
 MOVES = {
     "autoencoder": ("vae.encoder.", "vae.decoder.", "vae.quant_conv.", "vae.post_quant_conv."),
@@ -135,3 +138,15 @@ def test_start_encoders_copies_the_autoencoder():
     mean, _ = model.vae.encode(images)
     for encoder in (model.encoder1, model.encoder2):
         assert torch.equal(encoder.spatial(images)[0], mean * model.config.vae.latent_scale)
+
+
+def test_start_from_prior_makes_one_step_return_the_adapters_estimate():
+    config = tiny_config()
+    model = DeblurModel(dataclasses.replace(config, unet=dataclasses.replace(config.unet, prior_std=0.3)))
+    torch.nn.init.normal_(model.unet.out[-1].weight)
+    start_from_prior(model)
+    latents = torch.randn(1, 4, 2, 8, 8)
+    with torch.no_grad():
+        condition = model.condition(latents, torch.zeros(1, 3, 16, 16))
+        v = model.predict_v(torch.randn_like(latents), torch.tensor([999]), condition)
+    torch.testing.assert_close(-v, latents)                       # the adapter starts as the identity on its first channels
