@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..vdd_model import report
+from ..vdd_model import metrics, report
 from ..vdd_model.errors import UserError
 from .frames import rgb_of
 from .schema import schema, seed_input
@@ -16,6 +16,16 @@ from .schema import schema, seed_input
 def _as_image(picture) -> torch.Tensor:
     """A Pillow picture as IMAGE (1, H, W, 3)."""
     return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)[None]
+
+
+def _table(rows: dict[str, dict[str, float | None]], count: int) -> str:
+    """One measure a line, so that it reads well in a narrow node (Markdown)."""
+    lines = [f"| {count} frames | " + " | ".join(rows) + " |", "| --- |" + " ---: |" * len(rows)]
+    for key, (title, _, _) in metrics.COLUMNS.items():
+        values = [row.get(key) for row in rows.values()]
+        if any(v is not None for v in values):
+            lines.append(f"| {title} | " + " | ".join(report.format_value(key, v) for v in values) + " |")
+    return "\n".join(lines)
 
 
 class CompareDeblurring(io.ComfyNode):
@@ -64,7 +74,7 @@ class CompareDeblurring(io.ComfyNode):
             labels.insert(0, f"blurred  {report.format_value('psnr', rows['blurred']['psnr'])} dB")
         panel = _as_image(report.panel(pictures, labels))
         errors = _as_image(report.error_map(pictures[-2], pictures[-1]))
-        table = report.markdown_table({"deblurred" if k == "output" else k: v for k, v in rows.items()}, f"{count} frames")
+        table = _table({"deblurred" if k == "output" else k: v for k, v in rows.items()}, count)
         shown_ui = [ui.PreviewImage(image, cls=cls).as_dict()["images"] for image in (panel, errors)]
         return io.NodeOutput(table, panel, errors, float(rows["output"]["psnr"]),
                              ui={"images": [i for images in shown_ui for i in images], "text": [table]})

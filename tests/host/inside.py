@@ -28,7 +28,8 @@ def models(folder):
     """Random weights are enough: only that the nodes pass frames on is tested."""
     os.makedirs(f"{folder}/upscale_models", exist_ok=True)
     from spandrel.architectures.ESRGAN.__arch.RRDB import RRDBNet
-    torch.save(RRDBNet(in_nc=3, out_nc=3, num_filters=8, num_blocks=1, scale=2).state_dict(), f"{folder}/upscale_models/RealESRGAN_x2plus.pth")
+    net = RRDBNet(in_nc=3, out_nc=3, num_filters=8, num_blocks=1, scale=2)
+    torch.save(net.state_dict(), f"{folder}/upscale_models/RealESRGAN_x2plus.pth")
     try:
         from comfy_extras.frame_interpolation_models.ifnet import IFNet
     except ImportError:

@@ -7,6 +7,7 @@ import urllib.parse
 from pathlib import Path
 
 import pytest
+from host.client import error_of
 from host.convert import to_prompt
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,6 +160,25 @@ def test_cancel_stops_within_a_chunk_and_the_next_run_goes_on(host):
     clip = probe(done)
     assert clip.num_frames == 120 and str(clip.rate) == "24000/1001"
     assert not list(part.glob("*.part"))
+
+
+def test_memory_does_not_grow_with_the_clip(host):
+    """Peak of the server for 60 and for 600 frames through the one-node way; kept in memory, the longer clip would take 187 MB more."""
+    import torch
+
+    from vdd_model.video import write_video
+    clip = torch.rand(8, 120, 160, 3, generator=torch.Generator().manual_seed(0)).clamp(0.3, 0.7)
+    peaks = {}
+    for count in (60, 600):
+        write_video(host.base / "input" / f"clip{count}.mp4", (clip[i % 8] for i in range(count)), 24)
+        running, peak = host.post(deblur_video(f"clip{count}.mp4")), 0
+        while running not in host.get(f"/history/{running}"):
+            peak = max(peak, host.memory())
+            time.sleep(0.05)
+        assert not error_of(host.wait(running))
+        peaks[count] = peak
+    print(f"peak memory: 60 frames {peaks[60] / 2**20:.0f} MiB, 600 frames {peaks[600] / 2**20:.0f} MiB")
+    assert peaks[600] - peaks[60] < 80 * 2**20
 
 
 def test_a_broken_and_a_missing_checkpoint_are_explained(host):

@@ -1,0 +1,99 @@
+"""Run by an interpreter that has playwright: loads workflows in the host's page as a user does.
+
+    python page.py URL FOLDER_OF_PICTURES WORKFLOW...     print one JSON object on the last line
+
+For each workflow: the node types that the page lacks, dialogs that came up, and how pressing Run ended. At last the help page of each
+of the pack's nodes, and what the page's own help panel shows.
+"""
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+READY = """() => !!(window.app && window.app.graph && window.LiteGraph
+    && Object.keys(window.LiteGraph.registered_node_types).length > 50)"""
+MISSING = """() => window.app.graph.nodes
+    .filter(n => !(n.type in window.LiteGraph.registered_node_types) && !n.isVirtualNode).map(n => n.type)"""
+DIALOGS = """() => [...document.querySelectorAll(
+        "[role=dialog], [role=alertdialog], .comfy-modal, .p-toast-message-error, .comfyui-error-report")]
+    .filter(e => e.offsetParent !== null && e.innerText.trim()).map(e => e.innerText.trim().slice(0, 300))"""
+FIT = """() => { const c = window.app.canvas, ns = window.app.graph.nodes; let a = 1e9, b = 1e9, x = -1e9, y = -1e9;
+    for (const n of ns) { a = Math.min(a, n.pos[0]); b = Math.min(b, n.pos[1] - 40); x = Math.max(x, n.pos[0] + n.size[0]);
+                          y = Math.max(y, n.pos[1] + n.size[1]); }
+    const w = c.canvas.clientWidth, h = c.canvas.clientHeight, s = Math.min((w - 130) / (x - a), (h - 130) / (y - b), 1.2);
+    c.ds.scale = s; c.ds.offset[0] = -a + (w / s - (x - a)) / 2; c.ds.offset[1] = -b + (h / s - (y - b)) / 2; c.setDirty(true, true); }"""
+LISTEN = """() => { window.__ended = []; for (const t of ['execution_success', 'execution_error', 'execution_interrupted'])
+    window.app.api.addEventListener(t, e => window.__ended.push([t, (e.detail || {}).exception_message || ''])); }"""
+RUN = """async ([checkpoint, steps]) => { window.__ended.length = 0;
+    for (const n of window.app.graph.nodes) for (const w of n.widgets || []) {
+        if (checkpoint && w.name === 'checkpoint') w.value = checkpoint;
+        if (w.name === 'steps') w.value = Math.min(w.value, steps); }
+    await window.app.queuePrompt(0); return window.app.lastNodeErrors || null; }"""
+QUEUED = """async () => { if (window.__ended.length) return true; const q = await (await fetch('/queue')).json();
+    return q.queue_running.length + q.queue_pending.length > 0; }"""
+HELP = """async t => { const d = (await (await fetch('/object_info/' + t)).json())[t], m = d.python_module.split('.').slice(1).join('.');
+    const r = await fetch('/extensions/' + m + '/docs/' + t + '.md'); return [r.status, (await r.text()).slice(0, 60)]; }"""
+
+
+def main(url: str, pictures: str, checkpoint: str, paths: list[str]) -> None:
+    result: dict = {"workflows": {}, "help": {}, "page_errors": []}
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=shutil.which("chromium") or shutil.which("chromium-browser"),
+                                    args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"])
+        page = browser.new_page(viewport={"width": 1500, "height": 760}, locale="en-US")
+        page.on("pageerror", lambda e: result["page_errors"].append(str(e)[:200]))
+        page.goto(url, wait_until="domcontentloaded", timeout=120_000)
+        page.wait_for_function(READY, timeout=120_000)
+        page.wait_for_timeout(2000)
+        for _ in range(3):
+            page.keyboard.press("Escape")
+        result["frontend"] = page.evaluate("() => window.__COMFYUI_FRONTEND_VERSION__ || ''")
+        page.evaluate(LISTEN)
+        for path in paths:
+            page.evaluate("async d => { await window.app.loadGraphData(d) }", json.loads(Path(path).read_text()))
+            page.wait_for_timeout(1500)
+            found = {"missing": page.evaluate(MISSING), "dialogs": page.evaluate(DIALOGS)}
+            if not found["missing"]:
+                found["node_errors"] = page.evaluate(RUN, [checkpoint, 2])
+                refused = page.evaluate(DIALOGS) if not page.evaluate(QUEUED) else []
+                if refused or found["node_errors"]:
+                    found["dialogs"] += refused
+                else:
+                    page.wait_for_function("() => window.__ended.length", timeout=240_000)
+                found["ended"] = page.evaluate("() => window.__ended[0] || null")
+                page.wait_for_timeout(2500)
+                page.evaluate(FIT)
+                page.wait_for_timeout(700)
+                if pictures:
+                    page.screenshot(path=str(Path(pictures) / (Path(path).stem + ".png")))
+            for _ in range(2):
+                page.keyboard.press("Escape")
+            result["workflows"][Path(path).stem] = found
+        ours = page.evaluate("() => Object.keys(window.LiteGraph.registered_node_types).filter(t => t.startsWith('VDD'))")
+        result["help"] = {t: page.evaluate(HELP, t) for t in ours}
+        result["help_panel"] = help_panel(page)
+        if pictures:
+            page.screenshot(path=str(Path(pictures) / "help.png"))
+        browser.close()
+    print("\n" + json.dumps(result))
+
+
+def help_panel(page) -> str:
+    """Text of the help panel for a node of the pack, opened through the node's own menu button."""
+    try:
+        page.evaluate("""() => { const n = window.app.graph.nodes.find(n => n.type.startsWith('VDD')); window.app.canvas.selectNode(n);
+            window.app.canvas.setDirty(true, true); }""")
+        page.wait_for_timeout(800)
+        buttons = "[data-testid=info-button], button[aria-label='Node Info'], .pi-info-circle, .pi-question-circle"
+        page.locator(buttons).first.click(timeout=5000)
+        page.wait_for_timeout(2000)
+        return page.evaluate("""() => { const e = document.querySelector('.node-help-content, [data-testid*=help], .markdown-content');
+            return (e || document.body).innerText.slice(0, 4000) }""")
+    except Exception as error:
+        return f"not opened: {error}"[:300]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:])

@@ -1,0 +1,57 @@
+"""The host's page in a real browser (needs chromium, and playwright in PLAYWRIGHT_PYTHON or in this interpreter)."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+TINY = "vdd-tiny.safetensors"
+
+
+@pytest.fixture(scope="module")
+def page(host, tmp_path_factory) -> dict:
+    python = os.environ.get("PLAYWRIGHT_PYTHON", sys.executable)
+    if not (shutil.which("chromium") or shutil.which("chromium-browser")):
+        pytest.skip("needs the browser chromium")
+    if subprocess.run([python, "-c", "import playwright"], capture_output=True).returncode:
+        pytest.skip("needs playwright: set PLAYWRIGHT_PYTHON to an interpreter that has it")
+    pictures = os.environ.get("VDD_SCREENSHOTS") or str(tmp_path_factory.mktemp("pictures"))
+    checkpoint = "" if (ROOT / "vdd_model/weights/vdd-small.safetensors").exists() else TINY
+    done = subprocess.run([python, str(HERE / "page.py"), host.url, pictures, checkpoint, *map(str, WORKFLOWS)],
+                          capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
+def test_workflow_loads_and_runs_in_the_page(page, host, path):
+    found = page["workflows"][path.stem]
+    if found["missing"] and all(not t.startswith("VDD") for t in found["missing"]):
+        pytest.skip(f"ComfyUI {'.'.join(map(str, host.version))} has no {', '.join(sorted(set(found['missing'])))}")
+    assert not found["missing"] and not found["dialogs"]
+    assert not found["node_errors"]
+    assert found["ended"] and found["ended"][0] == "execution_success", found
+
+
+def test_help_pages_open(page):
+    assert len(page["help"]) == 9
+    for node, (status, text) in page["help"].items():
+        assert status == 200 and text.startswith("# "), node
+
+
+def test_help_panel_shows_ours(page):
+    if page["help_panel"].startswith("not opened"):
+        pytest.skip(f"this page has no such button ({page['help_panel']})")
+    assert any(words in page["help_panel"] for words in ("checkpoint", "deblur", "Deblur", "frames"))
+
+
+def test_the_page_reports_no_error(page):
+    assert page["page_errors"] == []
