@@ -111,7 +111,7 @@ class Deblurrer:
     """A loaded model and what is needed to run it on clips.
 
     checkpoint: "small" (built in), a path, or a DeblurModel (which is moved, not copied). device: None takes CUDA or Apple's GPU
-    where there is one. dtype: None keeps the checkpoint's own.
+    where there is one. dtype: None takes default_dtype(device) for a file; a DeblurModel keeps its own.
     """
 
     def __init__(self, checkpoint: str | os.PathLike | DeblurModel = "small", *, device: torch.device | str | None = None,
