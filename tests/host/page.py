@@ -24,6 +24,7 @@ FIT = """() => { const c = window.app.canvas, ns = window.app.graph.nodes; let a
                           y = Math.max(y, n.pos[1] + n.size[1]); }
     const w = c.canvas.clientWidth, h = c.canvas.clientHeight, s = Math.min((w - 130) / (x - a), (h - 130) / (y - b), 1.2);
     c.ds.scale = s; c.ds.offset[0] = -a + (w / s - (x - a)) / 2; c.ds.offset[1] = -b + (h / s - (y - b)) / 2; c.setDirty(true, true); }"""
+HIDE_MAP = "async () => { try { await window.app.extensionManager.setting.set('Comfy.Minimap.Visible', false); } catch (e) {} }"
 LISTEN = """() => { window.__ended = []; for (const t of ['execution_success', 'execution_error', 'execution_interrupted'])
     window.app.api.addEventListener(t, e => window.__ended.push([t, (e.detail || {}).exception_message || ''])); }"""
 RUN = """async ([checkpoint, steps]) => { window.__ended.length = 0;
@@ -52,6 +53,7 @@ def main(url: str, pictures: str, checkpoint: str, paths: list[str]) -> None:
         result["frontend"] = page.evaluate("() => window.__COMFYUI_FRONTEND_VERSION__ || ''")
         page.evaluate(LISTEN)
         for path in paths:
+            page.evaluate(HIDE_MAP)
             page.evaluate("async d => { await window.app.loadGraphData(d) }", json.loads(Path(path).read_text()))
             page.wait_for_timeout(1500)
             found = {"missing": page.evaluate(MISSING), "dialogs": page.evaluate(DIALOGS)}
@@ -63,7 +65,7 @@ def main(url: str, pictures: str, checkpoint: str, paths: list[str]) -> None:
                 else:
                     page.wait_for_function("() => window.__ended.length", timeout=240_000)
                 found["ended"] = page.evaluate("() => window.__ended[0] || null")
-                page.wait_for_timeout(2500)
+                page.wait_for_timeout(5000 if pictures else 500)
                 page.evaluate(FIT)
                 page.wait_for_timeout(700)
                 if pictures:
@@ -86,8 +88,11 @@ def help_panel(page) -> str:
         page.evaluate("""() => { const n = window.app.graph.nodes.find(n => n.type.startsWith('VDD')); window.app.canvas.selectNode(n);
             window.app.canvas.setDirty(true, true); }""")
         page.wait_for_timeout(800)
-        buttons = "[data-testid=info-button], button[aria-label='Node Info'], .pi-info-circle, .pi-question-circle"
-        page.locator(buttons).first.click(timeout=5000)
+        for button in ("[data-testid=info-button]", ".selection-toolbox button:has([class*=info])", ".selection-toolbox button:nth-of-type(2)",
+                       "button:has(.pi-question-circle)"):
+            if page.locator(button).count():
+                page.locator(button).first.click(timeout=5000)
+                break
         page.wait_for_timeout(2000)
         return page.evaluate("""() => { const e = document.querySelector('.node-help-content, [data-testid*=help], .markdown-content');
             return (e || document.body).innerText.slice(0, 4000) }""")
