@@ -92,20 +92,23 @@ def camera_shake(photo: Tensor, num_frames: int, extent: float = 12.0, seed: int
         shape = [max(2, round(n * scale)) for n in photo.shape[:2]]
         source = F.interpolate(source, shape, mode="bicubic", antialias=scale < 1, align_corners=False).clamp(0, 1)
     linear = to_linear(source)
-    y, x = torch.meshgrid(torch.arange(height) - (height - 1) / 2, torch.arange(width) - (width - 1) / 2, indexing="ij")
-    points = torch.stack([x, y, torch.ones_like(x)], -1).float().reshape(-1, 3)
-    half = torch.tensor([source.shape[3] / 2, source.shape[2] / 2])
+    x = torch.arange(width)[None, :] - (width - 1) / 2
+    y = torch.arange(height)[:, None] - (height - 1) / 2
+    half = torch.tensor([source.shape[3] / 2, source.shape[2] / 2])[:, None, None]
     generator = torch.Generator().manual_seed(seed + 1)
     blurred, sharp = torch.empty(num_frames, height, width, 3), torch.empty(num_frames, height, width, 3)
 
-    def view(matrix: Tensor, mode: str) -> Tensor:
-        mapped = points @ matrix.float().T
-        grid = ((mapped[:, :2] / mapped[:, 2:]) / half).reshape(1, height, width, 2)
-        return F.grid_sample(linear, grid, mode=mode, padding_mode="reflection", align_corners=False)
+    def views(several: Tensor, mode: str) -> Tensor:
+        """(n,3,3) -> what is seen through each, (n,3,h,w)."""
+        m = several.float()[..., None, None]
+        mapped = m[:, :, 0] * x + m[:, :, 1] * y + m[:, :, 2]
+        grid = (mapped[:, :2] / mapped[:, 2:] / half).movedim(1, -1)
+        return F.grid_sample(linear.expand(len(several), -1, -1, -1), grid, mode=mode, padding_mode="reflection", align_corners=False)
 
+    at_once = max(1, 2**21 // (height * width))
     for i in range(num_frames):
-        total = sum(view(matrix, "bilinear") for matrix in matrices[i]) / samples
-        noisy = from_linear(total.clamp(0, 1))[0].permute(1, 2, 0)
+        total = sum(views(some, "bilinear").sum(0) for some in matrices[i].split(at_once)) / samples
+        noisy = from_linear(total.clamp(0, 1)).permute(1, 2, 0)
         blurred[i] = (noisy + torch.randn(height, width, 3, generator=generator) * (noise / 255)).clamp(0, 1)
-        sharp[i] = from_linear(view(matrices[i, samples // 2], "bicubic").clamp(0, 1))[0].permute(1, 2, 0)
+        sharp[i] = from_linear(views(matrices[i, samples // 2][None], "bicubic")[0].clamp(0, 1)).permute(1, 2, 0)
     return blurred, sharp

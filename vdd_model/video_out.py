@@ -24,6 +24,7 @@ VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".ts", ".mts"
 CODECS = ("auto", "h264", "hevc", "prores", "ffv1", "png")
 CONTAINERS = {"h264": {".mp4", ".mov", ".mkv", ".m4v"}, "hevc": {".mp4", ".mov", ".mkv", ".m4v"}, "prores": {".mov", ".mkv"},
               "ffv1": {".mkv"}}
+MUXERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 ENCODERS = {"h264": "libx264", "hevc": "libx265", "prores": "prores_ks", "ffv1": "ffv1"}
 PRORES_PROFILES = ("proxy", "lt", "standard", "hq", "4444", "4444xq")
 _GLOBAL_HEADER = 1 << 22                                       # AV_CODEC_FLAG_GLOBAL_HEADER: the same header for every segment
@@ -292,13 +293,14 @@ def join(packet_file: Path, encoding: Encoding, target: Path, clip: Clip | None,
     Returns notes on what could not be carried over. Raises MediaError.
     """
     notes: list[str] = []
-    options = {"movflags": "+faststart"} if target.suffix.lower() in (".mp4", ".mov", ".m4v") else {}
+    muxer = MUXERS[target.suffix.lower()]
+    options = {"movflags": "+faststart"} if muxer in ("mp4", "mov") else {}
     with contextlib.ExitStack() as stack:
-        output = stack.enter_context(contextlib.closing(av.open(str(target), "w", options=options)))
+        output = stack.enter_context(contextlib.closing(av.open(str(target), "w", format=muxer, options=options)))
         stream = output.add_stream(ENCODERS[encoding.codec], rate=encoding.rate)
         configure(stream.codec_context, encoding)
         stream.time_base = encoding.time_base
-        if encoding.codec == "hevc" and target.suffix.lower() != ".mkv":
+        if encoding.codec == "hevc" and muxer != "matroska":
             stream.codec_context.codec_tag = "hvc1"            # what Apple's players ask for
         sources = [_video_packets(packet_file, encoding, stream)]
         if clip and clip.metadata:
@@ -339,7 +341,7 @@ def unsupported_sound(clip: Clip, path: Path) -> list[str]:
     buffer = io.BytesIO()
     buffer.name = path.name
     with contextlib.closing(open_container(clip.path)) as source:
-        output = av.open(buffer, "w", format={".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}[path.suffix.lower()])
+        output = av.open(buffer, "w", format=MUXERS[path.suffix.lower()])
         lacking = [_name(s) for s in source.streams.audio if not _fits(s, output)]
         return lacking if len(lacking) == len(source.streams.audio) else []
 

@@ -116,9 +116,9 @@ def test_colour_chart_through_a_file_does_not_shift(tmp_path, tags, codec, pix_f
 
 
 @pytest.mark.parametrize("rate", [Fraction(24000, 1001), Fraction(25), Fraction(30000, 1001), Fraction(120)])
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov", ".m4v"])
 def test_frame_rate_stays_an_exact_fraction(tmp_path, rate, suffix):
-    source = save_clip(tmp_path / f"in{suffix}", [pattern(i) for i in range(9)], rate=rate)
+    source = save_clip(tmp_path / f"in{suffix.replace('m4v', 'mp4')}", [pattern(i) for i in range(9)], rate=rate)
     clip = probe(source)
     assert clip.rate == rate and clip.constant_rate and clip.num_frames == 9
     out = write_video(tmp_path / f"out{suffix}", read_clip(clip), like=clip)
