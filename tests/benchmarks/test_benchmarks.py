@@ -94,3 +94,12 @@ def test_the_summary_says_what_was_not_measured(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", list(bench.commands("cpu", False, "small", common.RESULTS)))
 def test_every_benchmark_of_make_bench_is_there(name):
     assert importlib.import_module(f"benchmarks.{name}").main
+
+
+def test_make_bench_goes_on_after_a_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "commands", lambda *_: {"nothing": [], "requirements": []})
+    ran = []
+    monkeypatch.setattr(bench.subprocess, "run", lambda command: ran.append(command[2]) or type("Done", (), {"returncode": len(ran) == 1}))
+    assert bench.main(["--out", str(tmp_path)]) == 1
+    assert ran == ["benchmarks.nothing", "benchmarks.requirements"]
+    assert "Failed: nothing." in (tmp_path / "summary.md").read_text()
