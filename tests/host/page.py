@@ -34,6 +34,7 @@ RUN = """async ([checkpoint, steps]) => { window.__ended.length = 0;
     await window.app.queuePrompt(0); return window.app.lastNodeErrors || null; }"""
 QUEUED = """async () => { if (window.__ended.length) return true; const q = await (await fetch('/queue')).json();
     return q.queue_running.length + q.queue_pending.length > 0; }"""
+HELP_WORDS = "Where files go"         # a heading of VDDLoadCheckpoint.md
 HELP = """async t => { const d = (await (await fetch('/object_info/' + t)).json())[t], m = d.python_module.split('.').slice(1).join('.');
     const r = await fetch('/extensions/' + m + '/docs/' + t + '.md'); return [r.status, (await r.text()).slice(0, 60)]; }"""
 
@@ -83,9 +84,9 @@ def main(url: str, pictures: str, checkpoint: str, paths: list[str]) -> None:
 
 
 def help_panel(page) -> str:
-    """Text of the help panel for a node of the pack, opened through the node's own menu button."""
+    """"shown" when the help panel of a node, opened through the node's own menu button, shows our page."""
     try:
-        page.evaluate("""() => { const n = window.app.graph.nodes.find(n => n.type.startsWith('VDD')); window.app.canvas.selectNode(n);
+        page.evaluate("""() => { const n = window.app.graph.nodes.find(n => n.type === 'VDDLoadCheckpoint'); window.app.canvas.selectNode(n);
             window.app.canvas.setDirty(true, true); }""")
         page.wait_for_timeout(800)
         for button in ("[data-testid=info-button]", ".selection-toolbox button:has([class*=info])", ".selection-toolbox button:nth-of-type(2)",
@@ -93,9 +94,8 @@ def help_panel(page) -> str:
             if page.locator(button).count():
                 page.locator(button).first.click(timeout=5000)
                 break
-        page.wait_for_timeout(2000)
-        return page.evaluate("""() => { const e = document.querySelector('.node-help-content, [data-testid*=help], .markdown-content');
-            return (e || document.body).innerText.slice(0, 4000) }""")
+        page.get_by_text(HELP_WORDS).first.wait_for(timeout=10_000)
+        return "shown"
     except Exception as error:
         return f"not opened: {error}"[:300]
 

@@ -48,9 +48,7 @@ def test_help_pages_open(page):
 
 
 def test_help_panel_shows_ours(page):
-    if page["help_panel"].startswith("not opened"):
-        pytest.skip(f"this page has no such button ({page['help_panel']})")
-    assert any(words in page["help_panel"] for words in ("checkpoint", "deblur", "Deblur", "frames"))
+    assert page["help_panel"] == "shown"
 
 
 def test_the_page_reports_no_error(page):
