@@ -2,7 +2,7 @@
 
     python -m benchmarks [--device cuda] [--full] [--only NAME ...] [--checkpoint small] [--out FOLDER]
 
-On two CPU cores it takes less than 15 minutes. --full adds 448 x 256, VGen's own module where $VDD_VGEN names a checkout, every number of
+On two CPU cores it takes less than 15 minutes. --full adds torch.compile, 448 x 256, VGen's own module where $VDD_VGEN names a checkout, every number of
 steps at 480p and 720p five times, 1080p and 2,000 frames. What needs a GPU says "not measured" where there is none.
 """
 from __future__ import annotations
@@ -28,7 +28,7 @@ def commands(device: str, full: bool, checkpoint: str, out: Path) -> dict[str, l
     else:
         unet = [*on, *(["--sizes", "256x256", "448x256"] if full else ["--variants", "packed"])]
     return {"startup": small, "autoencoder": small, "pipeline": [*small, *(["--full"] if full else [])], "quality": small,
-            "options": small, "unet": unet}
+            "options": [*small, *([] if full or device == "cuda" else ["--no-compile"])], "unet": unet}
 
 
 def table_of(out: Path, name: str, title: str, device: str) -> list[dict]:

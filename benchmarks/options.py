@@ -68,8 +68,8 @@ def weight_rows(checkpoint: str, frames: int, size: tuple[int, int], device: str
                 pack(packed.unet)
                 add("bfloat16, packed", packed, denoiser_call(packed, frames, height, width, device))
                 rows[-1]["UNet weights MB"] = size_before                  # oneDNN's own layout of the same values
-            if compiled:
-                rows.append(compiled_row(model, frames, height, width, device, repeats, exact, rows[0]["s"]))
+            rows.append(compiled_row(model, frames, height, width, device, repeats, exact, rows[0]["s"]) if compiled
+                        else {"weights": "bfloat16, torch.compile", "s": common.NOT_MEASURED})
     return rows
 
 
