@@ -2,8 +2,8 @@
 
     python -m benchmarks [--device cuda] [--full] [--only NAME ...] [--checkpoint small] [--out FOLDER]
 
-On two CPU cores it takes less than 15 minutes. --full adds torch.compile, 448 x 256, VGen's own module where $VDD_VGEN names a checkout, every number of
-steps at 480p and 720p five times, 1080p and 2,000 frames. What needs a GPU says "not measured" where there is none.
+On two CPU cores it takes less than 15 minutes. --full adds torch.compile, 448 x 256, VGen's own module where $VDD_VGEN names a checkout,
+every number of steps at 480p and 720p five times, 1080p and 2,000 frames. What needs a GPU says "not measured" where there is none.
 """
 from __future__ import annotations
 
