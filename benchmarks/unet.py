@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -63,10 +63,23 @@ def measure_ours(config: UNetConfig, case: dict, variant: str) -> dict:
             start = time.perf_counter()
             call(x, t, context)
             compile_seconds, warmup = time.perf_counter() - start, 3
-        timing = measure(lambda: call(x, t, context), case["repeats"], warmup, device)
+        if case["processor_time"]:
+            timing = processor_time(lambda: call(x, t, context), case["repeats"])
+        else:
+            timing = measure(lambda: call(x, t, context), case["repeats"], warmup, device)
     parameters = sum(p.numel() for p in UNet3D(config, device="meta").parameters())
     return {"parameters": parameters, "flops": flops(config, case["frames"], case["height"], case["width"]), "seconds": timing.seconds,
             "compile s": compile_seconds}
+
+
+def processor_time(fn: Callable[[], object], repeats: int) -> Timing:
+    """Processor seconds of `repeats` calls after one; with one thread, other work on the machine disturbs them little."""
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.process_time()
+        fn()
+        seconds.append(time.process_time() - start)
+    return Timing(tuple(seconds[1:]))
 
 
 def reference_python() -> tuple[str, dict[str, str]] | None:
@@ -110,7 +123,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--processor-time", action="store_true", help="processor time with one thread, for a machine that does other work")
     args = parser.parse_args(argv)
+    if args.processor_time:
+        args.threads = 1
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -120,24 +136,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = UNetConfig(dim=args.dim)
     others = [*args.against, *(["official"] if args.vgen else [])]
     variants = [v for v in args.variants if v != "packed" or args.device == "cpu"]
+    clock = "processor time, 1 thread" if args.processor_time else "wall clock"
     rows = []
     for size in args.sizes:
         width, height = (int(n) // 8 for n in size.split("x"))
         for dtype in args.dtypes:
             case = {"frames": args.frames, "height": height, "width": width, "dtype": dtype, "device": args.device, "tokens": TOKENS,
-                    "repeats": args.repeats, "threads": args.threads, "vgen": args.vgen, **vars(config)}
+                    "repeats": args.repeats, "threads": args.threads, "vgen": args.vgen,
+                    "processor_time": args.processor_time, **vars(config)}
             found: dict[str, dict | None] = {name: measure_reference(name, case) for name in others}
             for variant in variants:
                 found[f"UNet3D, {variant}"] = measure_ours(config, case, variant)
                 release()
-            rows += table(found, f"{args.frames} x {width * 8} x {height * 8}", dtype, args.device, others)
-    write("unet", {"one call": rows, "ceilings": ceilings_table(args.device)}, {"dim": args.dim, "repeats": args.repeats},
-          device=args.device,
+            rows += table(found, f"{args.frames} x {width * 8} x {height * 8}", dtype, None if args.processor_time else args.device, others)
+    tables = {"one call": rows}
+    if not args.processor_time:
+        tables["ceilings"] = ceilings_table(args.device)
+    write("unet", tables, {"dim": args.dim, "repeats": args.repeats, "clock": clock}, device=args.device,
           notes=["FLOPs: two per multiply-add. `x NAME`: how many times faster than NAME. All networks have random weights."])
 
 
-def table(found: dict[str, dict | None], size: str, dtype: str, device: str, others: list[str]) -> list[dict]:
-    """Rows of one case, every network with its share of the ceiling and its ratio to the others."""
+def table(found: dict[str, dict | None], size: str, dtype: str, device: str | None, others: list[str]) -> list[dict]:
+    """Rows of one case, every network with its share of the device's ceiling (none: left out) and its ratio to the others."""
     rows = []
     for name, result in found.items():
         row = {"size": size, "type": dtype, "network": name}
@@ -146,7 +166,7 @@ def table(found: dict[str, dict | None], size: str, dtype: str, device: str, oth
             continue
         timing = Timing(tuple(result["seconds"]))
         row |= {"M parameters": result["parameters"] / 1e6, "TFLOP": result["flops"] / 1e12, **timing.columns(),
-                **of_ceiling(result["flops"], timing.median, dtype, device)}
+                **(of_ceiling(result["flops"], timing.median, dtype, device) if device else {})}
         for other in others:
             if other != name and found[other]:
                 row[f"x {other}"] = Timing(tuple(found[other]["seconds"])).median / timing.median
