@@ -86,11 +86,11 @@ def main(url: str, pictures: str, checkpoint: str, paths: list[str]) -> None:
 def help_panel(page) -> str:
     """"shown" when the help panel of a node, opened through the node's own menu button, shows our page."""
     try:
-        page.evaluate("""() => { const n = window.app.graph.nodes.find(n => n.type === 'VDDLoadCheckpoint'); window.app.canvas.selectNode(n);
-            window.app.canvas.setDirty(true, true); }""")
+        page.evaluate("""() => { const n = window.app.graph.nodes.find(n => n.type === 'VDDLoadCheckpoint');
+            window.app.canvas.selectNode(n); window.app.canvas.setDirty(true, true); }""")
         page.wait_for_timeout(800)
-        for button in ("[data-testid=info-button]", ".selection-toolbox button:has([class*=info])", ".selection-toolbox button:nth-of-type(2)",
-                       "button:has(.pi-question-circle)"):
+        for button in ("[data-testid=info-button]", ".selection-toolbox button:has([class*=info])",
+                       ".selection-toolbox button:nth-of-type(2)", "button:has(.pi-question-circle)"):
             if page.locator(button).count():
                 page.locator(button).first.click(timeout=5000)
                 break

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import shutil
 import sys
 import types
 from dataclasses import dataclass, field
@@ -105,6 +106,28 @@ class ProgressBar:
         self.reported.append((value, total or self.total, preview))
 
 
+class VideoFromFile:
+    def __init__(self, file, start_time=0.0):
+        self.file, self.start_time = file, start_time
+
+    def get_stream_source(self):
+        return self.file
+
+    def get_active_trim_window(self):
+        return self.start_time, 0.0
+
+    def save_to(self, path):
+        shutil.copy(self.file, path)
+
+
+class VideoFromComponents:
+    def __init__(self, components):
+        self.components = components
+
+    def get_components(self):
+        return self.components
+
+
 def host_modules(models: Path) -> dict[str, types.ModuleType]:
     names = ["comfy", "comfy.conds", "comfy.latent_formats", "comfy.ldm", "comfy.ldm.models", "comfy.ldm.models.autoencoder",
              "comfy.model_base",
@@ -149,6 +172,8 @@ def host_modules(models: Path) -> dict[str, types.ModuleType]:
     kinds = {name: Kind(name.upper()) for name in ("Image", "Model", "Vae", "Latent", "Conditioning", "Sigmas", "Video", "Int", "Float",
                                                    "String", "Combo", "Boolean")}
     latest.io = SimpleNamespace(Schema=Schema, ComfyNode=Node, NodeOutput=NodeOutput, Custom=Kind, Input=Value, **kinds)
+    latest.InputImpl = SimpleNamespace(VideoFromFile=VideoFromFile, VideoFromComponents=VideoFromComponents)
+    latest.Types = SimpleNamespace(VideoComponents=SimpleNamespace)
     latest.ui = SimpleNamespace(PreviewImage=PreviewImage)
     latest.ComfyExtension = type("ComfyExtension", (), {})
     return modules

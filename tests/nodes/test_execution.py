@@ -147,3 +147,48 @@ def test_schedule_and_sigmas_of_the_host(pack, tiny_model):
     torch.testing.assert_close(hostsampler.schedule_of(sampling).alpha_bar, alpha_bar, rtol=1e-5, atol=1e-9)
     sigmas = hostsampler.sigmas_of(sampling, pack.module("vdd_model.sampler").trailing_timesteps, 4)
     assert sigmas.tolist() == [*sampling.sigmas[[999, 749, 499, 249]].tolist(), 0.0]
+
+
+WIDGETS = {"checkpoint": TINY, "steps": 1, "guidance": 1.0, "fidelity": 1.0, "color": "wavelet", "seed": 0, "window": 4, "overlap": 1}
+
+
+def test_deblur_video_writes_once_and_finds_it_again(pack, tmp_path, monkeypatch):
+    from fractions import Fraction
+
+    from vdd_model.video import probe, write_video
+    source = tmp_path / "clip.mp4"
+    write_video(source, list(torch.rand(5, 32, 48, 3, generator=torch.Generator().manual_seed(0))), Fraction(30000, 1001))
+    node, video = pack.nodes["VDDDeblurVideo"], pack.host["comfy_api.latest"].InputImpl.VideoFromFile
+    found = node.execute(video(str(source)), **WIDGETS).result[0].file
+    clip = probe(found)
+    assert (clip.num_frames, clip.width, clip.height, clip.rate) == (5, 48, 32, Fraction(30000, 1001))
+    assert str(pack.models / "output" / "deblurred") in found
+
+    def never(*_):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(pack.module("nodes.native"), "HostDeblurrer", never)
+    assert node.execute(video(str(source)), **WIDGETS).result[0].file == found
+    with pytest.raises(AssertionError, match="again"):
+        node.execute(video(str(source)), **{**WIDGETS, "seed": 1})
+
+
+def test_deblur_video_honours_a_trim_and_a_buffer(pack, tmp_path):
+    import io
+
+    from vdd_model.video import probe, write_video
+    source = tmp_path / "clip.mp4"
+    write_video(source, list(torch.rand(3, 32, 48, 3)), 24)
+    node, video = pack.nodes["VDDDeblurVideo"], pack.host["comfy_api.latest"].InputImpl.VideoFromFile
+    for given in (video(str(source), start_time=0.01), video(io.BytesIO(source.read_bytes()))):
+        found = node.execute(given, **WIDGETS).result[0].file
+        assert probe(found).num_frames == 3
+        assert "clip" not in found.rpartition("/")[2]                # made from the host's cut or from the buffer, not from the file
+
+
+def test_a_video_in_memory_stays_there(pack):
+    latest = pack.host["comfy_api.latest"]
+    parts = latest.Types.VideoComponents(images=torch.rand(3, 32, 48, 3), audio={"a": 1}, frame_rate=25)
+    video = latest.InputImpl.VideoFromComponents(parts)
+    out = pack.nodes["VDDDeblurVideo"].execute(video, **WIDGETS).result[0].components
+    assert out.images.shape == (3, 32, 48, 3) and out.audio == {"a": 1} and out.frame_rate == 25
