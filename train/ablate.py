@@ -1,7 +1,7 @@
 """What each part of the recipe is worth, at equal budget: `python -m train.ablate CONFIG --root DATA --out FOLDER`.
 
 CONFIG's autoencoder and denoiser stages run once (or `--init` gives a checkpoint); from there every variant runs on its own with the
-same clips and the same number of optimiser steps (or minutes) as CONFIG's stage 1 + stage 2, then CONFIG's stage 3 where it has one:
+same batches, crops and number of optimiser steps (or minutes) as CONFIG's stage 1 + stage 2, then CONFIG's stage 3 where it has one:
 
     two stages            CONFIG as it is: encoder 2 and the adapter first, then everything
     one stage             everything at once, for the sum of both budgets
@@ -98,8 +98,9 @@ def _score(config: TrainConfig, path: Path, folder: Path) -> dict[str, float]:
     model = checkpoint.load(path, device=device, dtype=torch.float32)
     clips = checks.load_clips(config, model.config.divisor)
     scores = checks.validate(model, clips, "stage3", device)
-    row = {f"{group}_{key}": value for group, found in scores.items() for key, value in found.items()}
     has_branch = any(stage.kind == "stage3" for stage in config.stages)
+    shown = ("plain", "output", "gain") if has_branch else ("plain",)          # an untrained branch says nothing
+    row = {f"{group}_{key}": found[key] for group, found in scores.items() for key in shown}
     errors = [checks.temporal_error(checks.restore(model, c.blurred[None].to(device), fidelity=float(has_branch))[0].cpu(), c.sharp)
               for c in clips]
     losses = [r["v"] for r in _records(folder) if r["type"] == "step" and "v" in r]
