@@ -30,6 +30,7 @@ from vdd_model.errors import UserError
 from . import validate as checks
 from .config import TRAINABLE, StageConfig, TrainConfig, load, scale_minutes
 
+STOPPED = "stopped before the end; go on with --resume"
 COLUMNS = {"v": "v loss", "pairs_plain": "pairs, plain decoder (dB)", "pairs_output": "pairs (dB)", "pairs_gain": "gain (dB)",
            "photos_plain": "photos, plain decoder (dB)", "photos_output": "photos (dB)", "photos_gain": "gain (dB)",
            "temporal": "temporal error /255"}
@@ -71,7 +72,8 @@ def ablate(config: TrainConfig, out: Path, *, resume: bool = False, say=print) -
     init = config.init
     config = replace(config, export_dtype="float32")
     if base and not init:
-        run(replace(config, stages=base, out=str(out / "base")), resume=resume, say=say)
+        if run(replace(config, stages=base, out=str(out / "base")), resume=resume, say=say) is None:
+            raise UserError(STOPPED)
         init = str(out / "base" / "vdd.safetensors")
     rows = []
     for name, stages in chosen.items():
@@ -79,6 +81,8 @@ def ablate(config: TrainConfig, out: Path, *, resume: bool = False, say=print) -
         say(f"--- {name}")
         variant = replace(config, stages=stages, init=init, out=str(folder))
         path = run(variant, resume=resume, say=say)
+        if path is None:
+            raise UserError(STOPPED)
         rows.append({"variant": name, "steps": _steps(folder)} | _score(variant, path, folder))
         write(rows, out)
     return rows
