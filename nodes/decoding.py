@@ -55,8 +55,8 @@ class DecodeDeblurredFrames(io.ComfyNode):
             fidelity, color = 0.0, "none"
         tiling = make_tiling(None if tile < 0 else tile, None if tile_overlap < 0 else tile_overlap, height, width, config.divisor)
         side = [min(n, tiling.tile or n) // factor for n in padded]
-        mm.load_models_gpu([vae.patcher, *([encoders.spatial] if fidelity else [])],
-                           memory_required=2 * vae.memory_used_decode((1, 4, native.FRAMES_PER_CHUNK, *side), encoders.dtype))
+        native.use([vae.patcher, *([encoders.spatial] if fidelity else [])],
+                   2 * vae.memory_used_decode((1, 4, native.FRAMES_PER_CHUNK, *side), encoders.dtype))
         progress = comfy.utils.ProgressBar(frames)
         out = []
         for start in range(0, frames, native.FRAMES_PER_CHUNK):

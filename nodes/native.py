@@ -179,6 +179,20 @@ def load(path: str, dtype: str = "auto") -> tuple[comfy.model_patcher.ModelPatch
     return _unet_patcher(config, unet, DTYPES[dtype], latent_rgb(side)), vae, encoders
 
 
+def use(patchers: list, memory_required: int = 0) -> None:
+    """Have the host bring these models to their device, parts of them if it is short of memory.
+
+    What hosts leave behind in that case are parameters that belong to a module with children (the tower's embeddings, the stored
+    text): they are small and follow here.
+    """
+    mm.load_models_gpu(patchers, memory_required=memory_required)
+    for patcher in patchers:
+        for module in patcher.model.modules():
+            for parameter in module._parameters.values():
+                if parameter is not None and parameter.device != patcher.load_device and not hasattr(module, "comfy_cast_weights"):
+                    parameter.data = parameter.data.to(patcher.load_device)
+
+
 class HostDeblurrer(Deblurrer):
     """Deblurrer whose weights the host's memory manager holds, with the host's progress bar, preview and Cancel."""
 
@@ -186,7 +200,7 @@ class HostDeblurrer(Deblurrer):
         self.model, patcher = load_whole(path)
         self.device = patcher.load_device
         self.schedule = make_schedule(self.model.config.diffusion)
-        mm.load_models_gpu([patcher], memory_required=WORKING_MEMORY)
+        use([patcher], WORKING_MEMORY)
         self.patcher = patcher                       # the host keeps only a weak reference
 
     def stream(self, frames, options=None, *, total=None, progress=None, **keywords):
