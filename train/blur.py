@@ -51,7 +51,7 @@ class BlurConfig:
     quality: tuple[float, ...] = (60.0, 95.0)            # JPEG
     h264: float = 0.0                                    # share of coded clips that pass through a real encoder (slow, needs PyAV)
     crf: tuple[float, ...] = (18.0, 32.0)
-    cut: int = 1                                         # scenes of cut x cut times the area are cut into samples: far fewer kernel launches
+    cut: int = 1                                         # scenes of cut x cut the area are cut into samples: fewer kernel launches
 
     def __post_init__(self) -> None:
         for name in ("extent", "duty", "scale", "exposure", "highlight", "layer_size", "noise_gain", "quality", "crf"):

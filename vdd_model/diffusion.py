@@ -32,7 +32,7 @@ def make_schedule(config: DiffusionConfig) -> Schedule:
     """Betas linear in sqrt(beta) (VGen `linear_sd`), by default rescaled so that alpha_bar ends exactly on 0."""
     betas = torch.linspace(config.beta_start**0.5, config.beta_end**0.5, config.num_timesteps, dtype=torch.float64) ** 2
     alpha_bar = torch.cumprod(1 - betas, dim=0)
-    if config.zero_terminal_snr:                 # shift sqrt(alpha_bar) to end on 0, stretch it to keep its first value (Lin et al., Alg. 1)
+    if config.zero_terminal_snr:                 # sqrt(alpha_bar) ends on 0 and keeps its first value (Lin et al., Alg. 1)
         first, last = alpha_bar[0].sqrt(), alpha_bar[-1].sqrt()
         alpha_bar = ((alpha_bar.sqrt() - last) * (first / (first - last))) ** 2
     return Schedule(alpha_bar, alpha_bar.sqrt(), (1 - alpha_bar).sqrt())

@@ -61,7 +61,7 @@ def ddim(v_model: VModel, x: Tensor, schedule: Schedule, timesteps: Sequence[int
 
     x: (B, ...), noise at timesteps[0]; the arithmetic is done in its dtype.
     timesteps: descending. eta: 0 deterministic .. 1 ancestral. step_noise(i) -> noise of x's shape for step i, needed when eta > 0.
-    callback(i, t, x, x0) is called after each step with the new x and the step's estimate of the clean latents; what it raises passes through.
+    callback(i, t, x, x0) is called after each step with the new x and the estimate of the clean latents; what it raises passes through.
     final_x0: the last step ends exactly on x0. False stops at timestep 0, with a little noise left, as the official sampler does.
     """
     if eta and step_noise is None:
