@@ -21,7 +21,12 @@ def shared() -> Path:
 def tiny_config():
     """The smallest configuration that has every part of the model."""
     from vdd_model.config import (
-        AdapterConfig, AutoencoderConfig, FidelityConfig, ModelConfig, TowerConfig, UNetConfig,
+        AdapterConfig,
+        AutoencoderConfig,
+        FidelityConfig,
+        ModelConfig,
+        TowerConfig,
+        UNetConfig,
     )
     return ModelConfig(
         name="tiny", null_tokens=2, num_frames=8,
