@@ -5,7 +5,7 @@ import torch
 from comfy_api.latest import io
 
 from ..vdd_model.sampler import SPACINGS
-from ..vdd_model.windows import crossfade, frame_noise, time_windows
+from ..vdd_model.windows import continue_clip, frame_noise, time_windows
 from . import hostsampler, native
 from .schema import advanced, schema, seed_input
 
@@ -59,16 +59,12 @@ class DeblurSampler(io.ComfyNode):
         windows = time_windows(frames, window, shared) if 0 < window < frames else [(0, frames)]
         run = hostsampler.Run(model, guidance, guidance_rescale, (guidance_from, guidance_to), eta, steps, SPACINGS[spacing],
                               seed, total=len(windows))
-        result = samples[:, :, :0]
         for k, (start, stop) in enumerate(windows):
             part = run.window(
                 native.cut(positive, start, stop, frames), native.cut(negative, start, stop, frames),
                 native.cut_latent(latent, start, stop),
                 lambda step, first=start, last=stop: frame_noise(seed, range(first, last), samples.shape[1], height, width, step))
-            a = k * (window - shared) if k else 0             # [a, b): what two windows share in their regular places
-            b = a + shared if k else 0
-            result = torch.cat([result[:, :, :a], crossfade(result[:, :, a:b], part[:, :, a - start:b - start]) if k else part[:, :, :0],
-                                part[:, :, b - start:]], dim=2)
+            result = continue_clip(result, part, start, k * (window - shared), shared) if k else part
         return io.NodeOutput({**latent, "samples": result})
 
 

@@ -131,6 +131,15 @@ def crossfade(previous: Tensor, following: Tensor) -> Tensor:
     return torch.lerp(previous, following, weight)
 
 
+def continue_clip(clip: Tensor, part: Tensor, start: int, at: int, shared: int) -> Tensor:
+    """`clip`, the frames [0, at + shared), continued by `part`, the frames from `start` <= `at` on; both (B, C, F, h, w).
+
+    Over the `shared` frames from `at` on, where the windows regularly meet, one fades into the other.
+    """
+    first, last = at - start, at - start + shared
+    return torch.cat([clip[:, :, :at], crossfade(clip[:, :, at:at + shared], part[:, :, first:last]), part[:, :, last:]], dim=2)
+
+
 def frame_noise(seed: int, frames: Sequence[int], channels: int, height: int, width: int, step: int = 0) -> Tensor:
     """Normal noise (1, channels, F, height, width), float32, for the frames with these absolute indices.
 

@@ -9,6 +9,7 @@ from vdd_model.windows import (
     box_weight,
     boxes,
     check_window,
+    continue_clip,
     crossfade,
     frame_noise,
     ramp,
@@ -124,3 +125,17 @@ def test_noise_is_standard_normal_and_leaves_the_global_generator_alone():
     frames = noise[0].transpose(0, 1).flatten(1)
     correlation = torch.corrcoef(frames) - torch.eye(16)
     assert correlation.abs().max() < 0.05
+
+
+def test_a_clip_continued_window_by_window_is_the_clip_and_fades_where_they_meet():
+    clip = torch.randn(1, 2, 11, 3, 4, generator=torch.Generator().manual_seed(0))
+    window, shared = 4, 2
+    whole = faded = None
+    for k, (start, stop) in enumerate(time_windows(clip.shape[2], window, shared)):
+        at, part = k * (window - shared), clip[:, :, start:stop]
+        whole = continue_clip(whole, part, start, at, shared) if k else part
+        faded = continue_clip(faded, part + k, start, at, shared) if k else part
+    torch.testing.assert_close(whole, clip)
+    added = (faded - clip)[0, 0, :, 0, 0]
+    assert added[0] == 0 and (added.diff() >= 0).all() and torch.equal(added, added.clamp(0, k))
+    assert added.diff().max() < 0.8                     # no frame jumps by a whole window's difference
