@@ -15,8 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import winograd
+
 _onednn = torch.ops.mkldnn
 _WORTH_PACKING = 1 << 20        # weights in a convolution; a smaller one gains nothing, and its best layout changes with the image's size
+_WORTH_FILTERING = 1 << 18      # weights in a convolution that Winograd's filtering makes faster: with fewer, its sums cost what it saves
 
 
 @functools.cache
@@ -31,10 +34,11 @@ class _Fusible:
 
     fusible = True
     pieces = 1                                # parts that the outputs are computed in (2 for a gated layer)
-    packed: tuple[Tensor, ...] = ()           # the pieces of the weight in oneDNN's layout, once `pack` was called
+    enlarges = False                          # a convolution whose input `conv_enlarged` enlarges
+    packed: tuple[Tensor, ...] = ()           # what `pack` made of the weight: its pieces, or Winograd's matrices, in oneDNN's layout
 
     def matrix(self) -> Tensor:
-        """The weight as oneDNN is given it: (out, in) of a linear layer, (out, in, kh, kw) of a convolution."""
+        """The weight: (out, in) of a linear layer, (out, in, kh, kw) of a convolution."""
         return self.weight
 
 
@@ -113,23 +117,46 @@ def fuses(layer: nn.Module, x: Tensor) -> bool:
 
 
 def pack(model: nn.Module) -> nn.Module:
-    """Put the weights of all layers that can be fused into oneDNN's layout, in place of the plain ones (no more memory than before).
+    """Put the weights of all layers that can be fused into oneDNN's layout, in place of the plain ones.
 
-    Float32 or bfloat16 models on a CPU; what cannot be packed or would gain nothing (small convolutions) stays as it is. Afterwards the
-    model can only infer: not be saved, moved or trained. Returns the model.
+    Float32 or bfloat16 models on a CPU; what cannot be packed or would gain nothing (small convolutions) stays as it is. No more memory
+    than before, but for the matrices of Winograd's filtering (float32 only: in bfloat16 its sums would round too much), which take a
+    third more than a temporal kernel and 7/9 more than a 3 x 3 one. Afterwards the model can only infer: not be saved, moved or trained.
+    Returns the model.
     """
     for layer in model.modules():
         if not getattr(layer, "fusible", False) or layer.packed or layer.weight.device.type != "cpu" or not _supports(layer.weight.dtype):
             continue
-        if layer.matrix().ndim == 4 and (layer.weight.numel() < _WORTH_PACKING or layer.out_channels % 64):
-            continue
         with torch.no_grad():
-            if layer.matrix().ndim == 2:
-                layer.packed = tuple(_onednn._reorder_linear_weight(w.contiguous()) for w in layer.matrix().chunk(layer.pieces))
-            else:
-                layer.packed = (_onednn._reorder_convolution_weight(layer.matrix(), *_geometry(layer), layer.groups),)
-        layer.weight = nn.Parameter(layer.weight.new_empty(0), requires_grad=False)
+            layer.packed = _pack(layer, layer.matrix())
+        if layer.packed:
+            layer.weight = nn.Parameter(layer.weight.new_empty(0), requires_grad=False)
     return model
+
+
+def _pack(layer: nn.Module, weight: Tensor) -> tuple[Tensor, ...]:
+    if weight.ndim == 2:
+        matrices = weight.chunk(layer.pieces)
+    elif _is_pointwise(layer):
+        matrices = [weight[:, :, 0, 0]]
+    elif _can_filter(layer) and weight.numel() >= _WORTH_FILTERING:
+        matrices = winograd.filters(weight, layer.enlarges)
+    elif weight.numel() < _WORTH_PACKING or layer.out_channels % 64:
+        return ()
+    else:
+        return (_onednn._reorder_convolution_weight(weight, *_geometry(layer), layer.groups),)
+    return tuple(_onednn._reorder_linear_weight(matrix.contiguous()) for matrix in matrices)
+
+
+def _is_pointwise(layer: nn.Module) -> bool:
+    return layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding == (0, 0) and layer.groups == 1
+
+
+def _can_filter(layer: nn.Module) -> bool:
+    """Whether `winograd` can and should do this convolution."""
+    kernels = ((3, 3), (1, 1)), ((3, 1, 1), (1, 0, 0))
+    return ((layer.kernel_size, layer.padding) in kernels and set(layer.stride) == set(layer.dilation) == {1} and layer.groups == 1
+            and (layer.enlarges or layer.weight.dtype == torch.float32))
 
 
 def channels_last(model: nn.Module) -> nn.Module:
@@ -148,7 +175,7 @@ def linear(layer: nn.Module, x: Tensor, add: Tensor | None = None) -> Tensor:
         return layer(x) if add is None else residual(layer(x), add)
     weight = layer.packed[0] if layer.packed else layer.matrix()
     if add is None:
-        return _onednn._linear_pointwise(x, weight, layer.bias, "none", [], "")
+        return _product(weight, layer.bias, x)
     return _onednn._linear_pointwise.binary(x, add, weight, layer.bias, "add")
 
 
@@ -167,10 +194,35 @@ def conv(layer: nn.Module, x: Tensor, add: Tensor | None = None) -> Tensor:
     """layer(x) + add for a convolution; x and add channels-last (N, C, H, W)."""
     if not getattr(layer, "packed", ()) or not fuses(layer, x):      # with plain weights, oneDNN gains nothing over F.conv2d
         return layer(x) if add is None else residual(layer(x), add)
+    if _is_pointwise(layer):
+        return linear(layer, x.permute(0, 2, 3, 1), None if add is None else add.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    if len(layer.packed) > 1:
+        return _filtered(layer, x, add)
     if add is None:
         return _onednn._convolution_pointwise(x, layer.packed[0], layer.bias, *_geometry(layer), layer.groups, "none", [], "")
     return _onednn._convolution_pointwise.binary(x, add, layer.packed[0], layer.bias, *_geometry(layer), layer.groups,
                                                  "add", 1.0, None, [], None)
+
+
+def conv_enlarged(layer: nn.Module, x: Tensor) -> Tensor:
+    """layer(x enlarged two times, nearest neighbour) for a convolution with `enlarges` set; x channels-last (N, C, H, W)."""
+    if len(getattr(layer, "packed", ())) > 1 and fuses(layer, x):
+        return _filtered(layer, x, None)
+    return layer(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def _filtered(layer: nn.Module, x: Tensor, add: Tensor | None) -> Tensor:
+    axes = (1,) if len(layer.kernel_size) == 3 else (1, 2)
+    points = 3 if layer.enlarges else 4
+    with_bias = 1 if len(axes) == 1 else points + 1
+    products = [functools.partial(_product, weight, layer.bias if i == with_bias else None) for i, weight in enumerate(layer.packed)]
+    rows = winograd.convolve(x.permute(0, 2, 3, 1), products, layer.out_channels, axes, enlarged=layer.enlarges,
+                             add=None if add is None else add.permute(0, 2, 3, 1))
+    return rows.permute(0, 3, 1, 2)
+
+
+def _product(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    return _onednn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def residual(branch: Tensor, x: Tensor) -> Tensor:

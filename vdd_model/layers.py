@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fused import conv, frame_conv, geglu, linear, pointwise_conv
+from .fused import conv, conv_enlarged, frame_conv, geglu, linear, pointwise_conv
 
 FEED_FORWARD_ROWS = 4096        # rows a feed-forward handles at a time on a CPU: its wide inner layer then stays in the cache
 
@@ -236,6 +236,7 @@ class Upsample(nn.Module):
     def __init__(self, dim: int, *, operations=nn, **kw):
         super().__init__()
         self.conv = operations.Conv2d(dim, dim, 3, padding=1, **kw)
+        self.conv.enlarges = True
 
     def forward(self, x: Tensor) -> Tensor:
-        return images_as_frames(self.conv(F.interpolate(frames_as_images(x), scale_factor=2.0, mode="nearest")), x.shape[0])
+        return images_as_frames(conv_enlarged(self.conv, frames_as_images(x)), x.shape[0])

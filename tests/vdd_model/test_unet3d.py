@@ -311,12 +311,13 @@ def test_host_operations_are_used():
 def test_packed_golden(golden, monkeypatch):
     """Weights in oneDNN's layout: the same outputs, to the same bounds."""
     monkeypatch.setattr(fused, "_WORTH_PACKING", 0)
+    monkeypatch.setattr(fused, "_WORTH_FILTERING", 0)
     model = fused.pack(golden.model(torch.float32))
     packed = [m for m in model.modules() if getattr(m, "packed", ())]
     if not packed:
         pytest.skip("oneDNN does not run on this processor")
     layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))]
-    assert len(packed) == len(layers) - 1                      # all but the last convolution, which has 4 channels
+    assert len(packed) == len(layers)
     x, t, y = golden.input("x"), golden.input("t", torch.long), golden.input("y")
     with torch.no_grad():
         golden.check("out_y_image", model(x, t, model.tokens(y, golden.input("image").squeeze(1))))
@@ -333,8 +334,9 @@ def test_channels_last_weights_change_nothing(tiny):
     assert all(torch.equal(value, tiny.state_dict()[key]) for key, value in model.state_dict().items())
 
 
-def test_fused_and_packed_in_bfloat16(tiny):
+def test_fused_and_packed_in_bfloat16(tiny, monkeypatch):
     """Fused layers round less often than plain ones: bfloat16 stays as near to float32 as without them."""
+    monkeypatch.setattr(fused, "_WORTH_FILTERING", 0)
     x, t, tokens, concat = (a.bfloat16() if a.is_floating_point() else a for a in inputs(batch=2, frames=4))
     half = UNet3D(TINY, dtype=torch.bfloat16)
     half.load_state_dict(tiny.state_dict())

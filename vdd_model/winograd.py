@@ -1,0 +1,80 @@
+"""Convolutions of three taps with fewer multiplications, as matrix products.
+
+Winograd's minimal filtering makes two neighbouring outputs of three taps from four products instead of six, along every axis that the
+kernel has: 3 x 3 then takes 16 products instead of 36. Sums and differences of neighbouring inputs go into the products; sums and
+differences of these are the outputs. In an image enlarged two times (nearest neighbour) two of every four neighbours are equal: three
+products are left, and the enlarged image never exists.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_POSITIONS = 4096               # positions handled at a time: what lies between input and output then stays in the cache
+
+
+def filters(weight: Tensor, enlarged: bool = False) -> list[Tensor]:
+    """The products' matrices (out, in) for a kernel (out, in, 3, 3) or (out, in, 3, 1), in the order that `convolve` takes them."""
+    made = [weight.double()]
+    for _ in range(1 if weight.shape[3] == 1 else 2):
+        made = [each for kernel in made for each in _filters(*kernel.unbind(2), enlarged)]
+    return [(kernel if kernel.ndim == 2 else kernel[..., 0]).to(weight.dtype) for kernel in made]
+
+
+def _filters(first: Tensor, middle: Tensor, last: Tensor, enlarged: bool) -> tuple[Tensor, ...]:
+    total = first + middle + last
+    return (first, total, last) if enlarged else (first, total / 2, total / 2 - middle, last)
+
+
+def convolve(x: Tensor, products: Sequence[Callable[[Tensor], Tensor]], out_channels: int, axes: tuple[int, ...], *,
+             enlarged: bool = False, add: Tensor | None = None) -> Tensor:
+    """Convolution of x (N, H, W, C) along `axes`, (1, 2) or (1,), with zeros around it; plus `add`, of the output's shape.
+
+    products: the multiplications (..., C) -> (..., out_channels) by the matrices of `filters`; the one that is second along each axis adds
+    the bias. enlarged: convolve x enlarged two times, along both axes. Returns (N, H, W, out_channels), or 2H x 2W. Inference only.
+    """
+    n, *sides = x.shape[:3]
+    odd = [side % 2 if axis in axes and not enlarged else 0 for axis, side in zip((1, 2), sides)]
+    scale = 2 if enlarged else 1
+    height, width = (side * scale for side in sides)
+    out = x.new_empty(n, height + odd[0], width + odd[1], out_channels)
+    margins = (0, 0, *((1, 1 + odd[1]) if 2 in axes else (0, 0)), 1, 1 + odd[0])
+    axis = 0 if 2 in axes else 2                                        # chunks along an axis that the kernel leaves alone
+    length = x.shape[axis]
+    chunk = max(1, _POSITIONS * length // (n * sides[0] * sides[1]))
+    for start in range(0, length, chunk):
+        part = slice(start, start + chunk)
+        at = (part,) if axis == 0 else (slice(None), slice(None), part)
+        _convolve(F.pad(x[at], margins), products, axes, enlarged, out[at])
+        if add is not None:
+            out[at][:, :height, :width].add_(add[at])
+    return out[:, :height, :width].contiguous()
+
+
+def _convolve(x: Tensor, products: Sequence[Callable[[Tensor], Tensor]], axes: tuple[int, ...], enlarged: bool,
+              out: Tensor | None = None) -> Tensor:
+    """One axis after the other. x has its margins; `out` takes the result where it is given."""
+    if not axes:
+        return products[0](x)
+    axis, *rest = axes
+    if enlarged:
+        before, here, after = x.unfold(axis, 3, 1).unbind(-1)
+        inputs = (before - here, here, after - here)
+    else:
+        a, b, c, d = x.unfold(axis, 4, 2).unbind(-1)
+        inputs = (a - c, b + c, c - b, b - d)
+    share = len(products) // len(inputs)
+    m = [_convolve(each, products[i * share:(i + 1) * share], tuple(rest), enlarged) for i, each in enumerate(inputs)]
+    if out is None:
+        out = m[0].new_empty([size * 2 if i == axis else size for i, size in enumerate(m[0].shape)])
+    even, odd = out.unflatten(axis, (-1, 2)).unbind(axis + 1)
+    if enlarged:
+        torch.add(m[0], m[1], out=even)
+        torch.add(m[1], m[2], out=odd)
+    else:
+        torch.add(m[0].add_(m[1]), m[2], out=even)
+        torch.sub(m[1].sub_(m[2]), m[3], out=odd)
+    return out
