@@ -1,7 +1,6 @@
 """Deblur Sampler (DDIM) and Deblur Sigmas."""
 from __future__ import annotations
 
-import torch
 from comfy_api.latest import io
 
 from ..vdd_model.sampler import SPACINGS
@@ -59,6 +58,7 @@ class DeblurSampler(io.ComfyNode):
         windows = time_windows(frames, window, shared) if 0 < window < frames else [(0, frames)]
         run = hostsampler.Run(model, guidance, guidance_rescale, (guidance_from, guidance_to), eta, steps, SPACINGS[spacing],
                               seed, total=len(windows))
+        result = None
         for k, (start, stop) in enumerate(windows):
             part = run.window(
                 native.cut(positive, start, stop, frames), native.cut(negative, start, stop, frames),

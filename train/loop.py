@@ -89,6 +89,7 @@ class Run:
         self.work: Work | None = None
         self.stop_signal = 0
         self.scores: dict = {}
+        self.unreadable: set[str] = set()
 
     # ---- the run
 
@@ -119,6 +120,7 @@ class Run:
                 self._flush()
             if progress.step % config.log_every == 0:
                 self._flush()
+                self._left_out(work)
                 self._line(work, (time.monotonic() - clock) / (progress.step - first))
             if config.validation.every and progress.step % config.validation.every == 0:
                 self._validate()
@@ -126,6 +128,7 @@ class Run:
             if progress.step % config.save_every == 0 or self._any(time.monotonic() - self.saved_at > 60 * config.save_minutes):
                 self._save()
         self._flush()
+        self._left_out(work)
         work.source.close()
         if done < 1:
             self._save()
@@ -296,6 +299,13 @@ class Run:
         terms = " ".join(f"{key} {record[key]:.4g}" for key in self.keys[:-1])
         self.say(f"stage {work.number} {stage.kind} step {progress.step}{f'/{stage.steps}' if stage.steps else ''}  {terms}  "
                  f"lr {record['lr']:.2g}  {1 / max(seconds, 1e-9):.2f} steps/s  {_clock(left)} left")
+
+    def _left_out(self, work: Work) -> None:
+        """Say once of every file that could not be read that the run goes on without it."""
+        for name, reason in work.source.source.unreadable.items():
+            if name not in self.unreadable:
+                self.unreadable.add(name)
+                self.say(f"left out: {reason}")
 
     def _validate(self) -> None:
         """Table and panel with the averaged weights; the curve so far. On the main process, unless every one holds only a part."""

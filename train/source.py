@@ -24,6 +24,8 @@ class Clips(NamedTuple):
 class ClipSource(Protocol):
     """Sample `index` is the same on every machine, in every process and after every restart."""
 
+    unreadable: dict[str, str]           # files that were left out so far, with the reason
+
     def batch(self, seed: int, indices: Sequence[int], *, num_frames: int, size: int, device: torch.device | str) -> Clips: ...
 
 

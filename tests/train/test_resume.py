@@ -199,3 +199,11 @@ def test_fixed_samples_are_encoded_once(tmp_path):
     other = configs.load(write_config(tmp_path, [{**STEPS[0], "steps": 4, "crop": 48}], data={"samples": 8}, validation=NO_VALIDATION))
     run(other, say=quiet)
     assert len(list((tmp_path / "run" / "cache").iterdir())) == 2
+
+
+def test_an_unreadable_photograph_is_left_out_and_named_once(tmp_path):
+    path = write_config(tmp_path, [STAGES[0]], validation=NO_VALIDATION, log_every=1)
+    (tmp_path / "data/train_photos/broken.jpg").write_bytes(b"\xff\xd8\xff")
+    said: list[str] = []
+    assert run(configs.load(path), say=lambda text: said.append(text)) is not None
+    assert len([text for text in said if text.startswith("left out: ") and "broken.jpg" in text]) == 1
