@@ -4,9 +4,7 @@
 """
 from __future__ import annotations
 
-import argparse
 import tempfile
-from pathlib import Path
 
 import torch
 
@@ -49,14 +47,7 @@ def rows(checkpoint: str, frames: int = 16, size: tuple[int, int] = (256, 256), 
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, default=16)
-    parser.add_argument("--size", type=int, nargs=2, default=[256, 256], metavar=("WIDTH", "HEIGHT"))
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--checkpoint", default="small")
-    parser.add_argument("--repeats", type=int, default=common.REPEATS)
-    parser.add_argument("--out", type=Path, default=common.RESULTS)
-    arguments = parser.parse_args(argv)
+    arguments = common.parser(__doc__).parse_args(argv)
     common.as_command_line()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, what = common.checkpoint_file(folder, arguments.checkpoint)

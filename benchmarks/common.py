@@ -1,6 +1,7 @@
 """What every benchmark needs: medians with their spread, the machine's own ceilings, FLOP counts, tables as JSON and Markdown."""
 from __future__ import annotations
 
+import argparse
 import functools
 import gc
 import json
@@ -210,6 +211,18 @@ def random_model(name: str = "small"):
         if not parameter.any():
             parameter.normal_(std=0.02)
     return model
+
+
+def parser(description: str | None, *, frames: int = 16, size: tuple[int, int] = (256, 256)) -> argparse.ArgumentParser:
+    """The options that the benchmarks of one clip share."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--frames", type=int, default=frames)
+    made.add_argument("--size", type=int, nargs=2, default=list(size), metavar=("WIDTH", "HEIGHT"))
+    made.add_argument("--device", default="cpu")
+    made.add_argument("--checkpoint", default="small")
+    made.add_argument("--repeats", type=int, default=REPEATS)
+    made.add_argument("--out", type=Path, default=RESULTS)
+    return made
 
 
 def as_command_line() -> None:

@@ -5,13 +5,11 @@ interval, larger windows. What it does to the frames is in benchmarks/quality.py
 """
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -138,15 +136,9 @@ def window_rows(checkpoint: str, size: tuple[int, int], device: str, repeats: in
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, default=16)
-    parser.add_argument("--size", type=int, nargs=2, default=[128, 128], metavar=("WIDTH", "HEIGHT"))
+    parser = common.parser(__doc__, size=(128, 128))
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--checkpoint", default="small")
-    parser.add_argument("--repeats", type=int, default=common.REPEATS)
     parser.add_argument("--no-compile", action="store_true")
-    parser.add_argument("--out", type=Path, default=common.RESULTS)
     arguments = parser.parse_args(argv)
     common.as_command_line()
     size, half = tuple(arguments.size), tuple(max(n // 2, 32) // 32 * 32 for n in arguments.size)

@@ -14,7 +14,6 @@ import functools
 import json
 import os
 import statistics
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from train.blur import BlurConfig, synthesize
-from train.evaluate import Pair, Scored, pairs_of, run, settings_of, steps_curve, steps_name
+from train.evaluate import Pair, Scored, exit_code, pairs_of, run, settings_of, steps_curve, steps_name
 from train.readers import find, read_photos
 from vdd_model import report
 from vdd_model.errors import UserError
@@ -116,20 +115,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default=None)
     parser.add_argument("--dtype", default=None, choices=["float32", "bfloat16", "float16"])
     a = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         deblurrer = Deblurrer(a.checkpoint, device=a.device, dtype=getattr(torch, a.dtype) if a.dtype else None)
         if not a.data.is_dir():
             raise UserError(f"the test clips are not here: there is no folder {a.data} (give it with --data)")
         sets = {"real footage": pairs_of(find(a.data / "gopro_layout", "gopro", "test"), a.clip_frames),
                 "synthesised motion": photo_pairs(a.data / "val_photos", a.frames, a.size, a.photos)}
         measure(a, deblurrer, sets)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_code(work)
 
 
 def measure(a: argparse.Namespace, deblurrer: Deblurrer, sets: dict[str, list[Pair]]) -> None:

@@ -341,6 +341,19 @@ def _incomplete(layout: str, total: int) -> list[str]:
     return [f"These are {total} frames; the published {layout} numbers are over {whole}: they stand beside, not against each other."]
 
 
+def exit_code(work: Callable[[], object]) -> int:
+    """Do a command's work; what stops it becomes one sentence and an exit code."""
+    try:
+        work()
+    except (UserError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m train.evaluate", description=(__doc__ or "").splitlines()[0])
@@ -367,7 +380,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--no-warp", action="store_true", help="leave the flow-warped error out (the slowest measure)")
     parser.add_argument("--download-lpips", action="store_true", help="allow the AlexNet weights of LPIPS to be fetched once")
     a = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         if a.download_lpips:
             metrics.lpips_model(download=True)
         options = DeblurOptions(guidance=a.guidance, fidelity=a.fidelity, seed=a.seed, window=a.window, overlap=a.overlap, tile=a.tile,
@@ -375,13 +389,8 @@ def main(arguments: list[str] | None = None) -> int:
         evaluate(a.checkpoint, a.root, a.out, layout=a.layout, split=a.split, blur=a.blur, steps=a.steps, options=options, crop=a.crop,
                  limit=a.frames, chosen=a.sequences, device=a.device, dtype=getattr(torch, a.dtype) if a.dtype else None,
                  lpips=not a.no_lpips, warp=not a.no_warp)
-    except (UserError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
-    return 0
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":
