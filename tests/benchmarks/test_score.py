@@ -5,8 +5,9 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from benchmarks import score
+from benchmarks import headroom, score
 from vdd_model import report
 
 
@@ -66,3 +67,13 @@ def test_verdicts():
 def test_without_data(tiny_checkpoint, tmp_path, capsys):
     assert score.main([str(tiny_checkpoint), "--data", str(tmp_path / "none"), "--device", "cpu"]) == 1
     assert "the test clips are not here" in capsys.readouterr().err
+
+
+def test_the_oracle_of_the_headroom_undoes_a_straight_streak():
+    noise = torch.randn(3, 96, 96, generator=torch.Generator().manual_seed(1))
+    f = (torch.fft.fftfreq(96)[:, None].square() + torch.fft.fftfreq(96)[None].square()).sqrt().clamp_min(1 / 96)
+    sharp = torch.fft.ifft2(torch.fft.fft2(noise) / f).real
+    sharp = (sharp / sharp.std() / 6 + 0.5).clamp(0, 1)
+    blurred = F.avg_pool2d(F.pad(sharp[None], (3, 3, 0, 0), mode="reflect"), (1, 7), stride=1)[0]
+    gain = 10 * torch.log10((blurred - sharp).square().mean() / (headroom.oracle(blurred, sharp, 17) - sharp).square().mean())
+    assert gain > 2                                       # dB
