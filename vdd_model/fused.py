@@ -23,7 +23,7 @@ _WORTH_FILTERING = 1 << 18      # weights in a convolution that Winograd's filte
 
 
 @functools.cache
-def _supports(dtype: torch.dtype) -> bool:
+def supports(dtype: torch.dtype) -> bool:
     if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and _onednn._is_mkldnn_bf16_supported())
@@ -109,7 +109,7 @@ def fuses(layer: nn.Module, x: Tensor) -> bool:
         return False
     able = (not torch.compiler.is_compiling() and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
             and x.device.type == "cpu" and layer.weight.device.type == "cpu"
-            and x.dtype == layer.weight.dtype and _supports(x.dtype))
+            and x.dtype == layer.weight.dtype and supports(x.dtype))
     if layer.packed and not able:
         raise RuntimeError(f"this model is packed for inference on a CPU in {layer.weight.dtype}: "
                            "it runs there, without gradients, autocast and torch.compile, only")
@@ -125,7 +125,7 @@ def pack(model: nn.Module) -> nn.Module:
     Returns the model.
     """
     for layer in model.modules():
-        if not getattr(layer, "fusible", False) or layer.packed or layer.weight.device.type != "cpu" or not _supports(layer.weight.dtype):
+        if not getattr(layer, "fusible", False) or layer.packed or layer.weight.device.type != "cpu" or not supports(layer.weight.dtype):
             continue
         with torch.no_grad():
             layer.packed = _pack(layer, layer.matrix())

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import attention
 from .fused import conv, conv_enlarged, frame_conv, geglu, linear, pointwise_conv
 
 FEED_FORWARD_ROWS = 4096        # rows a feed-forward handles at a time on a CPU: its wide inner layer then stays in the cache
@@ -82,7 +83,7 @@ class Attention(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = (t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for t in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 class GEGLU(nn.Module):

@@ -60,5 +60,5 @@ def test_a_wide_model_is_packed_when_it_is_loaded(tiny_checkpoint, monkeypatch):
     packed = pipeline.Deblurrer(tiny_checkpoint, device="cpu", dtype=torch.float32)
     assert not any(getattr(m, "packed", ()) for m in plain.model.modules())
     assert torch.allclose(packed.deblur(clip), plain.deblur(clip), atol=1e-4)
-    if fused._supports(torch.float32):
+    if fused.supports(torch.float32):
         assert any(getattr(m, "packed", ()) for m in packed.model.unet.modules())
