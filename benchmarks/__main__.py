@@ -2,13 +2,15 @@
 
     python -m benchmarks [--device cuda] [--full] [--only NAME ...] [--checkpoint small] [--out FOLDER]
 
-On two CPU cores it takes less than 15 minutes. --full adds torch.compile, 448 x 256, VGen's own module where $VDD_VGEN names a checkout,
-every number of steps at 480p and 720p five times, 1080p and 2,000 frames. What needs a GPU says "not measured" where there is none.
+On two CPU cores it takes less than 15 minutes. The full-size UNet is measured against VGen's own module where $VDD_VGEN names a checkout,
+else against diffusers. --full does both, and adds torch.compile, 448 x 256, repeats, every number of steps at 480p and 720p five times,
+1080p and 2,000 frames. What needs a GPU says "not measured" where there is none.
 """
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -26,7 +28,8 @@ def commands(device: str, full: bool, checkpoint: str, out: Path) -> dict[str, l
     if device == "cuda":
         unet = [*on, "--sizes", "256x256", "448x256", GPU_SIZE, "--dtypes", "bfloat16", "--variants", "plain", "compiled"]
     else:
-        unet = [*on, *(["--sizes", "256x256", "448x256"] if full else ["--variants", "packed"])]
+        quick = ["--variants", "packed", "--repeats", "2", "--as-found", *(["--against"] if os.environ.get("VDD_VGEN") else [])]
+        unet = [*on, *(["--sizes", "256x256", "448x256"] if full else quick)]
     return {"startup": small, "autoencoder": small, "pipeline": [*small, *(["--full"] if full else [])], "quality": small,
             "options": [*small, *([] if full or device == "cuda" else ["--no-compile"])], "unet": unet}
 

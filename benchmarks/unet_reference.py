@@ -4,7 +4,7 @@
     python benchmarks/unet_reference.py official  '{..., "vgen": "/path/to/VGen"}'
 
 official: VGen's own module from a checkout, with stand-ins for packages that it imports and does not need here; its attention, xformers',
-is torch's.
+is torch's. With "keep_memory" the C library keeps freed memory as it does for this project's command line.
 """
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import json
 import sys
 import time
 import types
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +74,10 @@ def main() -> None:
     device, dtype = torch.device(case["device"]), getattr(torch, case["dtype"])
     if case.get("threads"):
         torch.set_num_threads(case["threads"])
+    if case.get("keep_memory"):
+        sys.path.append(str(Path(__file__).resolve().parents[1]))
+        from vdd_model.allocator import keep_freed_memory
+        keep_freed_memory()
     clock = time.process_time if case.get("processor_time") else time.perf_counter
     make = {"diffusers": diffusers_unet, "official": official_unet}[name]
     with torch.device("meta"):

@@ -15,7 +15,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k' / sqrt(D)) v for q (N, H, S, D) and k, v (N, H, L, D)."""
     if (q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-1] >= _WIDE_HEAD and not torch.is_grad_enabled()
             and not torch.compiler.is_compiling() and supports(q.dtype)):
-        return _in_bfloat16((q * q.shape[-1]**-0.5).flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)).view(q.shape)
+        heads = ((t.contiguous() if len(t) > 1 else t).flatten(0, 1) for t in (q * q.shape[-1]**-0.5, k, v))
+        return _in_bfloat16(*heads).view(q.shape)
     return F.scaled_dot_product_attention(q, k, v)
 
 
