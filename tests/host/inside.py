@@ -11,7 +11,7 @@ import sys
 import time
 
 command, arguments = sys.argv[1], sys.argv[2:]
-sys.argv = [sys.argv[0], "--cpu"]
+sys.argv = [sys.argv[0], "--cpu", "--fp32-vae"]      # figures are compared in float32; the default type has a check of its own
 sys.path.insert(0, os.getcwd())
 import comfy.options  # noqa: E402
 
@@ -136,6 +136,12 @@ def checks(folder, checkpoint):
         one = nodes["VDDDeblurFrames"].execute(frames, choice, steps=2, guidance=1.0, fidelity=1.0, color="wavelet", seed=7,
                                                **windows).result[0]
         result["graph_against_one_node"] = (graph - one).abs().max().item()
+        comfy.cli_args.args.fp32_vae = False
+        fast = nodes["VDDDeblurFrames"].execute(frames, choice, steps=2, guidance=1.0, fidelity=1.0, color="wavelet", seed=7,
+                                                **windows).result[0]
+        result["default_type"] = str(native.load(checkpoint)[2].dtype), str(native.default_dtype("cpu"))
+        result["default_type_against_float32"] = (fast - one).abs().max().item()
+        comfy.cli_args.args.fp32_vae = True
         result["shapes"] = [list(graph.shape), list(one.shape), list(vae.decode(reference).shape), list(vae.encode(frames[..., :3]).shape)]
         result["alpha_kept"] = bool(torch.equal(graph[..., 3], frames[..., 3]) and torch.equal(one[..., 3], frames[..., 3]))
         tiles = nodes["VDDDecode"].execute({**latent, "samples": reference}, vae, frames, tile=32, tile_overlap=16).result[0]

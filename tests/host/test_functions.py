@@ -42,6 +42,11 @@ def test_graph_and_one_node_agree(checked):
     assert checked["one_frame"] == [1, 4, 1, 10, 14]
 
 
+def test_a_cpu_computes_in_the_type_that_it_is_fast_in(checked):
+    assert checked["default_type"][0] == checked["default_type"][1]
+    assert checked["default_type_against_float32"] < 0.02
+
+
 def test_lora_reaches_the_unet_and_leaves_it(checked):
     assert checked["lora_keys"] == [2, 2]
     assert checked["lora_changes"] > 1e-3
