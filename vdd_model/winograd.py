@@ -18,10 +18,10 @@ _POSITIONS = 4096               # positions handled at a time: what lies between
 
 def filters(weight: Tensor, enlarged: bool = False) -> list[Tensor]:
     """The products' matrices (out, in) for a kernel (out, in, 3, 3) or (out, in, 3, 1), in the order that `convolve` takes them."""
-    made = [weight.double()]
+    made = [weight.permute(2, 3, 0, 1).to(torch.float64, memory_format=torch.contiguous_format)]
     for _ in range(1 if weight.shape[3] == 1 else 2):
-        made = [each for kernel in made for each in _filters(*kernel.unbind(2), enlarged)]
-    return [(kernel if kernel.ndim == 2 else kernel[..., 0]).to(weight.dtype) for kernel in made]
+        made = [each for kernel in made for each in _filters(*kernel, enlarged)]
+    return [(kernel if kernel.ndim == 2 else kernel[0]).to(weight.dtype) for kernel in made]
 
 
 def _filters(first: Tensor, middle: Tensor, last: Tensor, enlarged: bool) -> tuple[Tensor, ...]:
