@@ -1,9 +1,6 @@
 """The ComfyUI layer: a list of nodes. Each node is a schema and a short `execute`; `native.py` knows the host's model classes."""
 from __future__ import annotations
 
-import importlib.util
-import logging
-
 from comfy_api.latest import ComfyExtension, io
 
 from . import folders
@@ -25,7 +22,4 @@ class DeblurExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         folders.register()                # here and not in on_load, which older hosts never call
-        if importlib.util.find_spec("open_clip") is None:
-            logging.warning("Video deblurring: the package open_clip_torch is missing, checkpoints cannot be loaded until it is "
-                            "installed (pip install open_clip_torch)")
         return NODES

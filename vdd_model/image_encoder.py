@@ -1,54 +1,17 @@
 """The paper's image encoder: a semantic head (OpenCLIP's visual tower) and a spatial head (the autoencoder's encoder)."""
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
-import types
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .autoencoder import Encoder, add_thumbnail
 from .config import AutoencoderConfig, TowerConfig
-from .errors import UserError
+from .tower import VisionTransformer
 
 # open_clip.constants OPENAI_DATASET_MEAN / _STD, RGB of [0, 1] images
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-def build_tower(config: TowerConfig) -> nn.Module:
-    """open_clip's VisionTransformer; its state dict keys are the official `visual.*` keys. Raises UserError without open_clip."""
-    try:
-        transformer = _open_clip_file("transformer")
-    except ImportError as error:
-        raise UserError("the semantic image encoder needs the package open_clip_torch, which is not installed "
-                        f"({error}); install it with: pip install open_clip_torch") from None
-    return transformer.VisionTransformer(
-        image_size=config.image_size, patch_size=config.patch_size, width=config.width, layers=config.layers,
-        heads=config.width // config.head_width, mlp_ratio=config.mlp_ratio, output_dim=config.embed_dim)
-
-
-def _open_clip_file(name: str) -> types.ModuleType:
-    """One file of the installed open_clip.
-
-    The package itself imports all its models, timm and a hub client first, longer than `small` takes for a clip. So unless somebody
-    has imported it, the file is loaded as part of a package of another name that lies in the same folder. Raises ImportError.
-    """
-    if sys.modules.get("open_clip") is None:
-        spec = importlib.util.find_spec("open_clip")
-        if spec is None or not spec.submodule_search_locations:
-            raise ImportError("No module named 'open_clip'")
-        alias = "_vdd_open_clip"
-        package = sys.modules.setdefault(alias, types.ModuleType(alias))
-        package.__path__ = list(spec.submodule_search_locations)
-        try:
-            return importlib.import_module(f"{alias}.{name}")
-        except ImportError:                                   # a version that is laid out differently
-            pass
-    return importlib.import_module(f"open_clip.{name}")
 
 
 def preprocess(images: Tensor, size: int) -> Tensor:
@@ -89,7 +52,7 @@ class ImageEncoder(nn.Module):
     def __init__(self, tower: TowerConfig, vae: AutoencoderConfig, *, heads: tuple[str, ...] = ("semantic", "spatial"), operations=nn):
         super().__init__()
         self.image_size = tower.image_size
-        self.semantic_head = build_tower(tower) if "semantic" in heads else None
+        self.semantic_head = VisionTransformer(tower) if "semantic" in heads else None
         self.spatial_head = SpatialHead(vae, operations) if "spatial" in heads else None
 
     def semantic(self, images: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from train.loop import run
 from vdd_model.checkpoint import load
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["train.loop", "train.data", "open_clip.transformer"])
+CONTEXT.set_forkserver_preload(["train.loop", "train.data"])
 
 
 def process(rank: int, world: int, port: int, arguments: list[str]) -> None:

@@ -23,7 +23,7 @@ from vdd_model.errors import UserError
 
 # A server that has imported everything once and forks the runs that are to be killed.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["train.loop", "train.data", "open_clip.transformer"])
+CONTEXT.set_forkserver_preload(["train.loop", "train.data"])
 STEPS = [{**stage, "steps": 6} for stage in STAGES[2:4]]
 
 

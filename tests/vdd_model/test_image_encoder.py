@@ -12,8 +12,8 @@ from torchvision.transforms import Compose
 
 from vdd_model.autoencoder import AutoencoderKL
 from vdd_model.config import TowerConfig, preset
-from vdd_model.errors import UserError
-from vdd_model.image_encoder import MEAN, STD, ImageEncoder, build_tower, preprocess
+from vdd_model.image_encoder import MEAN, STD, ImageEncoder, preprocess
+from vdd_model.tower import VisionTransformer
 
 
 @pytest.mark.parametrize("shape", [(90, 160), (160, 90), (64, 64), (45, 33)])
@@ -28,7 +28,7 @@ def test_preprocessing_equals_open_clips(shape):
 def test_full_size_tower_is_vit_h_14():
     with torch.device("meta"):
         official = open_clip.CLIP(**open_clip.get_model_config("ViT-H-14")).visual.state_dict()
-        tower = build_tower(TowerConfig()).state_dict()
+        tower = VisionTransformer(TowerConfig()).state_dict()
     assert {k: v.shape for k, v in tower.items()} == {k: v.shape for k, v in official.items()}
 
 
@@ -59,16 +59,8 @@ def test_spatial_head_is_the_autoencoders_encoder():
     assert [tuple(f.shape) for f in features] == [(2, 32, 16, 24), (2, 64, 8, 12)]
 
 
-def test_without_open_clip_one_clear_sentence(monkeypatch):
-    monkeypatch.setitem(sys.modules, "open_clip", None)
-    with pytest.raises(UserError, match="pip install open_clip_torch"):
-        build_tower(preset("small").tower)
-
-
-def test_the_tower_is_open_clips_without_the_rest_of_its_package():
-    code = ("import sys; from vdd_model.config import preset; from vdd_model.image_encoder import build_tower; "
-            "print(sys.modules[type(build_tower(preset('small').tower)).__module__].__file__); "
-            "print({'open_clip', 'timm', 'huggingface_hub'} & set(sys.modules))")
+def test_loading_a_model_imports_no_more_than_it_needs():
+    code = ("import sys; from vdd_model.pipeline import Deblurrer; Deblurrer('small'); "
+            "print({'open_clip', 'torchvision', 'timm', 'einops', 'kornia', 'sympy', 'torch._dynamo'} & set(sys.modules))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    file, others = done.stdout.split("\n")[:2]
-    assert file == open_clip.transformer.__file__ and others == "set()"
+    assert done.stdout.strip() == "set()"
