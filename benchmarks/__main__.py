@@ -30,7 +30,8 @@ def commands(device: str, full: bool, checkpoint: str, out: Path) -> dict[str, l
     else:
         quick = ["--variants", "packed", "--repeats", "2", "--as-found", *(["--against"] if os.environ.get("VDD_VGEN") else [])]
         unet = [*on, *(["--sizes", "256x256", "448x256"] if full else quick)]
-    return {"startup": small, "autoencoder": small, "pipeline": [*small, *(["--full"] if full else [])], "quality": small,
+    return {"startup": small, "autoencoder": small, "pipeline": [*small, *(["--full"] if full else [])],
+            "quality": [*small, *([] if full else ["--clips", "1", "--crop", "96"])],
             "options": [*small, *([] if full or device == "cuda" else ["--no-compile"])], "unet": unet}
 
 

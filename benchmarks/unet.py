@@ -3,8 +3,9 @@
     python -m benchmarks.unet [--sizes 256x256 448x256] [--dtypes float32 bfloat16] [--vgen /path/to/VGen] [--device cuda]
 
 diffusers lives in its own environment, benchmarks/.venv, made from benchmarks/requirements.txt when it is missing; torch is the
-project's own on both sides. Every network has random weights and runs alone, one after the other. The others run as their users find
-them: keeping freed memory (vdd_model/allocator.py) is one of this project's means. "official, memory kept" is VGen's module with it.
+project's own on both sides. Every network has random weights; ours and another make their calls in turn, so that a slow minute of the
+machine hits both (two full-size networks in memory: 13 GB in float32). The others run as their users find them: keeping freed memory
+(vdd_model/allocator.py) is one of this project's means. "official, memory kept" is VGen's module with it.
 """
 from __future__ import annotations
 
@@ -13,8 +14,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -23,7 +25,19 @@ from vdd_model.config import UNetConfig
 from vdd_model.fused import channels_last, pack
 from vdd_model.unet3d import UNet3D
 
-from .common import DTYPES, NOT_MEASURED, REPEATS, Timing, as_command_line, ceilings_table, count_flops, measure, of_ceiling, release, write
+from .common import (
+    DTYPES,
+    NOT_MEASURED,
+    REPEATS,
+    Timing,
+    as_command_line,
+    ceilings_table,
+    count_flops,
+    of_ceiling,
+    release,
+    synchronize,
+    write,
+)
 
 HERE = Path(__file__).parent
 TOKENS = 81                                                # 77 of the text and 4 of the image
@@ -46,42 +60,38 @@ def flops(config: UNetConfig, frames: int, height: int, width: int) -> int:
     return count_flops(lambda: model(x, t, cache))
 
 
-def measure_ours(config: UNetConfig, case: dict, variant: str) -> dict:
-    """Seconds of one call. variant: "plain", "packed" (weights in oneDNN's layout), "compiled" (torch.compile)."""
-    device, dtype = case["device"], DTYPES[case["dtype"]]
-    model = build(config, dtype, device)
-    if device == "cuda":
-        channels_last(model)
-    x = torch.randn(1, 4, case["frames"], case["height"], case["width"], device=device, dtype=dtype)
-    t = torch.full((1,), 500, device=device)
-    warmup, compile_seconds = 1, None
-    with torch.no_grad():
-        context = model.cache_context(torch.randn(1, TOKENS, config.context_dim, device=device, dtype=dtype))
-        call = model
+class Ours:
+    """UNet3D in this process. variant: "plain", "packed" (weights in oneDNN's layout), "compiled" (torch.compile)."""
+
+    def __init__(self, config: UNetConfig, case: dict, variant: str):
+        device, dtype = case["device"], DTYPES[case["dtype"]]
+        self.device, self.clock = device, time.process_time if case["processor_time"] else time.perf_counter
+        model = build(config, dtype, device)
+        if device == "cuda":
+            channels_last(model)
         if variant == "packed":
             pack(model)
-        elif variant == "compiled":
-            call = torch.compile(model, mode="max-autotune-no-cudagraphs" if device == "cuda" else None)
-            start = time.perf_counter()
-            call(x, t, context)
-            compile_seconds, warmup = time.perf_counter() - start, 3
-        if case["processor_time"]:
-            timing = processor_time(lambda: call(x, t, context), case["repeats"])
-        else:
-            timing = measure(lambda: call(x, t, context), case["repeats"], warmup, device)
-    parameters = sum(p.numel() for p in UNet3D(config, device="meta").parameters())
-    return {"parameters": parameters, "flops": flops(config, case["frames"], case["height"], case["width"]), "seconds": timing.seconds,
-            "compile s": compile_seconds}
+        mode = "max-autotune-no-cudagraphs" if device == "cuda" else None
+        self.network = torch.compile(model, mode=mode) if variant == "compiled" else model
+        x = torch.randn(1, 4, case["frames"], case["height"], case["width"], device=device, dtype=dtype)
+        with torch.no_grad():
+            context = model.cache_context(torch.randn(1, TOKENS, config.context_dim, device=device, dtype=dtype))
+        self.inputs = x, torch.full((1,), 500, device=device), context
+        parameters = sum(p.numel() for p in UNet3D(config, device="meta").parameters())
+        self.about = {"parameters": parameters, "flops": flops(config, case["frames"], case["height"], case["width"])}
+        first = self.seconds()
+        if variant == "compiled":
+            self.about["compile s"] = first
+            self.seconds(), self.seconds()
 
-
-def processor_time(fn: Callable[[], object], repeats: int) -> Timing:
-    """Processor seconds of `repeats` calls after one; with one thread, other work on the machine disturbs them little."""
-    seconds = []
-    for _ in range(repeats + 1):
-        start = time.process_time()
-        fn()
-        seconds.append(time.process_time() - start)
-    return Timing(tuple(seconds[1:]))
+    @torch.no_grad()
+    def seconds(self) -> float:
+        """Of one call."""
+        synchronize(self.device)
+        start = self.clock()
+        self.network(*self.inputs)
+        synchronize(self.device)
+        return self.clock() - start
 
 
 def reference_python() -> tuple[str, dict[str, str]] | None:
@@ -99,19 +109,60 @@ def reference_python() -> tuple[str, dict[str, str]] | None:
     return str(python), environment
 
 
-def measure_reference(name: str, case: dict) -> dict | None:
-    """Run `unet_reference.py` for the case; None when that is not possible here."""
-    if name == KEPT:
-        name, case = "official", {**case, "keep_memory": True}
-    found = reference_python() if name == "diffusers" else (sys.executable, dict(os.environ))
-    if found is None:
-        return None
-    python, environment = found
-    done = subprocess.run([python, HERE / "unet_reference.py", name, json.dumps(case)], capture_output=True, text=True, env=environment)
-    if done.returncode:
-        print(f"{name} is not measured: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'it failed'}", file=sys.stderr)
-        return None
-    return json.loads(done.stdout.strip().splitlines()[-1])
+class Other:
+    """Another network in a process of its own, which makes a call when it is asked to. Raises OSError where it cannot run."""
+
+    def __init__(self, name: str, case: dict):
+        if name == KEPT:
+            name, case = "official", {**case, "keep_memory": True}
+        found = reference_python() if name == "diffusers" else (sys.executable, dict(os.environ))
+        if found is None:
+            raise OSError("it has no environment")
+        self.errors = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen([found[0], HERE / "unet_reference.py", name, json.dumps(case)], text=True, env=found[1],
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)
+        self.about = json.loads(self._line())
+
+    def _line(self) -> str:
+        line = self.process.stdout.readline()
+        if not line:
+            self.close()
+            self.errors.seek(0)
+            raise OSError((self.errors.read().strip().splitlines() or ["it failed"])[-1])
+        return line
+
+    def seconds(self) -> float:
+        """Of one call."""
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return float(self._line())
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def in_turns(ours: Ours, others: Sequence[str], case: dict) -> dict[str, dict]:
+    """Calls of ours in turn with calls of every other network, one other after the other: a slow minute of the machine hits both.
+
+    Returns name -> {"seconds", "x": how many times faster ours was in the same minutes, and what is known of the network}; ours is "".
+    """
+    found: dict[str, dict] = {"": {**ours.about, "seconds": []}}
+    for name in others:
+        try:
+            other = Other(name, case)
+        except (OSError, ValueError) as error:
+            print(f"{name} is not measured: {error}", file=sys.stderr)
+            continue
+        pairs = [(other.seconds(), ours.seconds()) for _ in range(case["repeats"])]
+        other.close()
+        theirs, own = (Timing(times) for times in zip(*pairs))
+        found[name] = {**other.about, "seconds": list(theirs.seconds), "x": theirs.median / own.median}
+        found[""]["seconds"] += own.seconds
+    if not found[""]["seconds"]:
+        found[""]["seconds"] = [ours.seconds() for _ in range(case["repeats"])]
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -150,11 +201,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             case = {"frames": args.frames, "height": height, "width": width, "dtype": dtype, "device": args.device, "tokens": TOKENS,
                     "repeats": args.repeats, "threads": args.threads, "vgen": args.vgen,
                     "processor_time": args.processor_time, **vars(config)}
-            found: dict[str, dict | None] = {name: measure_reference(name, case) for name in others}
             for variant in variants:
-                found[f"UNet3D, {variant}"] = measure_ours(config, case, variant)
+                ours = Ours(config, case, variant)
+                found = in_turns(ours, others, case)
+                rows += table(found, variant, f"{args.frames} x {width * 8} x {height * 8}", dtype,
+                              None if args.processor_time else args.device)
+                del ours
                 release()
-            rows += table(found, f"{args.frames} x {width * 8} x {height * 8}", dtype, None if args.processor_time else args.device, others)
     tables = {"one call": rows}
     if not args.processor_time:
         tables["ceilings"] = ceilings_table(args.device)
@@ -163,23 +216,16 @@ def main(argv: Sequence[str] | None = None) -> None:
                  "fewer, and so can pass the ceiling. `x NAME`: how many times faster than NAME. All networks have random weights."])
 
 
-def table(found: dict[str, dict | None], size: str, dtype: str, device: str | None, others: list[str]) -> list[dict]:
-    """Rows of one case, every network with its share of the device's ceiling (none: left out) and its ratio to the others."""
+def table(found: dict[str, dict], variant: str, size: str, dtype: str, device: str | None) -> list[dict]:
+    """Rows of one case: the other networks, then ours, with its ratio to each; every one with its share of the device's ceiling."""
     rows = []
-    for name, result in found.items():
-        row = {"size": size, "type": dtype, "network": name}
-        if result is None:
-            rows.append({**row, "s": NOT_MEASURED})
-            continue
+    for name, result in sorted(found.items(), reverse=True):
         timing = Timing(tuple(result["seconds"]))
-        row |= {"M parameters": result["parameters"] / 1e6, "TFLOP": result["flops"] / 1e12, **timing.columns(),
-                **(of_ceiling(result["flops"], timing.median, dtype, device) if device else {})}
-        for other in others:
-            if other != name and found[other]:
-                row[f"x {other}"] = Timing(tuple(found[other]["seconds"])).median / timing.median
-        if result.get("compile s"):
-            row["compile s"] = result["compile s"]
-        rows.append(row)
+        rows.append({"size": size, "type": dtype, "network": name or f"UNet3D, {variant}", "M parameters": result["parameters"] / 1e6,
+                     "TFLOP": result["flops"] / 1e12, **timing.columns(),
+                     **(of_ceiling(result["flops"], timing.median, dtype, device) if device else {})})
+    rows[-1] |= {f"x {name}": other["x"] for name, other in found.items() if name}
+    rows[-1] |= {"compile s": found[""]["compile s"]} if "compile s" in found[""] else {}
     return rows
 
 

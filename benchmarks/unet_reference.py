@@ -69,7 +69,7 @@ def official_unet(case: dict) -> nn.Module:
 
 @torch.no_grad()
 def main() -> None:
-    """Print {"parameters", "flops", "seconds": [...]} for the case given as JSON."""
+    """Print {"parameters", "flops"} of the case given as JSON, then, for every line read, the seconds of one call."""
     name, case = sys.argv[1], json.loads(sys.argv[2])
     device, dtype = torch.device(case["device"]), getattr(torch, case["dtype"])
     if case.get("threads"):
@@ -96,16 +96,15 @@ def main() -> None:
         t = torch.full((1,), 500, device=device)
         return model(x, t, context).sample if name == "diffusers" else model(x, t, y=context)
 
-    def timed() -> float:
+    with FlopCounterMode(display=False) as counter:                              # the warm-up call
+        call()
+    print(json.dumps({"parameters": sum(p.numel() for p in model.parameters()), "flops": counter.get_total_flops()}), flush=True)
+    for _ in sys.stdin:
         start = clock()
         call()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        return clock() - start
-    with FlopCounterMode(display=False) as counter:                              # the warm-up call
-        call()
-    print(json.dumps({"parameters": sum(p.numel() for p in model.parameters()), "flops": counter.get_total_flops(),
-                      "seconds": [timed() for _ in range(case["repeats"])]}))
+        print(clock() - start, flush=True)
 
 
 if __name__ == "__main__":
