@@ -129,7 +129,8 @@ class VideoFromComponents:
 
 
 def host_modules(models: Path) -> dict[str, types.ModuleType]:
-    names = ["comfy", "comfy.conds", "comfy.latent_formats", "comfy.ldm", "comfy.ldm.models", "comfy.ldm.models.autoencoder",
+    names = ["comfy", "comfy.cli_args", "comfy.conds",
+             "comfy.latent_formats", "comfy.ldm", "comfy.ldm.models", "comfy.ldm.models.autoencoder",
              "comfy.model_base",
              "comfy.model_management", "comfy.model_patcher", "comfy.ops", "comfy.sd", "comfy.supported_models_base", "comfy.utils",
              "comfy.sample", "comfy.samplers", "latent_preview", "folder_paths", "comfy_api", "comfy_api.latest"]
@@ -145,6 +146,7 @@ def host_modules(models: Path) -> dict[str, types.ModuleType]:
     management.throw_exception_if_processing_interrupted = lambda: None
     management.load_models_gpu = lambda models, memory_required=0: None
     management.vae_dtype = lambda device, allowed: torch.float32
+    modules["comfy.cli_args"].args = SimpleNamespace(fp32_vae=True, force_fp32=False)       # results are compared in float32
     management.dtype_size = lambda dtype: dtype.itemsize
     modules["comfy.ops"].disable_weight_init = torch.nn
     modules["comfy.model_patcher"].ModelPatcher = ModelPatcher
