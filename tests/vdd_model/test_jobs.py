@@ -146,8 +146,16 @@ def test_kill_9_loses_nothing(tmp_path, clip_150):
     assert decoded(target) == decoded(tmp_path / "whole.mp4")
 
 
+@pytest.fixture
+def interruptible():
+    """Python's own answer to Ctrl-C, also where a shell started the tests in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("how, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signals_leave_nothing_under_the_name(tmp_path, clip_150, how, code, capfd):
+def test_signals_leave_nothing_under_the_name(tmp_path, clip_150, how, code, capfd, interruptible):
     class Signalled(IdentityDeblurrer):
         def stream(self, *args, **keys):
             for count, chunk in enumerate(super().stream(*args, **keys)):
