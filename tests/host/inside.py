@@ -186,8 +186,6 @@ def checks(folder, checkpoint):
             "text conditioning": message(comfy.sample.sample, model, noise, 1, 1.0, "euler", "simple", [[encoders.null_text, {}]],
                                          [[encoders.null_text, {}]], samples, seed=7, disable_pbar=True),
         }
-        sys.modules["open_clip"] = sys.modules["open_clip.transformer"] = None
-        result["refusals"]["no open_clip"] = message(nodes["VDDLoadCheckpoint"].execute, choice, "auto")
     result["core_nodes"] = len(host_nodes.NODE_CLASS_MAPPINGS)
     print("\n" + json.dumps(result))
 

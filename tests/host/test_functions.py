@@ -64,7 +64,6 @@ def test_noise_mask_keeps_what_it_covers(checked):
     ("image latent", "Encode Blurred Clip"),
     ("other frames", "connect the frames that were encoded"),
     ("text conditioning", "Encode Blurred Clip"),
-    ("no open_clip", "pip install open_clip_torch"),
 ])
 def test_refusals_are_sentences(checked, case, words):
     assert words in checked["refusals"][case]
