@@ -2,9 +2,9 @@
 
     python -m benchmarks [--device cuda] [--full] [--only NAME ...] [--checkpoint small] [--out FOLDER]
 
-On two CPU cores it takes less than 15 minutes. The full-size UNet is measured against VGen's own module where $VDD_VGEN names a checkout,
-else against diffusers. --full does both, and adds torch.compile, 448 x 256, repeats, every number of steps at 480p and 720p five times,
-1080p and 2,000 frames. What needs a GPU says "not measured" where there is none.
+On two CPU cores it takes about a quarter of an hour. The full-size UNet is measured against VGen's own module where $VDD_VGEN names a
+checkout, else against diffusers. --full does both, and adds torch.compile, 448 x 256, repeats, every number of steps at 480p and 720p five
+times, 1080p and 2,000 frames. What needs a GPU says "not measured" where there is none.
 """
 from __future__ import annotations
 

@@ -213,10 +213,10 @@ def random_model(name: str = "small"):
     return model
 
 
-def parser(description: str | None, *, frames: int = 16, size: tuple[int, int] = (256, 256)) -> argparse.ArgumentParser:
+def parser(description: str | None, size: tuple[int, int] = (256, 256)) -> argparse.ArgumentParser:
     """The options that the benchmarks of one clip share."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--frames", type=int, default=frames)
+    made.add_argument("--frames", type=int, default=16)
     made.add_argument("--size", type=int, nargs=2, default=list(size), metavar=("WIDTH", "HEIGHT"))
     made.add_argument("--device", default="cpu")
     made.add_argument("--checkpoint", default="small")

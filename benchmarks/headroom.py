@@ -3,8 +3,8 @@
     python -m benchmarks.headroom [--data FOLDER] [--window 17]
 
 One frame of every clip of `make score` is restored by Wiener filters against straight motion blur of many lengths and directions; the
-oracle sees the truth and takes for every pixel the filter whose error is the smallest in the window about it. What it gains is a
-ceiling for any method that estimates a straight blur and undoes it, and a yardstick for the model's own gain.
+oracle sees the truth and takes for every pixel the filter whose error is the smallest in the window about it. What it gains is about
+what a method can hope for that estimates a straight blur and undoes it, and a yardstick for the model's own gain.
 """
 from __future__ import annotations
 

@@ -117,6 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
     a = parser.parse_args(arguments)
 
     def work() -> None:
+        """All that can fail with a sentence."""
         deblurrer = Deblurrer(a.checkpoint, device=a.device, dtype=getattr(torch, a.dtype) if a.dtype else None)
         if not a.data.is_dir():
             raise UserError(f"the test clips are not here: there is no folder {a.data} (give it with --data)")

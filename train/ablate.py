@@ -49,10 +49,12 @@ def variants(config: TrainConfig) -> dict[str, tuple[StageConfig, ...]]:
     alone = replace(second, **budget, batch=second.batch, loss=replace(second.loss, latent=second.loss.latent or first.loss.latent))
 
     def without(stage: StageConfig, prefix: str) -> StageConfig:
+        """The stage with these parameters frozen, and no loss on encoder 2's latents."""
         trainable = stage.trainable or TRAINABLE[stage.kind]
         return replace(stage, trainable=tuple(p for p in trainable if not p.startswith(prefix)), loss=replace(stage.loss, latent=0.0))
 
     def incoherent(stage: StageConfig) -> StageConfig:
+        """The stage without the coherence loss (paper eq. 4)."""
         return replace(stage, loss=replace(stage.loss, coherence=0.0))
 
     return {

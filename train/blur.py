@@ -279,6 +279,7 @@ def _compose_sharp(textures: Sequence[Tensor], matrices: Sequence[np.ndarray], s
     """The same from sRGB textures (layers not premultiplied), bicubic. Interpolating in sRGB avoids rings about highlights; the
     layers are still laid over each other in the clip's own light, as in its blurred frames."""
     def colour(x: Tensor) -> Tensor:
+        """sRGB values -> the light that the clip is averaged in."""
         return camera.srgb_to_linear(x.clamp_(0, 1)) if linear else x.clamp_(0, 1)
 
     image = colour(_warp(textures[0], matrices[0], (0, 0, size, size), "bicubic", "border"))

@@ -382,6 +382,7 @@ def main(arguments: list[str] | None = None) -> int:
     a = parser.parse_args(arguments)
 
     def work() -> None:
+        """All that can fail with a sentence."""
         if a.download_lpips:
             metrics.lpips_model(download=True)
         options = DeblurOptions(guidance=a.guidance, fidelity=a.fidelity, seed=a.seed, window=a.window, overlap=a.overlap, tile=a.tile,

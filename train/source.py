@@ -26,7 +26,8 @@ class ClipSource(Protocol):
 
     unreadable: dict[str, str]           # files that were left out so far, with the reason
 
-    def batch(self, seed: int, indices: Sequence[int], *, num_frames: int, size: int, device: torch.device | str) -> Clips: ...
+    def batch(self, seed: int, indices: Sequence[int], *, num_frames: int, size: int, device: torch.device | str) -> Clips:
+        """Samples `indices` of stream `seed`, each of `num_frames` frames of `size` x `size` pixels. Raises DataError."""
 
 
 def open_source(config: TrainConfig, stage: StageConfig) -> ClipSource:

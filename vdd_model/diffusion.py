@@ -25,6 +25,7 @@ class Schedule:
 
     @property
     def num_timesteps(self) -> int:
+        """T: timesteps are 0 .. T - 1."""
         return len(self.alpha_bar)
 
 

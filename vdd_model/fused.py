@@ -24,6 +24,7 @@ _WORTH_FILTERING = 1 << 18      # weights in a convolution that Winograd's filte
 
 @functools.cache
 def supports(dtype: torch.dtype) -> bool:
+    """Whether oneDNN computes in this type on this processor (x86, float32 or bfloat16)."""
     if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and _onednn._is_mkldnn_bf16_supported())
@@ -72,6 +73,7 @@ def pointwise_conv(conv1d: type[nn.Conv1d]) -> type[nn.Conv1d]:
         fusible = conv1d is nn.Conv1d
 
         def matrix(self) -> Tensor:
+            """Without the kernel's last axis, which is 1."""
             return self.weight[..., 0]
 
         def forward(self, x: Tensor) -> Tensor:
@@ -90,6 +92,7 @@ def frame_conv(conv3d: type[nn.Conv3d]) -> type[nn.Conv3d]:
         fusible = conv3d is nn.Conv3d
 
         def matrix(self) -> Tensor:
+            """Without the kernel's last axis, which is 1."""
             return self.weight[..., 0]
 
         def forward(self, x: Tensor) -> Tensor:

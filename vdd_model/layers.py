@@ -182,6 +182,7 @@ class TemporalConv(nn.Module):
         make_conv = frame_conv(operations.Conv3d)
 
         def layer(*middle: nn.Module) -> nn.Sequential:
+            """Norm, SiLU, `middle`, convolution."""
             return nn.Sequential(operations.GroupNorm(groups, dim, **kw), nn.SiLU(), *middle,
                                  make_conv(dim, dim, (3, 1, 1), padding=(1, 0, 0), **kw))
         self.conv1 = layer()

@@ -54,6 +54,7 @@ class Shake:
         one, zero = torch.ones_like(yaw), torch.zeros_like(yaw)
 
         def matrix(*rows) -> Tensor:
+            """Three rows of three (T,) -> (T, 3, 3)."""
             return torch.stack([torch.stack(row, -1) for row in rows], -2)
 
         turn_x = matrix((yaw.cos(), zero, yaw.sin()), (zero, one, zero), (-yaw.sin(), zero, yaw.cos()))

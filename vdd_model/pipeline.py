@@ -178,6 +178,7 @@ class _Run:
         self.tiling: Tiling | None = None
 
     def stream(self, frames: Iterable[Tensor], input_start: int) -> Iterator[Tensor]:
+        """Blurred frames (H, W, 3) in [0, 1], the first with index `input_start` in the clip -> deblurred chunks (n, H, W, 3)."""
         options = self.options
         window, stride, shared = options.window, options.stride, options.shared
         target = self.first_frame // stride              # the window whose frames are the first to be given
