@@ -212,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.processor_time:
         tables["ceilings"] = ceilings_table(args.device)
     write("unet", tables, {"dim": args.dim, "repeats": args.repeats, "clock": clock}, device=args.device,
-          notes=["FLOPs: two per multiply-add of the plain products and convolutions; Winograd's filtering (float32, packed) makes do with "
+          notes=["FLOPs: two per multiply-add of the plain products and convolutions; Winograd's filtering (packed) makes do with "
                  "fewer, and so can pass the ceiling. `x NAME`: how many times faster than NAME. All networks have random weights."])
 
 

@@ -123,9 +123,8 @@ def pack(model: nn.Module) -> nn.Module:
     """Put the weights of all layers that can be fused into oneDNN's layout, in place of the plain ones.
 
     Float32 or bfloat16 models on a CPU; what cannot be packed or would gain nothing (small convolutions) stays as it is. No more memory
-    than before, but for the matrices of Winograd's filtering (float32 only: in bfloat16 its sums would round too much), which take a
-    third more than a temporal kernel and 7/9 more than a 3 x 3 one. Afterwards the model can only infer: not be saved, moved or trained.
-    Returns the model.
+    than before, but for the matrices of Winograd's filtering, which take a third more than a temporal kernel and 7/9 more than a 3 x 3
+    one. Afterwards the model can only infer: not be saved, moved or trained. Returns the model.
     """
     for layer in model.modules():
         if not getattr(layer, "fusible", False) or layer.packed or layer.weight.device.type != "cpu" or not supports(layer.weight.dtype):
@@ -158,8 +157,7 @@ def _is_pointwise(layer: nn.Module) -> bool:
 def _can_filter(layer: nn.Module) -> bool:
     """Whether `winograd` can and should do this convolution."""
     kernels = ((3, 3), (1, 1)), ((3, 1, 1), (1, 0, 0))
-    return ((layer.kernel_size, layer.padding) in kernels and set(layer.stride) == set(layer.dilation) == {1} and layer.groups == 1
-            and (layer.enlarges or layer.weight.dtype == torch.float32))
+    return (layer.kernel_size, layer.padding) in kernels and set(layer.stride) == set(layer.dilation) == {1} and layer.groups == 1
 
 
 def channels_last(model: nn.Module) -> nn.Module:
@@ -177,9 +175,7 @@ def linear(layer: nn.Module, x: Tensor, add: Tensor | None = None) -> Tensor:
     if not fuses(layer, x) or (add is not None and add.dtype != x.dtype):
         return layer(x) if add is None else residual(layer(x), add)
     weight = layer.packed[0] if layer.packed else layer.matrix()
-    if add is None:
-        return _product(weight, layer.bias, x)
-    return _onednn._linear_pointwise.binary(x, add, weight, layer.bias, "add")
+    return _product(weight, layer.bias, x, add)
 
 
 def geglu(layer: nn.Module, x: Tensor) -> Tensor:
@@ -224,8 +220,10 @@ def _filtered(layer: nn.Module, x: Tensor, add: Tensor | None) -> Tensor:
     return rows.permute(0, 3, 1, 2)
 
 
-def _product(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    return _onednn._linear_pointwise(x, weight, bias, "none", [], "")
+def _product(weight: Tensor, bias: Tensor | None, x: Tensor, add: Tensor | None = None) -> Tensor:
+    if add is None:
+        return _onednn._linear_pointwise(x, weight, bias, "none", [], "")
+    return _onednn._linear_pointwise.binary(x, add, weight, bias, "add")
 
 
 def residual(branch: Tensor, x: Tensor) -> Tensor:

@@ -29,12 +29,13 @@ def _filters(first: Tensor, middle: Tensor, last: Tensor, enlarged: bool) -> tup
     return (first, total, last) if enlarged else (first, total / 2, total / 2 - middle, last)
 
 
-def convolve(x: Tensor, products: Sequence[Callable[[Tensor], Tensor]], out_channels: int, axes: tuple[int, ...], *,
+def convolve(x: Tensor, products: Sequence[Callable[..., Tensor]], out_channels: int, axes: tuple[int, ...], *,
              enlarged: bool = False, add: Tensor | None = None) -> Tensor:
     """Convolution of x (N, H, W, C) along `axes`, (1, 2) or (1,), with zeros around it; plus `add`, of the output's shape.
 
-    products: the multiplications (..., C) -> (..., out_channels) by the matrices of `filters`; the one that is second along each axis adds
-    the bias. enlarged: convolve x enlarged two times, along both axes. Returns (N, H, W, out_channels), or 2H x 2W. Inference only.
+    products: functions (x, add) -> (..., out_channels), the multiplications of rows (..., C) by the matrices of `filters`, plus `add`
+    (a tensor or None); the one that is second along each axis adds the bias. enlarged: convolve x enlarged two times, along both axes.
+    Returns (N, H, W, out_channels), or 2H x 2W. Inference only.
     """
     n, *sides = x.shape[:3]
     odd = [side % 2 if axis in axes and not enlarged else 0 for axis, side in zip((1, 2), sides)]
@@ -48,33 +49,38 @@ def convolve(x: Tensor, products: Sequence[Callable[[Tensor], Tensor]], out_chan
     for start in range(0, length, chunk):
         part = slice(start, start + chunk)
         at = (part,) if axis == 0 else (slice(None), slice(None), part)
-        _convolve(F.pad(x[at], margins), products, axes, enlarged, out[at])
+        _convolve(F.pad(x[at], margins), products, axes, enlarged, out=out[at])
         if add is not None:
             out[at][:, :height, :width].add_(add[at])
     return out[:, :height, :width].contiguous()
 
 
-def _convolve(x: Tensor, products: Sequence[Callable[[Tensor], Tensor]], axes: tuple[int, ...], enlarged: bool,
-              out: Tensor | None = None) -> Tensor:
+def _convolve(x: Tensor, products: Sequence[Callable[..., Tensor]], axes: tuple[int, ...], enlarged: bool,
+              add: Tensor | None = None, out: Tensor | None = None) -> Tensor:
     """One axis after the other. x has its margins; `out` takes the result where it is given."""
     if not axes:
-        return products[0](x)
+        return products[0](x, add)
     axis, *rest = axes
     if enlarged:
         before, here, after = x.unfold(axis, 3, 1).unbind(-1)
         inputs = (before - here, here, after - here)
     else:
         a, b, c, d = x.unfold(axis, 4, 2).unbind(-1)
-        inputs = (a - c, b + c, c - b, b - d)
+        inputs = (a - c, b + c, c - b, d - b)
     share = len(products) // len(inputs)
-    m = [_convolve(each, products[i * share:(i + 1) * share], tuple(rest), enlarged) for i, each in enumerate(inputs)]
-    if out is None:
-        out = m[0].new_empty([size * 2 if i == axis else size for i, size in enumerate(m[0].shape)])
-    even, odd = out.unflatten(axis, (-1, 2)).unbind(axis + 1)
+
+    def product(i: int, plus: Tensor | None = None) -> Tensor:
+        return _convolve(inputs[i], products[i * share:(i + 1) * share], tuple(rest), enlarged, plus)
     if enlarged:
-        torch.add(m[0], m[1], out=even)
-        torch.add(m[1], m[2], out=odd)
+        even = odd = product(1)
     else:
-        torch.add(m[0].add_(m[1]), m[2], out=even)
-        torch.sub(m[1].sub_(m[2]), m[3], out=odd)
+        m1, m2 = product(1), product(2)
+        even, odd = m1 + m2, m1.sub_(m2)
+    even, odd = product(0, even), product(len(inputs) - 1, odd)         # the sums are made inside of the last products
+    if out is None:
+        out = even.new_empty([size * 2 if i == axis else size for i, size in enumerate(even.shape)])
+    places = out.unflatten(axis, (-1, 2)).unbind(axis + 1)
+    extra = (None, None) if add is None else add.unflatten(axis, (-1, 2)).unbind(axis + 1)
+    for place, value, more in zip(places, (even, odd), extra):
+        place.copy_(value) if more is None else torch.add(value, more, out=place)
     return out
