@@ -50,6 +50,7 @@ class StageConfig:
     lr: float = 5e-5
     min_lr: float = 0.0                   # where the cosine ends, as a fraction of lr
     warmup: int = 100                     # steps
+    optimizer: str = "adamw"              # or muon: matrices take orthogonalised steps (train.muon); not with fsdp
     weight_decay: float = 0.01
     betas: tuple[float, ...] = (0.9, 0.999)
     eps: float = 1e-8
@@ -177,6 +178,8 @@ def check(config: TrainConfig) -> TrainConfig:
         _require(stage.batch % stage.accumulation == 0, f"{at}: batch {stage.batch} is no multiple of accumulation {stage.accumulation}")
         _require(stage.frames >= 1, f"{at}.frames: at least 1, found {stage.frames}")
         _require(stage.crop > 0 and stage.crop % divisor == 0, f"{at}.crop: {stage.crop} is no multiple of {divisor}, the model's divisor")
+        _require(stage.optimizer in ("adamw", "muon"), f"{at}.optimizer: adamw or muon, found {stage.optimizer!r}")
+        _require(stage.optimizer == "adamw" or not config.fsdp, f"{at}.optimizer: muon needs whole matrices; use adamw with fsdp")
         _require(len(stage.betas) == 2, f"{at}.betas: two numbers, found {len(stage.betas)}")
         _require(0 <= stage.last_timestep <= 1 and 0 <= stage.image_dropout <= 1, f"{at}: probabilities lie in [0, 1]")
         blur_config(config, stage)

@@ -23,6 +23,7 @@ from . import state as states
 from . import validate as checks
 from .cache import FrozenCache, cache_key
 from .config import StageConfig, TrainConfig
+from .muon import Muon
 from .source import Ahead, open_source
 from .stages import StageLoss, generator, latent_std, set_latent_scale, set_trainable, start_encoders, start_from_prior
 
@@ -148,8 +149,9 @@ class Run:
             module = accelerator.prepare(module)
         by_name = dict(self.model.named_parameters())
         parameters = [by_name[name] for name in names]
-        optimizer = torch.optim.AdamW(parameters, lr=stage.lr, betas=tuple(stage.betas), eps=stage.eps, weight_decay=stage.weight_decay,
-                                      fused=not config.fsdp)
+        make = Muon if stage.optimizer == "muon" else torch.optim.AdamW
+        optimizer = make(parameters, lr=stage.lr, betas=tuple(stage.betas), eps=stage.eps, weight_decay=stage.weight_decay,
+                         fused=not config.fsdp)
         seed = _seed(config.seed, 0 if config.data.samples else number)
         cache = None
         if config.data.samples and stage.kind in ("denoiser", "stage1", "stage2") and not config.fsdp:

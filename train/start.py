@@ -16,6 +16,7 @@ from vdd_model.model import DeblurModel
 
 from . import state as states
 from .config import TrainConfig, differences, model_config
+from .groupnorm import use_rows
 from .stages import set_latent_scale, trainable_names
 
 FREE_TO_CHANGE = ("root", "out", "init", "threads", "log_every", "keep", "save_every", "save_minutes", "validation", "trackers")
@@ -99,6 +100,8 @@ def prepare_model(model: DeblurModel, config: TrainConfig, device: torch.device)
         for parameter in model.parameters():
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    if device.type == "cpu":
+        use_rows(model)
     model.unet.gradient_checkpointing = config.gradient_checkpointing
     model = model.to(device).train()
     if config.compile:                                   # in place: parameter names stay

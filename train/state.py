@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vdd_model.errors import UserError
 from vdd_model.tensorfile import CheckpointError, read_header, read_tensors, write_tensors
 
+from .muon import Muon, is_matrix
 from .shard import local, part_of, whole, whole_state
 
 
@@ -173,12 +174,15 @@ def restore(state: State, work, progress: Progress) -> None:
     if not progress.step:
         return                                          # saved between two stages
     moments, average = [state.part(key) for key in MOMENTS], state.part("ema")
-    if set(moments[0]) != set(work.names) or (work.average.values and set(average) != set(work.names)):
-        raise UserError(f"{state.path}: its stage trains other parameters, or keeps other averages, than this configuration's stage "
+    seconds = {name for name, p in zip(work.names, work.parameters) if not (isinstance(work.optimizer, Muon) and is_matrix(p))}
+    if set(moments[0]) != set(work.names) or set(moments[1]) != seconds or (work.average.values and set(average) != set(work.names)):
+        raise UserError(f"{state.path}: its stage trains other parameters, or keeps other averages or moments, than this configuration's stage "
                         f"{progress.stage}; start a new run with `init` instead")
     for i, (name, parameter) in enumerate(zip(work.names, work.parameters)):
         held = {"step": torch.tensor(float(progress.step), device=parameter.device)}
         for key, values in zip(MOMENTS, moments):
+            if name not in values:
+                continue                                # a matrix that Muon steps has no second moment
             held[key] = torch.zeros_like(parameter)
             local(held[key]).copy_(part_of(values[name], parameter))
         work.optimizer.state[parameter] = held
