@@ -30,16 +30,25 @@ class Muon(torch.optim.AdamW):
     def step(self, closure=None):
         """One step. The matrices' gradients are None afterwards."""
         for group in self.param_groups:
+            alike: dict[tuple[int, ...], list[Tensor]] = {}
             for p in group["params"] if group["matrices"] else ():
-                if p.grad is None:
-                    continue
-                momentum = self.state[p].setdefault("exp_avg", torch.zeros_like(p))
-                momentum.lerp_(p.grad, 1 - self.momentum)
-                matrix = p.grad.lerp(momentum, self.momentum).flatten(1)                # Nesterov
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.sub_(orthogonalised(matrix).view(p.shape), alpha=0.2 * group["lr"] * max(matrix.shape)**0.5)
-                p.grad = None                                                           # AdamW's own step passes it over
+                if p.grad is not None:
+                    alike.setdefault(tuple(p.shape), []).append(p)
+            for parameters in alike.values():
+                self._step_matrices(parameters, group["lr"], group["weight_decay"])
         return super().step(closure)
+
+    def _step_matrices(self, parameters: list[Tensor], lr: float, weight_decay: float) -> None:
+        """Parameters of one shape, together: few kernels for many small matrices."""
+        gradients = [p.grad for p in parameters]
+        momenta = [self.state[p].setdefault("exp_avg", torch.zeros_like(p)) for p in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
+        nesterov = torch.stack(torch._foreach_lerp(gradients, momenta, self.momentum)).flatten(2)
+        steps = orthogonalised(nesterov).view(-1, *parameters[0].shape)
+        torch._foreach_mul_(parameters, 1 - lr * weight_decay)
+        torch._foreach_add_(parameters, list(steps), alpha=-0.2 * lr * max(nesterov.shape[1:])**0.5)
+        for p in parameters:
+            p.grad = None                                      # AdamW's own step passes it over
 
 
 def is_matrix(p: Tensor) -> bool:
@@ -47,12 +56,14 @@ def is_matrix(p: Tensor) -> bool:
     return p.ndim >= 2 and p.shape[0] >= _SMALLEST and p.shape[1] > 1 and p[0].numel() >= _SMALLEST
 
 
-def orthogonalised(matrix: Tensor) -> Tensor:
-    """U V' of matrix = U S V' (R, C), to about 0.7 ... 1.2 in the singular values; in float32."""
+def orthogonalised(matrices: Tensor) -> Tensor:
+    """U V' of every U S V' in matrices (..., R, C), to about 0.7 ... 1.2 in the singular values; in float32."""
     a, b, c = _QUINTIC
-    x = matrix.float() / (matrix.norm().float() + 1e-7)
-    x = x.T if x.shape[0] > x.shape[1] else x
+    x = matrices.float()
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
     for _ in range(_ITERATIONS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return x.mT if tall else x

@@ -176,8 +176,8 @@ def restore(state: State, work, progress: Progress) -> None:
     moments, average = [state.part(key) for key in MOMENTS], state.part("ema")
     seconds = {name for name, p in zip(work.names, work.parameters) if not (isinstance(work.optimizer, Muon) and is_matrix(p))}
     if set(moments[0]) != set(work.names) or set(moments[1]) != seconds or (work.average.values and set(average) != set(work.names)):
-        raise UserError(f"{state.path}: its stage trains other parameters, or keeps other averages or moments, than this configuration's stage "
-                        f"{progress.stage}; start a new run with `init` instead")
+        raise UserError(f"{state.path}: its stage trains other parameters, or keeps other averages or moments, than this configuration's "
+                        f"stage {progress.stage}; start a new run with `init` instead")
     for i, (name, parameter) in enumerate(zip(work.names, work.parameters)):
         held = {"step": torch.tensor(float(progress.step), device=parameter.device)}
         for key, values in zip(MOMENTS, moments):
