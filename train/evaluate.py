@@ -25,6 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vdd_model import metrics, report
+from vdd_model.config import ConfigError
 from vdd_model.errors import UserError
 from vdd_model.inference import to_frames, to_pixels
 from vdd_model.pipeline import DeblurOptions, Deblurrer
@@ -84,6 +85,9 @@ def pairs_of(found: Found, limit: int = 0, crop: int = 0, chosen: Iterable[str] 
 
 
 def _pair(clip: Sequence, count: int, crop: int) -> Pair:
+    if clip.blurred.size != clip.sharp.size:
+        sizes = " and ".join(f"{width} x {height}" for width, height in (clip.blurred.size, clip.sharp.size))
+        raise UserError(f"{clip.name}: its blurred and sharp frames differ in size ({sizes} pixels); a pair needs one size")
     return Pair(clip.name, count, lambda: read_frames(clip.blurred, count, crop), lambda: read_frames(clip.sharp, count, crop))
 
 
@@ -345,7 +349,7 @@ def exit_code(work: Callable[[], object]) -> int:
     """Do a command's work; what stops it becomes one sentence and an exit code."""
     try:
         work()
-    except (UserError, ValueError) as error:
+    except (UserError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -93,7 +93,8 @@ def open_container(path: Path):
     except av.EOFError:
         raise MediaError(f"{path} ends behind its header and holds not one frame") from None
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise MediaError(f"{path} is not a video that can be read, or its header is missing ({_reason(error)})") from error
+        raise MediaError(f"{path} is not a video that can be read, or its header is missing ({_reason(error)}); if a player opens it, "
+                         "convert it first, e.g. with ffmpeg") from error
     if set(container.format.name.split(",")) & NOT_VIDEO:
         container.close()
         raise MediaError(f"{path} is not a video (it looks like {container.format.long_name or container.format.name})")

@@ -4,6 +4,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -102,6 +103,17 @@ def test_one_sentence_for_the_user(gopro, tiny_checkpoint, tmp_path, capsys, mor
     assert quick(tiny_checkpoint, gopro, tmp_path, *more) == 1
     error = capsys.readouterr().err
     assert re.search(words, error) and error.count("\n") == 1
+
+
+def test_sizes_that_differ_are_one_sentence_and_a_mistake_of_ours_is_not(gopro, tiny_checkpoint, tmp_path, capsys):
+    root = tmp_path / "gopro"
+    shutil.copytree(gopro / "test" / "SEQ_A", root / "test" / "SEQ_A")
+    for path in (root / "test" / "SEQ_A" / "blur").iterdir():
+        report.to_image(torch.rand(20, 32, 3)).save(path)
+    assert quick(tiny_checkpoint, root, tmp_path) == 1
+    assert "SEQ_A: its blurred and sharp frames differ in size (32 x 20 and 32 x 24 pixels)" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="of ours"):
+        evaluate.exit_code(lambda: (_ for _ in ()).throw(ValueError("a mistake of ours")))
 
 
 def test_no_model_and_no_data(gopro, tiny_checkpoint, tmp_path, capsys):
