@@ -100,7 +100,7 @@ def prepare_model(model: DeblurModel, config: TrainConfig, device: torch.device)
         for parameter in model.parameters():
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    if device.type == "cpu":
+    if device.type == "cpu" and not config.compile:          # inductor makes a fast one by itself
         use_rows(model)
     model.unet.gradient_checkpointing = config.gradient_checkpointing
     model = model.to(device).train()
