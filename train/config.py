@@ -59,7 +59,7 @@ class StageConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     last_timestep: float = 0.0            # probability of t = T - 1 exactly (one-step use); the rest is uniform
     image_dropout: float = 0.1            # of the semantic tokens, never of the spatial condition
-    detach_latents: bool = True           # stage 3: no gradient through the UNet
+    detach_latents: bool = True           # stage 3: no gradient through the decoder's features into the UNet and encoder 2's latents
     fidelity: float = 1.0                 # stage 3: strength of the branch
     denoise: bool = True                  # stage 3: latents from the UNet; false: encoder 2's own (cheap warm-up of the pixel path)
     blur: dict[str, object] = field(default_factory=dict)   # keys of train.blur.BlurConfig that differ in this stage
