@@ -165,7 +165,7 @@ def save_curve(records: list[dict], path: Path) -> None:
         left.plot([p[-1]["total"] for p in parts], [sum(r["loss"] for r in p) / len(p) for p in parts], label=f"{kind[0]} {kind[1]}")
     left.set(xlabel="step", ylabel="loss", yscale="log" if all(r["loss"] > 0 for r in steps) else "linear")
     if steps:
-        left.legend()
+        left.legend(fontsize=7)
     checks = [r for r in records if r["type"] == "validation"]
     for group in ("pairs", "photos"):
         for column, style in (("blurred", ":"), ("autoencoder", "--"), ("plain", "-."), ("output", "-")):
