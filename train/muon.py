@@ -8,6 +8,7 @@ from torch import Tensor
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)      # Newton-Schulz: brings singular values from (0, 1] to about 1 in few steps (Jordan et al.)
 _ITERATIONS = 5
+_MOMENTUM = 0.95
 _SMALLEST = 16                            # sides of a matrix that has a spectrum worth speaking of
 
 
@@ -16,15 +17,14 @@ class Muon(torch.optim.AdamW):
 
     Muon (K. Jordan et al. 2024, kellerjordan.github.io/posts/muon), scaled to AdamW's step as in arXiv 2502.16982, so that both share one
     learning rate. A convolution's weight is the matrix (out, in x kernel). The momentum is kept as AdamW's `exp_avg`; a matrix has no
-    `exp_avg_sq`. Needs whole matrices, so not FSDP's parts.
+    `exp_avg_sq`. Needs whole matrices, so not FSDP's parts. (torch.optim.Muon, from torch 2.9 on, takes parameters of two axes only.)
     """
 
-    def __init__(self, parameters: Sequence[Tensor], *, momentum: float = 0.95, **adamw):
+    def __init__(self, parameters: Sequence[Tensor], **adamw):
         matrices = [p for p in parameters if is_matrix(p)]
         rest = [p for p in parameters if not is_matrix(p)]
         groups = [{"params": params, "matrices": which} for params, which in ((matrices, True), (rest, False)) if params]
         super().__init__(groups, **adamw)
-        self.momentum = momentum
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -42,8 +42,8 @@ class Muon(torch.optim.AdamW):
         """Parameters of one shape, together: few kernels for many small matrices."""
         gradients = [p.grad for p in parameters]
         momenta = [self.state[p].setdefault("exp_avg", torch.zeros_like(p)) for p in parameters]
-        torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
-        nesterov = torch.stack(torch._foreach_lerp(gradients, momenta, self.momentum)).flatten(2)
+        torch._foreach_lerp_(momenta, gradients, 1 - _MOMENTUM)
+        nesterov = torch.stack(torch._foreach_lerp(gradients, momenta, _MOMENTUM)).flatten(2)
         steps = orthogonalised(nesterov).view(-1, *parameters[0].shape)
         torch._foreach_mul_(parameters, 1 - lr * weight_decay)
         torch._foreach_add_(parameters, list(steps), alpha=-0.2 * lr * max(nesterov.shape[1:])**0.5)
@@ -52,7 +52,7 @@ class Muon(torch.optim.AdamW):
 
 
 def is_matrix(p: Tensor) -> bool:
-    """Whether Muon steps p: weights of hidden layers; not norms, biases, depthwise kernels, nor what makes or reads three colours."""
+    """Whether Muon steps p: weights of hidden layers; not norms, biases, depthwise kernels, nor narrow outputs."""
     return p.ndim >= 2 and p.shape[0] >= _SMALLEST and p.shape[1] > 1 and p[0].numel() >= _SMALLEST
 
 

@@ -156,10 +156,9 @@ class StageLoss(nn.Module):
         """Pixel losses on the model's own outputs. What does not train carries no gradient, so nothing is kept for it."""
         model = self.model
         code = model.encode_blurred(blurred)
-        if self.stage.denoise:
-            z0_hat = self._denoised(code, blurred, sharp, positions)
-        else:
-            z0_hat = code.latents.detach() if self.stage.detach_latents else code.latents
+        z0_hat = self._denoised(code, blurred, sharp, positions) if self.stage.denoise else code.latents
+        if self.stage.detach_latents:
+            z0_hat = z0_hat.detach()
         output = model.decode(z0_hat, code, blurred, fidelity=self.stage.fidelity)
         weights = self.stage.loss
         terms = {"pixel": losses.charbonnier(output, sharp)}

@@ -59,6 +59,7 @@ class DeblurOptions:
 
     def __post_init__(self):
         def check(ok: bool, name: str, allowed: str) -> None:
+            """Raise ConfigError for the option `name` unless `ok`."""
             if not ok:
                 raise ConfigError(f"{name} must be {allowed}, not {getattr(self, name)!r}")
 
@@ -239,6 +240,7 @@ class _Run:
 
     def _tick(self, stage: str) -> Callable[[], None]:
         def tick() -> None:
+            """Report the progress of `stage`."""
             if self.progress is not None:
                 self.progress(Progress(stage, self.done, self.total))
         return tick

@@ -70,6 +70,7 @@ def _convolve(x: Tensor, products: Sequence[Callable[..., Tensor]], axes: tuple[
     share = len(products) // len(inputs)
 
     def product(i: int, plus: Tensor | None = None) -> Tensor:
+        """Product i along this axis, convolved along those that are left, plus `plus`."""
         return _convolve(inputs[i], products[i * share:(i + 1) * share], tuple(rest), enlarged, plus)
     if enlarged:
         even = odd = product(1)

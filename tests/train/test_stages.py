@@ -73,6 +73,16 @@ def test_a_whole_run_moves_what_its_stages_say(tmp_path):
             assert torch.equal(first[name], first[name.replace("vae.", f"{encoder}.spatial_head.")])
 
 
+@pytest.mark.parametrize("detach", [True, False])
+def test_without_a_denoiser_the_decoder_passes_gradients_on_only_when_asked(detach):
+    model, seen = make_tiny_model(), []
+    what = stage("stage3", denoise=False, detach_latents=detach, trainable=("vae.fidelity.", "encoder2."))
+    set_trainable(model, what)
+    model.vae.decoder.mid.register_forward_hook(lambda module, inputs, output: seen.append(output.requires_grad))
+    StageLoss(model, what)(*clips(), range(4))["loss"].backward()
+    assert seen == [not detach]
+
+
 def test_no_gradient_is_kept_for_frozen_parts_of_stage_3():
     model = make_tiny_model()
     set_trainable(model, stage("stage3"))
