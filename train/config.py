@@ -57,7 +57,8 @@ class StageConfig:
     clip: float = 1.0                     # gradient norm; 0 = off
     trainable: tuple[str, ...] = ()       # prefixes of parameter names; empty = the kind's own
     loss: LossConfig = field(default_factory=LossConfig)
-    last_timestep: float = 0.0            # probability of t = T - 1 exactly (one-step use); the rest is uniform
+    last_timestep: float = 0.0            # probability of t = T - 1 exactly (one-step use)
+    timestep_power: float = 1.0           # the rest is T u^power, u uniform: 1 uniform, more: towards little noise, where detail is made
     image_dropout: float = 0.1            # of the semantic tokens, never of the spatial condition
     detach_latents: bool = True           # stage 3: no gradient through the decoder's features into the UNet and encoder 2's latents
     fidelity: float = 1.0                 # stage 3: strength of the branch
@@ -182,6 +183,7 @@ def check(config: TrainConfig) -> TrainConfig:
         _require(stage.optimizer == "adamw" or not config.fsdp, f"{at}.optimizer: muon needs whole matrices; use adamw with fsdp")
         _require(len(stage.betas) == 2, f"{at}.betas: two numbers, found {len(stage.betas)}")
         _require(0 <= stage.last_timestep <= 1 and 0 <= stage.image_dropout <= 1, f"{at}: probabilities lie in [0, 1]")
+        _require(stage.timestep_power > 0, f"{at}.timestep_power: more than 0 is needed, found {stage.timestep_power}")
         blur_config(config, stage)
     return config
 

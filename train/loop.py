@@ -72,7 +72,8 @@ class Run:
         self.accelerator = start.make_accelerator(config)
         main = self.accelerator.is_main_process
         self.say = (lambda text: say(text, flush=True)) if main and say is print else (say if main else lambda text: None)
-        self.device = self.accelerator.device
+        device = self.accelerator.device      # "cpu:0" and "cpu" differ to torch: `to` would copy what is already there, at every step
+        self.device = torch.device("cpu") if device.type == "cpu" else device
         start.check_split(config, self.accelerator.num_processes)
         self.restored = start.find_state(config, self.states, resume, self.say)
         model = start.make_model(config, self.restored, self.say)

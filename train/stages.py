@@ -92,10 +92,10 @@ class StageLoss(nn.Module):
                           for p in positions])
 
     def timesteps(self, positions: Sequence[int]) -> Tensor:
-        """(B,) integers on the CPU: T - 1 with probability `last_timestep`, else uniform over 0 .. T - 1."""
-        last = self.schedule.num_timesteps - 1
+        """(B,) integers on the CPU: T - 1 with probability `last_timestep`, else floor(T u^timestep_power) with u uniform in [0, 1)."""
+        total, share, power = self.schedule.num_timesteps, self.stage.last_timestep, self.stage.timestep_power
         draws = [torch.rand(2, generator=self._generator("cpu", "timestep", p)).tolist() for p in positions]
-        return torch.tensor([last if which < self.stage.last_timestep else min(int(where * (last + 1)), last) for which, where in draws])
+        return torch.tensor([total - 1 if which < share else int(total * where**power) for which, where in draws])
 
     def dropped(self, positions: Sequence[int]) -> Tensor:
         """(B,) booleans: whose semantic tokens are dropped (guidance's unconditional branch)."""

@@ -11,6 +11,7 @@ from training_tools import NO_VALIDATION, STAGES, losses, write_config
 
 from train import config as configs
 from train.__main__ import main
+from train.data import PhotoClips
 from train.loop import run
 from vdd_model.checkpoint import load
 
@@ -22,6 +23,16 @@ def process(rank: int, world: int, port: int, arguments: list[str]) -> None:
     """What `accelerate launch --cpu` starts: the environment of one process of a group."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1",
                       MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+    batch = PhotoClips.batch
+
+    def watched(self, *args, **options):
+        """A batch for which no photograph was copied: all are on the CPU already, whatever a process of a group calls it."""
+        photos = self.photos
+        made = batch(self, *args, **options)
+        assert self.photos is photos
+        return made
+
+    PhotoClips.batch = watched
     raise SystemExit(main(arguments))
 
 

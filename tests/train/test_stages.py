@@ -126,6 +126,13 @@ def test_timesteps_and_dropout_have_the_configured_shares():
     assert 0.17 < module.dropped(range(4000)).float().mean() < 0.23
 
 
+def test_timestep_power_draws_little_noise_more_often():
+    """P(t < T / 8) = (1 / 8)^(1 / 3) = 1 / 2 at power 3; every timestep stays possible."""
+    t = StageLoss(make_tiny_model(), stage("stage2", last_timestep=0.0, timestep_power=3.0), seed=0).timesteps(range(4000))
+    assert 0.47 < (t < 125).float().mean() < 0.53
+    assert t.min() == 0 and t.max() > 985
+
+
 def test_cached_outputs_of_the_frozen_encoders_give_the_same_loss():
     model = make_tiny_model()
     for kind in ("denoiser", "stage1", "stage2"):
