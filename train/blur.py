@@ -125,9 +125,11 @@ def _place(rng: np.random.Generator, photos: Sequence[Tensor], low: np.ndarray, 
     for the number of draws is random too. Returns the photograph's index and `_region`'s result."""
     best = None
     count = int(rng.integers(1, config.candidates + 1))
+    smallest = [1.25 * size / min(photo.shape[-2:]) for photo in photos]       # scale at which a photograph fills the crop, with room
+    large = [i for i, scale in enumerate(smallest) if scale <= config.scale[1]] or range(len(photos))
     for _ in range(count):
-        index = int(rng.integers(len(photos)))
-        scale = max(_log_uniform(rng, config.scale), 1.25 * size / min(photos[index].shape[-2:]))
+        index = large[int(rng.integers(len(large)))]     # enlarged beyond what is asked for, a photograph is no sharp truth
+        scale = max(_log_uniform(rng, config.scale), smallest[index])
         found = _region(rng, low, high, photos[index], scale, zoom, rng.random() < 0.5)
         detail = _detail(photos[index], found[0], scale) if count > 1 else 0
         if best is None or detail > best[0]:

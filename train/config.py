@@ -62,6 +62,7 @@ class StageConfig:
     image_dropout: float = 0.1            # of the semantic tokens, never of the spatial condition
     detach_latents: bool = True           # stage 3: no gradient through the decoder's features into the UNet and encoder 2's latents
     fidelity: float = 1.0                 # stage 3: strength of the branch
+    compile: bool = True                  # false: eager in a run that compiles, for a stage too short to win back what compiling takes
     denoise: bool = True                  # stage 3: latents from the UNet; false: encoder 2's own (cheap warm-up of the pixel path)
     blur: dict[str, object] = field(default_factory=dict)   # keys of train.blur.BlurConfig that differ in this stage
 

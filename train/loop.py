@@ -117,7 +117,10 @@ class Run:
             done, ending = self._agree(stage)
             if done >= 1 or ending:
                 break
-            self._step(work, stage.lr * learning_rate(stage, progress.step, done))
+            with self._stance(stage.compile):
+                self._step(work, stage.lr * learning_rate(stage, progress.step, done))
+            if config.compile and stage.compile and progress.step == first + 1:
+                clock = time.monotonic()                 # compiling is not training: a stage of one minute would be over before it began
             if len(self.pending) >= (1 if self.device.type == "cpu" else config.log_every):
                 self._flush()
             if progress.step % config.log_every == 0:
@@ -192,8 +195,8 @@ class Run:
         work.average.update()
         progress.step, progress.total, progress.averaged = progress.step + 1, progress.total + 1, work.average.updates
         self.keys = [*terms, "norm", "lr"]
-        extra = torch.tensor([rate], device=self.device)
-        self.pending.append((progress.step, torch.cat([torch.stack(rows).mean(0), norm.detach().float().reshape(1), extra]), files))
+        norm = norm.detach().float().reshape(1)
+        self.pending.append((progress.step, torch.cat([torch.stack(rows).mean(0), norm, torch.full_like(norm, rate)]), files))
 
     def _positions(self, stage: StageConfig, step: int, part: int) -> list[int]:
         """Which samples of the stage's endless row this process takes: independent of restarts; together all take the whole batch."""
@@ -217,13 +220,19 @@ class Run:
             return contextlib.nullcontext()
         return contextlib.nullcontext() if last else self.accelerator.no_sync(work.module)
 
+    def _stance(self, compiled: bool):
+        """Whether what is compiled in this run also runs compiled."""
+        return contextlib.nullcontext() if compiled or not self.config.compile else torch.compiler.set_stance("force_eager")
+
     def _agree(self, stage: StageConfig) -> tuple[float, bool]:
         """(share of the stage that is done, whether this call must end), the same in every process."""
         ending = self._any(bool(self.stop_signal) or (self.limit is not None and time.monotonic() - self.started > 60 * self.limit))
         if stage.steps:
             return self.progress.step / stage.steps, ending
-        seconds = torch.tensor(self.progress.seconds, dtype=torch.float64, device=self.device)
-        return self.accelerator.reduce(seconds, "mean").item() / (60 * stage.minutes), ending
+        seconds = self.progress.seconds
+        if self.accelerator.num_processes > 1:
+            seconds = self.accelerator.reduce(torch.tensor(seconds, dtype=torch.float64, device=self.device), "mean").item()
+        return seconds / (60 * stage.minutes), ending
 
     def _any(self, yes: bool) -> bool:
         """Whether it is so in any process."""
@@ -321,11 +330,10 @@ class Run:
         panel = self.folder / "panels" / f"{work.number:02d}-{work.stage.kind}-{self.progress.step:07d}.png"
         work.average.swap()
         self.model.eval()
-        eager = torch.compiler.set_stance("force_eager") if self.config.compile else contextlib.nullcontext()
         try:
             if self.config.fsdp:
                 work.module.unshard()
-            with eager, self.accelerator.autocast():
+            with self._stance(False), self.accelerator.autocast():
                 self.scores = checks.validate(self.model, self.clips, work.stage.kind, self.device, panel if main else None)
             if self.config.fsdp:
                 work.module.reshard()

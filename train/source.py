@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -47,16 +48,35 @@ class Ahead:
         self.source, self.workers = source, workers
         self.pool = ThreadPoolExecutor(max_workers=workers) if workers else None
         self.waiting: dict[tuple[int, ...], Future] = {}
+        self.lock, self.stream = threading.Lock(), None
 
     def batch(self, seed: int, indices: Sequence[int], following: Sequence[Sequence[int]] = (), **shape) -> Clips:
         """The batch `indices`; `following` lists the indices of the batches that will be asked for next."""
         if self.pool is None:
             return self.source.batch(seed, indices, **shape)
-        ready = self.waiting.pop(tuple(indices), None) or self.pool.submit(self.source.batch, seed, indices, **shape)
+        ready = self.waiting.pop(tuple(indices), None) or self.pool.submit(self._prepare, seed, indices, shape)
         for later in following:
             if tuple(later) not in self.waiting:
-                self.waiting[tuple(later)] = self.pool.submit(self.source.batch, seed, later, **shape)
-        return ready.result()
+                self.waiting[tuple(later)] = self.pool.submit(self._prepare, seed, later, shape)
+        clips, done = ready.result()
+        if done is not None:
+            current = torch.cuda.current_stream(clips.blurred.device)
+            current.wait_event(done)
+            for tensor in (clips.blurred, clips.sharp):
+                tensor.record_stream(current)            # its memory is not used anew before this stream is through with it
+        return clips
+
+    def _prepare(self, seed: int, indices: Sequence[int], shape: dict) -> tuple[Clips, torch.cuda.Event | None]:
+        """The batch, and on CUDA what to wait for: there it is made on a stream of its own, else it would wait for the training's."""
+        device = torch.device(shape["device"])
+        if device.type != "cuda":
+            return self.source.batch(seed, indices, **shape), None
+        with self.lock:
+            if self.stream is None:
+                self.stream = torch.cuda.Stream(device)
+        with torch.cuda.stream(self.stream):
+            clips = self.source.batch(seed, indices, **shape)
+            return clips, self.stream.record_event()
 
     def close(self) -> None:
         """Drop what nobody will ask for."""

@@ -53,7 +53,7 @@ class StageLoss(nn.Module):
     def __init__(self, model: nn.Module, stage: StageConfig, *, seed: int = 0, number: int = 0):
         super().__init__()
         self.model, self.stage, self.seed, self.number = model, stage, seed, number
-        self.schedule = diffusion.make_schedule(model.config.diffusion)
+        self.schedule = diffusion.make_schedule(model.config.diffusion).to(next(model.parameters()).device)
         self.perceptual = _lpips() if stage.loss.lpips else None
 
     def forward(self, blurred: Tensor, sharp: Tensor, positions: Sequence[int],
@@ -132,10 +132,10 @@ class StageLoss(nn.Module):
             image = condition.image
             if self.stage.loss.latent:
                 terms["latent"] = torch.nn.functional.mse_loss(latents.float(), z0.float())
-        t, noise = self.timesteps(positions), self.noise(positions, z0.shape, z0.device)
+        t = self.timesteps(positions).to(z0.device, non_blocking=True)
+        noise = self.noise(positions, z0.shape, z0.device)
         x_t, v = diffusion.q_sample(self.schedule, z0, t, noise), diffusion.v_target(self.schedule, z0, t, noise)
-        context = model.context(image, drop=self.dropped(positions).to(z0.device))
-        t = t.to(z0.device)
+        context = model.context(image, drop=self.dropped(positions).to(z0.device, non_blocking=True))
         v_hat = model.unet(x_t, t, context) if condition is None else model.predict_v(x_t, t, condition, context)
         return {"v": losses.v_loss(v_hat, v), "coherence": losses.coherence_loss(v_hat, v), **terms}
 
@@ -144,12 +144,13 @@ class StageLoss(nn.Module):
         model = self.model
         condition = model.condition(code.latents, blurred[:, :, blurred.shape[2] // 2])
         t, noise = self.timesteps(positions), self.noise(positions, code.latents.shape, blurred.device)
-        x_t = noise
-        if bool((t < self.schedule.num_timesteps - 1).any()):
-            x_t = diffusion.q_sample(self.schedule, model.encode_target(sharp), t, noise)
-        context = model.context(condition.image, drop=self.dropped(positions).to(noise.device))
+        noise_alone = bool((t == self.schedule.num_timesteps - 1).all())
+        t = t.to(noise.device, non_blocking=True)
+        # contiguous either way: a compiled UNet is made anew for every layout
+        x_t = noise if noise_alone else diffusion.q_sample(self.schedule, model.encode_target(sharp), t, noise).contiguous()
+        context = model.context(condition.image, drop=self.dropped(positions).to(noise.device, non_blocking=True))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stage.detach_latents):
-            v_hat = model.predict_v(x_t, t.to(noise.device), condition, context)
+            v_hat = model.predict_v(x_t, t, condition, context)
             return diffusion.x0_from_v(self.schedule, x_t, t, v_hat.float())
 
     def _fidelity(self, blurred: Tensor, sharp: Tensor, positions, cached) -> dict[str, Tensor]:

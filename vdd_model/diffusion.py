@@ -28,6 +28,11 @@ class Schedule:
         """T: timesteps are 0 .. T - 1."""
         return len(self.alpha_bar)
 
+    def to(self, device: torch.device | str) -> Schedule:
+        """The tables on `device`: looking up timesteps that are there need not wait for it. float32 where it has no float64."""
+        dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
+        return Schedule(*(table.to(dtype).to(device) for table in (self.alpha_bar, self.sqrt_alpha_bar, self.sqrt_one_minus_alpha_bar)))
+
 
 def make_schedule(config: DiffusionConfig) -> Schedule:
     """Betas linear in sqrt(beta) (VGen `linear_sd`), by default rescaled so that alpha_bar ends exactly on 0."""

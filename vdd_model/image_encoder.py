@@ -25,7 +25,7 @@ def preprocess(images: Tensor, size: int) -> Tensor:
     x = F.interpolate(images.float(), size=resized, mode="bicubic", antialias=True, align_corners=False)
     top, left = int(round((resized[0] - size) / 2.0)), int(round((resized[1] - size) / 2.0))
     x = x[..., top:top + size, left:left + size] * 0.5 + 0.5
-    mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (MEAN, STD))
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1).to(x.device, non_blocking=True) for v in (MEAN, STD))
     return (x - mean) / std
 
 

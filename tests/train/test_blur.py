@@ -233,3 +233,10 @@ def test_impossible_settings_are_refused_with_the_keys_name():
     for key, value in (("extent", (0.0, 5.0)), ("extent", (9.0, 5.0)), ("noise", 1.5), ("quality", (60.0,)), ("sub_step", 0.0)):
         with pytest.raises(ConfigError, match=key):
             BlurConfig(**{key: value})
+
+
+def test_no_photograph_is_enlarged_where_others_are_large_enough():
+    """A photograph of 100 pixels would have to grow for a crop of 96; one of 400 is there."""
+    photos = [torch.zeros(3, 100, 100, dtype=torch.uint8), torch.zeros(3, 400, 400, dtype=torch.uint8)]
+    assert {plan(photos, 1, i, 2, 96, BlurConfig(layers=0.0)).background.photo for i in range(20)} == {1}
+    assert {plan(photos[:1], 1, i, 2, 96, BlurConfig(layers=0.0)).background.photo for i in range(3)} == {0}

@@ -1,0 +1,36 @@
+"""What a run with `compile: true` compiles, and whose minutes that takes. Nothing is compiled here: it takes minutes."""
+from __future__ import annotations
+
+import time
+
+import torch
+from training_tools import NO_VALIDATION, STAGES, write_config
+
+from train import config as configs
+from train.loop import Run, run
+
+
+def test_a_stage_that_asks_for_it_runs_eagerly(tmp_path):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    path = write_config(tmp_path, [{**STAGES[3], "compile": False}], compile=True, validation=NO_VALIDATION)
+    assert run(configs.load(path), say=lambda text: None) is not None
+    assert not torch._dynamo.utils.counters["stats"]
+
+
+def test_the_first_step_compiles_and_takes_none_of_the_stages_minutes(tmp_path, monkeypatch):
+    steps = []
+
+    def step(self, work, rate):
+        """A step that takes longer than its stage, as one that compiles may."""
+        time.sleep(0.5 if not steps else 0.0)
+        steps.append(rate)
+        self.progress.step += 1
+        self.progress.total += 1
+
+    monkeypatch.setattr(Run, "_step", step)
+    stage = {key: value for key, value in STAGES[3].items() if key != "steps"} | {"minutes": 0.1 / 60}
+    for compiled in (True, False):
+        steps.clear()
+        run(configs.load(write_config(tmp_path / str(compiled), [stage], compile=compiled, validation=NO_VALIDATION)), say=lambda text: None)
+        assert (len(steps) > 1) == compiled
