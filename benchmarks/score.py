@@ -15,13 +15,14 @@ import json
 import os
 import statistics
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from train.blur import BlurConfig, synthesize
-from train.evaluate import Pair, Scored, exit_code, pairs_of, run, settings_of, steps_curve, steps_name
+from train.evaluate import Pair, Scored, exit_code, fingerprint_of, pairs_of, run, settings_of, steps_curve, steps_name
 from train.readers import find, read_photos
 from vdd_model import report
 from vdd_model.errors import UserError
@@ -141,7 +142,7 @@ def measure(a: argparse.Namespace, deblurrer: Deblurrer, sets: dict[str, list[Pa
     lines = [f"# Score of {a.checkpoint}", "", f"- parameters: {size:,}; file: {status.st_size / 1e6:.1f} MB", ""]
     results, totals = {}, {}
     for name, pairs in sets.items():
-        fingerprint = json.dumps([str(a.checkpoint), status.st_size, status.st_mtime_ns, SEED, a.frames, a.size, a.clip_frames])
+        fingerprint = fingerprint_of(a.checkpoint, deblurrer, options, a.data, True, SEED, asdict(BLUR), a.frames, a.size, a.clip_frames)
         scored = run(pairs, settings, parts=a.out / "parts" / name.replace(" ", "_"), fingerprint=fingerprint)
         results[name], totals[name] = (pairs, scored), scored.totals()
         frames = sum(p.num_frames for p in pairs)

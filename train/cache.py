@@ -45,10 +45,14 @@ class FrozenCache:
 
 
 def cache_key(config: TrainConfig, stage: StageConfig, seed: int, model: nn.Module) -> str:
-    """A name for what the frozen encoders say of the samples of this data, crop, seed and these weights."""
+    """A name for what the frozen encoders say of the samples of this data, crop, seed and these weights.
+
+    A stage that trains encoder 1's tower keeps no semantic vectors: those of a stage that does not would stand in for the tower.
+    """
     parts = {"data": dataclasses.asdict(config.data), "blur": stage.blur, "crop": stage.crop, "frames": stage.frames, "seed": seed,
              "root": str(Path(config.root).resolve()), "kind": "sharp" if stage.kind == "denoiser" else "blurred",
-             "precision": config.precision, "model": model.config.to_json()}
+             "precision": config.precision, "model": model.config.to_json(),
+             "tower": any(p.requires_grad for p in model.encoder1.semantic_head.parameters())}
     digest = hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8)
     for value in model.encoder1.state_dict().values():
         digest.update(value.detach().float().contiguous().cpu().numpy().tobytes())

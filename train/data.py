@@ -78,18 +78,29 @@ class RecordedClips:
     def _candidates(self, needed: int, size: int) -> list:
         """Sequences that are long and large enough."""
         if (needed, size) not in self._fitting:
-            fitting = []
+            fitting, unusable = [], {}
             for sequence in self.sequences:
                 try:
+                    self._check_sizes(sequence)
                     if len(sequence) >= needed and min(sequence.sharp.size) >= size:
                         fitting.append(sequence)
                 except DataError as error:
-                    self.unreadable[sequence.name] = str(error)
+                    unusable[sequence.name] = str(error)
+            self.unreadable |= unusable
+            if not fitting and len(unusable) == len(self.sequences):
+                raise DataError(f"none of the {len(unusable)} clips can be used; the first: {next(iter(unusable.values()))}")
             if not fitting:
                 raise DataError(f"none of the {len(self.sequences)} clips has {needed} frames of at least {size} x {size} pixels; "
                                 f"ask for fewer frames or a smaller crop (the first is {self.sequences[0].name})")
             self._fitting[needed, size] = fitting
         return self._fitting[needed, size]
+
+    @staticmethod
+    def _check_sizes(sequence) -> None:
+        """A crop of one size from two frames that differ in size shows two places, or a border that no camera saw."""
+        if sequence.blurred is not None and sequence.blurred.size != sequence.sharp.size:
+            sizes = " and ".join("{} x {}".format(*frames.size) for frames in (sequence.blurred, sequence.sharp))
+            raise DataError(f"{sequence.name}: its blurred and sharp frames differ in size ({sizes} pixels); a pair needs one size")
 
     def _sample(self, seed: int, index: int, num_frames: int, size: int) -> tuple[Tensor, Tensor, str]:
         rng = np.random.default_rng([seed, index])

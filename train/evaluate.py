@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
+import hashlib
 import io
 import json
 import sys
@@ -24,6 +26,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+import vdd_model
 from vdd_model import metrics, report
 from vdd_model.config import ConfigError
 from vdd_model.errors import UserError
@@ -199,7 +202,7 @@ def _file_name(text: str) -> str:
 
 
 def _known(part: Path | None, fingerprint: str, need_picture: bool) -> tuple[dict | None, Tensor | None]:
-    """A finished part of an earlier run, if it is of the same model and settings."""
+    """A finished part of an earlier run, if it is of the same fingerprint (`fingerprint_of`)."""
     try:
         data = json.loads(part.read_text())
         if data["fingerprint"] != fingerprint:
@@ -317,7 +320,7 @@ def evaluate(checkpoint, root: str | Path, out: str | Path, *, layout: str = "au
             "options": json.dumps(asdict(options))}
     notes = [note for note in [report.lpips_note() if lpips else "LPIPS was switched off.",
                                *_incomplete(found.layout, total), *(f"{p}." for p in found.problems)] if note]
-    fingerprint = json.dumps([str(checkpoint), _stamp(checkpoint), asdict(options), crop, limit, blur, str(root), lpips, warp])
+    fingerprint = fingerprint_of(checkpoint, deblurrer, options, Path(root), lpips, found.layout, crop, limit, blur, warp)
     settings = settings_of(deblurrer, steps, options)
     scored = run(pairs, settings, parts=folder / "parts", fingerprint=fingerprint, lpips=lpips, warp=warp, say=say)
     files = write_tables(scored, folder, head, notes) + write_figures(scored, folder)
@@ -326,6 +329,23 @@ def evaluate(checkpoint, root: str | Path, out: str | Path, *, layout: str = "au
         say(note)
     say("wrote " + ", ".join(str(f) for f in files))
     return scored
+
+
+def fingerprint_of(checkpoint, deblurrer: Deblurrer, options: DeblurOptions, root: Path, lpips: bool, *more) -> str:
+    """All that the numbers of one clip depend on, as text: two runs of one fingerprint may share finished parts. `more` is JSON-able."""
+    dtype = next(deblurrer.model.vae.parameters()).dtype
+    return json.dumps([str(checkpoint), _stamp(checkpoint), str(deblurrer.device), str(dtype), asdict(options), str(root.resolve()),
+                       lpips and not report.lpips_note(), code_version(), *more])
+
+
+@functools.lru_cache(maxsize=1)
+def code_version() -> str:
+    """A digest of the sources of the model and of the training: numbers of other code are other numbers."""
+    digest = hashlib.blake2b(digest_size=8)
+    for package in (Path(vdd_model.__file__).parent, Path(__file__).parent):
+        for path in sorted(package.rglob("*.py")):
+            digest.update(path.relative_to(package.parent).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _stamp(checkpoint) -> list:

@@ -41,7 +41,10 @@ class Muon(torch.optim.AdamW):
     def _step_matrices(self, parameters: list[Tensor], lr: float, weight_decay: float) -> None:
         """Parameters of one shape, together: few kernels for many small matrices."""
         gradients = [p.grad for p in parameters]
-        momenta = [self.state[p].setdefault("exp_avg", torch.zeros_like(p)) for p in parameters]
+        for p in parameters:
+            if "exp_avg" not in self.state[p]:
+                self.state[p]["exp_avg"] = torch.zeros_like(p)
+        momenta = [self.state[p]["exp_avg"] for p in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - _MOMENTUM)
         nesterov = torch.stack(torch._foreach_lerp(gradients, momenta, _MOMENTUM)).flatten(2)
         steps = orthogonalised(nesterov).view(-1, *parameters[0].shape)

@@ -47,10 +47,12 @@ class Frames(Protocol):
         """Frames (len(numbers), 3, h, w) uint8 RGB. Raises DataError naming the file."""
 
 
-def read_picture(file: Path | io.BytesIO, box: Box | None = None, name: str = "") -> Tensor:
-    """(3, H, W) uint8 RGB; `box` cuts. Raises DataError naming the file."""
+def read_picture(file: Path | io.BytesIO, box: Box | None = None, name: str = "", size: tuple[int, int] | None = None) -> Tensor:
+    """(3, H, W) uint8 RGB; `box` cuts. Raises DataError naming the file, also when the whole picture is not of `size` (width, height)."""
     try:
         with Image.open(file) as image:
+            if size and image.size != size:
+                raise DataError("{}: {} x {} pixels, the clip's first frame has {} x {}".format(name or file, *image.size, *size))
             picture = image.crop(box) if box else image
             return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
     except (OSError, SyntaxError, ValueError) as error:      # Pillow's own for broken files
@@ -77,7 +79,12 @@ class PictureFrames:
 
     def read(self, numbers: range, box: Box | None = None) -> Tensor:
         paths = [self.paths[i] for i in numbers]
-        frames = list(_pool().map(lambda path: read_picture(path, box), paths)) if len(paths) > 1 else [read_picture(paths[0], box)]
+        size = self.size if box else None               # a box that a frame does not fill would come out with a black border
+
+        def read(path: Path) -> Tensor:
+            return read_picture(path, box, size=size)
+
+        frames = list(_pool().map(read, paths)) if len(paths) > 1 else [read(paths[0])]
         for path, frame in zip(paths, frames):
             if frame.shape != frames[0].shape:
                 sizes = [f"{f.shape[2]} x {f.shape[1]}" for f in (frame, frames[0])]
@@ -213,7 +220,12 @@ def _in_split(root: Path, folder: Path, split: str) -> bool:
 def _pictures(folder: Path) -> dict[str, Path]:
     """Frames of a folder by their stem, in the order of their numbers."""
     paths = [p for p in folder.iterdir() if p.suffix.lower() in PICTURES] if folder.is_dir() else []
-    return {p.stem: p for p in sorted(paths, key=lambda p: [int(t) if t.isdecimal() else t for t in re.split(r"(\d+)", p.stem)])}
+    return {p.stem: p for p in sorted(paths, key=lambda p: _natural(p.stem))}
+
+
+def _natural(stem: str) -> list:
+    """Sorts frame 10 after frame 9."""
+    return [int(t) if t.isdecimal() else t for t in re.split(r"(\d+)", stem)]
 
 
 def _match(root: Path, name: str, blurred: Path, sharp: Path, problems: list[str]) -> list[Sequence]:
@@ -225,7 +237,7 @@ def _match(root: Path, name: str, blurred: Path, sharp: Path, problems: list[str
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             problems.append(f"{where}: no partner of {', '.join(missing[:3])}{more}")
     runs: list[list[str]] = [[]]
-    for key in {**a, **b} if len(a) >= len(b) else {**b, **a}:
+    for key in sorted({**a, **b}, key=_natural):
         if key in a and key in b:
             runs[-1].append(key)
         elif runs[-1]:

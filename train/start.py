@@ -15,7 +15,7 @@ from vdd_model.errors import UserError
 from vdd_model.model import DeblurModel
 
 from . import state as states
-from .config import TrainConfig, differences, model_config
+from .config import TrainConfig, blur_config, differences, model_config
 from .groupnorm import use_rows
 from .stages import set_latent_scale, trainable_names
 
@@ -32,11 +32,20 @@ def check_data(config: TrainConfig) -> None:
 
 
 def check_split(config: TrainConfig, processes: int) -> None:
-    """Refuse batches that the processes and parts cannot share equally. Raises ConfigError."""
+    """Refuse batches that the processes and parts cannot share equally, or only by rendering scenes of which parts are dropped.
+
+    Raises ConfigError.
+    """
+    photos = config.data.layout == "photos" or (Path(config.root) / config.data.folder).is_file()
     for number, stage in enumerate(config.stages):
         if stage.batch % (stage.accumulation * processes):
             raise ConfigError(f"stages[{number}].batch: {stage.batch} cannot be shared by {processes} processes "
                               f"x {stage.accumulation} parts")
+        share, scene = stage.batch // (stage.accumulation * processes), blur_config(config, stage).cut ** 2
+        if photos and share % scene:
+            raise ConfigError(f"stages[{number}].batch: {stage.batch} leaves {share} clips to each of {processes} processes "
+                              f"x {stage.accumulation} parts, no multiple of the {scene} that a scene is cut into; take another batch "
+                              "or a smaller blur.cut")
 
 
 def find_state(config: TrainConfig, folder: Path, resume: bool, say) -> states.State | None:
@@ -104,6 +113,7 @@ def prepare_model(model: DeblurModel, config: TrainConfig, device: torch.device)
         use_rows(model)
     model.unet.gradient_checkpointing = config.gradient_checkpointing
     model = model.to(device).train()
+    model.unet.schedule = model.unet.schedule.to(device)
     if config.compile:                                   # in place: parameter names stay
         for module in (model.unet, model.encoder1.spatial_head.encoder, model.encoder2.spatial_head.encoder, model.vae.encoder):
             module.compile()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vdd_model.errors import UserError
 from vdd_model.tensorfile import CheckpointError, read_header, read_tensors, write_tensors
 
+from .config import TRAINABLE
 from .muon import Muon, is_matrix
 from .shard import local, part_of, whole, whole_state
 
@@ -170,15 +171,24 @@ def collect(model: nn.Module, work) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def restore(state: State, work, progress: Progress) -> None:
-    """Averages and moments of the stage that the state belongs to, as they were. Raises UserError when it trained other parameters."""
+    """Averages and moments of the stage that the state belongs to, as they were. Raises UserError when it trained other parameters.
+
+    A parameter that no gradient has reached has no moments: the optimiser makes them with its first one.
+    """
     if not progress.step:
         return                                          # saved between two stages
     moments, average = [state.part(key) for key in MOMENTS], state.part("ema")
     seconds = {name for name, p in zip(work.names, work.parameters) if not (isinstance(work.optimizer, Muon) and is_matrix(p))}
-    if set(moments[0]) != set(work.names) or set(moments[1]) != seconds or (work.average.values and set(average) != set(work.names)):
+    same = _chosen(state, state.record["config"]["stages"][progress.stage]) == _chosen(state, asdict(work.stage))
+    same = same and set(moments[0]) <= set(work.names) and set(moments[1]) == set(moments[0]) & seconds
+    if not same or (work.average.values and set(average) != set(work.names)):
         raise UserError(f"{state.path}: its stage trains other parameters, or keeps other averages or moments, than this configuration's "
                         f"stage {progress.stage}; start a new run with `init` instead")
     for i, (name, parameter) in enumerate(zip(work.names, work.parameters)):
+        if work.average.values:
+            work.average.values[i].copy_(part_of(average[name], parameter))
+        if name not in moments[0]:
+            continue
         held = {"step": torch.tensor(float(progress.step), device=parameter.device)}
         for key, values in zip(MOMENTS, moments):
             if name not in values:
@@ -186,6 +196,9 @@ def restore(state: State, work, progress: Progress) -> None:
             held[key] = torch.zeros_like(parameter)
             local(held[key]).copy_(part_of(values[name], parameter))
         work.optimizer.state[parameter] = held
-        if work.average.values:
-            work.average.values[i].copy_(part_of(average[name], parameter))
     work.average.updates = progress.averaged
+
+
+def _chosen(state: State, stage: Mapping) -> set[str]:
+    """The state's tensors of the model that a stage (as a dict) trains."""
+    return {name for name in state.part("model") if name.startswith(tuple(stage["trainable"] or TRAINABLE[stage["kind"]]))}

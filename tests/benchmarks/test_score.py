@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from benchmarks import headroom, score
+from train import evaluate
 from vdd_model import report
 
 
@@ -41,6 +43,21 @@ def test_score(data, tiny_checkpoint, tmp_path, capsys):
     assert {p.name for p in tmp_path.glob("*.png")} == {"score.png", *pictures}
     assert score.main(arguments) == 0                              # nothing is computed again
     assert json.loads((tmp_path / "score.json").read_text()) == result
+
+
+@pytest.mark.parametrize("change", ["nothing", "dtype", "data"])
+def test_finished_clips_are_taken_from_the_same_run_only(data, tiny_checkpoint, tmp_path, monkeypatch, change):
+    scored, original = [], evaluate.score
+    monkeypatch.setattr(evaluate, "score", lambda output, pair, **k: scored.append(pair.name) or original(output, pair, **k))
+    arguments = ["--out", str(tmp_path / "out"), "--steps", "2", "--photos", "1", "--frames", "2", "--size", "32", "--clip-frames", "1",
+                 "--device", "cpu", "--dtype", "float32"]
+    assert score.main([str(tiny_checkpoint), "--data", str(data), *arguments]) == 0
+    count = len(scored)
+    assert count == 2 * 5
+    folder = shutil.copytree(data, tmp_path / "copy") if change == "data" else data
+    arguments += ["--dtype", "bfloat16"] if change == "dtype" else []
+    assert score.main([str(tiny_checkpoint), "--data", str(folder), *arguments]) == 0
+    assert len(scored) == count * (1 if change == "nothing" else 2)
 
 
 def test_the_clips_are_the_same_every_time(data):

@@ -32,5 +32,6 @@ def test_the_first_step_compiles_and_takes_none_of_the_stages_minutes(tmp_path, 
     stage = {key: value for key, value in STAGES[3].items() if key != "steps"} | {"minutes": 0.1 / 60}
     for compiled in (True, False):
         steps.clear()
-        run(configs.load(write_config(tmp_path / str(compiled), [stage], compile=compiled, validation=NO_VALIDATION)), say=lambda text: None)
+        path = write_config(tmp_path / str(compiled), [stage], compile=compiled, validation=NO_VALIDATION)
+        run(configs.load(path), say=lambda text: None)
         assert (len(steps) > 1) == compiled

@@ -97,3 +97,9 @@ def test_a_stages_blur_changes_the_runs(tmp_path):
     stage = dataclasses.replace(config.stages[0], blur={"duty": [0.5, 0.6]})
     blur = configs.blur_config(config, stage)
     assert blur.duty == (0.5, 0.6) and blur.extent == (1.0, 4.0)
+
+
+def test_the_train_extra_asks_for_a_torch_that_has_what_training_calls():
+    """torch.compiler.set_stance and torch.distributed.fsdp.fully_shard came with 2.6."""
+    text = (CONFIGS[0].parents[1] / "pyproject.toml").read_text()
+    assert '"torch>=2.6"' in next(line for line in text.splitlines() if line.startswith("train = "))

@@ -122,6 +122,17 @@ def test_missing_partner_ends_a_run_and_is_named(tmp_path):
     assert "no partner of 000003.png" in found.problems[0]
 
 
+def test_a_gap_in_both_folders_ends_a_run(tmp_path):
+    """A frame of which either side is missing lies between its neighbours, whichever folder is looked at first."""
+    for kind, numbers in (("blur", (1, 2, 4, 5, 6, 9, 10)), ("sharp", (1, 2, 3, 4, 5, 9, 10))):
+        for number in numbers:
+            write(tmp_path / "SEQ" / kind, 1, first=number, digits=1)
+    found = readers.find(tmp_path)
+    assert [[p.stem for p in s.sharp.paths] for s in found.sequences] == [["1", "2"], ["4", "5"], ["9", "10"]]
+    assert [[p.stem for p in s.blurred.paths] for s in found.sequences] == [["1", "2"], ["4", "5"], ["9", "10"]]
+    assert "no partner of 6.png" in found.problems[0] and "no partner of 3.png" in found.problems[1]
+
+
 def test_nothing_found_is_one_clear_sentence(tmp_path):
     with pytest.raises(DataError, match="holds no clips or photographs"):
         readers.find(tmp_path)
@@ -172,6 +183,27 @@ def test_unreadable_files_are_skipped_counted_and_named(tmp_path):
     assert list(source.unreadable) == [str(broken)]
     again = open_clips(root, "auto", "train").batch(0, [17], num_frames=3, size=24, device="cpu")
     assert torch.equal(again.sharp[0], clips.sharp[17])
+
+
+def test_frames_that_differ_in_size_are_left_out_and_named(tmp_path):
+    """A whole clip of smaller blurred frames, and one frame inside another clip: no crop ever gets a black border."""
+    root = gopro(tmp_path)
+    for path in root.rglob("*.png"):
+        Image.new("L", (48, 40), 200).save(path)
+    for path in (root / "train/GOPR0001/blur").iterdir():
+        Image.new("L", (36, 30), 200).save(path)
+    odd = root / "train/GOPR0002/sharp/000005.png"
+    Image.new("L", (48, 30), 200).save(odd)
+    source = open_clips(root, "auto", "train")
+    clips = source.batch(0, range(30), num_frames=3, size=24, device="cpu")
+    assert clips.blurred.min() == clips.sharp.min() == 200 / 255
+    assert list(source.unreadable) == ["train/GOPR0001", str(odd)]
+    assert "differ in size (36 x 30 and 48 x 40 pixels)" in source.unreadable["train/GOPR0001"]
+    assert "48 x 30 pixels, the clip's first frame has 48 x 40" in source.unreadable[str(odd)]
+    for path in (root / "train/GOPR0002/blur").iterdir():
+        Image.new("L", (50, 40), 200).save(path)
+    with pytest.raises(DataError, match="none of the 2 clips can be used; the first: train/GOPR0001: its blurred and sharp"):
+        open_clips(root, "auto", "train").batch(0, [0], num_frames=3, size=24, device="cpu")
 
 
 def test_too_short_and_too_small_clips_are_refused(tmp_path):

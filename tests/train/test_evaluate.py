@@ -79,6 +79,52 @@ def test_an_interrupted_run_goes_on(gopro, evaluated, tiny_checkpoint, monkeypat
     assert json.loads((evaluated / "results.json").read_text())["totals"] == before["totals"]
 
 
+@pytest.mark.parametrize("change", ["nothing", "dtype", "data", "options", "lpips", "code"])
+def test_only_the_same_run_takes_finished_parts(gopro, tiny_checkpoint, tmp_path, monkeypatch, change):
+    scored, original = [], evaluate.score
+    monkeypatch.setattr(evaluate, "score", lambda output, pair, **k: scored.append(pair.name) or original(output, pair, **k))
+    monkeypatch.setattr(evaluate.report, "lpips_note", lambda: "not here")
+    arguments = ["--out", str(tmp_path / "out"), "--steps", "1", "--device", "cpu", "--dtype", "float32", "--sequences", "SEQ_A",
+                 "--frames", "2", "--no-warp", *([] if change == "lpips" else ["--no-lpips"])]
+    assert evaluate.main([str(tiny_checkpoint), str(gopro), *arguments]) == 0
+    assert len(scored) == 4
+    scored.clear()
+    root = gopro
+    if change == "dtype":
+        arguments += ["--dtype", "bfloat16"]
+    elif change == "data":
+        root = tmp_path / "copy"
+        shutil.copytree(gopro, root)
+    elif change == "options":
+        arguments += ["--tile", "16"]
+    elif change == "lpips":
+        monkeypatch.setattr(evaluate.report, "lpips_note", lambda: "")
+    elif change == "code":
+        monkeypatch.setattr(evaluate, "code_version", lambda: "newer")
+    assert evaluate.main([str(tiny_checkpoint), str(root), *arguments]) == 0
+    assert len(scored) == (0 if change == "nothing" else 4)
+
+
+def test_the_fingerprint_names_the_device_and_the_sources(tiny_model, tmp_path, monkeypatch):
+    deblurrer = Deblurrer(tiny_model, device="cpu")
+    texts = []
+    for device in ("cpu", "cuda:1"):
+        monkeypatch.setattr(deblurrer, "device", torch.device(device))
+        monkeypatch.setattr(evaluate.time, "time_ns", lambda: 0)
+        texts.append(evaluate.fingerprint_of(deblurrer, deblurrer, DeblurOptions(), tmp_path, False))
+    assert texts[0] != texts[1]
+    source = tmp_path / "vdd_model" / "__init__.py"
+    source.parent.mkdir()
+    monkeypatch.setattr(evaluate.vdd_model, "__file__", str(source))
+    versions = []
+    for text in ("a = 1", "a = 2"):
+        source.write_text(text)
+        evaluate.code_version.cache_clear()
+        versions.append(evaluate.code_version())
+    evaluate.code_version.cache_clear()
+    assert versions[0] != versions[1]
+
+
 def test_crops_and_input_folder(gopro, tiny_checkpoint, tmp_path):
     more = ["--crop", "16", "--blur", "blur_gamma", "--frames", "2", "--sequences", "SEQ_B", "--no-warp"]
     assert quick(tiny_checkpoint, gopro, tmp_path, *more) == 0

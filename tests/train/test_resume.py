@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_tools import NO_VALIDATION, STAGES, losses, write_config
+from training_tools import BLUR, NO_VALIDATION, STAGES, losses, write_config
 
 from train import config as configs
 from train import start, state
@@ -19,6 +19,7 @@ from train.__main__ import main
 from train.loop import NotFinite, run
 from vdd_model import tensorfile
 from vdd_model.checkpoint import load
+from vdd_model.config import ConfigError
 from vdd_model.errors import UserError
 
 # A server that has imported everything once and forks the runs that are to be killed.
@@ -121,6 +122,33 @@ def test_minutes_end_a_call_and_resume_goes_on(tmp_path):
             run(other, resume=True, say=quiet)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_parameters_that_no_gradient_reaches_do_not_hinder_a_resume(tmp_path, optimizer):
+    """Encoder 2's last convolution makes latents alone, which this stage's loss never sees."""
+    stage = {**STAGES[4], "steps": 4, "denoise": False, "trainable": ["vae.fidelity.", "encoder2."], "optimizer": optimizer}
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    for folder in (whole, halves):
+        folder.mkdir()
+        path = write_config(folder, [stage], validation=NO_VALIDATION, log_every=1, ema=0.0)
+    run(configs.load(whole / path.name), say=quiet)
+
+    def stop(text: str) -> None:
+        if " step 3/" in text:
+            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        run(configs.load(path), say=stop)
+    found = state.newest(halves / "run" / "states")
+    assert found.progress.step == 2
+    assert 0 < len(found.part("exp_avg")) < len([n for n in found.part("model") if n.startswith(("vae.fidelity.", "encoder2."))])
+    other = "adamw" if optimizer == "muon" else "muon"
+    for change in ({"trainable": ["vae.fidelity."]}, {"trainable": ["vae.fidelity.", "encoder2.", "adapter."]}, {"optimizer": other}):
+        with pytest.raises(UserError, match="trains other parameters"):
+            run(configs.load(write_config(halves, [{**stage, **change}], validation=NO_VALIDATION, ema=0.0)), resume=True, say=quiet)
+    path = write_config(halves, [stage], validation=NO_VALIDATION, log_every=1, ema=0.0)
+    run(configs.load(path), resume=True, say=quiet)
+    assert losses(halves / "run") == losses(whole / "run")
+
+
 def test_stage_given_in_minutes_ends_by_the_clock(tmp_path):
     stage = {key: value for key, value in STAGES[2].items() if key != "steps"} | {"minutes": 0.02}
     assert run(configs.load(write_config(tmp_path, [stage])), say=quiet) is not None
@@ -199,6 +227,24 @@ def test_fixed_samples_are_encoded_once(tmp_path):
     other = configs.load(write_config(tmp_path, [{**STEPS[0], "steps": 4, "crop": 48}], data={"samples": 8}, validation=NO_VALIDATION))
     run(other, say=quiet)
     assert len(list((tmp_path / "run" / "cache").iterdir())) == 2
+
+
+def test_fixed_samples_do_not_keep_the_next_stage_from_training_the_tower(tmp_path):
+    stages = [{**STAGES[2], "steps": 2}, {**STAGES[3], "steps": 4}]
+    path = write_config(tmp_path, stages, data={"samples": 4, "blur": BLUR}, validation=NO_VALIDATION, export_dtype="float32")
+    config = configs.load(path)
+    before = start.make_model(config, None, quiet).encoder1.semantic_head.state_dict()
+    after = load(run(config, say=quiet)).encoder1.semantic_head.state_dict()
+    assert not any(torch.equal(after[name], value) for name, value in before.items() if value.is_floating_point())
+
+
+def test_scenes_that_a_process_would_render_and_drop_are_refused(tmp_path):
+    config = configs.load(write_config(tmp_path, [{**STAGES[0], "batch": 8}], data={"blur": {**BLUR, "cut": 2}}))
+    start.check_split(config, 2)
+    with pytest.raises(ConfigError, match=r"stages\[0\].batch: 8 leaves 2 clips to each of 4 processes x 1 parts, no multiple of the 4"):
+        start.check_split(config, 4)
+    for path in sorted((Path(start.__file__).parents[1] / "configs").glob("*.yaml")):
+        start.check_split(configs.load(path), 1)
 
 
 def test_an_unreadable_photograph_is_left_out_and_named_once(tmp_path):
