@@ -47,16 +47,21 @@ class DecodeDeblurredFrames(io.ComfyNode):
         native.need_video_latent(z)
         factor, frames = config.vae.factor, z.shape[2]
         padded = tuple(n * factor for n in z.shape[-2:])
-        height, width = latent.get(native.SIZE, padded) if blurred is None else blurred.shape[1:3]
-        if blurred is not None and (len(blurred) != frames or padded != tuple(n + -n % config.divisor for n in (height, width))):
+
+        def fits(size) -> bool:
+            return tuple(n + -n % config.divisor for n in size) == padded
+
+        stored = latent.get(native.SIZE, padded)           # a node that resizes a latent passes it on as it was
+        height, width = (stored if fits(stored) else padded) if blurred is None else blurred.shape[1:3]
+        if blurred is not None and (len(blurred) != frames or not fits((height, width))):
             raise UserError(f"blurred has {len(blurred)} frames of {width} x {height} pixels, the latent {frames} of {padded[1]} x "
                             f"{padded[0]}: connect the frames that were encoded")
         if blurred is None:
             fidelity, color = 0.0, "none"
         tiling = make_tiling(None if tile < 0 else tile, None if tile_overlap < 0 else tile_overlap, height, width, config.divisor)
-        side = [min(n, tiling.tile or n) // factor for n in padded]
+        side = [min(n, tiling.tile or n) for n in padded]
         native.use([vae.patcher, *([encoders.spatial] if fidelity else [])],
-                   2 * vae.memory_used_decode((1, 4, native.FRAMES_PER_CHUNK, *side), encoders.dtype))
+                   native.decode_memory(config, min(native.FRAMES_PER_CHUNK, frames), *side, encoders.dtype, fidelity > 0))
         progress = comfy.utils.ProgressBar(frames)
         out = []
         for start in range(0, frames, native.FRAMES_PER_CHUNK):

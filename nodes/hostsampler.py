@@ -17,7 +17,7 @@ Spacing = Callable[[int, int], list[int]]
 
 def schedule_of(model_sampling) -> Schedule:
     """The schedule that the host's model has (its last alpha_bar is 5e-8 instead of 0)."""
-    sigmas = model_sampling.sigmas.detach().double().cpu()
+    sigmas = model_sampling.sigmas.detach().cpu().double()      # in this order: not every device has float64
     alpha_bar = 1 / (sigmas**2 + 1)
     return Schedule(alpha_bar, alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
 
@@ -28,10 +28,10 @@ def sigmas_of(model_sampling, spacing: Spacing, steps: int) -> Tensor:
     return torch.cat([sigmas[spacing(steps, len(sigmas))], sigmas.new_zeros(1)])
 
 
-def _scaled(sigma: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """sqrt(alpha_bar) and sqrt(1 - alpha_bar) of a noise level, shaped for x. The host's x is ours / sqrt(alpha_bar)."""
-    a = (sigma.double().flatten()[0] ** 2 + 1) ** -0.5
-    return a.to(x), (1 - a * a).sqrt().to(x)
+def _scaled(sigma: Tensor) -> tuple[float, float]:
+    """sqrt(alpha_bar) and sqrt(1 - alpha_bar) of a noise level. The host's x is ours / sqrt(alpha_bar)."""
+    a = (float(sigma.flatten()[0]) ** 2 + 1) ** -0.5
+    return a, (1 - a * a) ** 0.5
 
 
 class Guider(comfy.samplers.CFGGuider):
@@ -43,7 +43,7 @@ class Guider(comfy.samplers.CFGGuider):
     def predict_noise(self, x, timestep, model_options={}, seed=None):        # noqa: B006  the host's signature
         if self.cfg == 1.0:
             return super().predict_noise(x, timestep, model_options, seed)
-        a, s = _scaled(timestep, x)
+        a, s = _scaled(timestep)
         model_sampling = self.inner_model.model_sampling
 
         def v_model(conds):
@@ -91,12 +91,12 @@ class Run:
 
         def v_model(x_vp, t):
             sigma = sigma_at[int(t[0])]
-            a, s = _scaled(sigma, x_vp)
+            a, s = _scaled(sigma)
             x0 = model(x_vp / a, sigma.expand(len(x_vp)), **extra_args)
             return (a * x_vp - x0) / s
 
         def report(i, t, x_vp, x0):
             callback({"i": i, "denoised": x0, "x": x_vp, "sigma": sigma_at[t], "sigma_hat": sigma_at[t]})
 
-        return samplers.ddim(v_model, x * _scaled(sigmas[0], x)[0], self.schedule, self.timesteps, eta=self.eta,
+        return samplers.ddim(v_model, x * _scaled(sigmas[0])[0], self.schedule, self.timesteps, eta=self.eta,
                              step_noise=lambda i: noise(i + 1).to(x), callback=report)

@@ -1,6 +1,8 @@
 """Compare Deblurring and Synthesize Motion Blur."""
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import comfy.model_management as mm
 import comfy.utils
 import numpy as np
@@ -10,12 +12,23 @@ from comfy_api.latest import io, ui
 from ..vdd_model import metrics, report
 from ..vdd_model.errors import UserError
 from .frames import rgb_of
-from .schema import schema, seed_input
+from .schema import schema
 
 
 def _as_image(picture) -> torch.Tensor:
     """A Pillow picture as IMAGE (1, H, W, 3)."""
     return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)[None]
+
+
+def _progress(total: int) -> Callable[[int], None]:
+    """To be called with the number of frames done: moves the host's progress bar and stops when the user cancels."""
+    bar = comfy.utils.ProgressBar(total)
+
+    def progress(done: int) -> None:
+        mm.throw_exception_if_processing_interrupted()
+        bar.update_absolute(done)
+
+    return progress
 
 
 def _table(rows: dict[str, dict[str, float | None]], count: int) -> str:
@@ -60,13 +73,7 @@ class CompareDeblurring(io.ComfyNode):
                             ", ".join(f"{len(c)} of {c.shape[2]} x {c.shape[1]}" for c in clips))
         count = len(clips[0])
         shown = count // 2 if frame < 0 else min(frame, count - 1)
-        progress = comfy.utils.ProgressBar(count)
-
-        def report_progress(done: int) -> None:
-            mm.throw_exception_if_processing_interrupted()
-            progress.update_absolute(done)
-
-        scorers, pictures, _, _ = report.compare_frames(*clips, shown=shown, progress=report_progress)
+        scorers, pictures, _, _ = report.compare_frames(*clips, shown=shown, progress=_progress(count))
         rows = {name: scorers[name].result() for name in scorers}
         labels = [f"deblurred  {report.format_value('psnr', rows['output']['psnr'])} dB", "truth"]
         if blurred is not None:
@@ -93,7 +100,8 @@ class SynthesizeMotionBlur(io.ComfyNode):
                 io.Image.Input("image", tooltip="A sharp picture; the first one of a batch is used."),
                 io.Int.Input("frames", default=16, min=1, max=10000, tooltip="Length of the clip."),
                 io.Float.Input("strength", default=12.0, min=0.0, max=100.0, step=0.5, tooltip="Mean length of the blur in pixels."),
-                seed_input(),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
+                             tooltip="The path of the shaking camera. The same seed gives the same clip."),
             ],
             outputs=[
                 io.Image.Output(display_name="blurred", tooltip="The blurred clip."),
@@ -103,5 +111,5 @@ class SynthesizeMotionBlur(io.ComfyNode):
     @classmethod
     def execute(cls, image, frames, strength, seed) -> io.NodeOutput:
         from ..vdd_model.motion import camera_shake
-        blurred, sharp = camera_shake(rgb_of(image[:1])[0].cpu(), frames, strength, seed)
+        blurred, sharp = camera_shake(rgb_of(image[:1])[0].cpu(), frames, strength, seed, progress=_progress(frames))
         return io.NodeOutput(blurred, sharp)

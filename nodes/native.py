@@ -37,6 +37,12 @@ from .preview import latent_rgb
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
           "fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 PREVIEW_SIZE = 512
+
+# Values that are alive at once where most are: those of a run on torch's meta device (tests/nodes/test_memory.py) and about a third more,
+# for copies and work space of a device's own kernels. The host makes room for them.
+UNET_VALUES = 21              # per latent position and channel of the widest layer at full resolution, the first transformer's feed-forward
+ENCODER_VALUES, DECODER_VALUES = 6, 8            # per pixel of a chunk and channel of the autoencoder at full resolution
+FIDELITY_VALUES = 5, 12       # per pixel of a chunk and its neighbour, and channel: the autoencoder's and the fidelity branch's
 WORKING_MEMORY = 2 * 2**30    # what the one-node way asks the host to keep free beside the weights; it cuts smaller pieces when short
 FRAMES_PER_CHUNK = 4          # frames that pass an encoder or the decoder together; Cancel is looked at between chunks
 
@@ -55,12 +61,17 @@ class VideoLatent(comfy.latent_formats.LatentFormat):
     taesd_decoder_name = None         # the host's TAESD previewer is 2-D
 
 
+def memory_usage_factor(config: ModelConfig) -> float:
+    """What sampling needs, in the host's unit: a hundredth of a MiB per latent position and byte of the type."""
+    width = max(config.unet.dim, config.unet.num_heads * config.unet.head_dim)
+    return UNET_VALUES * width / (0.01 * 2**20)
+
+
 class HostConfig(comfy.supported_models_base.BASE):
     """The host's description of the model: v-prediction with zero terminal SNR."""
 
     unet_extra_config = {}
     latent_format = VideoLatent
-    memory_usage_factor = 0.6
     supported_inference_dtypes = [torch.float16, torch.bfloat16, torch.float32]
 
     def __init__(self, config: ModelConfig):
@@ -68,6 +79,7 @@ class HostConfig(comfy.supported_models_base.BASE):
         diffusion = config.diffusion
         self.sampling_settings = {"beta_schedule": "linear", "linear_start": diffusion.beta_start, "linear_end": diffusion.beta_end,
                                   "timesteps": diffusion.num_timesteps, "zsnr": diffusion.zero_terminal_snr}
+        self.memory_usage_factor = memory_usage_factor(config)
         self.latent_format.scale_factor = config.vae.latent_scale
         self.latent_format.spacial_downscale_ratio = config.vae.factor
 
@@ -137,11 +149,14 @@ class VideoAutoencoder(torch.nn.Module):
 def _by_frames(function, x: Tensor) -> Tensor:
     """`function` of (N, C, H, W) on (B, C, F, H, W), FRAMES_PER_CHUNK frames at a time; stops between chunks when the user cancels."""
     frames = x if x.ndim == 4 else x.movedim(2, 1).flatten(0, 1)
-    parts = []
-    for part in frames.split(FRAMES_PER_CHUNK):
+    out = None
+    for start in range(0, len(frames), FRAMES_PER_CHUNK):
         mm.throw_exception_if_processing_interrupted()
-        parts.append(function(part))
-    out = torch.cat(parts)
+        part = function(frames[start:start + FRAMES_PER_CHUNK])
+        if out is None:
+            out = part.new_empty(len(frames), *part.shape[1:])
+        out[start:start + len(part)] = part
+        del part                             # or it would live on beside the next one
     return out if x.ndim == 4 else out.unflatten(0, (len(x), -1)).movedim(1, 2)
 
 
@@ -290,16 +305,26 @@ def _video_vae(model: DeblurModel, decoder: Decoder) -> comfy.sd.VAE:
     vae.latent_dim, vae.not_video, vae.latent_channels = 3, False, config.vae.latent_channels
     vae.upscale_ratio = vae.downscale_ratio = (lambda n: n, factor, factor)
     vae.upscale_index_formula = vae.downscale_index_formula = (1, factor, factor)
-    bytes_per_pixel = 24 * config.vae.channels / config.vae.patch_size**2      # activations alive at full resolution
 
-    def memory(shape, dtype, scale):
-        frames = min(FRAMES_PER_CHUNK, shape[2] if len(shape) == 5 else shape[0])
-        return bytes_per_pixel * frames * shape[-2] * shape[-1] * scale**2 * mm.dtype_size(dtype)
+    def memory(shape, dtype, values, scale):
+        frames = shape[2] if len(shape) == 5 else shape[0]
+        alive = min(FRAMES_PER_CHUNK, frames) * values * config.vae.channels / config.vae.patch_size**2
+        return (alive + 3 * frames) * shape[-2] * shape[-1] * scale**2 * mm.dtype_size(dtype)         # 3: all frames are there as pixels
 
-    vae.memory_used_encode = lambda shape, dtype: memory(shape, dtype, 1)
-    vae.memory_used_decode = lambda shape, dtype: memory(shape, dtype, factor)
+    vae.memory_used_encode = lambda shape, dtype: memory(shape, dtype, ENCODER_VALUES, 1)
+    vae.memory_used_decode = lambda shape, dtype: memory(shape, dtype, DECODER_VALUES, factor)
     vae.vdd_decoder = decoder
     return vae
+
+
+def decode_memory(config: ModelConfig, frames: int, height: int, width: int, dtype: torch.dtype, fidelity: bool) -> float:
+    """Bytes that decoding a chunk of frames of this size (pixels) needs beside the weights, with or without the fidelity branch."""
+    values = frames * DECODER_VALUES * config.vae.channels
+    if fidelity:
+        of_vae, of_branch = FIDELITY_VALUES
+        branch = config.vae.fidelity.channels[-1] if config.vae.fidelity else 0
+        values = max(values, (frames + 1) * (of_vae * config.vae.channels + of_branch * branch))
+    return values / config.vae.patch_size**2 * height * width * mm.dtype_size(dtype)
 
 
 def need_deblur_vae(vae) -> Decoder:

@@ -11,7 +11,8 @@ from .schema import advanced, schema, seed_input
 
 def spacing_input() -> io.Input:
     return advanced(io.Combo.Input, "spacing", options=list(SPACINGS), default="trailing",
-                    tooltip="Which timesteps are visited. trailing: evenly, from pure noise on. vgen: as the official sampler does.")
+                    tooltip="Which timesteps are visited. trailing: evenly, from pure noise on. vgen: as the official sampler does, "
+                            "from 4 steps on.")
 
 
 class DeblurSampler(io.ComfyNode):

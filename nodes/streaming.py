@@ -2,10 +2,11 @@
 from __future__ import annotations
 
 import hashlib
-import io as streams
 import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import comfy.model_management as mm
 import folder_paths
@@ -14,7 +15,9 @@ from comfy_api.latest import InputImpl, Types, io
 
 from ..vdd_model import jobs
 from ..vdd_model.pipeline import COLORS, DeblurOptions
-from ..vdd_model.video import OutputOptions, probe
+from ..vdd_model.sinks import remove
+from ..vdd_model.video import OutputOptions, part_folder, probe
+from ..vdd_model.video_in import Clip
 from ..vdd_model.video_out import unsupported_sound
 from . import folders, native
 from .frames import rgb_of, with_alpha
@@ -49,6 +52,35 @@ def options_from(steps, guidance, fidelity, color, seed, window=16, overlap=4, t
                          tile=None if tile < 0 else tile)
 
 
+def weights_mark(checkpoint: str) -> tuple[str, float]:
+    """(path, mtime) of a choice: another file under the same name is another model."""
+    path = folders.path_of(checkpoint)
+    return path, os.path.getmtime(path)
+
+
+@dataclass
+class HandedOn:
+    """A result that another node may still point to: the widgets that made it, whether it was there when last looked at, how often not."""
+
+    widgets: dict
+    there: bool = True
+    times_gone: int = 0
+
+
+_handed_on: dict[str, HandedOn] = {}      # by path, since the host started
+
+
+def times_gone(widgets: dict) -> int:
+    """How often results of these widgets were found deleted. A widget that a link sets is None here and fits any value."""
+    total = 0
+    for path, result in _handed_on.items():
+        if all(value is None or result.widgets.get(name, value) == value for name, value in widgets.items()):
+            if result.there and not os.path.exists(path):
+                result.there, result.times_gone = False, result.times_gone + 1
+            total += result.times_gone
+    return total
+
+
 class DeblurVideo(io.ComfyNode):
     """VIDEO -> VIDEO, through files."""
 
@@ -63,9 +95,14 @@ class DeblurVideo(io.ComfyNode):
                 io.Video.Input("video", tooltip="The blurred video, e.g. from Load Video."),
                 *option_inputs(),
                 advanced(io.Int.Input, "quality", default=16, min=0, max=51,
-                         tooltip="CRF of the written file: smaller is better and larger."),
+                         tooltip="CRF of the written file: smaller is better and larger. Not used for a clip with transparency."),
             ],
-            outputs=[io.Video.Output(display_name="video", tooltip="The sharp video; Save Video copies it without encoding again.")])
+            outputs=[io.Video.Output(display_name="video", tooltip="The sharp video. Save Video copies it without encoding again; with "
+                                                                   f"transparency or unusual sound, take the file in output/{FOLDER}.")])
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint, video=None, **widgets):
+        return (*weights_mark(checkpoint), times_gone({"checkpoint": checkpoint, **widgets}))
 
     @classmethod
     def execute(cls, video, checkpoint, quality=16, **widgets) -> io.NodeOutput:
@@ -76,51 +113,86 @@ class DeblurVideo(io.ComfyNode):
             alpha = getattr(parts, "alpha", None)
             fields = {"images": sharp, "audio": parts.audio, "frame_rate": parts.frame_rate, **({} if alpha is None else {"alpha": alpha})}
             return io.NodeOutput(InputImpl.VideoFromComponents(Types.VideoComponents(**fields)))
-        source, lasting = _source_file(video)
-        identity = f"{weights} {os.path.getmtime(weights)}"
-        target = _target(source, f"{identity} {options} {quality}")
-        stamp = target.with_suffix(target.suffix + ".part")
-        if target.exists() and lasting and not stamp.exists():       # made by an earlier run with exactly these settings
-            return io.NodeOutput(InputImpl.VideoFromFile(str(target)))
-        job = jobs.Job(source, target, name=source.name)
-        outcome = jobs.run(job, lambda: native.HostDeblurrer(weights), options, OutputOptions(quality=quality), identity=identity,
-                           resume=lasting, force=not lasting, quiet=True, say=logging.info)
-        for note in outcome.notes:
-            logging.warning("Deblur Video: %s: %s", source.name, note)
-        return io.NodeOutput(InputImpl.VideoFromFile(str(outcome.target)))
+        source = _source_of(video)
+        suffix = _suffix(source.clip)
+        output = OutputOptions(quality=None if suffix == ".mov" else quality)          # .mov: ProRes, which has no CRF
+        identity = "{} {}".format(*weights_mark(checkpoint))
+        target = _target(source, f"{identity} {options} {output.quality}", suffix)
+        if target.exists():          # it appears under its name whole or not at all, made with exactly these settings
+            remove(part_folder(target))
+        else:
+            path = source.clip.path if source.clip else _cut(video, part_folder(target))
+            job = jobs.Job(path, target, name=source.name)
+            outcome = jobs.run(job, lambda: native.HostDeblurrer(weights), options, output, identity=identity, resume=True, quiet=True,
+                               say=logging.info)
+            for note in outcome.notes:
+                logging.warning("Deblur Video: %s: %s", source.name, note)
+        _handed_on.setdefault(str(target), HandedOn({})).there = True
+        _handed_on[str(target)].widgets = {"checkpoint": checkpoint, "quality": quality, **widgets}
+        return io.NodeOutput(InputImpl.VideoFromFile(str(target)))
 
 
-def _source_file(video) -> tuple[Path, bool]:
-    """The file that holds a VIDEO, and whether it is still there after a restart. A trimmed one is cut by the host first."""
-    source = video.get_stream_source()
+class Source(NamedTuple):
+    """The clip in a VIDEO: its name, what tells it from any other clip, and its file; no clip where the host has to cut one first."""
+
+    name: str
+    key: str
+    clip: Clip | None
+
+
+def _source_of(video) -> Source:
+    given = video.get_stream_source()
     trim = getattr(video, "get_active_trim_window", lambda: (0.0, 0.0))()
-    if isinstance(source, (str, os.PathLike)) and not any(trim):
-        return Path(source), True
-    if isinstance(source, streams.BytesIO) and not any(trim):
-        data = source.getvalue()
-        path = _temporary(hashlib.sha256(data).hexdigest(), ".mkv")
-        path.write_bytes(data)
+    if isinstance(given, (str, os.PathLike)):
+        path, clip = Path(given), probe(given)
+        facts = os.stat(path)
+        name, key = path.name, f"{path.resolve()} {facts.st_size} {facts.st_mtime_ns}"
     else:
-        path = _temporary(f"{source} {trim}", ".mp4")
-        video.save_to(str(path))
-    return path, False
+        data = given.getvalue()
+        name, key = "video", hashlib.sha256(data).hexdigest()
+        clip = None if any(trim) else probe(_stored(data, key))
+    return Source(name, f"{key} {trim}", None) if any(trim) else Source(name, key, clip)
 
 
-def _temporary(key: str, suffix: str) -> Path:
-    folder = Path(folder_paths.get_temp_directory())
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"vdd-{hashlib.sha256(key.encode()).hexdigest()[:16]}{suffix}"
+def _stored(data: bytes, key: str) -> Path:
+    """A video that is in memory as a file. The host empties its folder at every start; the fixed time makes it the same file again."""
+    path = Path(folder_paths.get_temp_directory()) / f"vdd-{key[:16]}.mkv"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(".new")
+        aside.write_bytes(data)
+        os.utime(aside, (10**9, 10**9))
+        os.replace(aside, path)
+    return path
 
 
-def _target(source: Path, settings: str) -> Path:
-    """The output file of this source with these settings: always the same name, so that a run can be gone on with."""
-    clip = probe(source)
+def _cut(video, folder: Path) -> Path:
+    """What is left of a trimmed video, as a file that the host writes once: it stays with the job's work, for a later run to go on."""
+    path = folder / "cut.mp4"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = folder / "cut.new.mp4"
+        try:
+            video.save_to(str(aside))
+            os.replace(aside, path)
+        except BaseException:
+            remove(folder)
+            raise
+    return path
+
+
+def _suffix(clip: Clip | None) -> str:
+    """The kind of file that holds the result. What the host has cut is H.264 and AAC, without transparency."""
+    if clip is None:
+        return ".mp4"
     suffix = ".mov" if clip.has_alpha else ".mp4"
-    if unsupported_sound(clip, Path("x" + suffix)):
-        suffix = ".mkv"
-    facts = os.stat(source)
-    key = hashlib.sha256(f"{source.resolve()} {facts.st_size} {facts.st_mtime_ns} {settings}".encode()).hexdigest()[:8]
-    return Path(folder_paths.get_output_directory()) / FOLDER / f"{source.stem}-{key}{suffix}"
+    return ".mkv" if unsupported_sound(clip, Path("x" + suffix)) else suffix
+
+
+def _target(source: Source, settings: str, suffix: str) -> Path:
+    """The output file of this source with these settings: always the same name, so that a run can be gone on with."""
+    key = hashlib.sha256(f"{source.key} {settings}".encode()).hexdigest()[:8]
+    return Path(folder_paths.get_output_directory()) / FOLDER / f"{Path(source.name).stem}-{key}{suffix}"
 
 
 class DeblurFrames(io.ComfyNode):
@@ -135,6 +207,10 @@ class DeblurFrames(io.ComfyNode):
             search_aliases=["vdd images", "deblur image batch", "motion blur removal"],
             inputs=[io.Image.Input("frames", tooltip="Blurred frames in order."), *option_inputs()],
             outputs=[io.Image.Output(display_name="frames", tooltip="Sharp frames.")])
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint, **_):
+        return weights_mark(checkpoint)
 
     @classmethod
     def execute(cls, frames: torch.Tensor, checkpoint, **widgets) -> io.NodeOutput:

@@ -9,6 +9,7 @@ from .fused import supports
 
 _SCORES = 1 << 21               # scores made at a time: they stay in the cache
 _WIDE_HEAD = 64                 # narrower heads gain nothing
+_CUDA_GRID = 65535              # the longest batch that CUDA's kernels take
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -17,7 +18,20 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             and not torch.compiler.is_compiling() and supports(q.dtype)):
         heads = ((t.contiguous() if len(t) > 1 else t).flatten(0, 1) for t in (q * q.shape[-1]**-0.5, k, v))
         return _in_bfloat16(*heads).view(q.shape)
-    return F.scaled_dot_product_attention(q, k, v)
+    return torch_attention(q, k, v)
+
+
+def torch_attention(q: Tensor, k: Tensor, v: Tensor, limit: int | None = None) -> Tensor:
+    """torch's softmax(q k' / sqrt(D)) v, at most `limit` entries of the batch at a time; None: what the device takes.
+
+    Attention over time has one entry per latent position of a frame: 115200 for two branches of 720 x 1280 pixels at factor 4.
+    """
+    if limit is None:
+        limit = _CUDA_GRID if q.device.type == "cuda" else len(q)
+    if len(q) <= limit:
+        return F.scaled_dot_product_attention(q, k, v)
+    return torch.cat([F.scaled_dot_product_attention(*part) for part in zip(q.split(limit), k.split(limit), v.split(limit))])
+
 
 
 def _in_bfloat16(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -75,7 +75,8 @@ def _add_deblur(commands, common: argparse.ArgumentParser) -> None:
     deblur.add_argument("inputs", nargs="+", metavar="IN", help="video file, folder, or pattern such as 'shots/*.mp4', 'frames/%%06d.png'")
     deblur.add_argument("-o", "--output", required=True, metavar="OUT",
                         help="a file (.mp4, .mov, .mkv, .png for one picture) or, for several inputs or pictures, a folder")
-    deblur.add_argument("--force", action="store_true", help="replace an output that exists")
+    deblur.add_argument("--force", action="store_true",
+                        help="replace an output that exists; in a folder, the pictures that are named in the same way")
     deblur.add_argument("--resume", action="store_true", help="go on with an interrupted run from its last finished frames")
     deblur.add_argument("--preview", action="store_true", help="also write OUT.preview.png (before | after) and OUT.preview.mp4 (A/B)")
     deblur.add_argument("--quiet", action="store_true", help="no progress")
@@ -86,7 +87,8 @@ def _add_deblur(commands, common: argparse.ArgumentParser) -> None:
     model.add_argument("--guidance", type=float, default=1.0, help="guidance scale; 1 costs nothing (default: %(default)s)")
     model.add_argument("--guidance-rescale", type=float, default=0.0, help="0 to 1 (default: %(default)s)")
     model.add_argument("--eta", type=float, default=0.0, help="0: DDIM, 1: ancestral (default: %(default)s)")
-    model.add_argument("--spacing", choices=("trailing", "vgen"), default="trailing", help="timesteps (default: %(default)s)")
+    model.add_argument("--spacing", choices=("trailing", "vgen"), default="trailing",
+                       help="timesteps; vgen: from 4 steps on (default: %(default)s)")
     model.add_argument("--fidelity", type=float, default=1.0, help="0 to 1: how much the decoder sees of the input (default: %(default)s)")
     model.add_argument("--color", choices=("wavelet", "none"), default="wavelet", help="low frequencies follow the input, or not")
     model.add_argument("--seed", type=int, default=0)
@@ -184,24 +186,27 @@ def _deblur(arguments: argparse.Namespace, deblurrer=None) -> int:
             jobs.remove(job)
     for job in jobs:                                           # all of them, before hours are spent on the first
         check_target(job, force=arguments.force, resume=arguments.resume)
-    from .pipeline import DeblurOptions
+    from .pipeline import DeblurOptions, Deblurrer
     options = DeblurOptions(
         steps=arguments.steps, guidance=arguments.guidance, guidance_rescale=arguments.guidance_rescale, eta=arguments.eta,
         spacing=arguments.spacing, fidelity=arguments.fidelity, seed=arguments.seed, window=arguments.window, overlap=arguments.overlap,
         tile=arguments.tile, tile_overlap=arguments.tile_overlap, color=arguments.color)
-    identity = "given" if deblurrer else _identity(arguments.checkpoint)
-    made = [deblurrer] if deblurrer else []
+    identity, precision, made = "given", "", [deblurrer] if deblurrer else []
+    if not deblurrer:
+        identity = _identity(arguments.checkpoint)
+        device, dtype = _device_and_dtype(arguments)
+        precision = f"{str(dtype).removeprefix('torch.')} on {device.type}"
 
     def make():
         if not made:
-            made.append(_load(arguments))
+            made.append(Deblurrer(arguments.checkpoint, device=device, dtype=dtype))
         return made[0]
 
     failed = partial = 0
     for job in jobs:
         try:
-            outcome = run(job, make, options, output, identity=identity, resume=arguments.resume, force=arguments.force,
-                          preview=arguments.preview, quiet=arguments.quiet, say=_note)
+            outcome = run(job, make, options, output, identity=identity, precision=precision, resume=arguments.resume,
+                          force=arguments.force, preview=arguments.preview, quiet=arguments.quiet, say=_note)
         except Exception as error:
             if len(jobs) == 1:
                 raise
@@ -231,21 +236,21 @@ def _identity(checkpoint: str) -> str:
     return f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}"
 
 
-def _load(arguments: argparse.Namespace):
+def _device_and_dtype(arguments: argparse.Namespace):
+    """The device and the dtype to compute in; of several processes on one machine each takes a GPU of its own. Raises UserError."""
     import torch
 
     from .errors import UserError
-    from .pipeline import Deblurrer
-    device = arguments.device
-    if device is None and torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
+    from .pipeline import default_device, default_dtype
+    device = arguments.device or str(default_device())
+    if device == "cuda" and torch.cuda.is_available() and "LOCAL_RANK" in os.environ:
         device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
-    if device is not None:
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError):
-            raise UserError(f"there is no device {device!r} that this PyTorch can use") from None
-    dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
-    return Deblurrer(arguments.checkpoint, device=device, dtype=dtype)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise UserError(f"there is no device {device!r} that this PyTorch can use") from None
+    device = torch.device(device)
+    return device, getattr(torch, arguments.dtype) if arguments.dtype else default_dtype(device)
 
 
 def _compare(arguments: argparse.Namespace) -> int:

@@ -62,11 +62,14 @@ def plan(inputs: Sequence[str], out: str, output: OutputOptions, rate: Fraction 
     """The jobs for `inputs` with `-o out`: a file for a single clip, else a folder with one result for each. Raises MediaError."""
     clips = find_clips(inputs)
     target = Path(out)
+    if target.name in ("", ".."):                              # . and the like: the folder's own name is needed
+        target = target.resolve()
     suffix = target.suffix.lower()
     is_file = suffix and not out.endswith(("/", "\\")) and not target.is_dir()
     if is_file:
         if suffix not in _WRITABLE and suffix != ".png":
-            raise MediaError(f"{out}: files ending in {suffix} cannot be written; use .mp4, .mov, .mkv or .png, or a folder")
+            raise MediaError(f"{out}: files ending in {suffix} cannot be written; use .mp4, .mov, .mkv or .png; "
+                             f"for a folder of that name, write {out}/")
         if len(clips) > 1:
             raise MediaError(f"{len(clips)} clips cannot go into the one file {out}; give a folder")
         name, source = clips[0]

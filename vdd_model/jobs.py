@@ -74,18 +74,24 @@ def check_target(job: Job, *, force: bool, resume: bool) -> None:
 
 
 def is_finished(job: Job) -> bool:
-    """Whether the output is there and no unfinished work beside it."""
-    target = job.target
+    """Whether the output is there and no unfinished work beside it. A folder without work, which a kill at the end left, is deleted."""
+    target, folder = job.target, part_folder(job.target)
     there = target.is_file() or job.as_images and target.is_dir() and any(target.iterdir())
-    return there and not part_folder(target).exists()
+    if there and folder.exists():
+        with contextlib.suppress(MediaError), _locked(folder):
+            begun = (folder / "job.json").exists() and not (folder / "moving").exists()
+            if not _holds_work(folder) and not (begun and target.is_dir()):        # what is in a folder may be something else
+                _discard(folder)
+    return there and not folder.exists()
 
 
-def run(job: Job, make_deblurrer: Callable, options: DeblurOptions, output: OutputOptions, *, identity: str = "", resume: bool = False,
-        force: bool = False, preview: bool = False, quiet: bool = False, say: Callable[[str], None] = print) -> Outcome:
+def run(job: Job, make_deblurrer: Callable, options: DeblurOptions, output: OutputOptions, *, identity: str = "", precision: str = "",
+        resume: bool = False, force: bool = False, preview: bool = False, quiet: bool = False,
+        say: Callable[[str], None] = print) -> Outcome:
     """Deblur one clip. `make_deblurrer()` is called when everything else is in order.
 
-    `identity` names the weights: a job is resumed only with the same ones. Raises UserError; on any exception the work done so far
-    stays beside the output for `resume`.
+    `identity` names the weights and `precision` the dtype and the kind of device: a job is resumed only with the same ones.
+    Raises UserError; on any exception the work done so far stays beside the output for `resume`.
     """
     started = time.monotonic()
     clip = probe(job.source if isinstance(job.source, Path) else list(job.source), rate=job.rate)
@@ -107,8 +113,8 @@ def run(job: Job, make_deblurrer: Callable, options: DeblurOptions, output: Outp
         if not resume:
             _empty(folder)
         try:
-            _check_journal(folder, job, clip, options, output, identity)
-            sink = _make_sink(job, clip, encoding, folder, output)
+            _check_journal(folder, job, clip, options, output, identity, precision)
+            sink = _make_sink(job, clip, encoding, folder, output, force)
             with contextlib.closing(sink):
                 check_room(job, clip, encoding, folder, sink.done)
                 if sink.done:
@@ -116,14 +122,14 @@ def run(job: Job, make_deblurrer: Callable, options: DeblurOptions, output: Outp
                 reader, extra = _work(job, clip, sink, make_deblurrer, options, quiet, say)
                 notes += reader.notes + extra
                 notes += sink.finish(job.target, clip, audio=output.audio)
-            remove(folder)
-        except (OSError, UserError) as error:
-            if no_room(error):
+            _discard(folder)
+        except BaseException as error:
+            if isinstance(error, (OSError, UserError)) and no_room(error):
                 raise MediaError(f"no room left on the disk for {job.target}; what is finished is kept in {folder}: "
                                  "free some space and run again with --resume") from error
             if not _holds_work(folder):
-                remove(folder)
-            if isinstance(error, UserError):
+                _discard(folder)
+            if not isinstance(error, OSError):
                 raise
             raise MediaError(f"{job.target} cannot be written ({error.strerror or error})") from error
     if preview:
@@ -141,19 +147,26 @@ def _empty(folder: Path) -> None:
             path.unlink()
 
 
+def _discard(folder: Path) -> None:
+    """`_empty` for work that is no longer needed: what cannot be deleted does no harm."""
+    with contextlib.suppress(OSError):
+        _empty(folder)
+
+
 def _holds_work(folder: Path) -> bool:
     """Whether any frame has been finished there."""
     return any(p.is_dir() and any(p.iterdir()) or p.suffix in (".raw", ".bin") and p.stat().st_size for p in folder.iterdir())
 
 
-def _make_sink(job: Job, clip: Clip, encoding: Encoding | None, folder: Path, output: OutputOptions) -> VideoSink | ImageSink:
+def _make_sink(job: Job, clip: Clip, encoding: Encoding | None, folder: Path, output: OutputOptions,
+               force: bool) -> VideoSink | ImageSink:
     if encoding:
         return VideoSink(folder, encoding)
     names = [file.stem + ".png" for file in clip.files]
     if len(set(names)) < len(names):
         names = []
     depth = output.bit_depth or (16 if clip.bit_depth > 8 else 8)
-    return ImageSink(folder, job.target, names, 8 if depth == 8 else 16, clip.gray, clip.has_alpha)
+    return ImageSink(folder, job.target, names, 8 if depth == 8 else 16, clip.gray, clip.has_alpha, replace=force)
 
 
 def _work(job: Job, clip: Clip, sink, make_deblurrer: Callable, options: DeblurOptions, quiet: bool,
@@ -224,11 +237,12 @@ def _size(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
-def _check_journal(folder: Path, job: Job, clip: Clip, options: DeblurOptions, output: OutputOptions, identity: str) -> None:
+def _check_journal(folder: Path, job: Job, clip: Clip, options: DeblurOptions, output: OutputOptions, identity: str,
+                   precision: str) -> None:
     """Remember what the job is; when it is there already, refuse to mix two different ones. Raises MediaError."""
     files = clip.files or (clip.path,)
     journal = {"input": [str(files[0].resolve()), clip.size_bytes, len(files), max(f.stat().st_mtime_ns for f in files)],
-               "weights": identity, **{k: _plain(v) for k, v in dataclasses.asdict(options).items()},
+               "weights": identity, "precision": precision, **{k: _plain(v) for k, v in dataclasses.asdict(options).items()},
                **{f"output {k}": v for k, v in dataclasses.asdict(output).items()}}
     path = folder / "job.json"
     try:
@@ -253,13 +267,24 @@ def _plain(value):
 
 @contextlib.contextmanager
 def _locked(folder: Path):
-    """Keep two runs from working on the same output; the lock goes away with the process, however it ends."""
-    with (folder / "lock").open("w") as file:
-        try:
-            import fcntl
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:                                    # not on this system
-            pass
-        except OSError:
-            raise MediaError(f"{folder} is being worked on by another run") from None
+    """Keep two runs from working on the same output; the lock goes away with the process, however it ends.
+
+    A folder that is empty but for the lock goes too, once the lock is closed: Windows deletes no open file.
+    """
+    file = (folder / "lock").open("w")
+    try:
+        import fcntl
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:                                        # not on this system
+        pass
+    except OSError:
+        file.close()
+        raise MediaError(f"{folder} is being worked on by another run") from None
+    try:
         yield
+    finally:
+        file.close()
+        with contextlib.suppress(OSError):
+            if os.listdir(folder) == ["lock"]:
+                (folder / "lock").unlink()
+                folder.rmdir()                                 # unlike rmtree harmless when another run has just come in

@@ -5,6 +5,7 @@ Compact and for demonstrations; the training data's synthesis, with moving objec
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -65,11 +66,12 @@ class Shake:
 
 
 def camera_shake(photo: Tensor, num_frames: int, extent: float = 12.0, seed: int = 0, *, size: tuple[int, int] | None = None,
-                 duty: float = 0.8, noise: float = 1.0) -> tuple[Tensor, Tensor]:
+                 duty: float = 0.8, noise: float = 1.0, progress: Callable[[int], None] | None = None) -> tuple[Tensor, Tensor]:
     """Film a photograph with a shaking camera.
 
     photo: (H,W,3) float in [0,1], sRGB. extent: mean length of the blur in pixels of the result. size: (height, width) of the result,
     the photograph's own by default. duty: exposure as a part of the frame time. noise: standard deviation of the sensor noise in 1/255.
+    seed: 0 to 2**64 - 1. progress(frames_done) is called after every frame; what it raises passes through.
     Returns (blurred, sharp), each (num_frames,h,w,3) float32 in [0,1]: light is averaged over the exposure in linear light, and the
     truth is what was seen at the middle of the exposure. Raises UserError for a photograph of another shape.
     """
@@ -96,7 +98,7 @@ def camera_shake(photo: Tensor, num_frames: int, extent: float = 12.0, seed: int
     x = torch.arange(width)[None, :] - (width - 1) / 2
     y = torch.arange(height)[:, None] - (height - 1) / 2
     half = torch.tensor([source.shape[3] / 2, source.shape[2] / 2])[:, None, None]
-    generator = torch.Generator().manual_seed(seed + 1)
+    generator = torch.Generator().manual_seed(0 if seed == 2**64 - 1 else seed + 1)           # not the path's; torch knows no larger one
     blurred, sharp = torch.empty(num_frames, height, width, 3), torch.empty(num_frames, height, width, 3)
 
     def views(several: Tensor, mode: str) -> Tensor:
@@ -112,4 +114,6 @@ def camera_shake(photo: Tensor, num_frames: int, extent: float = 12.0, seed: int
         noisy = from_linear(total.clamp(0, 1)).permute(1, 2, 0)
         blurred[i] = (noisy + torch.randn(height, width, 3, generator=generator) * (noise / 255)).clamp(0, 1)
         sharp[i] = from_linear(views(matrices[i, samples // 2][None], "bicubic")[0].clamp(0, 1)).permute(1, 2, 0)
+        if progress is not None:
+            progress(i + 1)
     return blurred, sharp

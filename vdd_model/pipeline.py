@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from .config import ConfigError
+from .config import ConfigError, DiffusionConfig
 from .diffusion import make_schedule
 from .errors import UserError
 from .fused import channels_last, pack
@@ -31,11 +31,12 @@ from .inference import (
     window_v_model,
 )
 from .model import DeblurModel
-from .sampler import SPACINGS
+from .sampler import SPACINGS, VGEN_MIN_STEPS
 from .windows import crossfade
 
 T = TypeVar("T")
 COLORS = ("wavelet", "none")
+MAX_STEPS = DiffusionConfig().num_timesteps
 PACKED_FROM_DIM = 256                    # a UNet this wide is packed for a CPU: a smaller one gains next to nothing
 
 
@@ -63,11 +64,12 @@ class DeblurOptions:
             if not ok:
                 raise ConfigError(f"{name} must be {allowed}, not {getattr(self, name)!r}")
 
-        check(self.steps >= 1, "steps", "at least 1")
+        check(1 <= self.steps <= MAX_STEPS, "steps", f"between 1 and {MAX_STEPS}")
         check(0 <= self.guidance_rescale <= 1, "guidance_rescale", "between 0 and 1")
         check(len(self.guidance_interval) == 2, "guidance_interval", "two numbers between 0 and 1")
         check(0 <= self.eta <= 1, "eta", "between 0 and 1")
         check(self.spacing in SPACINGS, "spacing", " or ".join(SPACINGS))
+        check(self.spacing != "vgen" or self.steps >= VGEN_MIN_STEPS, "steps", f"at least {VGEN_MIN_STEPS} with the spacing 'vgen'")
         check(0 <= self.fidelity <= 1, "fidelity", "between 0 and 1")
         check(self.window >= 1, "window", "at least 1 frame")
         check(self.overlap >= 0, "overlap", "at least 0 frames")
@@ -123,6 +125,7 @@ class Deblurrer:
             self.model = load(checkpoint, self.device, dtype or default_dtype(self.device))
             if self.device.type == "cuda":
                 channels_last(self.model.unet)
+                self.model.unet.schedule = self.model.unet.schedule.to(self.device)      # or every call would wait for the GPU
             elif self.device.type == "cpu" and self.model.config.unet.dim >= PACKED_FROM_DIM:
                 pack(self.model.unet)
         else:
@@ -346,7 +349,8 @@ def default_dtype(device: torch.device | str) -> torch.dtype:
     """
     device = torch.device(device)
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        with torch.cuda.device(device):                  # the question is about the current device
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if device.type == "cpu" and cpu_has_bfloat16() else torch.float32
 
 

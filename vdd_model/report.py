@@ -117,18 +117,25 @@ def interesting_box(images: Sequence[Picture], fraction: float = 0.25) -> Box:
     return Box(column + dx, row + dy, wide, high)
 
 
+def _check_box(box: Box, width: int, height: int) -> None:
+    if box.width < 1 or box.height < 1 or min(box.x, box.y) < 0 or box.x + box.width > width or box.y + box.height > height:
+        raise UserError(f"the part to enlarge, {box.width} x {box.height} pixels at ({box.x}, {box.y}), is empty or does not lie within "
+                        f"the frame's {width} x {height}")
+
+
 def panel(images: Sequence[Picture], labels: Sequence[str], zoom_box: Sequence[int] | None = None, width: int | None = None) -> Image.Image:
     """Pictures of one size side by side, below each the part `zoom_box` (x, y, width, height) enlarged (paper Fig. 3).
 
     images: frames (H, W, 3) in [0, 1] or Pillow images; without `zoom_box`, `interesting_box` chooses. `width` of one column: by default
-    the picture's own, at most 480.
+    the picture's own, at most 480. Raises UserError for pictures of different sizes and a box outside of them.
     """
     pictures = [to_image(i) for i in images]
     if len({p.size for p in pictures}) != 1 or len(labels) != len(pictures):
         found = ", ".join(f"{p.width} x {p.height}" for p in pictures)
         raise UserError(f"a panel needs pictures of one size and a label for each, found {found} and {len(labels)} labels")
-    box = Box(*zoom_box) if zoom_box is not None else interesting_box(pictures)
     full_width, full_height = pictures[0].size
+    box = Box(*zoom_box) if zoom_box is not None else interesting_box(pictures)
+    _check_box(box, full_width, full_height)
     width = width or min(full_width, 480)
     scale = width / full_width
     height, zoom_height = round(full_height * scale), round(box.height * width / box.width)
@@ -303,6 +310,8 @@ def compare(a: str | os.PathLike, b: str | os.PathLike, out_dir: str | os.PathLi
     if len({(c.width, c.height) for c in clips}) != 1:
         found = ", ".join(f"{path} {clip.width} x {clip.height}" for path, clip in zip(paths, clips))
         raise UserError(f"the clips have frames of different sizes: {found}")
+    if zoom_box is not None:
+        _check_box(Box(*zoom_box), clips[0].width, clips[0].height)
     readers = [read(c) for c in clips]
     shown = min(c.num_frames for c in clips) // 2
     frames = [(f.rgb for f in reader) for reader in readers]

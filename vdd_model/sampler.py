@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from .diffusion import Schedule
+from .errors import UserError
 
 VModel = Callable[[Tensor, Tensor], Tensor]
+VGEN_MIN_STEPS = 4       # from here on the first timestep is nearly all noise, as what sampling starts from is
 
 
 def trailing_timesteps(steps: int, num_timesteps: int = 1000) -> list[int]:
@@ -18,8 +20,14 @@ def trailing_timesteps(steps: int, num_timesteps: int = 1000) -> list[int]:
 
 
 def vgen_timesteps(steps: int, num_timesteps: int = 1000) -> list[int]:
-    """The official sampler's timesteps, descending from T + 1 - stride to 1; there can be more than `steps` of them (30 -> 31)."""
+    """The official sampler's timesteps, descending from T + 1 - stride to 1; there can be more than `steps` of them (30 -> 31).
+
+    Raises UserError for fewer than VGEN_MIN_STEPS: with one step the only timestep would be 1, where pure noise passes for the result.
+    """
     _check_steps(steps, num_timesteps)
+    if steps < VGEN_MIN_STEPS:
+        raise UserError(f"the spacing 'vgen' needs at least {VGEN_MIN_STEPS} steps, not {steps}: with fewer it starts where pure noise "
+                        "passes for a nearly finished picture; take more steps, or the spacing 'trailing'")
     ascending = range(1, num_timesteps + 1, num_timesteps // steps)
     return sorted({min(t, num_timesteps - 1) for t in ascending}, reverse=True)
 

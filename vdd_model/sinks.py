@@ -7,9 +7,10 @@ have encoded anyway. At the end the packets are joined with the sound; nothing i
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -129,19 +130,28 @@ class VideoSink:
 
 
 class ImageSink:
-    """Frames -> PNG files called `names`, kept in `folder` until all are there."""
+    """Frames -> PNG files called `names`, kept in `folder` until all are there. With `replace` pictures that are already in the folder
+    `target` under names of the same kind, from a longer run, give way.
+    """
 
-    def __init__(self, folder: Path, target: Path, names: Sequence[str], bit_depth: int, gray: bool, alpha: bool):
+    def __init__(self, folder: Path, target: Path, names: Sequence[str], bit_depth: int, gray: bool, alpha: bool, replace: bool = False):
         self.folder, self.names, self.target = folder / "pictures", names, target
-        self.bit_depth, self.gray, self.alpha = bit_depth, gray, alpha
+        self.bit_depth, self.gray, self.alpha, self.replace = bit_depth, gray, alpha, replace
         self.folder.mkdir(exist_ok=True)
+        self._remove_old()
         self.done = 0
         places = [self.folder] + [target] * self._moving().exists()
         while any((place / self.name(self.done)).exists() for place in places):
             self.done += 1
 
     def _moving(self) -> Path:
-        return self.folder.parent / "moving"                   # there once pictures have begun to move to their final place
+        """There once pictures have begun to move to their final place; names the old ones there that are in the way."""
+        return self.folder.parent / "moving"
+
+    def _remove_old(self) -> None:
+        for name in self._moving().read_bytes().split(b"\n") if self._moving().exists() else []:
+            if name:
+                (self.target / os.fsdecode(name)).unlink(missing_ok=True)
 
     def name(self, index: int) -> str:
         """File name of frame `index`."""
@@ -171,11 +181,31 @@ class ImageSink:
             os.replace(self.folder / self.name(0), target)
             return []
         target.mkdir(parents=True, exist_ok=True)
-        self._moving().touch()
+        if not self._moving().exists():
+            mine = {self.name(index) for index in range(self.done)}
+            kind = naming(mine if self.names else {"frame_000000.png", "frame_000001.png"})
+            old = [p.name for p in target.iterdir() if self.replace and p.name not in mine and p.is_file() and kind.fullmatch(p.name)]
+            aside = self._moving().with_suffix(".new")
+            aside.write_bytes(b"\n".join(map(os.fsencode, old)))
+            os.replace(aside, self._moving())
+        self._remove_old()
         for index in range(self.done):
             if (self.folder / self.name(index)).exists():
                 os.replace(self.folder / self.name(index), target / self.name(index))
         return [] if not (clip.sound and audio) else ["pictures hold no sound, so it was left out"]
+
+
+def naming(names: Iterable[str]) -> re.Pattern:
+    """What names of the same kind look like: numbers that differ between `names` may be any, all else is as it is there."""
+    kinds: dict[tuple[str, ...], list[list[str]]] = {}
+    for name in names:
+        parts = re.split(r"(\d+)", name)
+        kinds.setdefault(tuple(parts[::2]), []).append(parts[1::2])
+    patterns = []
+    for texts, numbers in kinds.items():
+        places = [next(iter(seen)) if len(seen) == 1 else r"\d+" for seen in map(set, zip(*numbers))]
+        patterns.append("".join(re.escape(text) + place for text, place in zip(texts, [*places, ""])))
+    return re.compile("|".join(patterns))
 
 
 def remove(folder: Path) -> None:

@@ -3,7 +3,6 @@ video_out.py, images.py (picture sequences) and planes.py (exact colour).
 """
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
@@ -84,8 +83,11 @@ def _chain(first: torch.Tensor, rest: Iterable[torch.Tensor]) -> Iterable[torch.
 
 
 def part_folder(target: Path) -> Path:
-    """The folder beside `target` that holds an unfinished job's work."""
-    return target.with_name(target.name.rstrip(os.sep) + ".part")
+    """The folder beside `target` that holds an unfinished job's work. Raises MediaError for the root of a file system."""
+    target = target.resolve() if target.name in ("", "..") else target
+    if not target.name:
+        raise MediaError(f"{target} has no folder around it for unfinished work; choose a folder inside it as the output")
+    return target.with_name(target.name + ".part")
 
 
 def describe(source: str | Path) -> str:

@@ -122,6 +122,8 @@ def probe_video(path: str | Path, *, scan: bool = True) -> Clip:
         stream.thread_type = "AUTO"
         first = _first_frame(container, stream, path)
         header_frames, duration = stream.frames, (container.duration or 0) / av.time_base
+        # those that an edit list leaves out are in the header's number, but not all in the index
+        samples = min(header_frames, len(getattr(stream, "index_entries", ())) or header_frames)
         sound = tuple(s.codec_context.name if s.codec_context else "" for s in container.streams if s.type in ("audio", "subtitle"))
         rates = [r for r in (stream.average_rate, stream.base_rate, stream.guessed_rate) if r]
         tick = stream.time_base or Fraction(1, 1000)
@@ -141,10 +143,10 @@ def probe_video(path: str | Path, *, scan: bool = True) -> Clip:
         has_alpha = kind.alpha and (name != "gif" or bool(to_rgb(first, tags)[1].min() < 1))
     missing, breaks_off = 0, ""
     if scan:
-        times, count, first_time, last_time = _scan(path, timed=family != "avi")
-        if "mp4" in family and header_frames > count:
-            missing = header_frames - count
-            breaks_off = f"the last {missing} of its {header_frames} frames are missing"
+        times, count, hidden, first_time, last_time = _scan(path, timed=family != "avi")
+        if "mp4" in family and samples > count + hidden:
+            missing = samples - hidden - count
+            breaks_off = f"the last {missing} of its {samples - hidden} frames are missing"
         elif duration and last_time is not None and duration - float(last_time) > max(0.3, 0.01 * duration):
             missing = max(1, round((duration - float(last_time)) * float(rates[0] if rates else 25)))
             breaks_off = f"it breaks off after {float(last_time):.1f} of {duration:.1f} s"
@@ -208,24 +210,26 @@ def quarter_turns(frame: av.VideoFrame) -> int:
     return round(getattr(frame, "rotation", 0) / 90) % 4
 
 
-def _scan(path: Path, timed: bool) -> tuple[np.ndarray, int, Fraction | None, Fraction | None]:
-    """Sorted times of the video's packets in ticks (none if they carry no times), their number, and the first and last moment
-    of any stream in seconds.
+def _scan(path: Path, timed: bool) -> tuple[np.ndarray, int, int, Fraction | None, Fraction | None]:
+    """Sorted times of the video's packets in ticks (none if they carry no times), their number, the number of those that an edit list
+    hides, the first moment of picture or sound and the last of any stream in seconds.
     """
     times: list[int] = []
-    untimed = 0
+    untimed = hidden = 0
     first: Fraction | None = None
     last: Fraction | None = None
     with contextlib.closing(open_container(path)) as container:
         video = _video_stream(container, path)
-        streams = [s for s in container.streams if s.type == "audio"] + [video]
+        # all of them: the container's duration is that of its longest stream, which subtitles may be
+        streams = [s for s in container.streams if s == video or s.type in ("audio", "subtitle", "data")]
         ends: dict[int, tuple[int, Fraction]] = {}
         starts: dict[int, Fraction] = {}
         try:
             for packet in container.demux(streams):
-                if not packet.size or packet.is_discard:
-                    continue
                 index = packet.stream_index
+                if not packet.size or packet.is_discard:
+                    hidden += bool(packet.size) and index == video.index
+                    continue
                 if packet.pts is None:
                     untimed += index == video.index
                     continue
@@ -234,17 +238,17 @@ def _scan(path: Path, timed: bool) -> tuple[np.ndarray, int, Fraction | None, Fr
                 end = packet.pts + (packet.duration or 0)
                 if index not in ends or end > ends[index][0]:
                     ends[index] = (end, packet.time_base)
-                if index not in starts or packet.pts * packet.time_base < starts[index]:
+                if packet.stream.type in ("video", "audio") and (index not in starts or packet.pts * packet.time_base < starts[index]):
                     starts[index] = packet.pts * packet.time_base
         except av.FFmpegError:
             pass                                               # the reader will meet the same place and report it
     if ends:
         last = max(end * base for end, base in ends.values())
-        first = min(starts.values())
+        first = min(starts.values(), default=None)
     count = max(1, len(times) + untimed)
     if untimed > len(times) or not timed:
-        return np.empty(0, np.int64), count, None, None
-    return np.sort(np.asarray(times, np.int64)), count, first, last
+        return np.empty(0, np.int64), count, hidden, None, None
+    return np.sort(np.asarray(times, np.int64)), count, hidden, first, last
 
 
 def _frame_rate(times: np.ndarray, tick: Fraction, claimed: Sequence[Fraction]) -> tuple[Fraction, bool]:
@@ -268,7 +272,7 @@ def _frame_rate(times: np.ndarray, tick: Fraction, claimed: Sequence[Fraction]) 
 class VideoReader:
     """Iterate over a clip's frames, upright, as `Frame`s. After the last one `lost` and `notes` say what could not be read.
 
-    `start`: frames before this index are decoded but neither converted nor yielded (`skipped` counts them).
+    `start`: frames before this index are decoded but neither converted nor yielded.
     """
 
     def __init__(self, clip: Clip, start: int = 0):
@@ -303,8 +307,10 @@ class VideoReader:
                 damaged += bool(getattr(item, "is_corrupt", False))
                 if index >= self.start:
                     duration = getattr(item, "duration", 0) or 0
-                    duration = self._one_frame() if clip.constant_rate or not duration else int(duration)
-                    yield self._convert(item, pts, duration, index)
+                    if clip.constant_rate:                     # the last frame may be held for longer: nothing else tells its end
+                        held = round(duration * tick * clip.rate) if index == clip.num_frames - 1 and not clip.untimed else 1
+                        duration = self._one_frame() * max(1, held)
+                    yield self._convert(item, pts, int(duration) or self._one_frame(), index)
                 index += 1
         if changed:
             self.notes = [changed]

@@ -26,6 +26,7 @@ CONTAINERS = {"h264": {".mp4", ".mov", ".mkv", ".m4v"}, "hevc": {".mp4", ".mov",
               "ffv1": {".mkv"}}
 MUXERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 ENCODERS = {"h264": "libx264", "hevc": "libx265", "prores": "prores_ks", "ffv1": "ffv1"}
+_HEVC_LONG, _HEVC_SHORT = 64, 16                               # below, libx265 writes beyond its buffers, or refuses to start
 PRORES_PROFILES = ("proxy", "lt", "standard", "hq", "4444", "4444xq")
 _GLOBAL_HEADER = 1 << 22                                       # AV_CODEC_FLAG_GLOBAL_HEADER: the same header for every segment
 
@@ -74,11 +75,18 @@ def choose_codec(clip: Clip, suffix: str, options: OutputOptions) -> str:
             return "ffv1"
         if suffix == ".mov" and (clip.has_alpha or clip.codec == "prores"):
             return "prores"
-        return "h264" if (options.bit_depth or clip.bit_depth) <= 8 else "hevc"
+        return "h264" if (options.bit_depth or clip.bit_depth) <= 8 or _too_small_for_hevc(clip) else "hevc"
     if suffix not in CONTAINERS[options.codec]:
         raise MediaError(f"{options.codec} cannot be stored in a {suffix or 'nameless'} file; "
                          f"use {' or '.join(sorted(CONTAINERS[options.codec]))}, or another --codec")
+    if options.codec == "hevc" and _too_small_for_hevc(clip):
+        raise MediaError(f"{clip.width}x{clip.height} is too small for hevc, whose encoder needs {_HEVC_LONG} pixels on one side and "
+                         f"{_HEVC_SHORT} on the other; use another --codec")
     return options.codec
+
+
+def _too_small_for_hevc(clip: Clip) -> bool:
+    return max(clip.width, clip.height) < _HEVC_LONG or min(clip.width, clip.height) < _HEVC_SHORT
 
 
 def choose_encoding(clip: Clip, path: Path, options: OutputOptions) -> Encoding:
@@ -98,6 +106,9 @@ def choose_encoding(clip: Clip, path: Path, options: OutputOptions) -> Encoding:
         notes.append(f"{clip.width}x{clip.height} has an odd side, so colour is stored at full resolution (4:4:4), "
                      "which some players do not show")
     depth = options.bit_depth or (10 if clip.bit_depth > 8 else 8)
+    if options.codec == "auto" and codec == "h264" and depth > 8:
+        notes.append(f"{clip.width}x{clip.height} is too small for hevc, so it is stored as h264 with {depth} bits, "
+                     "which some players do not show")
     alpha = clip.has_alpha and codec in ("prores", "ffv1")
     if clip.has_alpha and not alpha:
         notes.append(f"{codec} has no transparency, so it is dropped; --codec prores (.mov), ffv1 (.mkv) or png keep it")

@@ -98,6 +98,7 @@ def checks(folder, checkpoint):
         torch.manual_seed(0)
         frames = torch.rand(9, 40, 52, 4)
         positive, negative, latent = nodes["VDDEncodeClip"].execute(frames, encoders, vae).result
+        result["memory_usage_factor"] = [model.model.memory_usage_factor, native.memory_usage_factor(encoders.config)]
         samples = latent["samples"]
         noise = sampling.frame_noise(7, range(9), 4, *samples.shape[-2:])
         blur, image = positive[0][1][native.BLUR], positive[0][1][native.IMAGE][0, 0, 4][None]

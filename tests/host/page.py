@@ -34,6 +34,9 @@ RUN = """async ([checkpoint, steps]) => { window.__ended.length = 0;
     await window.app.queuePrompt(0); return window.app.lastNodeErrors || null; }"""
 QUEUED = """async () => { if (window.__ended.length) return true; const q = await (await fetch('/queue')).json();
     return q.queue_running.length + q.queue_pending.length > 0; }"""
+WIDGETS = """() => Object.fromEntries(window.app.graph.nodes.filter(n => n.type.startsWith('VDD'))
+    .map(n => [n.id, (n.widgets || []).map(w => [w.name, w.value])]))"""
+FRESH = """() => window.LiteGraph.createNode('VDDDeblurVideo').widgets.map(w => [w.name, w.value])"""
 HELP_WORDS = "Where files go"         # a heading of VDDLoadCheckpoint.md
 HELP = """async t => { const d = (await (await fetch('/object_info/' + t)).json())[t], m = d.python_module.split('.').slice(1).join('.');
     const r = await fetch('/extensions/' + m + '/docs/' + t + '.md'); return [r.status, (await r.text()).slice(0, 60)]; }"""
@@ -57,7 +60,7 @@ def main(url: str, pictures: str, checkpoint: str, paths: list[str]) -> None:
             page.evaluate(HIDE_MAP)
             page.evaluate("async d => { await window.app.loadGraphData(d) }", json.loads(Path(path).read_text()))
             page.wait_for_timeout(1500)
-            found = {"missing": page.evaluate(MISSING), "dialogs": page.evaluate(DIALOGS)}
+            found = {"missing": page.evaluate(MISSING), "dialogs": page.evaluate(DIALOGS), "widgets": page.evaluate(WIDGETS)}
             if not found["missing"]:
                 found["node_errors"] = page.evaluate(RUN, [checkpoint, 2])
                 refused = page.evaluate(DIALOGS) if not page.evaluate(QUEUED) else []
@@ -74,6 +77,7 @@ def main(url: str, pictures: str, checkpoint: str, paths: list[str]) -> None:
             for _ in range(2):
                 page.keyboard.press("Escape")
             result["workflows"][Path(path).stem] = found
+        result["fresh"] = page.evaluate(FRESH)
         ours = page.evaluate("() => Object.keys(window.LiteGraph.registered_node_types).filter(t => t.startsWith('VDD'))")
         result["help"] = {t: page.evaluate(HELP, t) for t in ours}
         result["help_panel"] = help_panel(page)

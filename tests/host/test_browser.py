@@ -41,6 +41,24 @@ def test_workflow_loads_and_runs_in_the_page(page, host, path):
     assert found["ended"] and found["ended"][0] == "execution_success", found
 
 
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
+def test_saved_widgets_land_where_they_belong(page, path):
+    saved = {str(n["id"]): n["widgets_values"] for n in json.loads(path.read_text())["nodes"] if n["type"].startswith("VDD")}
+    for node, widgets in page["workflows"][path.stem]["widgets"].items():
+        assert [value for _, value in widgets] == saved[node]
+        names = [name for name, _ in widgets]
+        assert "seed" not in names or widgets[names.index("seed") + 1][1] == "fixed"
+
+
+def test_the_seed_of_a_new_node_is_fixed(page, host):
+    """Where the host can say so."""
+    inputs = host.get("/object_info/VDDDeblurVideo")["VDDDeblurVideo"]["input"]["required"]
+    if inputs["seed"][1]["control_after_generate"] is True:
+        pytest.skip(f"ComfyUI {'.'.join(map(str, host.version))} has no io.ControlAfterGenerate")
+    names = [name for name, _ in page["fresh"]]
+    assert page["fresh"][names.index("seed") + 1][1] == "fixed"
+
+
 def test_help_pages_open(page):
     assert len(page["help"]) == 9
     for node, (status, text) in page["help"].items():

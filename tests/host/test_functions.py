@@ -47,6 +47,11 @@ def test_a_cpu_computes_in_the_type_that_it_is_fast_in(checked):
     assert checked["default_type_against_float32"] < 0.02
 
 
+def test_the_host_is_told_what_sampling_needs(checked):
+    found, expected = checked["memory_usage_factor"]
+    assert found == expected > 0
+
+
 def test_lora_reaches_the_unet_and_leaves_it(checked):
     assert checked["lora_keys"] == [2, 2]
     assert checked["lora_changes"] > 1e-3

@@ -162,6 +162,65 @@ def test_cancel_stops_within_a_chunk_and_the_next_run_goes_on(host):
     assert not list(part.glob("*.part"))
 
 
+def ours_alone(name: str, **inputs) -> dict:
+    """Load -> Deblur Video -> a picture of its first frame."""
+    prompt = deblur_video(name, **inputs)
+    prompt["3"] = {"class_type": "GetVideoComponents", "inputs": {"video": ["2", 0]}}
+    prompt["4"] = {"class_type": "ImageFromBatch", "inputs": {"image": ["3", 0], "batch_index": 0, "length": 1}}
+    prompt["5"] = {"class_type": "PreviewImage", "inputs": {"images": ["4", 0]}}
+    return prompt
+
+
+def test_a_clip_with_transparency(host):
+    import numpy as np
+    from media_tools import pattern, save_clip
+
+    from vdd_model.video import probe
+    save_clip(host.base / "input" / "clear.mov", [pattern(i) for i in range(5)], codec="prores_ks", pix_fmt="yuva444p10le",
+              alpha=np.full((48, 64), 0.5, np.float32), options={"profile": "4"})
+    host.run(ours_alone("clear.mov"))
+    (found,) = (host.base / "output" / "deblurred").glob("clear-*")
+    clip = probe(found)
+    assert found.suffix == ".mov" and clip.has_alpha and clip.num_frames == 5
+    assert "prores" in host.fail(deblur_video("clear.mov"))           # as the help page says: Save Video's .mp4 cannot take it
+
+
+def test_a_deleted_result_is_made_again(host):
+    """Only what comes after the node is changed, so the host would take the node's output from its memory."""
+    prompt = ours_alone("blurred.mp4", seed=11)
+    folder = host.base / "output" / "deblurred"
+    others = set(folder.glob("*"))
+    host.run(prompt)
+    (found,) = set(folder.glob("*")) - others
+    before = found.stat().st_mtime_ns
+    prompt["4"]["inputs"]["batch_index"] = 1
+    host.run(prompt)
+    assert found.stat().st_mtime_ns == before
+    found.unlink()
+    prompt["4"]["inputs"]["batch_index"] = 2
+    host.run(prompt)
+    assert found.exists()
+
+
+def test_a_trimmed_video_is_found_again(host, object_info):
+    from vdd_model.video import probe
+    if "Video Slice" not in object_info:
+        pytest.skip("this ComfyUI does not trim videos")
+    prompt = ours_alone("long.mp4", seed=12)
+    prompt["6"] = {"class_type": "Video Slice", "inputs": {"video": ["1", 0], "start_time": 1.0, "duration": 0.5, "strict_duration": False}}
+    prompt["2"]["inputs"]["video"] = ["6", 0]
+    folder = host.base / "output" / "deblurred"
+    before = set(folder.glob("*"))
+    host.run(prompt)
+    (found,) = set(folder.glob("*")) - before
+    written = found.stat().st_mtime_ns
+    assert found.name.startswith("long-") and probe(found).num_frames == 12
+    host.raw("/free", {"unload_models": True, "free_memory": True})
+    time.sleep(2)
+    host.run(prompt)
+    assert set(folder.glob("*")) - before == {found} and found.stat().st_mtime_ns == written
+
+
 def test_memory_does_not_grow_with_the_clip(host):
     """Peak of the server for 60 and for 600 frames through the one-node way; kept in memory, the longer clip would take 187 MB more."""
     import torch

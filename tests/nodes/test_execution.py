@@ -1,8 +1,17 @@
 """The nodes themselves with a tiny random model: the stand-in host, no sampling by the host."""
 from __future__ import annotations
 
+import io
+import os
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
+from media_tools import pattern, save_clip
+
+from vdd_model.video import probe, read, write_video
 
 TINY = "vdd-tiny.safetensors"
 
@@ -134,6 +143,69 @@ def test_compare_and_synthesize(pack):
         pack.nodes["VDDCompare"].execute(sharp, sharp[:2])
 
 
+def test_synthesizing_can_be_cancelled_and_shows_progress(pack, monkeypatch):
+    photo, node = torch.rand(1, 24, 32, 3), pack.nodes["VDDSynthesizeBlur"]
+    bar = pack.host["comfy.utils"].ProgressBar
+    bar.reported.clear()
+    node.execute(photo, 3, 4.0, 2**64 - 1)                                    # the largest seed of the widget
+    assert [report[:2] for report in bar.reported] == [(1, 3), (2, 3), (3, 3)]
+
+    def cancel():
+        raise Cancelled
+
+    monkeypatch.setattr(pack.host["comfy.model_management"], "throw_exception_if_processing_interrupted", cancel)
+    with pytest.raises(Cancelled):
+        node.execute(photo, 10000, 4.0, 5)
+
+
+def test_the_seed_of_the_camera_is_explained_as_such(pack):
+    (seed,) = (value for value in pack.nodes["VDDSynthesizeBlur"].GET_SCHEMA().inputs if value.id == "seed")
+    assert "path" in seed.keywords["tooltip"] and "noise" not in seed.keywords["tooltip"]
+
+
+@pytest.mark.parametrize(("grown", "size"), [((20, 24), (80, 96)), ((8, 8), (32, 32)), ((10, 12), (37, 45))])
+def test_a_resized_latent_is_decoded_whole(pack, vae_and_encoders, grown, size):
+    """The core's latent nodes hand on the other keys of a latent as they were."""
+    vae, encoders = vae_and_encoders
+    assert encoders.config.vae.factor == 4
+    latent = {"samples": torch.randn(1, 4, 2, *grown), pack.module("nodes.native").SIZE: (37, 45)}
+    assert pack.nodes["VDDDecode"].execute(latent, vae).result[0].shape == (2, *size, 3)
+
+
+class WithoutFloat64(torch.Tensor):
+    """As on a device that has no float64."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), keywords=None):
+        out = super().__torch_function__(function, types, arguments, keywords or {})
+        if function is torch.Tensor.cpu:
+            return out.as_subclass(torch.Tensor)
+        if isinstance(out, torch.Tensor) and out.dtype == torch.float64:
+            raise TypeError("this device has no float64")
+        return out
+
+
+def test_sampling_needs_no_float64_on_the_device(pack):
+    hostsampler = pack.module("nodes.hostsampler")
+    sigmas = torch.linspace(0.03, 4000, 1000)
+    there = sigmas.as_subclass(WithoutFloat64)
+    with pytest.raises(TypeError, match="float64"):
+        there.double()
+    found = hostsampler.schedule_of(SimpleNamespace(sigmas=there))
+    torch.testing.assert_close(found.alpha_bar, 1 / (sigmas.double() ** 2 + 1))
+    a, s = hostsampler._scaled(there[500:501])
+    assert abs(a * a + s * s - 1) < 1e-12 and abs(s / a - float(sigmas[500])) < 1e-6 * float(sigmas[500])
+
+
+@pytest.mark.parametrize("node_id", ["VDDSampler", "VDDSigmas"])
+def test_too_few_steps_for_the_official_spacing_are_refused(pack, node_id, monkeypatch):
+    sampling = SimpleNamespace(sigmas=torch.linspace(0.03, 4000, 1000))
+    model = SimpleNamespace(model=SimpleNamespace(diffusion_model=SimpleNamespace(adapter=None)), get_model_object=lambda name: sampling)
+    given = {"positive": [], "negative": [], "latent": {"samples": torch.zeros(1, 4, 2, 8, 8)}, "seed": 0, "guidance": 1.0, "eta": 0.0}
+    with pytest.raises(RuntimeError, match="'vgen' needs at least 4 steps, not 1"):
+        pack.nodes[node_id].execute(model, steps=1, spacing="vgen", **(given if node_id == "VDDSampler" else {}))
+
+
 def test_preview_colours_follow_the_autoencoder(pack, tiny_model):
     factors, bias = pack.module("nodes.preview").latent_rgb(tiny_model)
     assert len(factors) == 4 and all(len(row) == 3 for row in factors) and len(bias) == 3
@@ -154,8 +226,6 @@ WIDGETS = {"checkpoint": TINY, "steps": 1, "guidance": 1.0, "fidelity": 1.0, "co
 
 def test_deblur_video_writes_once_and_finds_it_again(pack, tmp_path, monkeypatch):
     from fractions import Fraction
-
-    from vdd_model.video import probe, write_video
     source = tmp_path / "clip.mp4"
     write_video(source, list(torch.rand(5, 32, 48, 3, generator=torch.Generator().manual_seed(0))), Fraction(30000, 1001))
     node, video = pack.nodes["VDDDeblurVideo"], pack.host["comfy_api.latest"].InputImpl.VideoFromFile
@@ -173,17 +243,149 @@ def test_deblur_video_writes_once_and_finds_it_again(pack, tmp_path, monkeypatch
         node.execute(video(str(source)), **{**WIDGETS, "seed": 1})
 
 
-def test_deblur_video_honours_a_trim_and_a_buffer(pack, tmp_path):
-    import io
+class Cancelled(Exception):
+    pass
 
-    from vdd_model.video import probe, write_video
+
+@pytest.fixture()
+def deblurred(pack):
+    """The folder of results, empty."""
+    folder = pack.models / "output" / "deblurred"
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def cancel_after(pack, monkeypatch, chunks: int) -> None:
+    """Have the model stop as Cancel does, once so many chunks of frames are out."""
+    native = pack.module("nodes.native")
+
+    class Cancels(native.HostDeblurrer):
+        def stream(self, *arguments, **keywords):
+            for count, chunk in enumerate(super().stream(*arguments, **keywords)):
+                if count == chunks:
+                    raise Cancelled
+                yield chunk
+
+    monkeypatch.setattr(native, "HostDeblurrer", Cancels)
+
+
+@pytest.mark.parametrize("kind", ["trim", "buffer", "trimmed buffer"])
+def test_a_trimmed_video_and_a_buffer_go_on_and_are_found_again(pack, deblurred, tmp_path, monkeypatch, kind, caplog):
+    """Cancelled twice they leave one folder; the third run goes on, the fourth finds the result, also after the host emptied its temp."""
+    source = tmp_path / "clip.mp4"
+    write_video(source, list(torch.rand(9, 32, 48, 3, generator=torch.Generator().manual_seed(0))), 24)
+    node, VideoFromFile = pack.nodes["VDDDeblurVideo"], pack.host["comfy_api.latest"].InputImpl.VideoFromFile
+    cuts = []
+
+    class Video(VideoFromFile):
+        def save_to(self, path):
+            cuts.append(path)
+            with open(path, "wb") as file:
+                file.write(source.read_bytes())
+
+    def video():
+        return Video(str(source) if kind == "trim" else io.BytesIO(source.read_bytes()), start_time=0.0 if kind == "buffer" else 0.01)
+
+    for _ in range(2):
+        with monkeypatch.context() as patch, pytest.raises(Cancelled):
+            cancel_after(pack, patch, 1)
+            node.execute(video(), **WIDGETS)
+        (part,) = deblurred.iterdir()
+        assert part.name.startswith("clip-" if kind == "trim" else "video-") and part.suffix == ".part"
+        shutil.rmtree(pack.models / "temp", ignore_errors=True)
+    caplog.set_level("INFO")
+    found = node.execute(video(), **WIDGETS).result[0].file
+    assert "goes on after" in caplog.text
+    assert probe(found).num_frames == 9 and [str(p) for p in deblurred.iterdir()] == [found]
+    assert len(cuts) == (0 if kind == "buffer" else 1)
+    cancel_after(pack, monkeypatch, 0)
+    assert node.execute(video(), **WIDGETS).result[0].file == found
+    if kind != "buffer":
+        with pytest.raises(Cancelled):
+            node.execute(Video(video().file, start_time=0.02), **WIDGETS)
+
+
+def test_a_cut_that_fails_leaves_nothing(pack, deblurred, tmp_path):
+    source = tmp_path / "clip.mp4"
+    write_video(source, list(torch.rand(3, 32, 48, 3)), 24)
+
+    class Fails(pack.host["comfy_api.latest"].InputImpl.VideoFromFile):
+        def save_to(self, path):
+            open(path, "wb").close()
+            raise ValueError("no frames")
+
+    with pytest.raises(ValueError, match="no frames"):
+        pack.nodes["VDDDeblurVideo"].execute(Fails(str(source), start_time=9.0), **WIDGETS)
+    assert list(deblurred.iterdir()) == []
+
+
+def test_a_clip_with_transparency_becomes_prores(pack, deblurred, tmp_path):
+    alpha = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (48, 1))
+    source = save_clip(tmp_path / "clip.mov", [pattern(i) for i in range(5)], codec="prores_ks", pix_fmt="yuva444p10le", alpha=alpha,
+                       options={"profile": "4"})
+    node, video = pack.nodes["VDDDeblurVideo"], pack.host["comfy_api.latest"].InputImpl.VideoFromFile
+    found = node.execute(video(str(source)), **WIDGETS).result[0].file
+    clip = probe(found)
+    assert found.endswith(".mov") and (clip.codec, clip.num_frames, clip.has_alpha) == ("prores", 5, True)
+    assert max(abs(frame.alpha.numpy() - alpha).max() for frame in read(clip)) < 0.01
+    assert node.execute(video(str(source)), **WIDGETS, quality=30).result[0].file == found           # it has no such setting
+
+
+def test_what_a_kill_at_the_end_left_does_not_lock_the_node_out(pack, deblurred, tmp_path, monkeypatch):
     source = tmp_path / "clip.mp4"
     write_video(source, list(torch.rand(3, 32, 48, 3)), 24)
     node, video = pack.nodes["VDDDeblurVideo"], pack.host["comfy_api.latest"].InputImpl.VideoFromFile
-    for given in (video(str(source), start_time=0.01), video(io.BytesIO(source.read_bytes()))):
-        found = node.execute(given, **WIDGETS).result[0].file
-        assert probe(found).num_frames == 3
-        assert "clip" not in found.rpartition("/")[2]                # made from the host's cut or from the buffer, not from the file
+    with monkeypatch.context() as patch:
+        patch.setattr(pack.module("vdd_model.jobs"), "_discard", lambda folder: None)
+        found = node.execute(video(str(source)), **WIDGETS).result[0].file
+    assert len(list(deblurred.iterdir())) == 2
+    cancel_after(pack, monkeypatch, 0)
+    assert node.execute(video(str(source)), **WIDGETS).result[0].file == found
+    assert [str(p) for p in deblurred.iterdir()] == [found]
+
+
+@pytest.mark.parametrize("node_id", ["VDDDeblurVideo", "VDDDeblurFrames"])
+def test_another_checkpoint_under_the_same_name_is_noticed(pack, node_id):
+    node = pack.nodes[node_id]
+    linked = {"video" if node_id == "VDDDeblurVideo" else "frames": None}                  # the host gives None for what is linked
+    before = node.fingerprint_inputs(**linked, **WIDGETS)
+    assert node.fingerprint_inputs(**linked, **WIDGETS) == before
+    path = pack.models / "vdd" / TINY
+    facts = os.stat(path)
+    os.utime(path, (facts.st_atime, facts.st_mtime + 10))
+    try:
+        assert node.fingerprint_inputs(**linked, **WIDGETS) != before
+    finally:
+        os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+
+
+def test_a_deleted_result_is_noticed_once(pack, deblurred, tmp_path, monkeypatch):
+    """The host keeps a node's output while its fingerprint stays: it changes when a result is gone, and then stays again."""
+    monkeypatch.setattr(pack.module("nodes.streaming"), "_handed_on", {})
+    source = tmp_path / "clip.mp4"
+    write_video(source, list(torch.rand(3, 32, 48, 3)), 24)
+    node, video = pack.nodes["VDDDeblurVideo"], pack.host["comfy_api.latest"].InputImpl.VideoFromFile
+    widgets = {**WIDGETS, "seed": 77}
+
+    def mark(**changed):
+        return node.fingerprint_inputs(video=None, **{**widgets, **changed})
+
+    seen = [mark()]
+    for _ in range(2):
+        found = node.execute(video(str(source)), **widgets).result[0].file
+        assert mark() == mark(seed=None) == seen[-1]
+        os.remove(found)
+        other = mark(seed=78)
+        seen.append(mark())
+        assert mark() == mark(seed=None) == seen[-1] and mark(seed=78) == other
+    assert len(set(seen)) == 3
+
+
+def test_a_new_seed_stays_fixed(pack, monkeypatch):
+    schema = pack.module("nodes.schema")
+    assert schema.seed_input().keywords["control_after_generate"] is True                     # hosts that know no more
+    monkeypatch.setattr(schema.io, "ControlAfterGenerate", SimpleNamespace(fixed="fixed"), raising=False)
+    assert schema.seed_input().keywords["control_after_generate"] == "fixed"
 
 
 def test_a_video_in_memory_stays_there(pack):

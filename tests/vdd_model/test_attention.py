@@ -28,3 +28,30 @@ def test_training_goes_through_torch():
     found = attention.attention(q, q, q)
     found.float().sum().backward()
     assert torch.equal(found, F.scaled_dot_product_attention(q, q, q)) and q.grad is not None
+
+
+@pytest.mark.parametrize(("limit", "calls"), [(1, 7), (3, 3), (7, 1), (None, 1)])
+def test_a_long_batch_is_cut(limit, calls, monkeypatch):
+    """CUDA's kernels take a limited batch; the pieces are bit for bit the whole."""
+    q, k, v = (torch.randn(7, 2, 5, 8) for _ in range(3))
+    whole, seen = F.scaled_dot_product_attention(q, k, v), []
+    torchs = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *part: seen.append(len(part[0])) or torchs(*part))
+    assert torch.equal(attention.torch_attention(q, k, v, limit), whole)
+    assert len(seen) == calls and max(seen) <= (limit or 7) and sum(seen) == 7
+
+
+def test_attention_over_time_is_cut_for_cuda(monkeypatch):
+    """The UNet's and the adapter's: both go through the function that knows the device's limit."""
+    from vdd_model import adapter
+    kept, seen = attention.torch_attention, []
+
+    def count(q, k, v):
+        seen.append(len(q))
+        return kept(q, k, v, 10)
+
+    monkeypatch.setattr(attention, "torch_attention", count)
+    monkeypatch.setattr(adapter, "torch_attention", count)
+    attention.attention(*torch.randn(3, 12, 2, 5, 8))
+    adapter.TemporalTransformer(16, 2, torch.nn)(torch.randn(24, 5, 16))
+    assert seen == [12, 24]

@@ -54,6 +54,67 @@ def test_wrong_settings_are_one_sentence(tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4"]
 
 
+def test_too_many_steps_are_refused_before_the_model_is_loaded(tmp_path, capsys, monkeypatch):
+    source = str(clip(tmp_path / "a.mp4"))
+    monkeypatch.setattr("vdd_model.pipeline.Deblurrer", None)
+    assert main(["deblur", source, "-o", str(tmp_path / "o.mp4"), "--steps", "1001"]) == 1
+    assert "steps must be between 1 and 1000, not 1001" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
+
+
+@pytest.mark.parametrize("device, expected", [(None, "cuda:3"), ("cuda", "cuda:3"), ("cuda:1", "cuda:1"), ("cpu", "cpu")])
+def test_each_process_takes_its_own_gpu(monkeypatch, device, expected):
+    """As torchrun starts them; more processes than GPUs share those there are."""
+    from vdd_model import cli, pipeline
+    monkeypatch.setenv("LOCAL_RANK", "11")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch, "empty", lambda *_, **keys: keys["device"])
+    monkeypatch.setattr(pipeline, "default_dtype", lambda device: str(device))
+    arguments = cli.parser().parse_args(["deblur", "a", "-o", "b", *(["--device", device] if device else [])])
+    assert cli._device_and_dtype(arguments) == (torch.device(expected), expected)
+
+
+def test_resume_refuses_another_dtype(tmp_path, tiny_checkpoint, capsys):
+    """Whose frames would not be the same bit for bit."""
+    source = clip(tmp_path / "a.mp4", 9)
+    command = ["deblur", str(source), "-o", str(tmp_path / "o.mp4"), "--checkpoint", str(tiny_checkpoint), "--device", "cpu",
+               "--window", "4", "--overlap", "0", "--resume"]
+    from vdd_model import sinks
+
+    def end(self, *args, **keys):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sinks.VideoSink, "finish", end)
+        assert main([*command, "--dtype", "float32"]) == 130
+    assert main([*command, "--dtype", "bfloat16"]) == 1
+    assert "precision was float32 on cpu, is bfloat16 on cpu" in capsys.readouterr().err
+    assert main([*command, "--dtype", "float32"]) == 0
+
+
+def test_the_folder_one_stands_in(tmp_path, monkeypatch, capsys):
+    (tmp_path / "in").mkdir()
+    write_image(tmp_path / "in" / "a.png", torch.from_numpy(pattern(0)))
+    for folder, where in (("one", "."), ("two/deep", "..")):
+        (tmp_path / folder).mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / folder)
+        assert main(["deblur", str(tmp_path / "in"), "-o", where, "--force", "--preview"], IdentityDeblurrer()) == 0
+    names = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.png"))
+    assert names == ["in/a.png", "one.preview.png", "one/a.png", "two.preview.png", "two/a.png"]
+    assert main(["deblur", str(tmp_path / "in"), "-o", "/", "--force"], IdentityDeblurrer()) == 1
+    assert "choose a folder inside it" in capsys.readouterr().err
+
+
+def test_a_folder_with_a_dot_in_its_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    clip(tmp_path / "a.mp4")
+    assert main(["deblur", "a.mp4", "-o", "results_v1.2"], IdentityDeblurrer()) == 1
+    assert "for a folder of that name, write results_v1.2/" in capsys.readouterr().err
+    assert main(["deblur", "a.mp4", "-o", "results_v1.2/"], IdentityDeblurrer()) == 0
+    assert (tmp_path / "results_v1.2" / "a.mp4").is_file()
+
+
 def test_debug_shows_the_traceback(tmp_path, capsys):
     assert main(["deblur", str(tmp_path / "none.mp4"), "-o", str(tmp_path / "o.mp4"), "--debug"], IdentityDeblurrer()) == 1
     assert "Traceback" in capsys.readouterr().err

@@ -20,7 +20,7 @@ from vdd_model.cli import main
 from vdd_model.inputs import plan, share
 from vdd_model.jobs import Job, run
 from vdd_model.pipeline import DeblurOptions, Deblurrer
-from vdd_model.video import OutputOptions, part_folder, probe, read_clip, write_image
+from vdd_model.video import OutputOptions, part_folder, probe, read_clip, read_image, write_image
 from vdd_model.video_in import MediaError
 
 TOOLS = Path(__file__).resolve().parents[1] / "media_tools.py"
@@ -69,7 +69,7 @@ def test_resume_gives_the_same_frames(tmp_path, clip_150, suffix, codec):
     for stop in (1, 40, 65, 130):
         with pytest.raises(KeyboardInterrupt):
             deblur(clip_150, target, output=output, stand_in=IdentityDeblurrer(stop_after=stop), resume=True)
-        assert not target.exists() and part_folder(target).is_dir()
+        assert not target.exists() and part_folder(target).is_dir() == (stop > 1)      # nothing is left of a run without a frame
     with pytest.raises(MediaError, match="--resume"):
         deblur(clip_150, target, output=output)
     told = []
@@ -101,6 +101,44 @@ def test_resume_with_the_model_gives_the_same_frames(tmp_path, tiny_model):
     assert decoded(tmp_path / "o.mkv") == decoded(tmp_path / "whole.mkv")
 
 
+def test_the_folder_goes_where_no_open_file_can_be_deleted(tmp_path, monkeypatch):
+    """As on Windows."""
+    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(7)])
+    real, target = os.unlink, tmp_path / "o.mp4"
+
+    def unlink(path, **keywords):
+        if Path(os.fsdecode(path)).name == "lock" and any(os.path.realpath(f).endswith("/lock") for f in Path("/proc/self/fd").iterdir()):
+            raise PermissionError(13, "it is used by another process")
+        real(path, **keywords)
+
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("needs /proc to tell which files are open")
+    monkeypatch.setattr(os, "unlink", unlink)
+    deblur(source, target)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.mp4", "o.mp4"]
+
+
+def test_a_folder_without_work_beside_the_output_is_cleared_away(tmp_path):
+    source, target = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(7)]), tmp_path / "o.mp4"
+    deblur(source, target)
+    folder = part_folder(target)
+    folder.mkdir()
+    (folder / "lock").touch()
+    assert main(["deblur", str(source), "-o", str(target), "--resume"], IdentityDeblurrer()) == 0 and not folder.exists()
+    folder.mkdir()
+    (folder / "packets.bin").write_bytes(b"work")
+    assert not jobs.is_finished(Job(source, target)) and (folder / "packets.bin").exists()
+    (folder / "packets.bin").unlink()
+    with jobs._locked(folder):
+        assert not jobs.is_finished(Job(source, target)) and (folder / "lock").exists()
+    out = tmp_path / "pictures"                                  # other files in a folder do not make it finished
+    out.mkdir()
+    (out / "keep.txt").touch()
+    part_folder(out).mkdir()
+    (part_folder(out) / "job.json").write_text("{}")
+    assert not jobs.is_finished(Job((source,), out, as_images=True))
+
+
 def test_resume_refuses_other_settings(tmp_path, clip_150):
     target = tmp_path / "o.mp4"
     with pytest.raises(KeyboardInterrupt):
@@ -109,6 +147,8 @@ def test_resume_refuses_other_settings(tmp_path, clip_150):
         deblur(clip_150, target, resume=True, options=dataclasses.replace(OPTIONS, steps=4))
     with pytest.raises(MediaError, match="weights"):
         deblur(clip_150, target, resume=True, identity="others")
+    with pytest.raises(MediaError, match="precision was"):
+        deblur(clip_150, target, resume=True, precision="float32 on cpu")
     assert deblur(clip_150, target, force=True).frames == 150
 
 
@@ -198,6 +238,93 @@ def test_other_files_of_an_output_folder_stay(tmp_path):
         deblur([tmp_path / "a.png"], out)
     deblur([tmp_path / "a.png"], out, force=True)
     assert sorted(p.name for p in out.iterdir()) == ["a.png", "keep.txt"]
+
+
+def pictures(folder: Path, *numbers: int) -> list[Path]:
+    """Picture files shot1_0007.png and so on."""
+    folder.mkdir(exist_ok=True)
+    for i in numbers:
+        write_image(folder / f"shot1_{i:04d}.png", torch.from_numpy(pattern(i)))
+    return sorted(folder.iterdir())
+
+
+def test_a_longer_run_before_leaves_no_pictures(tmp_path, clip_150):
+    """--force replaces the pictures of that naming, and touches nothing else."""
+    out = tmp_path / "out"
+    deblur(pictures(tmp_path / "long", *range(7, 27)), out)
+    others = ["frame_000001.png", "keep.txt", "shot1_0020.jpg", "shot1_002x.png", "shot2_0020.png"]
+    for name in others:
+        (out / name).write_bytes(b"mine")
+    deblur(pictures(tmp_path / "short", *range(7, 12)), out, force=True)
+    assert sorted(p.name for p in out.iterdir()) == sorted([*others, *(f"shot1_{i:04d}.png" for i in range(7, 12))])
+    deblur(clip_150, tmp_path / "video", options=DeblurOptions(window=32, overlap=0))
+    short = save_clip(tmp_path / "short.mp4", [pattern(i) for i in range(3)])
+    deblur(short, tmp_path / "video", force=True)
+    assert sorted(p.name for p in (tmp_path / "video").iterdir()) == [f"frame_{i:06d}.png" for i in range(3)]
+    deblur(save_clip(tmp_path / "one.mp4", [pattern(0)]), tmp_path / "video", force=True)
+    assert [p.name for p in (tmp_path / "video").iterdir()] == ["frame_000000.png"]
+
+
+@pytest.mark.parametrize("place", ["removing", "moving"])
+def test_old_pictures_go_also_after_an_interruption(tmp_path, monkeypatch, place):
+    """A kill while the old ones are removed, or the new ones moved in: --resume needs no --force and counts no old picture as its own."""
+    out, real = tmp_path / "out", os.replace
+    deblur(save_clip(tmp_path / "long.mp4", [pattern(i) for i in range(12)]), out)
+    short = save_clip(tmp_path / "short.mp4", [pattern(i) for i in range(5)])
+
+    def killed(*names, **keys):
+        if place == "removing" or str(names[1]).endswith("frame_000002.png") and out in Path(names[1]).parents:
+            raise KeyboardInterrupt
+        return real(*names)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*(Path, "unlink") if place == "removing" else (os, "replace"), killed)
+        with pytest.raises(KeyboardInterrupt):
+            deblur(short, out, force=True)
+    assert len(list(out.iterdir())) == (12 if place == "removing" else 5)
+    assert deblur(short, out, resume=True).frames == 5
+    assert sorted(p.name for p in out.iterdir()) == [f"frame_{i:06d}.png" for i in range(5)]
+    assert not part_folder(out).exists()
+
+
+def test_unfinished_work_lies_beside_the_folder_one_stands_in(tmp_path, monkeypatch):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    assert part_folder(Path(".")) == tmp_path / "a" / "b.part" and part_folder(Path("..")) == tmp_path / "a.part"
+    assert part_folder(Path("c/o.mp4")) == Path("c/o.mp4.part")
+    with pytest.raises(MediaError, match="choose a folder inside it"):
+        part_folder(Path("/"))
+
+
+def test_pictures_of_the_same_kind():
+    assert sinks.naming(["a1_08.png", "a1_09.png"]).fullmatch("a1_10.png")
+    assert not sinks.naming(["a1_08.png", "a1_09.png"]).fullmatch("a2_08.png")
+    assert not sinks.naming(["a1_08.png"]).fullmatch("a1_09.png")              # one name alone does not tell which number counts
+    assert not sinks.naming(["a.png", "b.png"]).fullmatch("c.png")
+    assert sinks.naming(["a1.png", "a2.png", "b.png"]).fullmatch("a30.png")
+
+
+def test_mixed_pictures_come_out_whole(tmp_path):
+    """A black lead-in that is stored in grey, then colours, then transparency: every picture keeps its own."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    alphas = [None, None, torch.full((48, 64), 0.25)]
+    for i, alpha in enumerate(alphas):
+        write_image(folder / f"{i}.png", torch.from_numpy(pattern(i)) * (i > 0), alpha, gray=i == 0)
+    deblur(sorted(folder.iterdir()), tmp_path / "out")
+    for i, alpha in enumerate(alphas):
+        rgb, opacity = read_image(tmp_path / "out" / f"{i}.png")
+        assert (rgb - torch.from_numpy(pattern(i)) * (i > 0)).abs().max() < 0.01
+        assert abs(float(opacity.mean()) - (1 if alpha is None else 0.25)) < 0.01
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), MemoryError()])
+def test_a_run_without_a_frame_leaves_nothing(tmp_path, clip_150, error):
+    """So that the corrected command is not held up."""
+    for target in (tmp_path / "o.mp4", tmp_path / "out"):
+        with pytest.raises(type(error)):
+            deblur(clip_150, target, stand_in=IdentityDeblurrer(stop_after=0, error=error))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_pictures_to_video_and_back(tmp_path):

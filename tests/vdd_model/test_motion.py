@@ -55,6 +55,30 @@ def test_a_seed_gives_one_clip():
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
+def test_the_largest_seed_has_a_clip():
+    first, again = (camera_shake(photo(32), 2, 3.0, seed=2**64 - 1)[0] for _ in range(2))
+    assert torch.equal(first, again)
+
+
+def test_every_frame_is_reported_and_can_be_the_last():
+    class Cancelled(Exception):
+        pass
+
+    done = []
+
+    def progress(frames: int) -> None:
+        done.append(frames)
+        if len(done) == 5:
+            raise Cancelled
+
+    plain = camera_shake(photo(32), 3, 3.0, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(plain, camera_shake(photo(32), 3, 3.0, seed=1, progress=progress)))
+    assert done == [1, 2, 3]
+    with pytest.raises(Cancelled):
+        camera_shake(photo(32), 9, 3.0, progress=progress)
+    assert done == [1, 2, 3, 1, 2]
+
+
 def test_wrong_photographs_are_refused():
     with pytest.raises(UserError, match="height, width, 3"):
         camera_shake(torch.zeros(3, 32, 32), 2)

@@ -13,7 +13,7 @@ from vdd_model.config import AutoencoderConfig, ConfigError, ModelConfig, UNetCo
 from vdd_model.diffusion import make_schedule
 from vdd_model.errors import UserError
 from vdd_model.model import BlurCode
-from vdd_model.pipeline import DeblurOptions, Deblurrer, first_input_frame
+from vdd_model.pipeline import DeblurOptions, Deblurrer, default_dtype, first_input_frame
 
 CONFIG = ModelConfig(name="stub", null_tokens=1,
                      unet=UNetConfig(dim_mult=(1, 2, 4)),
@@ -306,11 +306,32 @@ def test_things_that_are_no_frames_are_refused(frame):
         Deblurrer(Stub(), device="cpu").deblur(torch.zeros(0, 8, 8, 3))
 
 
-@pytest.mark.parametrize("change", [{"steps": 0}, {"fidelity": 1.5}, {"eta": -1}, {"window": 0}, {"overlap": -1}, {"tile": -1},
-                                    {"spacing": "karras"}, {"color": "lab"}, {"guidance_rescale": 2.0}])
+@pytest.mark.parametrize("change", [{"steps": 0}, {"steps": 1001}, {"steps": 3, "spacing": "vgen"}, {"fidelity": 1.5}, {"eta": -1},
+                                    {"window": 0}, {"overlap": -1}, {"tile": -1}, {"spacing": "karras"}, {"color": "lab"}, {"guidance_rescale": 2.0}])
 def test_impossible_options_are_refused(change):
     with pytest.raises(ConfigError, match=next(iter(change))):
         DeblurOptions(**change)
+
+
+@pytest.mark.parametrize("device, dtype", [("cuda:0", torch.float16), ("cuda:1", torch.bfloat16), ("cuda", torch.float16)])
+def test_each_gpu_is_asked_for_its_own_dtype(monkeypatch, device, dtype):
+    """An old GPU 0, which is the current one, and a new GPU 1."""
+    current = [0]
+
+    class Chosen:
+        def __init__(self, device):
+            self.index = torch.device(device).index
+
+        def __enter__(self):
+            current.append(current[-1] if self.index is None else self.index)
+
+        def __exit__(self, *_):
+            current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", Chosen)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: current[-1] == 1)
+    assert default_dtype(device) is dtype and default_dtype(torch.device(device)) is dtype
+    assert current == [0]
 
 
 def test_options_are_frozen():

@@ -101,6 +101,18 @@ def test_compare_folders(tmp_path):
     assert not list((tmp_path / "report").glob("*.part"))
 
 
+@pytest.mark.parametrize("box", [(0, 0, 0, 5), (0, 0, 5, -1), (-1, 0, 4, 4), (60, 0, 5, 5), (0, 0, 65, 5), (0, 44, 4, 5)])
+def test_a_box_that_cannot_be_enlarged_is_refused_beforehand(tmp_path, monkeypatch, box):
+    for name in ("a", "b"):
+        report.save_image(Image.new("RGB", (64, 48)), tmp_path / name / "0.png")
+    monkeypatch.setattr(report, "compare_frames", None)
+    with pytest.raises(UserError, match="does not lie within the frame's 64 x 48"):
+        report.compare(tmp_path / "a", tmp_path / "b", tmp_path / "out", zoom_box=box)
+    with pytest.raises(UserError, match="does not lie within"):
+        report.panel([torch.zeros(48, 64, 3)], ["a"], box)
+    assert not (tmp_path / "out").exists()
+
+
 def test_compare_refuses_what_does_not_fit(tmp_path):
     a = write_folder(tmp_path / "a", [picture()])
     b = write_folder(tmp_path / "b", [picture(height=40)])

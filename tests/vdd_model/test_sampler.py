@@ -5,6 +5,7 @@ from safetensors.torch import load_file
 
 from vdd_model.config import DiffusionConfig
 from vdd_model.diffusion import Schedule, eps_from_v, make_schedule, x0_from_v
+from vdd_model.errors import UserError
 from vdd_model.sampler import ddim, guided, trailing_timesteps, vgen_timesteps
 
 SCHEDULE = make_schedule(DiffusionConfig())
@@ -118,9 +119,20 @@ def test_impossible_step_counts_are_refused(steps):
 
 
 def test_vgen_timesteps_are_distinct_for_every_count():
-    for steps in (1, 2, 3, 7, 333, 999, 1000):
+    for steps in (4, 5, 7, 333, 999, 1000):
         timesteps = vgen_timesteps(steps)
         assert len(set(timesteps)) == len(timesteps) and max(timesteps) <= 999
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_too_few_vgen_steps_are_refused(steps):
+    """The only timestep of one step would be 1: pure noise would pass for the result."""
+    with pytest.raises(UserError, match=f"at least 4 steps, not {steps}: .*'trailing'"):
+        vgen_timesteps(steps)
+
+
+def test_vgen_starts_nearly_in_noise():
+    assert max(SCHEDULE.sqrt_alpha_bar[vgen_timesteps(steps)[0]] for steps in range(4, 1001)) < 0.2
 
 
 def test_guidance_one_never_runs_the_unconditional_branch():
