@@ -307,7 +307,8 @@ def test_things_that_are_no_frames_are_refused(frame):
 
 
 @pytest.mark.parametrize("change", [{"steps": 0}, {"steps": 1001}, {"steps": 3, "spacing": "vgen"}, {"fidelity": 1.5}, {"eta": -1},
-                                    {"window": 0}, {"overlap": -1}, {"tile": -1}, {"spacing": "karras"}, {"color": "lab"}, {"guidance_rescale": 2.0}])
+                                    {"window": 0}, {"overlap": -1}, {"tile": -1}, {"spacing": "karras"}, {"color": "lab"},
+                                    {"guidance_rescale": 2.0}])
 def test_impossible_options_are_refused(change):
     with pytest.raises(ConfigError, match=next(iter(change))):
         DeblurOptions(**change)
