@@ -12,7 +12,7 @@ from comfy_api.latest import io, ui
 from ..vdd_model import metrics, report
 from ..vdd_model.errors import UserError
 from .frames import rgb_of
-from .schema import schema
+from .schema import schema, seed_input
 
 
 def _as_image(picture) -> torch.Tensor:
@@ -100,8 +100,7 @@ class SynthesizeMotionBlur(io.ComfyNode):
                 io.Image.Input("image", tooltip="A sharp picture; the first one of a batch is used."),
                 io.Int.Input("frames", default=16, min=1, max=10000, tooltip="Length of the clip."),
                 io.Float.Input("strength", default=12.0, min=0.0, max=100.0, step=0.5, tooltip="Mean length of the blur in pixels."),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
-                             tooltip="The path of the shaking camera. The same seed gives the same clip."),
+                seed_input("The path of the shaking camera. The same seed gives the same clip."),
             ],
             outputs=[
                 io.Image.Output(display_name="blurred", tooltip="The blurred clip."),

@@ -24,9 +24,9 @@ def advanced(make: Callable[..., io.Input], *args, **keywords) -> io.Input:
         return make(*args, optional=True, **keywords)
 
 
-def seed_input() -> io.Input:
+def seed_input(tooltip: str = "The noise. A pixel of a frame gets the same noise whatever the window, tile or start frame.") -> io.Input:
     """The usual seed widget. A new node's seed stays fixed, so that the next Run finds or goes on with what this one made; hosts before
     io.ControlAfterGenerate start at "randomize" whatever a node says."""
     control = getattr(io, "ControlAfterGenerate", None)
     return io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=control.fixed if control else True,
-                        tooltip="The noise. A pixel of a frame gets the same noise whatever the window, tile or start frame.")
+                        tooltip=tooltip)

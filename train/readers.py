@@ -71,6 +71,7 @@ class PictureFrames:
 
     @cached_property
     def size(self) -> tuple[int, int]:
+        """(width, height) in pixels of the first frame. Raises DataError."""
         try:
             with Image.open(self.paths[0]) as image:
                 return image.size
@@ -78,10 +79,12 @@ class PictureFrames:
             raise DataError(f"{self.paths[0]}: cannot be read as a picture ({error})") from None
 
     def read(self, numbers: range, box: Box | None = None) -> Tensor:
+        """The frames `numbers`, or their `box`: uint8 (F, 3, H, W), RGB. Raises DataError naming the file."""
         paths = [self.paths[i] for i in numbers]
         size = self.size if box else None               # a box that a frame does not fill would come out with a black border
 
         def read(path: Path) -> Tensor:
+            """One of them, (3, H, W) uint8."""
             return read_picture(path, box, size=size)
 
         frames = list(_pool().map(read, paths)) if len(paths) > 1 else [read(paths[0])]
@@ -118,6 +121,7 @@ class VideoFrames:
 
     @property
     def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
         return self._clip.width, self._clip.height
 
     @property
@@ -126,6 +130,7 @@ class VideoFrames:
         return float(self._clip.rate)
 
     def read(self, numbers: range, box: Box | None = None) -> Tensor:
+        """The frames `numbers`, or their `box`: uint8 (F, 3, H, W), RGB. Raises DataError naming the file."""
         import av
 
         from vdd_model.planes import to_rgb
@@ -349,6 +354,7 @@ def read_photos(source: str | Path) -> tuple[list[str], list[Tensor], dict[str, 
         items = [(s.name, s.sharp.paths[0]) for s in find(source, "photos").sequences]
 
     def load(item):
+        """One photograph, uint8 (3, H, W), or the reason why it cannot be read."""
         try:
             return read_picture(item[1], name=str(source / item[0]))
         except DataError as error:

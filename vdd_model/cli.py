@@ -198,6 +198,7 @@ def _deblur(arguments: argparse.Namespace, deblurrer=None) -> int:
         precision = f"{str(dtype).removeprefix('torch.')} on {device.type}"
 
     def make():
+        """The one Deblurrer of all jobs, loaded by the first that needs it."""
         if not made:
             made.append(Deblurrer(arguments.checkpoint, device=device, dtype=dtype))
         return made[0]

@@ -110,6 +110,7 @@ def share(jobs: Sequence[Job], rank: int, world_size: int) -> list[Job]:
     Every process computes the same division, so each job is done exactly once without a word between them.
     """
     def size(job: Job) -> int:
+        """Bytes of the job's input."""
         return sum(p.stat().st_size for p in (job.source if isinstance(job.source, tuple) else [job.source]))
 
     order = sorted(range(len(jobs)), key=lambda i: (-size(jobs[i]), i))

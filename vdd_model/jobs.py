@@ -182,6 +182,7 @@ def _work(job: Job, clip: Clip, sink, make_deblurrer: Callable, options: DeblurO
     floating = "f32" in clip.pix_fmt or "f16" in clip.pix_fmt
 
     def feed() -> Iterator[torch.Tensor]:
+        """The clip's frames, RGB (H, W, 3), as the model takes them."""
         for frame in ahead:
             rgb = frame.rgb
             if floating:

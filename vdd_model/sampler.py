@@ -47,6 +47,7 @@ def guided(conditional: VModel, unconditional: VModel, scale: float, rescale: fl
     low, high = (edge * (num_timesteps - 1) for edge in interval)
 
     def v_model(x: Tensor, t: Tensor) -> Tensor:
+        """Guided v, of x's shape."""
         v_c = conditional(x, t)
         if not low <= int(t[0]) <= high:
             return v_c
