@@ -98,10 +98,9 @@ def pad_to_multiple(x: Tensor, divisor: int) -> Tensor:
 
 
 def feature_bytes(config: ModelConfig, height: int, width: int, itemsize: int = 4) -> int:
-    """Bytes of encoder 2's features of one frame (DeblurModel.encode_blurred)."""
-    vae, levels = config.vae, len(config.vae.channel_mult)
-    values = sum(vae.channels * mult * (3 if level == levels - 1 else 1) / (vae.patch_size * 2**level) ** 2
-                 for level, mult in enumerate(vae.channel_mult))
+    """Bytes of encoder 2's features of one frame (DeblurModel.encode_each)."""
+    vae = config.vae
+    values = sum(vae.channels * mult / (vae.patch_size * 2**level) ** 2 for level, mult in enumerate(vae.channel_mult))
     return int(values * height * width) * itemsize
 
 
@@ -117,17 +116,17 @@ def encode_frames(model: DeblurModel, pixels: Tensor, tiling: Tiling = Tiling(),
         parts = []
         for part in piece.split(tiling.chunk(*piece.shape[-2:]), dim=2):
             tick()
-            parts.append(model.encode_blurred(part).latents)
+            parts.append(model.encode_each(part).latents)
         return torch.cat(parts, dim=2)
 
     return blend(pieces, encode)
 
 
 @torch.no_grad()
-def encode_with_features(model: DeblurModel, pixels: Tensor, start: int, stop: int, chunk: int = 0) -> BlurCode:
+def encode_with_features(model: DeblurModel, pixels: Tensor, start: int, stop: int) -> BlurCode:
     """The BlurCode of the frames [start, stop) of `pixels`: their neighbours, where there are any, are taken into account."""
     low, high = max(0, start - 1), min(pixels.shape[2], stop + 1)
-    code = model.encode_blurred(pixels[:, :, low:high], chunk)
+    code = model.encode_blurred(pixels[:, :, low:high])
     inner = slice(start - low, stop - low)
     return BlurCode(code.latents[:, :, inner], [level[:, :, inner] for level in code.features])
 

@@ -17,7 +17,7 @@ class BlurCode(NamedTuple):
     """What encoder 2 says of blurred frames."""
 
     latents: Tensor              # (B, 4, F, h, w), scaled
-    features: list[Tensor]       # fine to coarse, each (B, C, F, h_k, w_k); the coarsest holds frames t-1, t, t+1
+    features: list[Tensor]       # fine to coarse, each (B, C, F, h_k, w_k); for decoding the coarsest holds frames t-1, t, t+1
 
 
 class Condition(NamedTuple):
@@ -66,16 +66,21 @@ class DeblurModel(nn.Module):
             return unfold_time(torch.cat([self.encoder1.spatial(p)[0] for p in parts]), len(sharp))
 
     def encode_blurred(self, blurred: Tensor, chunk: int = 0) -> BlurCode:
-        """Blurred frames (B, 3, F, H, W) -> latents and features.
+        """Blurred frames (B, 3, F, H, W) -> latents and features, as `decode` takes them.
 
         Latents belong to one frame alone. The coarsest features of frame t hold those of t-1 and t+1 too: a caller that cuts
-        a longer clip gives one more frame on each side and drops their entries.
+        a longer clip gives one more frame on each side and drops their entries, or joins what `encode_each` gives.
         """
+        latents, features = self.encode_each(blurred, chunk)
+        return BlurCode(latents, [*features[:-1], with_neighbours(features[-1])])
+
+    def encode_each(self, blurred: Tensor, chunk: int = 0) -> BlurCode:
+        """As `encode_blurred`, but every frame's features are its own: `with_neighbours` joins the coarsest."""
         frames = fold_time(blurred)
         parts = [self.encoder2.spatial(p) for p in frames.split(chunk or len(frames))]
         latents = unfold_time(torch.cat([latents for latents, _ in parts]), len(blurred))
         features = [unfold_time(torch.cat(level), len(blurred)) for level in zip(*(features for _, features in parts))]
-        return BlurCode(latents, [*features[:-1], with_neighbours(features[-1])])
+        return BlurCode(latents, features)
 
     def condition(self, latents: Tensor, centre: Tensor) -> Condition:
         """Encoder 2's latents (B, 4, F, h, w) and the clip's centre frame (B, 3, H, W; index len // 2) -> Condition."""

@@ -20,7 +20,6 @@ from .inference import (
     Tiling,
     decode_frames,
     encode_frames,
-    encode_with_features,
     feature_bytes,
     free_memory,
     is_out_of_memory,
@@ -30,7 +29,7 @@ from .inference import (
     to_pixels,
     window_v_model,
 )
-from .model import DeblurModel
+from .model import DeblurModel, with_neighbours
 from .sampler import SPACINGS, VGEN_MIN_STEPS
 from .windows import crossfade
 
@@ -103,7 +102,7 @@ def first_input_frame(first_frame: int, options: DeblurOptions) -> int:
     A frame is blended from the window that holds it and the one before. That one's frames were encoded together with those
     before it, and the clip's last window can reach back by nearly one stride.
     """
-    return max(0, _first_window(first_frame, options) * options.stride - 1)
+    return _first_window(first_frame, options) * options.stride
 
 
 def _first_window(first_frame: int, options: DeblurOptions) -> int:
@@ -177,7 +176,7 @@ class _Run:
         self.done = first_frame
         self.frames: dict[int, Tensor] = {}              # blurred, as they came
         self.latents: dict[int, Tensor] = {}             # (1, 4, 1, h, w) of encoder 2
-        self.features: dict[int, list[Tensor]] = {}      # of encoder 2, where a window's fit in FEATURE_BYTES
+        self.features: dict[int, list[Tensor]] = {}      # of encoder 2, each frame's own, where a window's fit in FEATURE_BYTES
         self.size = (0, 0)
         self.tiling: Tiling | None = None
 
@@ -185,11 +184,12 @@ class _Run:
         """Blurred frames (H, W, 3) in [0, 1], the first with index `input_start` in the clip -> deblurred chunks (n, H, W, 3)."""
         options = self.options
         window, stride, shared = options.window, options.stride, options.shared
+        further = 0 if shared else 1                     # a window's last frame needs its neighbour's features to be decoded
         target = self.first_frame // stride              # the window whose frames are the first to be given
         k = _first_window(self.first_frame, options)
         self._skip = first_input_frame(self.first_frame, options)
         source = enumerate(frames, input_start)
-        encoded = k * stride + (shared if k else 0)      # encoded up to here, in the same pieces as in an uninterrupted run
+        encoded = k * stride + (shared + further if k else 0)      # encoded up to here, in the same pieces as in an uninterrupted run
         x0, x0_start = None, 0
         while True:
             stop = k * stride + window
@@ -200,8 +200,10 @@ class _Run:
                 return
             stop = min(stop, end)
             start = max(0, stop - window) if last else k * stride
-            self._attempt(self._encode, encoded, stop)
-            encoded = stop
+            ahead = min(stop + further, end)
+            if ahead > encoded:
+                self._attempt(self._encode, encoded, ahead)
+            encoded = ahead
             if k >= target - 1:
                 new = self._attempt(self._denoise, start, stop)
                 if x0 is not None:                       # the frames shared by two windows in their regular places
@@ -271,20 +273,18 @@ class _Run:
 
     def _encode(self, start: int, stop: int, tiling: Tiling) -> None:
         keep = tiling == Tiling() and self.fidelity and self._feature_bytes() * (self.options.window + 2) <= FEATURE_BYTES
-        if keep:
-            low, high = max(start - 1, min(self.frames)), min(stop + 1, max(self.frames) + 1)
-            pixels = self._pixels(low, high)
-            self._tick("encode")()
-            latents, features = encode_with_features(self.model, pixels, start - low, stop - low, tiling.chunk(*self.size))
-            for i in range(start, stop):
-                self.features[i] = [level[:, :, i - start:i - start + 1] for level in features]
-        else:                                            # a few frames at a time: a window of large ones takes gigabytes
-            parts, count = [], tiling.chunk(*self.size)
-            for i in range(start, stop, count):
-                parts.append(encode_frames(self.model, self._pixels(i, min(i + count, stop)), tiling, self._tick("encode")))
-            latents = torch.cat(parts, dim=2)
-        for i in range(start, stop):
-            self.latents[i] = latents[:, :, i - start:i - start + 1]
+        count, tick = tiling.chunk(*self.size), self._tick("encode")
+        for first in range(start, stop, count):          # a few frames at a time: a window of large ones takes gigabytes
+            numbers = range(first, min(first + count, stop))
+            pixels = self._pixels(first, numbers.stop)
+            if keep:
+                tick()
+                with torch.no_grad():
+                    latents, features = self.model.encode_each(pixels)
+                self.features |= {i: [level[:, :, i - first:i - first + 1] for level in features] for i in numbers}
+            else:
+                latents = encode_frames(self.model, pixels, tiling, tick)
+            self.latents |= {i: latents[:, :, i - first:i - first + 1] for i in numbers}
 
     def _feature_bytes(self) -> int:
         return feature_bytes(self.model.config, *self.size, torch.finfo(self.dtype).bits // 8)
@@ -322,15 +322,21 @@ class _Run:
         x0 = x0[:, :, :count]
         stop = start + x0.shape[2]
         low, high = max(start - 1, min(self.frames)), min(stop + 1, max(self.frames) + 1)
-        kept = [self.features.get(i) for i in range(start, stop)]
-        features = [torch.cat(level, dim=2) for level in zip(*kept)] if all(kept) else None
-        return decode_frames(self.model, x0, self._pixels(low, high), start - low, fidelity=self.fidelity, features=features,
-                             tiling=tiling, tick=self._tick("decode"))
+        return decode_frames(self.model, x0, self._pixels(low, high), start - low, fidelity=self.fidelity,
+                             features=self._kept(start, stop, low, high), tiling=tiling, tick=self._tick("decode"))
+
+    def _kept(self, start: int, stop: int, low: int, high: int) -> list[Tensor] | None:
+        """The features of frames [start, stop), joined with their neighbours in [low, high), where all were kept."""
+        if not all(i in self.features for i in range(low, high)):
+            return None
+        fine = zip(*(self.features[i][:-1] for i in range(start, stop)))
+        coarsest = with_neighbours(torch.cat([self.features[i][-1] for i in range(low, high)], dim=2))
+        return [*(torch.cat(level, dim=2) for level in fine), coarsest[:, :, start - low:stop - low]]
 
     def _forget(self, finished: int, start: int) -> None:
         """Drop what no later window needs: frames before `finished` are given; the last window may begin right behind `start`."""
         needed = min(finished - 1, start + self.options.window // 2)
-        for kept, first in ((self.frames, needed), (self.features, finished), (self.latents, start)):
+        for kept, first in ((self.frames, needed), (self.features, finished - 1), (self.latents, start)):
             for i in [i for i in kept if i < first]:
                 del kept[i]
 

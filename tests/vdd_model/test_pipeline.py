@@ -12,7 +12,7 @@ from vdd_model.checkpoint import BUILT_IN
 from vdd_model.config import AutoencoderConfig, ConfigError, ModelConfig, UNetConfig
 from vdd_model.diffusion import make_schedule
 from vdd_model.errors import UserError
-from vdd_model.model import BlurCode
+from vdd_model.model import BlurCode, with_neighbours
 from vdd_model.pipeline import DeblurOptions, Deblurrer, default_dtype, first_input_frame
 
 CONFIG = ModelConfig(name="stub", null_tokens=1,
@@ -41,11 +41,12 @@ class Stub:
         return images.mean(dim=(2, 3))
 
     def encode_blurred(self, pixels, chunk=0):
+        latents, features = self.encode_each(pixels)
+        return BlurCode(latents, [with_neighbours(features[-1])])
+
+    def encode_each(self, pixels, chunk=0):
         self.calls["encode"] += pixels.shape[2]
-        latents = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, 1))
-        before = torch.cat([pixels[:, :, :1], pixels[:, :, :-1]], dim=2)
-        after = torch.cat([pixels[:, :, 1:], pixels[:, :, -1:]], dim=2)
-        return BlurCode(latents, [torch.cat([before, pixels, after], dim=1)])
+        return BlurCode(F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, 1)), [pixels])
 
     def adapter(self, latents):
         self.calls["adapter"] += 1
@@ -148,6 +149,13 @@ def test_features_of_neighbours_cross_every_cut(monkeypatch, kept):
         torch.testing.assert_close(y, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("window, overlap", [(16, 4), (4, 0), (1, 0)])
+def test_kept_features_are_made_once(window, overlap):
+    stub = Stub(fidelity=True)
+    run(stub, clip(50), window=window, overlap=overlap)
+    assert stub.calls["encode"] == stub.calls["decode"] == 50
+
+
 def test_constant_answer_has_no_seams():
     """Each window and tile errs by another constant, as group statistics make them: no step between pixels or frames above 1/255."""
     class Uneven(Stub):
@@ -248,8 +256,8 @@ def test_a_restart_gives_the_same_bits(tiny_model, frames, window, overlap):
 
 
 def test_input_behind_the_restart_point_is_refused(tiny_model):
-    with pytest.raises(ValueError, match="needed from 11"):
-        Deblurrer(tiny_model, device="cpu").stream(iter(clip(4)), first_frame=50, input_start=12)
+    with pytest.raises(ValueError, match="needed from 12"):
+        Deblurrer(tiny_model, device="cpu").stream(iter(clip(4)), first_frame=50, input_start=13)
 
 
 def test_an_empty_stream_gives_nothing():
@@ -363,7 +371,7 @@ NO_MEMORY = [MemoryError(), torch.cuda.OutOfMemoryError("CUDA out of memory"),
              RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
 
 
-@pytest.mark.parametrize("stage, fidelity, error", [("encode_blurred", True, NO_MEMORY[0]), ("predict_v", False, NO_MEMORY[1]),
+@pytest.mark.parametrize("stage, fidelity, error", [("encode_each", True, NO_MEMORY[0]), ("predict_v", False, NO_MEMORY[1]),
                                                     ("decode", True, NO_MEMORY[2]), ("decode", False, NO_MEMORY[0])])
 def test_lack_of_memory_leads_to_smaller_pieces_and_a_complete_result(monkeypatch, stage, fidelity, error):
     class Small(Stub):
@@ -374,8 +382,8 @@ def test_lack_of_memory_leads_to_smaller_pieces_and_a_complete_result(monkeypatc
                 raise error
             return getattr(Stub, name)(self, tensor, *args, **kwargs)
 
-        def encode_blurred(self, *args, **kwargs):
-            return self.checked("encode_blurred", *args, **kwargs)
+        def encode_each(self, *args, **kwargs):
+            return self.checked("encode_each", *args, **kwargs)
 
         def predict_v(self, *args, **kwargs):
             return self.checked("predict_v", *args, **kwargs)
