@@ -74,13 +74,15 @@ def check_target(job: Job, *, force: bool, resume: bool) -> None:
 
 
 def is_finished(job: Job) -> bool:
-    """Whether the output is there and no unfinished work beside it. A folder without work, which a kill at the end left, is deleted."""
+    """Whether the output is there and no unfinished work beside it. What a kill behind the end left is deleted."""
     target, folder = job.target, part_folder(job.target)
     there = target.is_file() or job.as_images and target.is_dir() and any(target.iterdir())
     if there and folder.exists():
         with contextlib.suppress(MediaError), _locked(folder):
-            begun = (folder / "job.json").exists() and not (folder / "moving").exists()
-            if not _holds_work(folder) and not (begun and target.is_dir()):        # what is in a folder may be something else
+            moving = (folder / "moving").exists()
+            begun = (folder / "job.json").exists() and not moving
+            moved = moving and target.is_file() and not (folder / f"whole{target.suffix}").exists()
+            if moved or not _holds_work(folder) and not (begun and target.is_dir()):        # what is in a folder may be something else
                 _discard(folder)
     return there and not folder.exists()
 

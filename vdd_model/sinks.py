@@ -125,6 +125,7 @@ class VideoSink:
         notes = join(self.packet_file, self.encoding, whole, clip, audio=audio)
         with whole.open("r+b") as file:
             os.fsync(file.fileno())
+        (self.folder / "moving").touch()                       # from here on, no `whole` means that `target` is it
         os.replace(whole, target)
         return notes
 

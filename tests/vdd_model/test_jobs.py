@@ -186,6 +186,30 @@ def test_kill_9_loses_nothing(tmp_path, clip_150):
     assert decoded(target) == decoded(tmp_path / "whole.mp4")
 
 
+@pytest.mark.parametrize("behind", [False, True])
+def test_a_kill_around_the_last_rename_loses_nothing(tmp_path, monkeypatch, behind):
+    class Killed(BaseException):
+        pass
+
+    def killed(*_):
+        raise Killed
+
+    source, target = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(7)]), tmp_path / "o.mp4"
+    replace = os.replace
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "_discard", killed)
+        if not behind:
+            patch.setattr(os, "replace", lambda a, b: killed() if Path(b) == target else replace(a, b))
+        with pytest.raises(Killed):
+            deblur(source, target, identity="given")
+    assert target.exists() == behind and (part_folder(target) / "packets.bin").exists()
+    before = target.stat().st_ino if behind else None
+    command = ["deblur", str(source), "-o", str(target), "--window", "6", "--overlap", "2", "--preset", "veryfast", "--resume"]
+    assert main(command, IdentityDeblurrer()) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.mp4", "o.mp4"] and len(decoded(target)) == 7
+    assert before in (None, target.stat().st_ino)                   # what was whole is left alone
+
+
 @pytest.fixture
 def interruptible():
     """Python's own answer to Ctrl-C, also where a shell started the tests in the background, which ignores it."""
