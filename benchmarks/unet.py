@@ -10,6 +10,7 @@ machine hits both (two full-size networks in memory: 13 GB in float32). The othe
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -94,6 +95,7 @@ class Ours:
         return self.clock() - start
 
 
+@functools.cache
 def reference_python() -> tuple[str, dict[str, str]] | None:
     """The other environment's interpreter and variables, made when it is missing; None when it cannot be made."""
     folder = HERE / ".venv"

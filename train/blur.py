@@ -170,12 +170,17 @@ def plan(photos: Sequence[Tensor], seed: int, index: int, num_frames: int, size:
     ends = np.concatenate([middle - duty / 2, middle, middle + duty / 2])
     corners = apply(motion.matrices(ends), grid_points(size, size, 3)).reshape(-1, 2)
     photo_index, (region, shape, place) = _place(rng, photos, corners.min(0) - 3, corners.max(0) + 3, size, config, motion.zoom)
-    background = _Texture(photo_index, region, shape, place @ motion.matrices(middle), [place @ motion.matrices(t) for t in times])
+
+    def by_frame(place: np.ndarray, path: Motion, gain: float = 1.0) -> list[np.ndarray]:
+        """Maps at the instants of every frame: one evaluation of the path for all of them."""
+        return np.split(place @ path.matrices(np.concatenate(times), gain), np.cumsum(counts)[:-1])
+
+    background = _Texture(photo_index, region, shape, place @ motion.matrices(middle), by_frame(place, motion))
     textures = []
     for texture, layer_motion, gain, shift in layers:
         matrix = texture.truth @ shift
         texture.truth = matrix @ layer_motion.matrices(middle, gain)
-        texture.frames = [matrix @ layer_motion.matrices(t, gain) for t in times]
+        texture.frames = by_frame(matrix, layer_motion, gain)
         textures.append(texture)
 
     linear = rng.random() < config.linear
@@ -222,8 +227,8 @@ def _pixels(texture: _Texture, photo: Tensor) -> Tensor:
     """The texture's piece of the photograph, uint8 (3, h, w)."""
     x0, y0, x1, y1 = texture.region
     rows, columns = _mirror(y0, y1, photo.shape[-2]), _mirror(x0, x1, photo.shape[-1])
-    piece = photo[:, y0:y1] if rows is None else photo.index_select(1, rows.to(photo.device))
-    piece = piece[:, :, x0:x1] if columns is None else piece.index_select(2, columns.to(photo.device))
+    piece = photo[:, y0:y1] if rows is None else photo.index_select(1, rows.to(photo.device, non_blocking=True))
+    piece = piece[:, :, x0:x1] if columns is None else piece.index_select(2, columns.to(photo.device, non_blocking=True))
     if piece.shape[-2:] == texture.shape:
         return piece
     if piece.is_cuda:                                    # no uint8 resize there
@@ -234,7 +239,7 @@ def _pixels(texture: _Texture, photo: Tensor) -> Tensor:
 def _mask(texture: _Texture, device) -> Tensor:
     """Soft random blob (h, w) in [0, 1], zero at the border."""
     h, w = texture.shape
-    field = sum(F.interpolate(f.to(device), (h, w), mode="bicubic", align_corners=False)[0, 0] for f in texture.alpha)
+    field = sum(F.interpolate(f.to(device, non_blocking=True), (h, w), mode="bicubic", align_corners=False)[0, 0] for f in texture.alpha)
     y, x = (torch.linspace(-1, 1, n, device=device).abs() for n in (h, w))
     radius = (y[:, None] ** texture.power + x ** texture.power) ** (2 / texture.power)
     field = field + 1.5 - 3.5 * radius + texture.threshold
@@ -245,7 +250,7 @@ def _mask(texture: _Texture, device) -> Tensor:
 
 def _grid(matrices: np.ndarray, xs: Tensor, ys: Tensor) -> Tensor:
     """Homographies (K, 3, 3) at the pixels xs x ys -> sampling grid (K, h, w, 2), coordinate planes apart in memory."""
-    m = torch.from_numpy(matrices.astype(np.float32)).to(xs.device)
+    m = torch.from_numpy(matrices.astype(np.float32)).to(xs.device, non_blocking=True)
     p = (m[:, :, 0, None] * xs + m[:, :, 2, None])[:, :, None, :] + (m[:, :, 1, None] * ys)[:, :, :, None]
     return (p[:, :2] / p[:, 2:]).permute(0, 2, 3, 1)
 
@@ -300,8 +305,8 @@ def render(sample: Plan, photos: Sequence[Tensor], size: int, device: torch.devi
     codes = torch.arange(256) / 255
     light = camera.srgb_to_linear(codes) * sample.exposure
     light = light + sample.highlight * ((codes - 0.94) / 0.06).clamp(0, 1)     # light that the photograph clipped
-    table = camera.linear_to_srgb(light.clamp(0, 1)).to(device)
-    table_light = light.to(device) if sample.linear else table
+    table = camera.linear_to_srgb(light.clamp(0, 1)).to(device, non_blocking=True)     # a plain copy waits for all that is queued there
+    table_light = light.to(device, non_blocking=True) if sample.linear else table
 
     sharp_textures, light_textures = [], []
     for texture in textures:
@@ -330,15 +335,16 @@ def render(sample: Plan, photos: Sequence[Tensor], size: int, device: torch.devi
 
 @torch.no_grad()
 def synthesize(photos: Sequence[Tensor], seed: int, indices: Sequence[int], *, num_frames: int, size: int, config: BlurConfig | None = None,
-               device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+               device: torch.device | str = "cpu", originals: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
     """Samples `indices` of stream `seed`: (blurred, sharp), both (B, 3, num_frames, size, size) float32 in [0, 1] on `device`.
 
-    photos: uint8 (3, H, W) tensors, best already on `device`. Every random number comes from (seed, index) through the CPU, so a
-    sample is the same in every process and on every machine, up to float rounding.
+    photos: uint8 (3, H, W) tensors, best already on `device`; originals: the same on the CPU, where drawing looks at them without
+    waiting for a GPU. Every random number comes from (seed, index) through the CPU, so a sample is the same in every process and on
+    every machine, up to float rounding.
     """
     config = config or BlurConfig()
     blurred = torch.empty(len(indices), 3, num_frames, size, size, device=device)
     sharp = torch.empty_like(blurred)
     for b, index in enumerate(indices):
-        blurred[b], sharp[b] = render(plan(photos, seed, int(index), num_frames, size, config), photos, size, device)
+        blurred[b], sharp[b] = render(plan(originals or photos, seed, int(index), num_frames, size, config), photos, size, device)
     return blurred, sharp

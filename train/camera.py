@@ -26,6 +26,11 @@ def linear_to_srgb(x: Tensor) -> Tensor:
     return torch.where(x <= 0.0031308, x * 12.92, 1.055 * x.clamp_min(0.0031308) ** (1 / 2.4) - 0.055)
 
 
+def _like(values, like: Tensor) -> Tensor:
+    """Numbers in the type and on the device of `like`, which is not waited for."""
+    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
+
+
 @functools.lru_cache(maxsize=4)
 def noise_bank(device: torch.device | str) -> Tensor:
     """Standard normals, the same on every machine: drawn on the CPU from a fixed seed, then kept on `device`."""
@@ -42,7 +47,7 @@ def bayer_noise(linear: Tensor, shot: float, read: float, red: float, blue: floa
     `phase` shifts the mosaic; `starts` holds one place in the noise bank per frame.
     """
     frames, _, height, width = linear.shape
-    gains = linear.new_tensor([red, 1.0, blue]).view(3, 1, 1)
+    gains = _like([red, 1.0, blue], linear).view(3, 1, 1)
     bank, count = noise_bank(linear.device), height * width
     if count > NOISE_BANK // 2:
         bank = bank.repeat(2 + 2 * count // NOISE_BANK)
@@ -84,17 +89,17 @@ def jpeg(x: Tensor, quality: float) -> Tensor:
     bottom, right = -height % 16, -width % 16
     padded = F.pad(x, (0, right, 0, bottom), mode="replicate") if bottom or right else x
     scale = 5000 / quality if quality < 50 else 200 - 2 * quality
-    luma, chroma = (((x.new_tensor(t) * scale + 50) / 100).floor_().clamp_(1, 255) for t in (_LUMA, _CHROMA))
+    luma, chroma = (((_like(t, x) * scale + 50) / 100).floor_().clamp_(1, 255) for t in (_LUMA, _CHROMA))
     k = torch.arange(8, dtype=torch.float64)
     dct = torch.cos((2 * k + 1) * k[:, None] * math.pi / 16) / 2
     dct[0] /= math.sqrt(2)
-    dct = dct.to(x)
-    ycc = torch.einsum("ck,nkhw->cnhw", x.new_tensor(_TO_YCC), padded * 255)
+    dct = dct.to(x, non_blocking=True)
+    ycc = torch.einsum("ck,nkhw->cnhw", _like(_TO_YCC, x), padded * 255)
     y = _quantise(ycc[0] - 128, luma, dct) + 128
     small = F.avg_pool2d(ycc[1:], 2)
     small = _quantise(small.flatten(0, 1), chroma, dct).view_as(small)
     cbcr = F.interpolate(small, scale_factor=2, mode="bilinear", align_corners=False)
-    rgb = torch.einsum("ck,knhw->nchw", x.new_tensor(_TO_RGB), torch.cat([y[None], cbcr]))
+    rgb = torch.einsum("ck,knhw->nchw", _like(_TO_RGB, x), torch.cat([y[None], cbcr]))
     return (rgb[:, :, :height, :width] / 255).clamp_(0, 1)
 
 

@@ -34,7 +34,8 @@ class PhotoClips:
 
     def __init__(self, source: str | Path, blur: BlurConfig | None = None) -> None:
         self.source, self.blur = source, blur or BlurConfig()
-        self.names, self.photos, self.unreadable = _photos(Path(source))
+        self.names, self.originals, self.unreadable = _photos(Path(source))
+        self.photos = self.originals                           # where the last batch was asked for
 
     def batch(self, seed: int, indices: Sequence[int], *, num_frames: int, size: int, device: torch.device | str) -> Clips:
         """Clips of synthesised blur (`train.blur.synthesize`)."""
@@ -42,9 +43,11 @@ class PhotoClips:
             self.photos = [photo.to(device) for photo in self.photos]
         cut = self.blur.cut                                    # sample i is part i % cut^2 of scene i // cut^2
         scenes = list(dict.fromkeys(int(index) // cut**2 for index in indices))
-        made = synthesize(self.photos, seed, scenes, num_frames=num_frames, size=size * cut, config=self.blur, device=device)
-        rows = [scenes.index(int(index) // cut**2) * cut**2 + int(index) % cut**2 for index in indices]
-        blurred, sharp = (einops.rearrange(x, "b c f (i h) (j w) -> (b i j) c f h w", i=cut, j=cut)[rows] for x in made)
+        made = synthesize(self.photos, seed, scenes, num_frames=num_frames, size=size * cut, config=self.blur, device=device,
+                          originals=self.originals)
+        rows = torch.tensor([scenes.index(int(index) // cut**2) * cut**2 + int(index) % cut**2 for index in indices])
+        rows = rows.to(device, non_blocking=True)
+        blurred, sharp = (einops.rearrange(x, "b c f (i h) (j w) -> (b i j) c f h w", i=cut, j=cut).index_select(0, rows) for x in made)
         return Clips(blurred, sharp, [f"{self.source} sample {index}" for index in indices])
 
 

@@ -72,8 +72,7 @@ class Run:
         self.accelerator = start.make_accelerator(config)
         main = self.accelerator.is_main_process
         self.say = (lambda text: say(text, flush=True)) if main and say is print else (say if main else lambda text: None)
-        device = self.accelerator.device      # "cpu:0" and "cpu" differ to torch: `to` would copy what is already there, at every step
-        self.device = torch.device("cpu") if device.type == "cpu" else device
+        self.device = start.exact_device(self.accelerator.device)
         start.check_split(config, self.accelerator.num_processes)
         self.restored = start.find_state(config, self.states, resume, self.say)
         model = start.make_model(config, self.restored, self.say)
@@ -251,7 +250,8 @@ class Run:
             start.fill(model, whole)
             self.model = start.prepare_model(model, self.config, self.device)
         if work.stage.kind == "autoencoder":
-            std = latent_std(self.model, self._scale_clips(work))
+            with self._stance(False):                     # eight calls of a shape of their own
+                std = latent_std(self.model, self._scale_clips(work))
             set_latent_scale(self.model, 1 / std)
             start_encoders(self.model)
             self.say(f"latents: standard deviation {std:.4f}, latent_scale {1 / std:.4f}; "

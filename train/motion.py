@@ -1,6 +1,7 @@
 """Camera and object motion over a clip: C1 Bezier paths of six pose parameters, and the homographies they cause."""
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -87,10 +88,13 @@ def apply(matrices: np.ndarray, points: np.ndarray) -> np.ndarray:
     return mapped[..., :2] / mapped[..., 2:]
 
 
+@functools.lru_cache(maxsize=64)
 def grid_points(width: float, height: float, count: int = 3) -> np.ndarray:
     """count x count points over a rectangle whose corner is the origin: (count^2, 2)."""
     x, y = np.meshgrid(np.linspace(0, width, count), np.linspace(0, height, count))
-    return np.stack([x.ravel(), y.ravel()], 1)
+    points = np.stack([x.ravel(), y.ravel()], 1)
+    points.flags.writeable = False                      # every caller gets the same
+    return points
 
 
 def path_lengths(positions: np.ndarray, frames: int) -> np.ndarray:

@@ -73,7 +73,7 @@ class Ahead:
             return self.source.batch(seed, indices, **shape), None
         with self.lock:
             if self.stream is None:
-                self.stream = torch.cuda.Stream(device)
+                self.stream = torch.cuda.Stream(device, priority=-1)     # its small kernels would wait behind the training's large ones
         with torch.cuda.stream(self.stream):
             clips = self.source.batch(seed, indices, **shape)
             return clips, self.stream.record_event()

@@ -103,6 +103,12 @@ def make_model(config: TrainConfig, restored: states.State | None, say=print) ->
     return model
 
 
+def exact_device(device: torch.device) -> torch.device:
+    """The device as tensors name it: "cpu" without an index, others with one. torch compares names, so what is already there would
+    be copied at every step."""
+    return torch.device("cpu") if device.type == "cpu" else torch.device(device.type, device.index or 0)
+
+
 def prepare_model(model: DeblurModel, config: TrainConfig, device: torch.device) -> DeblurModel:
     """On the device, in train mode, with the run's memory format, checkpointing and compilation."""
     if config.channels_last:
@@ -111,15 +117,17 @@ def prepare_model(model: DeblurModel, config: TrainConfig, device: torch.device)
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     if device.type == "cpu" and not config.compile:          # inductor makes a fast one by itself
         use_rows(model)
+    if device.type == "cuda":                                # its bfloat16 backward is reported to give NaNs in large batches
+        torch.backends.cuda.enable_cudnn_sdp(False)
     model.unet.gradient_checkpointing = config.gradient_checkpointing
     model = model.to(device).train()
     model.unet.schedule = model.unet.schedule.to(device)
-    if config.compile:                                   # in place: parameter names stay
+    if config.compile:                                   # in place: parameter names stay; a stage's shapes stay too, so none is dynamic
         for module in (model.unet, model.encoder1.spatial_head.encoder, model.encoder2.spatial_head.encoder, model.vae.encoder):
-            module.compile()
-        model.vae.decoder.features = torch.compile(model.vae.decoder.features)
+            module.compile(dynamic=False)
+        model.vae.decoder.features = torch.compile(model.vae.decoder.features, dynamic=False)
         if model.vae.fidelity is not None:
-            model.vae.fidelity.compile()
+            model.vae.fidelity.compile(dynamic=False)
     return model
 
 

@@ -28,7 +28,8 @@ def _fraction(text: str) -> Fraction:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number or a fraction such as 30000/1001") from None
     if not 0 < value <= 1000:
         raise argparse.ArgumentTypeError(f"{text} frames per second cannot be used")
-    return value
+    exact = Fraction(1000 * round(value * Fraction(1001, 1000)), 1001)         # 23.976, 23.98, 29.97, 59.94 stand for these
+    return exact if "." in text and value.denominator > 1 and abs(value - exact) < Fraction(1, 200) else value
 
 
 def parser() -> argparse.ArgumentParser:

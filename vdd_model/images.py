@@ -1,10 +1,14 @@
 """Rows of picture files as clips: find them, read them, write PNG."""
 from __future__ import annotations
 
+import dataclasses
 import glob
 import io
 import os
 import re
+import struct
+import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -13,13 +17,14 @@ import av
 import numpy as np
 import torch
 
-from .planes import ColorTags, Layout, complete_tags, from_rgb, layout, to_rgb
+from .planes import BT709, BT2020, UNSPECIFIED, ColorTags, Layout, complete_tags, from_rgb, is_wide, layout, to_rgb
 from .video_in import Clip, Frame, MediaError, _layout_of
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".exr", ".ppm", ".pgm", ".tga", ".dpx", ".jp2"}
 _CENTRED = {"mjpeg", "webp"}
 _EXIF = {2: (0, True), 3: (2, False), 4: (2, True), 5: (1, True), 6: (3, False), 7: (3, True), 8: (1, False)}
 _NUMBERED = re.compile(r"%0?\d*d")
+_COLOUR_CHUNKS = (b"cICP", b"gAMA", b"cHRM", b"sRGB", b"mDCV", b"cLLI")
 _HEAD = 1 << 14                                                # bytes of a file that nearly always tell its pixel format
 
 
@@ -38,8 +43,30 @@ def find_images(where: str | Path) -> list[Path]:
         name = re.compile(re.escape(before) + r"\d+" + re.escape(after))
         found = [p for p in path.parent.iterdir() if name.fullmatch(p.name)] if path.parent.is_dir() else []
     else:
-        found = [Path(p) for p in glob.glob(text)]
+        found = matching(text)
     return natural_order([p for p in found if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()])
+
+
+def matching(pattern: str) -> list[Path]:
+    """The files that a `*` pattern means. Brackets in the name of a folder that exists are taken as they are."""
+    path = Path(pattern)
+    if path.parent.is_dir():
+        pattern = os.path.join(glob.escape(str(path.parent)), path.name)
+    return [Path(p) for p in glob.glob(pattern)]
+
+
+def gaps(files: Sequence[Path]) -> str:
+    """A note about numbers that are missing in the names of a sequence, or ""."""
+    numbers = [re.findall(r"\d+", file.stem)[-1:] for file in files]
+    if len(files) < 3 or not all(numbers):
+        return ""
+    steps = [int(b[0]) - int(a[0]) for a, b in zip(numbers, numbers[1:])]
+    usual, count = Counter(steps).most_common(1)[0]
+    places = [i for i, step in enumerate(steps) if step > usual > 0]
+    if not places or 2 * count <= len(steps):                  # or the numbers are not a count
+        return ""
+    return (f"its numbering has {len(places)} gap{'s' if len(places) > 1 else ''}, the first behind {files[places[0]].name}; "
+            "the pictures are taken as following each other")
 
 
 def _orientation(data: bytes) -> tuple[int, bool]:
@@ -66,12 +93,38 @@ def _decode_image(path: Path) -> tuple[av.VideoFrame, str, tuple[int, bool]]:
         raise MediaError(f"{path} cannot be read ({error.strerror})") from None
     if not data:
         raise MediaError(f"{path} is empty (0 bytes)")
+    if data[:4] == b"RIFF" and b"ANIM" in data[:64]:
+        raise MediaError(f"{path} is an animated WebP, which cannot be read; convert it to a video, .gif or .apng first")
+    if data[:4] == b"\x89PNG" and b"acTL" in data[:data.find(b"IDAT")]:
+        raise MediaError(f"{path} is an animation; give it a name ending in .apng to have all its frames read")
     try:
+        if path.suffix.lower() == ".tga":                      # nothing in such a file tells FFmpeg what it is
+            return _decode_tga(data), "targa", (0, False)
+        if data[:4] in (b"II*\0", b"MM\0*") and (frame := _decode_jpeg_in_tiff(data)) is not None:
+            return frame, "tiff", _orientation(data)
         # through a buffer: ffmpeg would take % in a file's name for a pattern
         with av.open(io.BytesIO(data)) as container:
             return next(container.decode(video=0)), container.streams.video[0].codec_context.name, _orientation(data)
     except (av.FFmpegError, StopIteration, IndexError, OSError, ValueError):
         raise MediaError(f"{path} is not a picture that can be read") from None
+
+
+def _decode_tga(data: bytes) -> av.VideoFrame:
+    frame = av.CodecContext.create("targa", "r").decode(av.Packet(data))[0]
+    return frame.reformat(format="bgr0") if frame.format.name == "bgra" and not data[17] & 15 else frame       # no bit of it is alpha
+
+
+def _decode_jpeg_in_tiff(data: bytes) -> av.VideoFrame | None:
+    """A TIFF file that is compressed as JPEG, of which FFmpeg makes a black picture without a word; None for any other."""
+    try:
+        from PIL import Image
+        with Image.open(io.BytesIO(data)) as picture:
+            if "jpeg" not in str(picture.info.get("compression")):
+                return None
+            gray = picture.mode in ("1", "L")
+            return av.VideoFrame.from_ndarray(np.asarray(picture.convert("L" if gray else "RGB")), "gray" if gray else "rgb24")
+    except (ImportError, OSError, ValueError, SyntaxError):
+        return None
 
 
 def read_image(path: str | Path) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -100,8 +153,9 @@ def write_image(path: str | Path, rgb: torch.Tensor, alpha: torch.Tensor | None 
     os.replace(aside, path)
 
 
-def encode_png(rgb: np.ndarray, alpha: np.ndarray | None, *, bit_depth: int = 8, gray: bool = False, compression: int = 3) -> bytes:
-    """(H,W,3) float32 RGB in [0,1], alpha (H,W) or None -> the bytes of a PNG file."""
+def encode_png(rgb: np.ndarray, alpha: np.ndarray | None, *, bit_depth: int = 8, gray: bool = False, compression: int = 3,
+               chunks: bytes = b"") -> bytes:
+    """(H,W,3) float32 RGB in [0,1], alpha (H,W) or None -> the bytes of a PNG file. `chunks`, whole ones, go behind the header."""
     wide = bit_depth > 8
     if gray:
         pix_fmt = ("ya16be" if wide else "ya8") if alpha is not None else ("gray16be" if wide else "gray")
@@ -112,7 +166,44 @@ def encode_png(rgb: np.ndarray, alpha: np.ndarray | None, *, bit_depth: int = 8,
     context.pix_fmt, context.time_base, context.framerate = pix_fmt, Fraction(1, 25), Fraction(25)
     context.options = {"compression_level": str(compression), "pred": "mixed"}
     frame = from_rgb(rgb, alpha, pix_fmt, ColorTags(full_range=True), gray=gray)
-    return b"".join(bytes(p) for p in [*context.encode(frame), *context.encode(None)])
+    data = b"".join(bytes(p) for p in [*context.encode(frame), *context.encode(None)])
+    return data[:33] + chunks + data[33:]
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def _profile(path: Path) -> bytes:
+    """The ICC profile of a picture file, or b""."""
+    try:
+        from PIL import Image
+        with Image.open(path) as picture:
+            return picture.info.get("icc_profile") or b""
+    except (ImportError, OSError, ValueError, SyntaxError):
+        return b""
+
+
+def _png_chunks(path: Path, profile: bytes, gray: bool) -> bytes:
+    """What a picture file says about its colours as chunks of a PNG file: an ICC profile, or the tags of a PNG file."""
+    found = b""
+    with path.open("rb") as file:
+        if file.read(8) == b"\x89PNG\r\n\x1a\n":
+            while len(head := file.read(8)) == 8 and head[4:] != b"IDAT":
+                length, name = struct.unpack(">I4s", head)
+                data = file.read(length + 4)[:length]
+                found += _chunk(name, data) if name in _COLOUR_CHUNKS else b""
+    if profile[16:20] == (b"GRAY" if gray else b"RGB "):       # PNG takes no other one
+        found += _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile))
+    return found
+
+
+def png_chunks(clip: Clip) -> bytes:
+    """What the PNG files made of a clip have to say about their colours; nothing for those that every program assumes."""
+    primaries, transfer = clip.color.primaries, clip.color.transfer
+    if clip.png_chunks or not is_wide(clip.color):
+        return clip.png_chunks
+    return _chunk(b"cICP", bytes([primaries if primaries != UNSPECIFIED else BT2020, transfer if transfer != UNSPECIFIED else BT709, 0, 1]))
 
 
 def _plain_png(head: bytes) -> str:
@@ -132,6 +223,9 @@ def _peek(path: Path) -> tuple[str, Layout, bool] | None:
         try:
             with path.open("rb") as file:
                 data = file.read(length)
+            if path.suffix.lower() == ".tga":
+                frame = _decode_tga(path.read_bytes())
+                return frame.format.name, _layout_of(frame), _layout_of(frame).alpha and frame.format.name != "pal8"
             if plain := _plain_png(data):
                 kind = layout(plain)
                 return plain, kind, kind.alpha and plain != "pal8"
@@ -175,9 +269,16 @@ def probe_images(files: Sequence[Path], rate: Fraction = Fraction(24), name: Pat
         if (other.floating, other.depth) > deepest:
             deepest, pix_fmt = (other.floating, other.depth), found_format
     width, height = (frame.height, frame.width) if turns % 2 else (frame.width, frame.height)
+    profile = _profile(files[0])
+    chunks, tags = _png_chunks(files[0], profile, gray), _image_tags(frame, codec)
+    if b"cICP" in chunks:
+        primaries, transfer = chunks[chunks.index(b"cICP") + 4:][:2]
+        said = dataclasses.replace(tags, primaries=primaries, transfer=transfer)
+        tags = said if is_wide(said) else tags
+    extras = ("the colour profile of its pictures",) if profile and b"sRGB" not in profile.replace(b"\0", b"") else ()
     return Clip(path=name or files[0], width=width, height=height, num_frames=len(files), rate=rate, time_base=1 / rate,
-                bit_depth=min(16, deepest[1]), has_alpha=has_alpha, gray=gray, color=_image_tags(frame, codec),
-                codec=codec, pix_fmt=pix_fmt, files=tuple(files), size_bytes=sum(f.stat().st_size for f in files))
+                bit_depth=min(16, deepest[1]), has_alpha=has_alpha, gray=gray, color=tags, png_chunks=chunks,
+                extras=extras, codec=codec, pix_fmt=pix_fmt, files=tuple(files), size_bytes=sum(f.stat().st_size for f in files))
 
 
 class ImageReader:

@@ -1,12 +1,11 @@
 """From the command line's inputs to jobs: which clips there are, where each result goes, and which process does which."""
 from __future__ import annotations
 
-import glob
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from .images import IMAGE_SUFFIXES, find_images, natural_order
+from .images import IMAGE_SUFFIXES, find_images, matching, natural_order
 from .jobs import Job
 from .video_in import MediaError
 from .video_out import CONTAINERS, VIDEO_SUFFIXES, OutputOptions
@@ -26,7 +25,8 @@ def find_clips(inputs: Sequence[str]) -> list[tuple[str, Path | tuple[Path, ...]
         path = Path(text)
         if path.is_dir():
             images = find_images(path)
-            videos = natural_order([p for p in path.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file()])
+            videos = natural_order([p for p in path.iterdir()          # ._clip.mp4 is what macOS leaves on memory cards
+                                    if p.suffix.lower() in VIDEO_SUFFIXES and not p.name.startswith(".") and p.is_file()])
             if images and videos:
                 raise MediaError(f"{path} holds both pictures and videos; name a pattern, such as {path / ('*' + videos[0].suffix)}")
             if not images and not videos:
@@ -42,7 +42,7 @@ def find_clips(inputs: Sequence[str]) -> list[tuple[str, Path | tuple[Path, ...]
                 clips.append((text, path))
         elif set(path.name) & set("*?%[") or "*" in text:
             images = find_images(text)
-            videos = [] if images else natural_order([Path(p) for p in glob.glob(text) if Path(p).suffix.lower() in VIDEO_SUFFIXES])
+            videos = [] if images else natural_order([p for p in matching(text) if p.suffix.lower() in VIDEO_SUFFIXES])
             if not images and not videos:
                 raise MediaError(f"nothing fits the pattern {text}")
             clips += [(text, tuple(images))] if images else [(str(v), v) for v in videos]

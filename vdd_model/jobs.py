@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 
 from .errors import UserError
-from .images import ImageReader
+from .images import ImageReader, gaps, png_chunks
 from .pipeline import DeblurOptions, first_input_frame
 from .progress import Progress
 from .sinks import SEGMENT, ImageSink, VideoSink, remove
@@ -102,9 +103,18 @@ def run(job: Job, make_deblurrer: Callable, options: DeblurOptions, output: Outp
     notes = list(encoding.notes) if encoding else []
     if clip.interlaced:
         notes.append("it is interlaced; deinterlace it first for a better result")
+    if job.as_images and clip.pixel_aspect != 1:
+        shape = f"{clip.pixel_aspect.numerator}:{clip.pixel_aspect.denominator}"
+        notes.append(f"its pixels are not square ({shape}), which the PNG files do not say")
+    if job.as_images and not clip.constant_rate:
+        notes.append("its frames follow each other at varying times, which the PNG files do not say")
+    if clip.codec == "exr":
+        notes.append("EXR holds linear light, which is taken and written as if it were what a display shows; convert it beforehand")
+    if gap := gaps(clip.files):
+        notes.append(gap)
     if encoding and output.audio and (lacking := unsupported_sound(clip, job.target)):
         raise MediaError(f"{job.label}: its sound ({', '.join(lacking)}) cannot be stored in {job.target.suffix}; "
-                         "choose an output ending in .mkv or .mov, or --no-audio")
+                         f"choose an output ending in .mkv{'' if job.target.suffix.lower() == '.mov' else ' or .mov'}, or --no-audio")
     folder = part_folder(job.target)
     try:
         job.target.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +146,10 @@ def run(job: Job, make_deblurrer: Callable, options: DeblurOptions, output: Outp
             raise MediaError(f"{job.target} cannot be written ({error.strerror or error})") from error
     if preview:
         from .preview import write_preview
-        notes += write_preview(clip, job.target)
+        try:
+            notes += write_preview(clip, job.target)
+        except (UserError, OSError) as error:                  # the result itself is there
+            notes.append(f"the preview could not be written ({error})")
     return Outcome(job.target, sink.done, time.monotonic() - started, reader.lost, notes)
 
 
@@ -168,7 +181,8 @@ def _make_sink(job: Job, clip: Clip, encoding: Encoding | None, folder: Path, ou
     if len(set(names)) < len(names):
         names = []
     depth = output.bit_depth or (16 if clip.bit_depth > 8 else 8)
-    return ImageSink(folder, job.target, names, 8 if depth == 8 else 16, clip.gray, clip.has_alpha, replace=force)
+    return ImageSink(folder, job.target, names, 8 if depth == 8 else 16, clip.gray, clip.has_alpha, replace=force,
+                     chunks=png_chunks(clip))
 
 
 def _work(job: Job, clip: Clip, sink, make_deblurrer: Callable, options: DeblurOptions, quiet: bool,
@@ -179,6 +193,7 @@ def _work(job: Job, clip: Clip, sink, make_deblurrer: Callable, options: DeblurO
     reader = read(clip, start)
     waiting: deque = deque()                                   # alpha and times of the frames inside the model
     bad: list[int] = []
+    beyond: list[int] = []
     frame_bytes = clip.width * clip.height * 12
     ahead = read_ahead(reader, min(16, max(2, READ_AHEAD_BYTES // frame_bytes)))
     floating = "f32" in clip.pix_fmt or "f16" in clip.pix_fmt
@@ -191,6 +206,8 @@ def _work(job: Job, clip: Clip, sink, make_deblurrer: Callable, options: DeblurO
                 if not torch.isfinite(rgb).all():
                     bad.append(frame.index)
                     rgb = torch.nan_to_num(rgb, 0.0, 1.0, 0.0)
+                if frame.index >= first and (rgb.max() > 1 or rgb.min() < 0):
+                    beyond.append(frame.index)
                 rgb = rgb.clamp(0, 1)
             if frame.index >= first:
                 waiting.append((None if frame.alpha is None else frame.alpha.numpy(), (frame.pts, frame.duration)))
@@ -221,6 +238,9 @@ def _work(job: Job, clip: Clip, sink, make_deblurrer: Callable, options: DeblurO
         notes.append(f"{len(bad)} frame{'s' if len(bad) > 1 else ''} (the first is {bad[0]}) held pixels that are not numbers; "
                      "they were set to black")
         reader.lost = max(reader.lost, len(bad))
+    if beyond:
+        notes.append(f"{len(beyond)} frame{'s' if len(beyond) > 1 else ''} (the first is {beyond[0]}) held values below 0 or above 1, "
+                     "which were cut off")
     return reader, notes
 
 
@@ -245,8 +265,10 @@ def _check_journal(folder: Path, job: Job, clip: Clip, options: DeblurOptions, o
     """Remember what the job is; when it is there already, refuse to mix two different ones. Raises MediaError."""
     files = clip.files or (clip.path,)
     journal = {"input": [str(files[0].resolve()), clip.size_bytes, len(files), max(f.stat().st_mtime_ns for f in files)],
+               **({"fps": str(job.rate)} if clip.files else {}),
                "weights": identity, "precision": precision, **{k: _plain(v) for k, v in dataclasses.asdict(options).items()},
-               **{f"output {k}": v for k, v in dataclasses.asdict(output).items()}}
+               # the sound is only added at the end, and left away where that fails
+               **{f"output {k}": v for k, v in dataclasses.asdict(output).items() if k != "audio"}}
     path = folder / "job.json"
     try:
         before = json.loads(path.read_text())
@@ -280,9 +302,10 @@ def _locked(folder: Path):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except ImportError:                                        # not on this system
         pass
-    except OSError:
-        file.close()
-        raise MediaError(f"{folder} is being worked on by another run") from None
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):        # else a network folder that has no locks
+            file.close()
+            raise MediaError(f"{folder} is being worked on by another run") from None
     try:
         yield
     finally:

@@ -124,11 +124,12 @@ class Deblurrer:
             self.model = load(checkpoint, self.device, dtype or default_dtype(self.device))
             if self.device.type == "cuda":
                 channels_last(self.model.unet)
-                self.model.unet.schedule = self.model.unet.schedule.to(self.device)      # or every call would wait for the GPU
             elif self.device.type == "cpu" and self.model.config.unet.dim >= PACKED_FROM_DIM:
                 pack(self.model.unet)
         else:
             self.model = checkpoint.to(self.device) if dtype is None else checkpoint.to(self.device, dtype)
+        if self.device.type == "cuda":
+            self.model.unet.schedule = self.model.unet.schedule.to(self.device)      # or every call would wait for the GPU
         self.schedule = make_schedule(self.model.config.diffusion)
 
     def deblur(self, frames: Tensor, options: DeblurOptions | None = None, *, progress: Callable[[Progress], None] | None = None,
@@ -322,8 +323,11 @@ class _Run:
         x0 = x0[:, :, :count]
         stop = start + x0.shape[2]
         low, high = max(start - 1, min(self.frames)), min(stop + 1, max(self.frames) + 1)
-        return decode_frames(self.model, x0, self._pixels(low, high), start - low, fidelity=self.fidelity,
-                             features=self._kept(start, stop, low, high), tiling=tiling, tick=self._tick("decode"))
+        features = self._kept(start, stop, low, high)
+        if features is not None:
+            low, high = start, stop                      # they know the neighbours: whose pixels need not be brought to the device
+        return decode_frames(self.model, x0, self._pixels(low, high), start - low, fidelity=self.fidelity, features=features,
+                             tiling=tiling, tick=self._tick("decode"))
 
     def _kept(self, start: int, stop: int, low: int, high: int) -> list[Tensor] | None:
         """The features of frames [start, stop), joined with their neighbours in [low, high), where all were kept."""

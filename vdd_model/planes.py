@@ -12,6 +12,7 @@ import av
 import numpy as np
 
 UNSPECIFIED = 2                                                # in H.273: matrix, primaries and transfer alike
+PQ, HLG, P3 = 16, 18, (11, 12)                                 # transfers; primaries
 RGB, BT709, BT470BG, SMPTE170M, BT2020 = 0, 1, 5, 6, 9         # matrix coefficients by their H.273 numbers
 # matrix number -> (K_R, K_B); every other number is read and written with BT.709's, so an unchanged pixel stays what it was
 LUMA = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 5: (0.299, 0.114), 6: (0.299, 0.114), 7: (0.212, 0.087),
@@ -76,6 +77,11 @@ def complete_tags(tags: ColorTags, kind: str, height: int, width: int) -> ColorT
         return tags
     matrix = BT709 if width >= 1280 or height > 576 else SMPTE170M
     return ColorTags(matrix, tags.primaries, tags.transfer, tags.full_range)
+
+
+def is_wide(tags: ColorTags) -> bool:
+    """Whether the colours are other ones than every program assumes where nothing is said: HDR, BT.2020 or P3."""
+    return tags.transfer in (PQ, HLG) or tags.primaries in (BT2020, *P3)
 
 
 def _scales(depth: int, full_range: bool) -> tuple[float, float, float, float]:

@@ -35,7 +35,8 @@ def write_preview(before: Clip, target: Path) -> list[str]:
                 write_image(picture, torch.cat([a.rgb, gap, b.rgb], dim=1).clamp(0, 1))
             yield wipe(a.rgb, b.rgb, 0.5 - 0.5 * math.cos(2 * math.pi * a.index / period + math.pi / 2))
 
-    plain = dataclasses.replace(before, has_alpha=False, gray=False, bit_depth=8, sound=(), metadata=())
+    plain = dataclasses.replace(before, has_alpha=False, gray=False, bit_depth=8, sound=(), metadata=(), timecode="", chapters=(),
+                                light="", extras=())
     write_video(video, frames(), like=plain, options=OutputOptions(codec="h264", quality=18, audio=False))
     return [f"preview: {picture} and {video} (left of the border: before)"]
 

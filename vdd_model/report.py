@@ -312,6 +312,11 @@ def compare(a: str | os.PathLike, b: str | os.PathLike, out_dir: str | os.PathLi
         raise UserError(f"the clips have frames of different sizes: {found}")
     if zoom_box is not None:
         _check_box(Box(*zoom_box), clips[0].width, clips[0].height)
+    out = Path(out_dir)
+    try:
+        out.mkdir(parents=True, exist_ok=True)                 # before the work, not behind it
+    except OSError as error:
+        raise UserError(f"{out} cannot be made a folder for the figures ({error.strerror})") from None
     readers = [read(c) for c in clips]
     shown = min(c.num_frames for c in clips) // 2
     frames = [(f.rgb for f in reader) for reader in readers]
@@ -324,7 +329,6 @@ def compare(a: str | os.PathLike, b: str | os.PathLike, out_dir: str | os.PathLi
         notes.append(lpips_note())
     names = {"output": Path(a).name or str(a), "blurred": "blurred input"}
     scores = {names[key]: scorer.result() for key, scorer in scorers.items()}
-    out = Path(out_dir)
     pictures, labels = ([middle[2]], ["blurred"]) if blurred is not None else ([], [])
     pictures, labels = [*pictures, middle[0], middle[1]], [*labels, names["output"], f"truth ({Path(b).name})"]
     files = [save_image(panel(pictures, labels, zoom_box), out / "panel.png"),

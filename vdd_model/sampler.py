@@ -45,11 +45,13 @@ def guided(conditional: VModel, unconditional: VModel, scale: float, rescale: fl
     if scale == 1.0:
         return conditional
     low, high = (edge * (num_timesteps - 1) for edge in interval)
+    everywhere = low <= 0 and high >= num_timesteps - 1
 
     def v_model(x: Tensor, t: Tensor) -> Tensor:
         """Guided v, of x's shape."""
+        inside = everywhere or low <= int(t[0]) <= high      # reading t waits for a GPU: only where needed, before it has new work
         v_c = conditional(x, t)
-        if not low <= int(t[0]) <= high:
+        if not inside:
             return v_c
         v_u = unconditional(x, t)
         v = v_u + scale * (v_c - v_u)

@@ -6,6 +6,8 @@ have encoded anyway. At the end the packets are joined with the sound; nothing i
 """
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
 import shutil
@@ -96,15 +98,13 @@ class VideoSink:
             if self.in_segment:
                 self._end_segment()
         elif self._spool is not None:
-            self._spool.flush()
-            os.fsync(self._spool.fileno())
+            sync(self._spool)
 
     def _end_segment(self) -> None:
         packets = self.encoder.finish()
         with self.packet_file.open("ab") as file:
             file.write(segment_bytes(self.segment, self.in_segment, packets))
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
         if self._spool is not None:
             self._spool.close()
             self._spool = None
@@ -124,7 +124,7 @@ class VideoSink:
         whole = self.folder / f"whole{target.suffix}"
         notes = join(self.packet_file, self.encoding, whole, clip, audio=audio)
         with whole.open("r+b") as file:
-            os.fsync(file.fileno())
+            sync(file)
         (self.folder / "moving").touch()                       # from here on, no `whole` means that `target` is it
         os.replace(whole, target)
         return notes
@@ -135,9 +135,10 @@ class ImageSink:
     `target` under names of the same kind, from a longer run, give way.
     """
 
-    def __init__(self, folder: Path, target: Path, names: Sequence[str], bit_depth: int, gray: bool, alpha: bool, replace: bool = False):
+    def __init__(self, folder: Path, target: Path, names: Sequence[str], bit_depth: int, gray: bool, alpha: bool, replace: bool = False,
+                 chunks: bytes = b""):
         self.folder, self.names, self.target = folder / "pictures", names, target
-        self.bit_depth, self.gray, self.alpha, self.replace = bit_depth, gray, alpha, replace
+        self.bit_depth, self.gray, self.alpha, self.replace, self.chunks = bit_depth, gray, alpha, replace, chunks
         self.folder.mkdir(exist_ok=True)
         self._remove_old()
         self.done = 0
@@ -161,12 +162,12 @@ class ImageSink:
     def write(self, rgb: np.ndarray, alphas: Sequence[np.ndarray | None], times: Sequence[tuple[int, int]]) -> None:
         """Take the next frames: rgb (n,H,W,3) float32 in [0,1], alpha (H,W) or None each."""
         for picture, alpha in zip(rgb, alphas):
-            data = encode_png(picture, alpha if self.alpha else None, bit_depth=self.bit_depth, gray=self.gray)
+            data = encode_png(picture, alpha if self.alpha else None, bit_depth=self.bit_depth, gray=self.gray,
+                              chunks=self.chunks)
             aside = self.folder / "writing"
             with aside.open("wb") as file:
                 file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+                sync(file)
             os.replace(aside, self.folder / self.name(self.done))
             self.done += 1
 
@@ -192,8 +193,36 @@ class ImageSink:
         self._remove_old()
         for index in range(self.done):
             if (self.folder / self.name(index)).exists():
-                os.replace(self.folder / self.name(index), target / self.name(index))
+                _move(self.folder / self.name(index), target / self.name(index))
         return [] if not (clip.sound and audio) else ["pictures hold no sound, so it was left out"]
+
+
+def sync(file) -> None:
+    """Bring an open file to the disk, as far as the file system can: some network folders cannot."""
+    file.flush()
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
+            raise
+
+
+def _move(source: Path, target: Path) -> None:
+    """`os.replace`, also where `target` is a link to a folder on another disk."""
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        aside = target.with_name(f".{target.name}.part")
+        try:
+            shutil.copyfile(source, aside)
+            os.replace(aside, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                aside.unlink()
+            raise
+        source.unlink()
 
 
 def naming(names: Iterable[str]) -> re.Pattern:

@@ -5,10 +5,13 @@ import contextlib
 import errno
 import heapq
 import io
+import os
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,18 +19,21 @@ import av
 import numpy as np
 import torch
 
-from .planes import BT709, RGB, SMPTE170M, UNSPECIFIED, ColorTags, from_rgb
-from .video_in import Clip, MediaError, open_container
+from .planes import BT709, BT2020, RGB, SAME_DEPTH, SMPTE170M, UNSPECIFIED, ColorTags, from_rgb
+from .video_in import APPLE, Clip, Joins, MediaError, open_container
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv", ".gif",
-                  ".mxf", ".3gp", ".ogv", ".h264", ".hevc", ".264", ".265", ".vob", ".nut", ".apng"}
+                  ".mxf", ".3gp", ".3g2", ".ogv", ".h264", ".hevc", ".264", ".265", ".vob", ".nut", ".apng", ".y4m", ".m2t", ".m2v",
+                  ".dv", ".qt", ".asf", ".ivf"}
 CODECS = ("auto", "h264", "hevc", "prores", "ffv1", "png")
 CONTAINERS = {"h264": {".mp4", ".mov", ".mkv", ".m4v"}, "hevc": {".mp4", ".mov", ".mkv", ".m4v"}, "prores": {".mov", ".mkv"},
               "ffv1": {".mkv"}}
 MUXERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 ENCODERS = {"h264": "libx264", "hevc": "libx265", "prores": "prores_ks", "ffv1": "ffv1"}
-_HEVC_LONG, _HEVC_SHORT = 64, 16                               # below, libx265 writes beyond its buffers, or refuses to start
+_HEVC_WIDTH, _HEVC_HEIGHT = 64, 16                             # below, libx265 writes beyond its buffers, or refuses to start
 PRORES_PROFILES = ("proxy", "lt", "standard", "hq", "4444", "4444xq")
+_TRIED = 1000                                                  # packets in which every stream's first ones are looked for
+_STREAM_METADATA = ("language", "title", "handler_name", "creation_time")
 _GLOBAL_HEADER = 1 << 22                                       # AV_CODEC_FLAG_GLOBAL_HEADER: the same header for every segment
 
 
@@ -80,13 +86,13 @@ def choose_codec(clip: Clip, suffix: str, options: OutputOptions) -> str:
         raise MediaError(f"{options.codec} cannot be stored in a {suffix or 'nameless'} file; "
                          f"use {' or '.join(sorted(CONTAINERS[options.codec]))}, or another --codec")
     if options.codec == "hevc" and _too_small_for_hevc(clip):
-        raise MediaError(f"{clip.width}x{clip.height} is too small for hevc, whose encoder needs {_HEVC_LONG} pixels on one side and "
-                         f"{_HEVC_SHORT} on the other; use another --codec")
+        raise MediaError(f"{clip.width}x{clip.height} is too small for hevc, whose encoder needs {_HEVC_WIDTH} pixels across and "
+                         f"{_HEVC_HEIGHT} down; use another --codec")
     return options.codec
 
 
 def _too_small_for_hevc(clip: Clip) -> bool:
-    return max(clip.width, clip.height) < _HEVC_LONG or min(clip.width, clip.height) < _HEVC_SHORT
+    return clip.width < _HEVC_WIDTH or clip.height < _HEVC_HEIGHT
 
 
 def choose_encoding(clip: Clip, path: Path, options: OutputOptions) -> Encoding:
@@ -105,6 +111,10 @@ def choose_encoding(clip: Clip, path: Path, options: OutputOptions) -> Encoding:
     if odd and not options.chroma and codec in ("h264", "hevc"):
         notes.append(f"{clip.width}x{clip.height} has an odd side, so colour is stored at full resolution (4:4:4), "
                      "which some players do not show")
+    finer = re.match(r"yuv[aj]?(42|44)(2|4)p", SAME_DEPTH.get(clip.pix_fmt, clip.pix_fmt))
+    if finer and chroma == 420 and not options.chroma and not clip.gray:
+        notes.append(f"its colour is {':'.join(finer[1] + finer[2])} and is stored as 4:2:0, which every player shows; "
+                     f"--chroma {finer[1]}{finer[2]} keeps it")
     depth = options.bit_depth or (10 if clip.bit_depth > 8 else 8)
     if options.codec == "auto" and codec == "h264" and depth > 8:
         notes.append(f"{clip.width}x{clip.height} is too small for hevc, so it is stored as h264 with {depth} bits, "
@@ -114,7 +124,7 @@ def choose_encoding(clip: Clip, path: Path, options: OutputOptions) -> Encoding:
         notes.append(f"{codec} has no transparency, so it is dropped; --codec prores (.mov), ffv1 (.mkv) or png keep it")
     encoder: dict[str, str] = {}
     if codec == "prores":
-        profile = options.quality if options.quality is not None else 4 if alpha else 3
+        profile = options.quality if options.quality is not None else 4 if alpha or finer and finer[2] == "4" else 3
         if not 0 <= profile <= 5:
             raise MediaError(f"--quality {profile} is not a ProRes profile; use 0 (proxy) to 5 (4444xq)")
         if alpha and profile < 4:
@@ -125,22 +135,33 @@ def choose_encoding(clip: Clip, path: Path, options: OutputOptions) -> Encoding:
         if alpha:
             encoder["alpha_bits"] = "16"
     elif codec == "ffv1":
-        depth = 8 if depth <= 8 else 16 if clip.bit_depth > 12 and options.bit_depth is None else max(10, depth)
+        if options.bit_depth is None and clip.bit_depth > 10:
+            depth = 12 if clip.bit_depth <= 12 and not (alpha and chroma == 420) else 16
+        depth = 8 if depth <= 8 else max(10, depth)
         pix_fmt = f"yuv{'a' if alpha else ''}{chroma}p" + ("" if depth == 8 else f"{depth}le")
         encoder = {"level": "3", "g": "1", "slices": "4", "slicecrc": "1"}
     else:
         if depth not in (8, 10):
             raise MediaError(f"{codec} stores 8 or 10 bits, not {depth}")
+        if clip.bit_depth > depth and options.bit_depth is None:
+            notes.append(f"its {clip.bit_depth} bits are stored as {depth}; --codec ffv1 (.mkv) or png keep them")
         pix_fmt = f"yuv{chroma}p" + ("" if depth == 8 else "10le")
         crf = options.quality if options.quality is not None else 16
         if not 0 <= crf <= 51:
             raise MediaError(f"--quality {crf} is outside 0 (largest file) to 51 (smallest) for {codec}")
         encoder = {"crf": str(crf), "preset": options.preset}
         if codec == "hevc":
-            encoder["x265-params"] = "log-level=error"
+            encoder["x265-params"] = ":".join(["log-level=error", *filter(None, [clip.light])])
         elif torch.backends.cpu.get_cpu_capability() == "AVX512":
             # x264's AVX-512 code for macroblock trees reads memory that was never written, so two runs differ; AVX2's does not
             encoder["x264-params"] = "asm=avx2"
+    lacking = list(clip.extras)
+    if clip.light and codec != "hevc":
+        lacking.insert(0, "HDR10's mastering display and light levels (hevc takes them)")
+    if clip.attached and suffix != ".mkv":
+        lacking.append("attached files (.mkv takes them)")
+    if lacking:
+        notes.append("not carried over: " + ", ".join(lacking))
     return Encoding(codec, clip.width, clip.height, pix_fmt, clip.rate, clip.time_base, output_tags(clip, codec), clip.gray, alpha,
                     clip.pixel_aspect, tuple(encoder.items()), tuple(notes))
 
@@ -151,7 +172,7 @@ def output_tags(clip: Clip, codec: str) -> ColorTags:
     if tags.matrix == RGB or clip.is_sequence or clip.gray and tags.matrix == UNSPECIFIED:
         known = {p for p in (tags.primaries, tags.transfer) if p != UNSPECIFIED}
         primaries, transfer = (tags.primaries, tags.transfer) if len(known) else (BT709, BT709)
-        return ColorTags(BT709, primaries, transfer, False)
+        return ColorTags(BT2020 if primaries == BT2020 else BT709, primaries, transfer, False)
     usual = BT709 if tags.matrix == BT709 else SMPTE170M if tags.matrix in (5, 6) else UNSPECIFIED
     return ColorTags(tags.matrix, tags.primaries if tags.primaries != UNSPECIFIED else usual,
                      tags.transfer if tags.transfer != UNSPECIFIED else usual,
@@ -306,8 +327,10 @@ def join(packet_file: Path, encoding: Encoding, target: Path, clip: Clip | None,
     notes: list[str] = []
     muxer = MUXERS[target.suffix.lower()]
     options = {"movflags": "+faststart"} if muxer in ("mp4", "mov") else {}
+    if options and clip and any(key.startswith(APPLE) for key, _ in clip.metadata):
+        options["movflags"] += "+use_metadata_tags"            # where Apple's programs look for the place and the day
     with contextlib.ExitStack() as stack:
-        output = stack.enter_context(contextlib.closing(av.open(str(target), "w", format=muxer, options=options)))
+        output = stack.enter_context(contextlib.closing(av.open(os.path.abspath(target), "w", format=muxer, options=options)))
         stream = output.add_stream(ENCODERS[encoding.codec], rate=encoding.rate)
         configure(stream.codec_context, encoding)
         stream.time_base = encoding.time_base
@@ -316,23 +339,42 @@ def join(packet_file: Path, encoding: Encoding, target: Path, clip: Clip | None,
         sources = [_video_packets(packet_file, encoding, stream)]
         if clip and clip.metadata:
             output.metadata.update(dict(clip.metadata))
-        if clip and audio and clip.sound:
+        if clip and clip.timecode:
+            stream.metadata["timecode"] = clip.timecode        # in .mov and .mp4 this makes a track of it
+        if clip and clip.chapters:
+            output.set_chapters([{"id": i, "start": max(0, round(1000 * (start - clip.shift))),
+                                  "end": max(0, round(1000 * (end - clip.shift))), "time_base": Fraction(1, 1000),
+                                  "metadata": {"title": title} if title else {}} for i, (start, end, title) in enumerate(clip.chapters)])
+        if clip and audio and (clip.sound or clip.attached):
             source = stack.enter_context(contextlib.closing(open_container(clip.path)))
-            copies = {}
+            copies, fitting = {}, _fitting(clip.path, muxer)
             for other in source.streams:
                 if other.type not in ("audio", "subtitle"):
                     continue
-                if not _fits(other, output):
+                if other.index not in fitting:
                     notes.append(f"the {other.type} stream {_name(other)} cannot be stored in {target.suffix} and was left out")
                     continue
                 copies[other.index] = output.add_stream_from_template(other)
-                if other.metadata.get("language"):
-                    copies[other.index].metadata["language"] = other.metadata["language"]
+                copies[other.index].metadata.update({k: other.metadata[k] for k in _STREAM_METADATA if other.metadata.get(k)})
+                with contextlib.suppress(AttributeError):      # PyAV before 14.2 does not know it
+                    copies[other.index].disposition = getattr(other.disposition, "value", other.disposition)
+            if muxer == "matroska" and hasattr(output, "add_attachment"):
+                for other in (s for s in source.streams if s.type == "attachment"):
+                    output.add_attachment(other.metadata.get("filename", "attached"), other.mimetype or "application/octet-stream",
+                                          other.data)
+            elif muxer == "matroska" and clip.attached:
+                notes.append("attached files were left out; PyAV 16 or later takes them over")
             if copies:
-                sources.append(_copied_packets(source, copies, clip.shift))
-        output.start_encoding()
-        for _, _, packet in heapq.merge(*sources, key=lambda item: item[0]):
-            output.mux_one(packet)
+                sources.append(_copied_packets(source, copies, clip.shift, Joins(source, clip.joins)))
+        try:
+            output.start_encoding()
+            for _, _, packet in heapq.merge(*sources, key=lambda item: item[0]):
+                output.mux_one(packet)
+        except (av.FFmpegError, ValueError) as error:
+            if len(sources) == 1 or no_room(error):
+                raise
+            raise MediaError(f"the sound or the subtitles of {clip.path} cannot be put into a {target.suffix} file ({error}); the pictures "
+                             "are finished and kept: run again with --resume --no-audio") from error
     return notes
 
 
@@ -340,20 +382,43 @@ def _name(stream) -> str:
     return stream.codec_context.name if stream.codec_context else "of an unknown kind"
 
 
-def _fits(stream, output) -> bool:
-    name = stream.codec_context.codec.canonical_name if stream.codec_context else ""
-    return name in output.supported_codecs or _name(stream) in output.supported_codecs
+def _fitting(path: Path, muxer: str) -> set[int]:
+    """Numbers of the audio and subtitle streams that the container takes: the first packets of each are put into one in memory, since
+    some containers refuse only then what they list as supported.
+    """
+    with contextlib.closing(open_container(path)) as source:
+        streams = {s.index: s for s in source.streams if s.type in ("audio", "subtitle") and s.codec_context}
+        first: dict[int, list[av.Packet]] = {index: [] for index in streams}
+        with contextlib.suppress(av.FFmpegError):
+            for packet in islice(source.demux(list(streams.values())), _TRIED if streams else 0):
+                if packet.size and packet.dts is not None and len(first[packet.stream_index]) < 3:
+                    first[packet.stream_index].append(packet)
+                if all(len(packets) == 3 for packets in first.values()):
+                    break
+        return {index for index, stream in streams.items() if _fits(stream, first[index], muxer)}
+
+
+def _fits(stream, packets: Sequence[av.Packet], muxer: str) -> bool:
+    try:
+        trial = av.open(io.BytesIO(), "w", format=muxer)
+        copy = trial.add_stream_from_template(stream)
+        trial.start_encoding()
+        for packet in packets:
+            packet.stream = copy
+            trial.mux_one(packet)
+        trial.close()
+    except (av.FFmpegError, ValueError):
+        return False
+    return True
 
 
 def unsupported_sound(clip: Clip, path: Path) -> list[str]:
     """Codecs of the clip's audio streams if the container of `path` cannot hold any of them, else nothing."""
     if not clip.sound:
         return []
-    buffer = io.BytesIO()
-    buffer.name = path.name
+    fitting = _fitting(clip.path, MUXERS[path.suffix.lower()])
     with contextlib.closing(open_container(clip.path)) as source:
-        output = av.open(buffer, "w", format=MUXERS[path.suffix.lower()])
-        lacking = [_name(s) for s in source.streams.audio if not _fits(s, output)]
+        lacking = [_name(s) for s in source.streams.audio if s.index not in fitting]
         return lacking if len(lacking) == len(source.streams.audio) else []
 
 
@@ -366,11 +431,17 @@ def _video_packets(packet_file: Path, encoding: Encoding, stream) -> Iterator[tu
         yield dts * encoding.time_base, 0, packet
 
 
-def _copied_packets(source, copies: dict, shift: Fraction) -> Iterator[tuple[Fraction, int, av.Packet]]:
+def _copied_packets(source, copies: dict, shift: Fraction, joins: Joins) -> Iterator[tuple[Fraction, int, av.Packet]]:
+    latest: dict[int, int] = {}
     try:
         for packet in source.demux([source.streams[i] for i in copies]):
             if packet.dts is None or not packet.size:
                 continue
+            joins.correct(packet)
+            if packet.stream.type == "audio":                  # no file takes sound that steps back, as where recordings overlap
+                if packet.dts < latest.get(packet.stream_index, packet.dts):
+                    continue
+                latest[packet.stream_index] = packet.dts
             back = round(shift / packet.time_base)
             if packet.pts is not None:
                 packet.pts -= back

@@ -83,9 +83,9 @@ def span_weight(span: Span) -> Tensor:
     return weight
 
 
-def box_weight(box: Box) -> Tensor:
+def box_weight(box: Box, device: torch.device | str = "cpu") -> Tensor:
     """(F, h, w) blending weight of a box."""
-    time, rows, columns = (span_weight(span) for span in (box.time, box.rows, box.columns))
+    time, rows, columns = (span_weight(span).to(device, non_blocking=True) for span in (box.time, box.rows, box.columns))
     return time[:, None, None] * rows[:, None] * columns
 
 
@@ -100,7 +100,7 @@ def blend(pieces: Sequence[Box], compute: Callable[[Box], Tensor]) -> Tensor:
         if total is None:
             total = torch.zeros(*part.shape[:-3], *size, device=part.device)
             norm = torch.zeros(*size, device=part.device)
-        weight = box_weight(box).to(part.device)
+        weight = box_weight(box, part.device)
         box.of(total).add_(part * weight)
         box.of(norm).add_(weight)
     return (total / norm).to(part.dtype)

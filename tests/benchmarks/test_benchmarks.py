@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as bench
-from benchmarks import autoencoder, common, options, pipeline, quality, shortcuts, startup
+from benchmarks import autoencoder, common, options, pipeline, quality, shortcuts, startup, unet
 from vdd_model.pipeline import Deblurrer
 
 
@@ -94,6 +94,22 @@ def test_the_summary_says_what_was_not_measured(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", list(bench.commands("cpu", False, "small", common.RESULTS)))
 def test_every_benchmark_of_make_bench_is_there(name):
     assert importlib.import_module(f"benchmarks.{name}").main
+
+
+def test_another_environment_that_cannot_be_made_is_tried_once(tmp_path, monkeypatch):
+    def fails(command, **_):
+        tried.append(command)
+        raise OSError("no network")
+
+    tried = []
+    monkeypatch.setattr(unet, "HERE", tmp_path)
+    monkeypatch.setattr(unet.subprocess, "run", fails)
+    unet.reference_python.cache_clear()
+    try:
+        assert unet.reference_python() is unet.reference_python() is None
+    finally:
+        unet.reference_python.cache_clear()
+    assert len(tried) == 1
 
 
 def test_make_bench_goes_on_after_a_failure(tmp_path, monkeypatch):

@@ -164,6 +164,15 @@ def test_nan_frames(tmp_path, capfd):
     assert np.abs(frames[1].numpy() - pattern(1)).max() < 1e-3
 
 
+def test_values_beyond_white_are_said(tmp_path, capfd):
+    for i in range(3):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        save_exr(tmp_path / "in" / f"{i}.exr", pattern(i) * (3 if i == 1 else 1))
+    code, error = vdd(capfd, tmp_path / "in", "-o", tmp_path / "out")
+    assert code == 0 and "1 frame (the first is 1) held values below 0 or above 1, which were cut off" in error
+    assert "EXR holds linear light" in error
+
+
 def test_a_model_that_answers_nan(tmp_path, capfd, whole):
     class Broken(IdentityDeblurrer):
         def stream(self, *args, **keys):

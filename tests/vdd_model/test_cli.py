@@ -5,13 +5,14 @@ import os
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
 from media_tools import IdentityDeblurrer, pattern, save_clip
 
-from vdd_model.cli import main
+from vdd_model.cli import main, parser
 from vdd_model.video import probe, read_clip, write_image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,6 +42,13 @@ def test_usage_errors(capsys):
     assert "not a number or a fraction" in capsys.readouterr().err
     assert main(["--help"]) == 0
     assert "exit codes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text, rate", [("24", Fraction(24)), ("23.976", Fraction(24000, 1001)), ("23.98", Fraction(24000, 1001)),
+                                        ("29.97", Fraction(30000, 1001)), ("59.94", Fraction(60000, 1001)), ("12.5", Fraction(25, 2)),
+                                        ("2997/100", Fraction(2997, 100)), ("5", Fraction(5)), ("25.0", Fraction(25))])
+def test_rates_are_what_people_mean(text, rate):
+    assert parser().parse_args(["deblur", "a", "-o", "b", "--fps", text]).fps == rate
 
 
 def test_wrong_settings_are_one_sentence(tmp_path, capsys):

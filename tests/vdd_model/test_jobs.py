@@ -1,12 +1,15 @@
 """A deblurring job: nothing half done under the final name, and the same frames after any interruption."""
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -15,12 +18,13 @@ import pytest
 import torch
 from media_tools import IdentityDeblurrer, packets, pattern, save_clip
 
-from vdd_model import jobs, sinks
+from vdd_model import jobs, sinks, video_out
 from vdd_model.cli import main
+from vdd_model.images import gaps
 from vdd_model.inputs import plan, share
 from vdd_model.jobs import Job, run
 from vdd_model.pipeline import DeblurOptions, Deblurrer
-from vdd_model.video import OutputOptions, part_folder, probe, read_clip, read_image, write_image
+from vdd_model.video import OutputOptions, part_folder, probe, read_clip, read_image, write_image, write_video
 from vdd_model.video_in import MediaError
 
 TOOLS = Path(__file__).resolve().parents[1] / "media_tools.py"
@@ -377,6 +381,22 @@ def test_preview(tmp_path, clip_150):
     assert (video.num_frames, video.rate, video.width) == (150, 25, 64)
 
 
+def test_pictures_lose_pixel_shape_and_times_but_not_in_silence(tmp_path):
+    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(5)], times=[0, 40, 95, 120, 181], time_base=Fraction(1, 1000))
+    clip = dataclasses.replace(probe(source), pixel_aspect=Fraction(16, 15))
+    wide = write_video(tmp_path / "wide.mp4", [torch.from_numpy(pattern(0))] * 2, like=clip)
+    assert any("varying times" in note for note in deblur(source, tmp_path / "a").notes)
+    assert any("not square (16:15)" in note for note in deblur(wide, tmp_path / "b").notes)
+    assert deblur(save_clip(tmp_path / "plain.mp4", [pattern(0)] * 2), tmp_path / "c").notes == []
+
+
+def test_a_preview_that_fails_is_only_a_note(tmp_path):
+    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(3)])
+    (tmp_path / "o.preview.mp4").mkdir()
+    outcome = deblur(source, tmp_path / "o.mp4", preview=True)
+    assert outcome.frames == 3 and any("preview could not be written" in note for note in outcome.notes)
+
+
 def test_notes_tell_what_is_not_carried_over(tmp_path):
     source = save_clip(tmp_path / "in.mov", [pattern(i) for i in range(3)], codec="prores_ks", pix_fmt="yuva444p10le",
                        alpha=np.full((48, 64), 0.5, np.float32), options={"profile": "4"})
@@ -415,6 +435,17 @@ def test_a_full_disk_loses_nothing(tmp_path, clip_150, monkeypatch, place):
     assert decoded(target) == decoded(tmp_path / "whole.mp4")
 
 
+def test_sound_that_cannot_be_joined_may_be_left_away(tmp_path, clip_150, monkeypatch):
+    """The pictures, which took hours, are not lost with it."""
+    target, real = tmp_path / "o.mp4", video_out._copied_packets
+    monkeypatch.setattr(video_out, "_copied_packets", lambda *args: iter(list(real(*args))[::-1]))
+    with pytest.raises(MediaError, match="--resume --no-audio"):
+        deblur(clip_150, target)
+    told = []
+    assert deblur(clip_150, target, resume=True, output=OutputOptions(preset="veryfast", audio=False), say=told.append).frames == 150
+    assert "150 finished frames" in told[0] and probe(target).sound == ()
+
+
 def test_two_runs_do_not_mix(tmp_path, clip_150):
     target = tmp_path / "o.mp4"
 
@@ -425,6 +456,63 @@ def test_two_runs_do_not_mix(tmp_path, clip_150):
             yield from super().stream(*args, **keys)
 
     assert deblur(clip_150, target, stand_in=Second()).frames == 150
+
+
+@pytest.mark.parametrize("number, works", [(errno.ENOLCK, True), (errno.EOPNOTSUPP, True), (errno.EAGAIN, False)])
+def test_network_folders_without_locks(tmp_path, monkeypatch, number, works):
+    fcntl = pytest.importorskip("fcntl")
+    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(3)])
+
+    def refuse(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with contextlib.nullcontext() if works else pytest.raises(MediaError, match="another run"):
+        assert deblur(source, tmp_path / "o.mp4").frames == 3
+
+
+@pytest.mark.parametrize("number, works", [(errno.EINVAL, True), (errno.EIO, False)])
+def test_network_folders_that_cannot_sync(tmp_path, monkeypatch, number, works):
+    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(3)])
+
+    def refuse(*args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(sinks.os, "fsync", refuse)
+    with contextlib.nullcontext() if works else pytest.raises(MediaError, match="cannot be written"):
+        assert deblur(source, tmp_path / "o.mp4").frames == 3
+
+
+def test_pictures_go_to_another_disk(tmp_path, monkeypatch):
+    """The output folder may be a link to one there."""
+    real = os.replace
+
+    def replace(source, target):
+        if Path(source).parent.name == "pictures" and Path(target).parent.name == "out":
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        real(source, target)
+
+    monkeypatch.setattr(sinks.os, "replace", replace)
+    deblur(pictures(tmp_path / "in", 0, 1, 2), tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [p.stem + ".png" for p in sorted((tmp_path / "in").iterdir())]
+    assert read_clip(tmp_path / "out").equal(read_clip(tmp_path / "in")) and not part_folder(tmp_path / "out").exists()
+
+
+def test_resume_refuses_another_frame_rate(tmp_path):
+    files = pictures(tmp_path / "in", *range(20))
+    job = Job(tuple(files), tmp_path / "o.mp4", rate=Fraction(24))
+    with pytest.raises(KeyboardInterrupt):
+        run(job, lambda: IdentityDeblurrer(stop_after=8), OPTIONS, OutputOptions(preset="veryfast"), quiet=True)
+    with pytest.raises(MediaError, match="fps was 24, is 30"):
+        run(dataclasses.replace(job, rate=Fraction(30)), IdentityDeblurrer, OPTIONS, OutputOptions(preset="veryfast"), quiet=True,
+            resume=True)
+
+
+def test_gaps_in_the_numbering_are_said(tmp_path):
+    assert deblur(pictures(tmp_path / "in", 1, 2, 3), tmp_path / "a").notes == []
+    notes = deblur(pictures(tmp_path / "in", 1, 2, 3, 4, 8, 9), tmp_path / "b").notes
+    assert len(notes) == 1 and "1 gap, the first behind" in notes[0] and "4" in notes[0]
+    assert gaps([Path(f"{n}.png") for n in (10, 20, 30)]) == gaps([Path(f"{n}.png") for n in (3, 11, 70, 72)]) == ""
 
 
 def test_reading_computing_and_writing_overlap(tmp_path, clip_150):
@@ -457,6 +545,18 @@ def test_plan_and_share(tmp_path):
     (tmp_path / "sub" / "a.mp4").write_bytes(b"x")
     with pytest.raises(MediaError, match="would both be written"):
         plan([str(tmp_path / "a.mp4"), str(tmp_path / "sub" / "a.mp4")], str(tmp_path / "out"), OutputOptions())
+
+
+def test_odd_names_around_the_clips(tmp_path):
+    folder = tmp_path / "b [1]"
+    folder.mkdir()
+    for name in ("c.mp4", "._c.mp4", "d.y4m"):
+        (folder / name).write_bytes(b"x")
+    write_image(tmp_path / "b [1]" / "e.png", torch.zeros(8, 8, 3))
+    assert [job.source.name for job in plan([str(folder / "*.mp4")], str(tmp_path / "out"), OutputOptions())] == ["c.mp4"]
+    assert plan([str(folder / "*.png")], str(tmp_path / "out"), OutputOptions())[0].source == (folder / "e.png",)
+    (folder / "e.png").unlink()
+    assert [job.source.name for job in plan([str(folder)], str(tmp_path / "out"), OutputOptions())] == ["c.mp4", "d.y4m"]
 
 
 def test_pictures_named_one_by_one_are_one_sequence(tmp_path):

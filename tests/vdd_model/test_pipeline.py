@@ -150,10 +150,13 @@ def test_features_of_neighbours_cross_every_cut(monkeypatch, kept):
 
 
 @pytest.mark.parametrize("window, overlap", [(16, 4), (4, 0), (1, 0)])
-def test_kept_features_are_made_once(window, overlap):
-    stub = Stub(fidelity=True)
+def test_kept_features_are_made_once(monkeypatch, window, overlap):
+    stub, brought = Stub(fidelity=True), []
+    to_pixels = inference.to_pixels
+    monkeypatch.setattr("vdd_model.pipeline.to_pixels", lambda frames, *more: brought.append(len(frames)) or to_pixels(frames, *more))
     run(stub, clip(50), window=window, overlap=overlap)
     assert stub.calls["encode"] == stub.calls["decode"] == 50
+    assert sum(brought) == 50 + 50 + stub.calls["semantic"]         # to be encoded, to be decoded, and each window's centre
 
 
 def test_constant_answer_has_no_seams():

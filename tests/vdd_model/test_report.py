@@ -113,6 +113,14 @@ def test_a_box_that_cannot_be_enlarged_is_refused_beforehand(tmp_path, monkeypat
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_cannot_be_is_refused_beforehand(tmp_path, monkeypatch):
+    write_folder(tmp_path / "a", [picture()] * 2)
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(report, "compare_frames", lambda *_, **__: pytest.fail("it was compared"))
+    with pytest.raises(UserError, match="cannot be made a folder"):
+        report.compare(tmp_path / "a", tmp_path / "a", tmp_path / "file")
+
+
 def test_compare_refuses_what_does_not_fit(tmp_path):
     a = write_folder(tmp_path / "a", [picture()])
     b = write_folder(tmp_path / "b", [picture(height=40)])

@@ -157,6 +157,12 @@ def test_guidance_interval():
     assert calls == [200, 599]
 
 
+def test_guidance_everywhere_never_reads_the_timestep():
+    """On a GPU reading it would wait for all that is queued; here it fails."""
+    v_model = guided(lambda x, t: torch.ones_like(x), lambda x, t: torch.zeros_like(x), 3.0)
+    assert v_model(torch.zeros(1, 2), torch.tensor([5], device="meta")).tolist() == [[3.0, 3.0]]
+
+
 def test_eta_without_noise_is_refused():
     with pytest.raises(ValueError, match="step_noise"):
         ddim(lambda x, t: x, torch.randn(1, 4, 1, 2, 2), SCHEDULE, trailing_timesteps(2), eta=0.5)

@@ -445,7 +445,7 @@ def test_the_last_frame_is_held_as_long_as_before(tmp_path):
     assert [frame.duration * clip.time_base * 25 for frame in read(clip, 3)] == [6]
 
 
-@pytest.mark.parametrize("size", [(18, 34), (48, 48), (62, 62), (8, 640), (640, 14)])
+@pytest.mark.parametrize("size", [(18, 34), (48, 48), (62, 62), (8, 640), (640, 14), (640, 48)])
 def test_hevc_refuses_what_its_encoder_cannot_take(tmp_path, size):
     frames = torch.from_numpy(np.stack([pattern(i, *size) for i in range(3)]))
     with pytest.raises(MediaError, match="too small for hevc"):
