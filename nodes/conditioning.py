@@ -40,7 +40,7 @@ class EncodeBlurredClip(io.ComfyNode):
             raise UserError("encoders and VAE are of different checkpoints: connect both from the same 'Load Deblur Checkpoint'")
         height, width = frames.shape[1:3]
         tiling = make_tiling(None, None, height, width, config.divisor)
-        native.use([encoders.semantic, encoders.spatial])
+        native.use([encoders.semantic, encoders.spatial], native.encode_memory(config, tiling, height, width, encoders.dtype))
         progress = comfy.utils.ProgressBar(len(frames))
         blur, image = [], []
         for part in rgb_of(frames).split(native.FRAMES_PER_CHUNK):

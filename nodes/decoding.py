@@ -10,7 +10,7 @@ from ..vdd_model.errors import UserError
 from ..vdd_model.inference import decode_frames, make_tiling, to_frames, to_pixels
 from ..vdd_model.pipeline import COLORS
 from . import native
-from .frames import rgb_of, with_alpha
+from .frames import rgb_of
 from .schema import advanced, schema
 
 
@@ -44,7 +44,7 @@ class DecodeDeblurredFrames(io.ComfyNode):
     def execute(cls, latent, vae, blurred=None, fidelity=1.0, color="wavelet", tile=-1, tile_overlap=-1) -> io.NodeOutput:
         encoders, model = native.need_deblur_vae(vae)
         config, z = encoders.config, latent["samples"]
-        native.need_video_latent(z)
+        native.need_video_latent(z, config.vae.latent_channels)
         factor, frames = config.vae.factor, z.shape[2]
         padded = tuple(n * factor for n in z.shape[-2:])
 
@@ -58,12 +58,15 @@ class DecodeDeblurredFrames(io.ComfyNode):
                             f"{padded[0]}: connect the frames that were encoded")
         if blurred is None:
             fidelity, color = 0.0, "none"
+        if config.vae.fidelity is None:                    # this checkpoint has no such branch
+            fidelity = 0.0
         tiling = make_tiling(None if tile < 0 else tile, None if tile_overlap < 0 else tile_overlap, height, width, config.divisor)
         side = [min(n, tiling.tile or n) for n in padded]
         native.use([vae.patcher, *([encoders.spatial] if fidelity else [])],
                    native.decode_memory(config, min(native.FRAMES_PER_CHUNK, frames), *side, encoders.dtype, fidelity > 0))
         progress = comfy.utils.ProgressBar(frames)
-        out = []
+        alpha = blurred is not None and blurred.shape[-1] == 4
+        out = torch.empty(frames, height, width, 3 + alpha, device=mm.intermediate_device())        # once: chunks to join would be it twice
         for start in range(0, frames, native.FRAMES_PER_CHUNK):
             stop = min(start + native.FRAMES_PER_CHUNK, frames)
             latents = z[:, :, start:stop].to(encoders.device) * config.vae.latent_scale
@@ -73,7 +76,8 @@ class DecodeDeblurredFrames(io.ComfyNode):
             decoded = decode_frames(model, latents, pixels, start - first, fidelity=fidelity, tiling=tiling,
                                     tick=mm.throw_exception_if_processing_interrupted)
             like = list(rgb_of(blurred[start:stop])) if blurred is not None else [decoded.new_empty(height, width, 3)]
-            out.append(to_frames(decoded, like, color))
+            out[start:stop, ..., :3] = to_frames(decoded, like, color)
             progress.update(stop - start)
-        out = torch.cat(out).to(mm.intermediate_device())
-        return io.NodeOutput(out if blurred is None else with_alpha(out, blurred))
+        if alpha:
+            out[..., 3:] = blurred[..., 3:]
+        return io.NodeOutput(out)

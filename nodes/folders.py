@@ -35,3 +35,11 @@ def path_of(name: str) -> str:
         raise UserError(f"there is no checkpoint {name!r}: put the file (one .safetensors, as `vdd convert` or training writes it) "
                         f"into {folder}, or choose {BUILT_IN!r}")
     return path
+
+
+def mark_of(name: str | None) -> tuple:
+    """(path, mtime) of a choice: another file under the same name is another model. None, a choice that a link will make: of all."""
+    if name is None:
+        return tuple(mark_of(each) for each in names())
+    path = path_of(name)
+    return path, os.path.getmtime(path)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import comfy.model_management as mm
 import comfy.sample
 import comfy.samplers
 import latent_preview
@@ -34,6 +35,10 @@ def _scaled(sigma: Tensor) -> tuple[float, float]:
     return a, (1 - a * a) ** 0.5
 
 
+# What other nodes (RescaleCFG, perturbed attention, ...) hang into a model's options to change how it is guided
+GUIDANCE_PATCHES = ("sampler_calc_cond_batch_function", "sampler_pre_cfg_function", "sampler_cfg_function", "sampler_post_cfg_function")
+
+
 class Guider(comfy.samplers.CFGGuider):
     """Guidance by `vdd_model.sampler.guided`: in v, with rescale and an interval."""
 
@@ -43,18 +48,30 @@ class Guider(comfy.samplers.CFGGuider):
     def predict_noise(self, x, timestep, model_options={}, seed=None):        # noqa: B006  the host's signature
         if self.cfg == 1.0:
             return super().predict_noise(x, timestep, model_options, seed)
+        if any(model_options.get(patch) for patch in GUIDANCE_PATCHES):        # then the host's way, our formula first behind its own
+            ours = [] if "sampler_cfg_function" in model_options else [self._instead]
+            options = {**model_options, "sampler_post_cfg_function": ours + model_options.get("sampler_post_cfg_function", [])}
+            return super().predict_noise(x, timestep, options, seed)
+
+        def x0_of(conds):
+            return comfy.samplers.calc_cond_batch(self.inner_model, [conds], x, timestep, model_options)[0]
+
+        return self._guided(x, timestep, lambda: x0_of(self.conds["positive"]), lambda: x0_of(self.conds["negative"]))
+
+    def _guided(self, x, timestep, positive: Callable[[], Tensor], negative: Callable[[], Tensor]) -> Tensor:
+        """The guided x0 of x (in the host's scale); positive() and negative() give the branches' x0."""
         a, s = _scaled(timestep)
         model_sampling = self.inner_model.model_sampling
 
-        def v_model(conds):
-            def v(x_vp, _):
-                x0 = comfy.samplers.calc_cond_batch(self.inner_model, [conds], x_vp / a, timestep, model_options)[0]
-                return (a * x_vp - x0) / s
-            return v
+        def v_model(x0):
+            return lambda x_vp, _: (a * x_vp - x0()) / s
 
-        guided = samplers.guided(v_model(self.conds["positive"]), v_model(self.conds["negative"]), self.cfg, self.rescale, self.interval,
-                                 len(model_sampling.sigmas))
+        guided = samplers.guided(v_model(positive), v_model(negative), self.cfg, self.rescale, self.interval, len(model_sampling.sigmas))
         return a * a * x - s * guided(a * x, model_sampling.timestep(timestep))
+
+    def _instead(self, args: dict) -> Tensor:
+        """Our guided x0 from the host's two. As its `sampler_cfg_function` it would lose its last digits beside a noise of 4519."""
+        return self._guided(args["input"], args["sigma"], lambda: args["cond_denoised"], lambda: args["uncond_denoised"])
 
 
 class Run:
@@ -78,6 +95,7 @@ class Run:
         guider.set_guidance(*self.guidance)
 
         def callback(step, x0, x, _):
+            mm.throw_exception_if_processing_interrupted()        # the host's bar looks only when it has moved by half a percent
             self.preview(self.done, x0, x, self.total * len(self.timesteps))
             self.done += 1
 

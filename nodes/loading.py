@@ -1,8 +1,6 @@
 """Load Deblur Checkpoint."""
 from __future__ import annotations
 
-import os
-
 from comfy_api.latest import io
 
 from . import folders, native
@@ -32,9 +30,8 @@ class LoadDeblurCheckpoint(io.ComfyNode):
             ])
 
     @classmethod
-    def fingerprint_inputs(cls, checkpoint: str, dtype: str):
-        path = folders.path_of(checkpoint)
-        return (path, os.path.getmtime(path), dtype)
+    def fingerprint_inputs(cls, checkpoint: str | None, dtype: str | None):
+        return folders.mark_of(checkpoint), dtype
 
     @classmethod
     def execute(cls, checkpoint: str, dtype: str) -> io.NodeOutput:

@@ -17,7 +17,7 @@ from .schema import schema, seed_input
 
 def _as_image(picture) -> torch.Tensor:
     """A Pillow picture as IMAGE (1, H, W, 3)."""
-    return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)[None]
+    return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)[None].to(mm.intermediate_device())
 
 
 def _progress(total: int) -> Callable[[int], None]:
@@ -111,4 +111,4 @@ class SynthesizeMotionBlur(io.ComfyNode):
     def execute(cls, image, frames, strength, seed) -> io.NodeOutput:
         from ..vdd_model.motion import camera_shake
         blurred, sharp = camera_shake(rgb_of(image[:1])[0].cpu(), frames, strength, seed, progress=_progress(frames))
-        return io.NodeOutput(blurred, sharp)
+        return io.NodeOutput(*(clip.to(mm.intermediate_device()) for clip in (blurred, sharp)))

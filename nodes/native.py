@@ -16,6 +16,7 @@ import comfy.model_base
 import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.ops
+import comfy.patcher_extension
 import comfy.sd
 import comfy.supported_models_base
 import comfy.utils
@@ -28,6 +29,7 @@ from ..vdd_model.adapter import Adapter
 from ..vdd_model.config import ModelConfig
 from ..vdd_model.diffusion import make_schedule
 from ..vdd_model.errors import UserError
+from ..vdd_model.inference import Tiling
 from ..vdd_model.model import DeblurModel
 from ..vdd_model.pipeline import Deblurrer, default_dtype
 from ..vdd_model.report import to_image
@@ -44,6 +46,7 @@ UNET_VALUES = 21              # per latent position and channel of the widest la
 ENCODER_VALUES, DECODER_VALUES = 6, 8            # per pixel of a chunk and channel of the autoencoder at full resolution
 FIDELITY_VALUES = 5, 12       # per pixel of a chunk and its neighbour, and channel: the autoencoder's and the fidelity branch's
 WORKING_MEMORY = 2 * 2**30    # what the one-node way asks the host to keep free beside the weights; it cuts smaller pieces when short
+DENOISER = ("unet.", "adapter.")                 # what of a checkpoint the MODEL holds
 FRAMES_PER_CHUNK = 4          # frames that pass an encoder or the decoder together; Cancel is looked at between chunks
 
 # Keys of a CONDITIONING's dict. Time is on axis 2 of both, so that context windows cut them like the latents.
@@ -97,13 +100,22 @@ class HostUNet(UNet3D):
         self.adapter.to(device=device, dtype=dtype)
         self.dtype = dtype
 
-    def forward(self, x, timesteps, context, control=None, transformer_options=None, vdd_blur=None, vdd_image=None, **_):
-        """x (B, 4, F, h, w), timesteps (B,), context (B, L, C), vdd_blur (B, 4, F, h, w), vdd_image (B, 1, F, image_dim) -> v."""
+    def forward(self, x, timesteps, context, control=None, transformer_options=None, **conditions):
+        """x (B, 4, F, h, w), timesteps (B,), context (B, L, C), vdd_blur (B, 4, F, h, w), vdd_image (B, 1, F, image_dim) -> v.
+
+        Other nodes may have put themselves around the call (EasyCache, for one).
+        """
+        options = transformer_options or {}
+        wrappers = comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, options)
+        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers)
+        return executor.execute(x, timesteps, context, control, options, **conditions)
+
+    def _forward(self, x, timesteps, context, control, transformer_options, vdd_blur=None, vdd_image=None, **_):
         if vdd_blur is None or vdd_image is None:
             raise UserError("this model deblurs: connect the positive and negative outputs of 'Encode Blurred Clip' to the sampler")
         frames = x.shape[2]
         if vdd_blur.shape[2] != frames:          # hosts before 0.4.0 cut the latents for a context window, not the conditioning
-            window = getattr((transformer_options or {}).get("context_window"), "index_list", None)
+            window = getattr(transformer_options.get("context_window"), "index_list", None)
             if window is None or len(window) != frames:
                 raise UserError(f"the latent has {frames} frames, the encoded clip {vdd_blur.shape[2]}: both must come from the same "
                                 "'Encode Blurred Clip'; for context windows set dim to 2 (ComfyUI 0.4.0 or newer is recommended)")
@@ -115,6 +127,13 @@ class HostUNet(UNet3D):
         return super().forward(x, timesteps, tokens, self.adapter(vdd_blur))
 
 
+class TextTokens(comfy.conds.CONDCrossAttn):
+    """Text (B, L, C) that a context window leaves alone: hosts cut whatever has as many entries on axis 2 as the clip has frames."""
+
+    def _copy_with(self, cond):
+        return super()._copy_with(cond) if cond.shape[2] == self.cond.shape[2] else self
+
+
 class HostModel(comfy.model_base.BaseModel):
     """The denoiser as the host's samplers see it."""
 
@@ -123,6 +142,8 @@ class HostModel(comfy.model_base.BaseModel):
 
     def extra_conds(self, **kwargs):
         out = super().extra_conds(**kwargs)
+        if kwargs.get("cross_attn") is not None:
+            out["c_crossattn"] = TextTokens(kwargs["cross_attn"])
         if kwargs.get(BLUR) is not None:
             out[BLUR] = comfy.conds.CONDNoiseShape(kwargs[BLUR].to(kwargs["device"]))
             out[IMAGE] = comfy.conds.CONDRegular(kwargs[IMAGE].to(kwargs["device"]))
@@ -185,14 +206,23 @@ def load(path: str, dtype: str = "auto") -> tuple[comfy.model_patcher.ModelPatch
     Raises UserError (CheckpointError) when the file cannot be used.
     """
     config, state = checkpoint.read_state(path)
-    unet = {k.removeprefix("unet."): v for k, v in state.items() if k.startswith(("unet.", "adapter."))}
-    rest = {k: v for k, v in state.items() if not k.startswith(("unet.", "adapter."))}
+    rest = {k: v for k, v in state.items() if not k.startswith(DENOISER)}
     device = mm.vae_device()
     side = _sides(config, rest, autoencoder_dtype(device))
     encoders = Encoders(config, _patcher(_part(side, "encoder1"), device), _patcher(_part(side, "encoder2"), device),
                         rest["null_text"].float().clone(), side.null_text.dtype, device)
     vae = _video_vae(_part(side, "vae"), Decoder(encoders, side))
-    return _unet_patcher(config, unet, DTYPES[dtype], latent_rgb(side)), vae, encoders
+    return load_denoiser(path, dtype, latent_rgb(side)), vae, encoders
+
+
+def load_denoiser(path: str, dtype: str, rgb, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
+    """The MODEL alone; `rgb` are its preview colours. The host calls it again for a copy with weights of its own: on another GPU, or
+    outside of its dynamic VRAM (`disable_dynamic`), which knows no hooks."""
+    config, state = checkpoint.read_state(path)
+    unet = {k.removeprefix("unet."): v for k, v in state.items() if k.startswith(DENOISER)}
+    patcher = _unet_patcher(config, unet, DTYPES[dtype], rgb, disable_dynamic)
+    patcher.cached_patcher_init = (load_denoiser, (path, dtype, rgb))
+    return patcher
 
 
 def autoencoder_dtype(device: torch.device) -> torch.dtype:
@@ -249,9 +279,13 @@ def load_whole(path: str) -> tuple[DeblurModel, comfy.model_patcher.ModelPatcher
 
 
 def _assign(config: ModelConfig, state: dict[str, Tensor], dtype: torch.dtype) -> DeblurModel:
-    """A model of the host's layers around the tensors in `state`; parts without tensors stay on the meta device."""
+    """A model of the host's layers around the tensors in `state`, without the parts that have none there (some hosts would fill
+    their linear layers with zeros)."""
     with torch.device("meta"):
         model = DeblurModel(config, operations=comfy.ops.disable_weight_init)
+    held = {name.partition(".")[0] for name in state}
+    for part in [name for name, _ in model.named_children() if name not in held]:
+        setattr(model, part, None)
     state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
     model.load_state_dict(state, strict=False, assign=True)
     return model.eval().requires_grad_(False)
@@ -259,7 +293,7 @@ def _assign(config: ModelConfig, state: dict[str, Tensor], dtype: torch.dtype) -
 
 def _sides(config: ModelConfig, state: dict[str, Tensor], dtype: torch.dtype) -> DeblurModel:
     model = _assign(config, state, dtype)
-    model.unet = model.adapter = model.encoder1.spatial_head = None     # the last is used in training only
+    model.encoder1.spatial_head = None               # used in training only
     return model
 
 
@@ -274,7 +308,8 @@ def _patcher(model: torch.nn.Module, device: torch.device) -> comfy.model_patche
     return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=mm.vae_offload_device())
 
 
-def _unet_patcher(config: ModelConfig, state: dict[str, Tensor], dtype: torch.dtype | None, rgb) -> comfy.model_patcher.ModelPatcher:
+def _unet_patcher(config: ModelConfig, state: dict[str, Tensor], dtype: torch.dtype | None, rgb,
+                  disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
     host = HostConfig(config)
     device = mm.get_torch_device()
     parameters = sum(t.numel() for t in state.values())
@@ -282,9 +317,12 @@ def _unet_patcher(config: ModelConfig, state: dict[str, Tensor], dtype: torch.dt
     host.set_inference_dtype(dtype, mm.unet_manual_cast(dtype, device, host.supported_inference_dtypes))
     host.latent_format.latent_rgb_factors, host.latent_format.latent_rgb_factors_bias = rgb
     model = host.get_model(state)
-    kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)      # 0.12.0
+    plain = comfy.model_patcher.ModelPatcher
+    kind = plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)      # 0.12.0
     patcher = kind(model, load_device=device, offload_device=mm.unet_offload_device())
     dynamic = getattr(patcher, "is_dynamic", lambda: False)()
+    if disable_dynamic:      # a host with dynamic VRAM otherwise: its linear layers take over the type of what they are given
+        state = {name: t.to(dtype) for name, t in state.items()}
     model.load_model_weights(state, "", **({"assign": True} if dynamic else {}))
     return patcher
 
@@ -317,6 +355,14 @@ def _video_vae(model: DeblurModel, decoder: Decoder) -> comfy.sd.VAE:
     return vae
 
 
+def encode_memory(config: ModelConfig, tiling: Tiling, height: int, width: int, dtype: torch.dtype) -> float:
+    """Bytes that encoding FRAMES_PER_CHUNK frames of this size (pixels) needs beside the weights."""
+    side = [min(n, tiling.tile or n) for n in (height, width)]
+    frames = min(tiling.chunk(*side), FRAMES_PER_CHUNK)
+    values = frames * side[0] * side[1] * ENCODER_VALUES * config.vae.channels / config.vae.patch_size**2
+    return values * mm.dtype_size(dtype) + 2 * FRAMES_PER_CHUNK * 3 * height * width * 4        # float32 pixels and their padded copy
+
+
 def decode_memory(config: ModelConfig, frames: int, height: int, width: int, dtype: torch.dtype, fidelity: bool) -> float:
     """Bytes that decoding a chunk of frames of this size (pixels) needs beside the weights, with or without the fidelity branch."""
     values = frames * DECODER_VALUES * config.vae.channels
@@ -342,24 +388,28 @@ def need_deblur_model(model) -> None:
         raise UserError("this model does not deblur: connect the MODEL output of 'Load Deblur Checkpoint'")
 
 
-def need_video_latent(samples: Tensor) -> None:
-    """Raise UserError unless latents are those of one clip, (1, 4, F, h, w)."""
-    if samples.ndim != 5 or len(samples) != 1:
+def need_video_latent(samples: Tensor, channels: int) -> None:
+    """Raise UserError unless latents are those of one clip, (1, channels, F, h, w)."""
+    if samples.ndim != 5 or samples.shape[:2] != (1, channels):
         raise UserError(f"this latent has the shape {tuple(samples.shape)}: connect the latent of 'Encode Blurred Clip'")
 
 
 def cut(conditioning: list, start: int, stop: int, frames: int) -> list:
-    """The frames [start, stop) of a conditioning over `frames` frames."""
-    return [[text, {k: v[:, :, start:stop] if k in (BLUR, IMAGE) and v.shape[2] == frames else v for k, v in extra.items()}]
-            for text, extra in conditioning]
+    """The frames [start, stop) of a conditioning over `frames` frames, and of its mask where that has one entry per frame."""
+    def part(key: str, value):
+        if key in (BLUR, IMAGE) and value.shape[2] == frames:
+            return value[:, :, start:stop]
+        return value[start:stop] if key == "mask" and value.ndim == 3 and len(value) == frames else value
+
+    return [[text, {key: part(key, value) for key, value in extra.items()}] for text, extra in conditioning]
+
+
+def with_mask_per_frame(latent: dict) -> dict:
+    """A LATENT with its noise mask, where it has one, as the host's samplers make it: of the latents' shape, stretched over all frames."""
+    mask = latent.get("noise_mask")
+    return latent if mask is None else {**latent, "noise_mask": comfy.utils.reshape_mask(mask, latent["samples"].shape)}
 
 
 def cut_latent(latent: dict, start: int, stop: int) -> dict:
-    """The frames [start, stop) of a LATENT, and of its noise mask where that has one entry per frame."""
-    samples, mask = latent["samples"], latent.get("noise_mask")
-    out = {**latent, "samples": samples[:, :, start:stop]}
-    if mask is not None:
-        frames = samples.shape[2]
-        axis = next((i for i, n in enumerate(mask.shape[:-2]) if n == frames and frames > 1), None)
-        out["noise_mask"] = mask if axis is None else mask.narrow(axis, start, stop - start)
-    return out
+    """The frames [start, stop) of a LATENT and of its noise mask, as `with_mask_per_frame` gives them."""
+    return {**latent, **{key: latent[key][:, :, start:stop] for key in ("samples", "noise_mask") if latent.get(key) is not None}}

@@ -53,7 +53,8 @@ class DeblurSampler(io.ComfyNode):
                 guidance_rescale=0.0, guidance_from=0.0, guidance_to=1.0) -> io.NodeOutput:
         native.need_deblur_model(model)
         samples = latent["samples"]
-        native.need_video_latent(samples)
+        native.need_video_latent(samples, model.get_model_object("latent_format").latent_channels)
+        masked = native.with_mask_per_frame(latent)
         frames, (height, width) = samples.shape[2], samples.shape[-2:]
         shared = min(overlap, window // 2)
         windows = time_windows(frames, window, shared) if 0 < window < frames else [(0, frames)]
@@ -63,7 +64,7 @@ class DeblurSampler(io.ComfyNode):
         for k, (start, stop) in enumerate(windows):
             part = run.window(
                 native.cut(positive, start, stop, frames), native.cut(negative, start, stop, frames),
-                native.cut_latent(latent, start, stop),
+                native.cut_latent(masked, start, stop),
                 lambda step, first=start, last=stop: frame_noise(seed, range(first, last), samples.shape[1], height, width, step))
             result = continue_clip(result, part, start, k * (window - shared), shared) if k else part
         return io.NodeOutput({**latent, "samples": result})

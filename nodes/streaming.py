@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 import os
 from dataclasses import dataclass
@@ -52,12 +53,6 @@ def options_from(steps, guidance, fidelity, color, seed, window=16, overlap=4, t
                          tile=None if tile < 0 else tile)
 
 
-def weights_mark(checkpoint: str) -> tuple[str, float]:
-    """(path, mtime) of a choice: another file under the same name is another model."""
-    path = folders.path_of(checkpoint)
-    return path, os.path.getmtime(path)
-
-
 @dataclass
 class HandedOn:
     """A result that another node may still point to: the widgets that made it, whether it was there when last looked at, how often not."""
@@ -102,7 +97,7 @@ class DeblurVideo(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint, video=None, **widgets):
-        return (*weights_mark(checkpoint), times_gone({"checkpoint": checkpoint, **widgets}))
+        return folders.mark_of(checkpoint), times_gone({"checkpoint": checkpoint, **widgets})
 
     @classmethod
     def execute(cls, video, checkpoint, quality=16, **widgets) -> io.NodeOutput:
@@ -112,11 +107,14 @@ class DeblurVideo(io.ComfyNode):
             sharp = native.HostDeblurrer(weights).deblur(rgb_of(parts.images), options)
             alpha = getattr(parts, "alpha", None)
             fields = {"images": sharp, "audio": parts.audio, "frame_rate": parts.frame_rate, **({} if alpha is None else {"alpha": alpha})}
-            return io.NodeOutput(InputImpl.VideoFromComponents(Types.VideoComponents(**fields)))
+            # the depth that Create Video was asked for; older hosts know 8 bit only
+            known = inspect.signature(InputImpl.VideoFromComponents).parameters
+            depth = {"bit_depth": video.get_bit_depth()} if "bit_depth" in known else {}
+            return io.NodeOutput(InputImpl.VideoFromComponents(Types.VideoComponents(**fields), **depth))
         source = _source_of(video)
         suffix = _suffix(source.clip)
         output = OutputOptions(quality=None if suffix == ".mov" else quality)          # .mov: ProRes, which has no CRF
-        identity = "{} {}".format(*weights_mark(checkpoint))
+        identity = "{} {}".format(*folders.mark_of(checkpoint))
         target = _target(source, f"{identity} {options} {output.quality}", suffix)
         if target.exists():          # it appears under its name whole or not at all, made with exactly these settings
             remove(part_folder(target))
@@ -210,7 +208,7 @@ class DeblurFrames(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint, **_):
-        return weights_mark(checkpoint)
+        return folders.mark_of(checkpoint)
 
     @classmethod
     def execute(cls, frames: torch.Tensor, checkpoint, **widgets) -> io.NodeOutput:

@@ -1,6 +1,8 @@
 """Softmax attention."""
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,8 +32,8 @@ def torch_attention(q: Tensor, k: Tensor, v: Tensor, limit: int | None = None) -
         limit = _CUDA_GRID if q.device.type == "cuda" else len(q)
     if len(q) <= limit:
         return F.scaled_dot_product_attention(q, k, v)
-    return torch.cat([F.scaled_dot_product_attention(*part) for part in zip(q.split(limit), k.split(limit), v.split(limit))])
-
+    parts = math.ceil(len(q) / limit)                          # of about one size: 65536 entries are no 65535 and a single one
+    return torch.cat([F.scaled_dot_product_attention(*part) for part in zip(q.chunk(parts), k.chunk(parts), v.chunk(parts))])
 
 
 def _in_bfloat16(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -64,6 +64,8 @@ def message(function, *args, **kw):
 
 def checks(folder, checkpoint):
     import av  # noqa: F401  the host has these in memory when it comes to custom nodes
+    import comfy.context_windows
+    import comfy.patcher_extension
     import comfy.sample
     import comfy.sd
     import comfy.utils
@@ -162,6 +164,29 @@ def checks(folder, checkpoint):
         changed = nodes["VDDSampler"].execute(patched_model, positive, negative, latent, 7, 2, 1.0, 0.0, window=0).result[0]["samples"]
         result["lora_changes"] = (changed - reference).abs().max().item()
         result["lora_undone"] = (ours(2, 1.0, window=0) - reference).abs().max().item()
+
+        # what other nodes hang around the network and its guidance; the denoiser loaded again, as the host does for another GPU
+        doubled, wrapped, calls = model.clone(), model.clone(), []
+        doubled.set_model_sampler_post_cfg_function(lambda args: 2 * args["denoised"])
+        wrapped.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, "test",
+                                     lambda execute, *args, **kw: calls.append(1) or execute(*args, **kw))
+        function, reload = model.cached_patcher_init
+        guided = ours(1, 2.0, window=0)
+        twice, same, again = (nodes["VDDSampler"].execute(m, positive, negative, latent, 7, 1, 2.0, 0.0, window=0).result[0]["samples"]
+                              for m in (doubled, wrapped, function(*reload, disable_dynamic=True)))
+        result["post_cfg"] = ((twice - 2 * guided).abs().max() / guided.std()).item()
+        result["wrapped"], result["wrapper_calls"] = (same - guided).abs().max().item(), len(calls)
+        result["loaded_again"] = (again - guided).abs().max().item()
+
+        # a clip with as many frames as the text is wide, in the core's context windows
+        width = encoders.null_text.shape[2]
+        wide = nodes["VDDEncodeClip"].execute(frames[:1].expand(width, -1, -1, -1), encoders, vae).result
+        in_windows = model.clone()
+        in_windows.model_options["context_handler"] = comfy.context_windows.IndexListContextHandler(
+            comfy.context_windows.get_matching_context_schedule("standard_static"),
+            comfy.context_windows.get_matching_fuse_method("pyramid"), width - 4, 2, dim=2)
+        result["text_in_windows"] = message(comfy.sample.sample, in_windows, torch.randn(wide[2]["samples"].shape), 1, 1.0, "euler",
+                                            "simple", *wide[:2], wide[2]["samples"], seed=7, disable_pbar=True)
 
         # a noise mask keeps what it covers
         mask = torch.zeros(1, 1, *samples.shape[-2:])

@@ -58,6 +58,19 @@ def test_lora_reaches_the_unet_and_leaves_it(checked):
     assert checked["lora_undone"] == 0.0
 
 
+def test_other_nodes_reach_the_network_and_its_guidance(checked):
+    assert checked["post_cfg"] < 1e-3
+    assert checked["wrapper_calls"] >= 1 and checked["wrapped"] == 0.0
+
+
+def test_the_denoiser_can_be_loaded_again(checked):
+    assert checked["loaded_again"] == 0.0
+
+
+def test_context_windows_do_not_cut_the_text(checked):
+    assert checked["text_in_windows"] == ""
+
+
 def test_noise_mask_keeps_what_it_covers(checked):
     assert checked["mask_error"] < 1e-5
 

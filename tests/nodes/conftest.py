@@ -106,6 +106,38 @@ class ProgressBar:
         self.reported.append((value, total or self.total, preview))
 
 
+class CrossAttn:
+    """comfy.conds.CONDCrossAttn, as far as windows go."""
+
+    def __init__(self, cond):
+        self.cond = cond
+
+    def _copy_with(self, cond):
+        return self.__class__(cond)
+
+
+class WrapperExecutor:
+    """Calls a function through wrappers(executor, *arguments), the first one outermost."""
+
+    def __init__(self, function, wrappers):
+        self.function, self.wrappers = function, wrappers
+
+    @classmethod
+    def new_class_executor(cls, function, owner, wrappers):
+        return cls(function, wrappers)
+
+    def execute(self, *arguments, **keywords):
+        if not self.wrappers:
+            return self.function(*arguments, **keywords)
+        return self.wrappers[0](WrapperExecutor(self.function, self.wrappers[1:]).execute, *arguments, **keywords)
+
+
+def reshape_mask(mask, shape):
+    """The host's for video: any mask stretched to (F, h, w), the same for every channel."""
+    mask = mask if mask.ndim == 5 else mask.reshape(1, 1, -1, *mask.shape[-2:])
+    return torch.nn.functional.interpolate(mask, size=tuple(shape[2:]), mode="trilinear").expand(shape)
+
+
 class VideoFromFile:
     def __init__(self, file, start_time=0.0):
         self.file, self.start_time = file, start_time
@@ -132,7 +164,8 @@ def host_modules(models: Path) -> dict[str, types.ModuleType]:
     names = ["comfy", "comfy.cli_args", "comfy.conds",
              "comfy.latent_formats", "comfy.ldm", "comfy.ldm.models", "comfy.ldm.models.autoencoder",
              "comfy.model_base",
-             "comfy.model_management", "comfy.model_patcher", "comfy.ops", "comfy.sd", "comfy.supported_models_base", "comfy.utils",
+             "comfy.model_management", "comfy.model_patcher", "comfy.ops", "comfy.patcher_extension", "comfy.sd",
+             "comfy.supported_models_base", "comfy.utils",
              "comfy.sample", "comfy.samplers", "latent_preview", "folder_paths", "comfy_api", "comfy_api.latest"]
     modules = {name: Module(name) for name in names}
     for name, module in modules.items():
@@ -152,7 +185,11 @@ def host_modules(models: Path) -> dict[str, types.ModuleType]:
     modules["comfy.model_patcher"].ModelPatcher = ModelPatcher
     modules["comfy.sd"].VAE = VAE
     modules["comfy.ldm.models.autoencoder"].AutoencoderKL = lambda **_: torch.nn.Identity()
-    modules["comfy.utils"].ProgressBar = ProgressBar
+    modules["comfy.utils"].ProgressBar, modules["comfy.utils"].reshape_mask = ProgressBar, reshape_mask
+    modules["comfy.conds"].CONDCrossAttn = CrossAttn
+    extension = modules["comfy.patcher_extension"]
+    extension.WrapperExecutor, extension.WrappersMP = WrapperExecutor, SimpleNamespace(DIFFUSION_MODEL="diffusion_model")
+    extension.get_all_wrappers = lambda kind, options: [w for each in options.get("wrappers", {}).get(kind, {}).values() for w in each]
     paths = modules["folder_paths"]
     paths.models_dir, paths.folder_names_and_paths = str(models), {}
     paths.get_output_directory = lambda: str(models / "output")
@@ -217,3 +254,14 @@ def pack(tmp_path_factory, tiny_checkpoint):
                 del sys.modules[name]
             else:
                 sys.modules[name] = module
+
+
+@pytest.fixture(scope="session")
+def vae_and_encoders(pack):
+    """The loader without its first output, which needs the host's model classes."""
+    native, checkpoint = pack.module("nodes.native"), pack.module("vdd_model.checkpoint")
+    kept, native._unet_patcher = native._unet_patcher, lambda *_: SimpleNamespace()
+    try:
+        return native.load(str(checkpoint.resolve(pack.models / "vdd" / "vdd-tiny.safetensors")))[1:]
+    finally:
+        native._unet_patcher = kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,17 +20,6 @@ TINY = "vdd-tiny.safetensors"
 @pytest.fixture()
 def frames():
     return torch.rand(5, 37, 45, 4, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="module")
-def vae_and_encoders(pack):
-    """The loader without its first output, which needs the host's model classes."""
-    native, checkpoint = pack.module("nodes.native"), pack.module("vdd_model.checkpoint")
-    kept, native._unet_patcher = native._unet_patcher, lambda *_: None
-    try:
-        return native.load(str(checkpoint.resolve(pack.models / "vdd" / TINY)))[1:]
-    finally:
-        native._unet_patcher = kept
 
 
 def test_deblur_frames_keeps_number_size_and_alpha(pack, frames):
@@ -76,6 +66,35 @@ def test_encode_and_decode(pack, frames, vae_and_encoders):
         pack.nodes["VDDDecode"].execute(z, vae, frames[:3])
     with pytest.raises(RuntimeError, match="image VAE"):
         pack.nodes["VDDDecode"].execute(z, object())
+    with pytest.raises(RuntimeError, match="connect the latent of 'Encode Blurred Clip'"):
+        pack.nodes["VDDDecode"].execute({"samples": torch.zeros(1, 16, 5, 10, 12)}, vae)
+
+
+def test_room_is_asked_for_before_encoding(pack, frames, vae_and_encoders, monkeypatch):
+    native, vae, encoders = pack.module("nodes.native"), *vae_and_encoders
+    asked, host = [], pack.host["comfy.model_management"]
+    monkeypatch.setattr(host, "load_models_gpu", lambda models, memory_required=0: asked.append(memory_required))
+    pack.nodes["VDDEncodeClip"].execute(frames, encoders, vae)
+    whole = pack.module("vdd_model.inference").Tiling()
+    assert asked == [native.encode_memory(encoders.config, whole, *frames.shape[1:3], encoders.dtype)] and asked[0] > 0
+
+
+def test_without_a_fidelity_branch_encoder_2_is_not_loaded(pack, frames, vae_and_encoders, monkeypatch):
+    vae, encoders = vae_and_encoders
+    loaded, host, config = [], pack.host["comfy.model_management"], encoders.config
+    monkeypatch.setattr(host, "load_models_gpu", lambda models, memory_required=0: loaded.append(models))
+    for kept in (config, replace(config, vae=replace(config.vae, fidelity=None))):
+        monkeypatch.setattr(encoders, "config", kept)
+        pack.nodes["VDDDecode"].execute({"samples": torch.zeros(1, 4, 5, 10, 12)}, vae, frames)
+    assert loaded == [[vae.patcher, encoders.spatial], [vae.patcher]]
+
+
+def test_pictures_are_where_the_host_keeps_them(pack, monkeypatch):
+    """With --gpu-only that is the GPU: a node that joins our pictures with others takes no two devices."""
+    monkeypatch.setattr(pack.host["comfy.model_management"], "intermediate_device", lambda: torch.device("meta"))
+    clip = torch.rand(2, 24, 32, 3)
+    made = pack.nodes["VDDSynthesizeBlur"].execute(clip, 2, 4.0, 5).result + pack.nodes["VDDCompare"].execute(clip, clip).result[1:3]
+    assert [image.device.type for image in made] == ["meta"] * 4
 
 
 def test_encoding_equals_the_pipeline(pack, frames, vae_and_encoders, tiny_model):
@@ -112,12 +131,87 @@ def test_the_hosts_unet_is_the_models(pack, tiny_model):
             unet(x[:, :, :4], t, tiny_model.null_text, vdd_blur=blur, vdd_image=images)
 
 
+def test_other_nodes_get_around_the_unet(pack, tiny_model):
+    """EasyCache and its like wrap the network's call; they find the host's options in the last place."""
+    native = pack.module("nodes.native")
+    unet = native.HostUNet(tiny_model.config)
+    seen = []
+
+    def wrapper(execute, *arguments, **keywords):
+        seen.append(arguments[-1]["sigmas"])
+        return 2 * execute(*arguments, **keywords)
+
+    x, given = torch.randn(1, 4, 3, 8, 8), {"vdd_blur": torch.randn(1, 4, 3, 8, 8), "vdd_image": torch.randn(1, 1, 3, 16)}
+    options = {"sigmas": 5, "wrappers": {"diffusion_model": {"mine": [wrapper]}}}
+    with torch.no_grad():
+        plain = unet(x, torch.tensor([500.0]), tiny_model.null_text, **given)
+        torch.testing.assert_close(unet(x, torch.tensor([500.0]), tiny_model.null_text, transformer_options=options, **given), 2 * plain)
+    assert seen == [5]
+
+
+def test_a_context_window_leaves_the_text_whole(pack):
+    """A host with context windows cuts axis 2 of what has as many entries there as the clip has frames: the text's is its width."""
+    native = pack.module("nodes.native")
+    text = torch.randn(1, 77, 128)
+    tokens = native.TextTokens(text)
+    assert tokens._copy_with(text[:, :, 3:19]).cond is text
+    assert tokens._copy_with(text.repeat(2, 1, 1)).cond.shape == (2, 77, 128)
+
+
+def test_the_host_can_load_the_denoiser_again(pack, monkeypatch):
+    """For another GPU, and for hooks where it has dynamic VRAM."""
+    native, checkpoint = pack.module("nodes.native"), pack.module("vdd_model.checkpoint")
+    made = []
+
+    def patcher(config, state, dtype, rgb, disable_dynamic):
+        made.append((sorted(state), dtype, rgb, disable_dynamic))
+        return SimpleNamespace()
+
+    monkeypatch.setattr(native, "_unet_patcher", patcher)
+    model = native.load(str(checkpoint.resolve(pack.models / "vdd" / TINY)), "bfloat16")[0]
+    function, arguments = model.cached_patcher_init
+    assert function(*arguments).cached_patcher_init == function(*arguments, disable_dynamic=True).cached_patcher_init
+    assert [m[3] for m in made] == [False, False, True] and made[0][:3] == made[1][:3] == made[2][:3]
+    assert made[0][1] == torch.bfloat16 and "adapter.conv1.weight" in made[0][0] and "conv1.weight" not in made[0][0]
+
+
+def test_parts_without_weights_are_never_filled(pack, monkeypatch):
+    """A host with dynamic VRAM makes zeros for a linear layer that a checkpoint leaves out."""
+    native, model = pack.module("nodes.native"), pack.module("vdd_model.model").DeblurModel
+    config, state = pack.module("vdd_model.checkpoint").read_state(pack.models / "vdd" / TINY)
+    rest = {k: v for k, v in state.items() if not k.startswith(native.DENOISER)}
+    held, load = [], model.load_state_dict
+
+    def watched(self, *arguments, **keywords):
+        held.extend(name for name, _ in self.named_children())
+        return load(self, *arguments, **keywords)
+
+    monkeypatch.setattr(model, "load_state_dict", watched)
+    native._sides(config, rest, torch.float32)
+    assert held == ["encoder1", "encoder2", "vae"]
+
+
 def test_cutting_a_latent_cuts_its_mask(pack):
     native = pack.module("nodes.native")
     samples = torch.arange(10.0).view(1, 1, 10, 1, 1).expand(1, 4, 10, 2, 2)
-    per_frame = native.cut_latent({"samples": samples, "noise_mask": torch.arange(10.0).view(10, 1, 1)}, 3, 6)
-    assert per_frame["samples"][0, 0, :, 0, 0].tolist() == per_frame["noise_mask"][:, 0, 0].tolist() == [3, 4, 5]
-    assert native.cut_latent({"samples": samples, "noise_mask": torch.ones(1, 2, 2)}, 3, 6)["noise_mask"].shape == (1, 2, 2)
+
+    def cut(mask):
+        return native.cut_latent(native.with_mask_per_frame({"samples": samples, "noise_mask": mask}), 3, 6)
+
+    per_frame = cut(torch.arange(10.0).view(10, 1, 1, 1).expand(10, 1, 16, 16))
+    assert per_frame["samples"][0, 0, :, 0, 0].tolist() == per_frame["noise_mask"][0, 0, :, 0, 0].tolist() == [3, 4, 5]
+    assert torch.equal(cut(torch.ones(1, 2, 2))["noise_mask"], torch.ones(1, 4, 3, 2, 2))
+    halves = cut(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1))["noise_mask"][0, 0, :, 0, 0]        # two masks for ten frames: stretched
+    torch.testing.assert_close(halves, torch.tensor([0.2, 0.4, 0.6]))
+    assert set(native.cut_latent(native.with_mask_per_frame({"samples": samples}), 3, 6)) == {"samples"}
+
+
+def test_cutting_a_conditioning_cuts_its_mask(pack):
+    native = pack.module("nodes.native")
+    extra = {native.BLUR: torch.arange(10.0).view(1, 1, 10, 1, 1), "mask": torch.arange(10.0).view(10, 1, 1), "strength": 1.0}
+    ((_, cut),) = native.cut([[None, extra]], 3, 6, 10)
+    assert cut[native.BLUR].flatten().tolist() == cut["mask"].flatten().tolist() == [3, 4, 5] and cut["strength"] == 1.0
+    assert native.cut([[None, {"mask": torch.ones(1, 4, 4)}]], 3, 6, 10)[0][1]["mask"].shape == (1, 4, 4)
 
 
 def test_checkpoint_folder(pack):
@@ -199,11 +293,81 @@ def test_sampling_needs_no_float64_on_the_device(pack):
 
 @pytest.mark.parametrize("node_id", ["VDDSampler", "VDDSigmas"])
 def test_too_few_steps_for_the_official_spacing_are_refused(pack, node_id, monkeypatch):
-    sampling = SimpleNamespace(sigmas=torch.linspace(0.03, 4000, 1000))
+    sampling = SimpleNamespace(sigmas=torch.linspace(0.03, 4000, 1000), latent_channels=4)
     model = SimpleNamespace(model=SimpleNamespace(diffusion_model=SimpleNamespace(adapter=None)), get_model_object=lambda name: sampling)
     given = {"positive": [], "negative": [], "latent": {"samples": torch.zeros(1, 4, 2, 8, 8)}, "seed": 0, "guidance": 1.0, "eta": 0.0}
     with pytest.raises(RuntimeError, match="'vgen' needs at least 4 steps, not 1"):
         pack.nodes[node_id].execute(model, steps=1, spacing="vgen", **(given if node_id == "VDDSampler" else {}))
+
+
+def test_a_latent_of_another_model_is_refused(pack):
+    known = SimpleNamespace(latent_channels=4)
+    model = SimpleNamespace(model=SimpleNamespace(diffusion_model=SimpleNamespace(adapter=None)), get_model_object=lambda name: known)
+    with pytest.raises(RuntimeError, match=r"\(1, 16, 5, 8, 8\): connect the latent of 'Encode Blurred Clip'"):
+        pack.nodes["VDDSampler"].execute(model, [], [], {"samples": torch.zeros(1, 16, 5, 8, 8)}, 0, 1, 1.0, 0.0)
+
+
+@pytest.fixture()
+def guider(pack, monkeypatch):
+    """guider(options) -> guided x0 with a model whose x0 is 1 (positive) or 0 (negative); the host's own way is imitated."""
+    hostsampler, host = pack.module("nodes.hostsampler"), pack.host["comfy.samplers"]
+    monkeypatch.setattr(host, "calc_cond_batch", lambda model, conds, x, *_: [torch.full_like(x, float(c)) for c in conds], raising=False)
+
+    def predict_noise(self, x, timestep, model_options, seed):
+        yes, no = torch.ones_like(x), torch.zeros_like(x)
+        x0 = no + self.cfg * (yes - no)
+        if "sampler_cfg_function" in model_options:
+            x0 = x - model_options["sampler_cfg_function"]({"input": x})
+        for function in model_options.get("sampler_post_cfg_function", []):
+            x0 = function({"denoised": x0, "input": x, "sigma": timestep, "cond_denoised": yes, "uncond_denoised": no})
+        return x0
+
+    monkeypatch.setattr(host.CFGGuider, "predict_noise", predict_noise, raising=False)
+    made = hostsampler.Guider()
+    sampling = SimpleNamespace(sigmas=torch.linspace(0.03, 4000, 1000), timestep=lambda sigma: torch.tensor([500]))
+    made.inner_model, made.conds = SimpleNamespace(model_sampling=sampling), {"positive": 1, "negative": 0}
+
+    def run(options, interval=(0.0, 1.0)):
+        made.set_guidance(3.0, 0.0, interval)
+        return made.predict_noise(torch.full((1, 4, 2, 2, 2), 0.5), torch.tensor([2.0]), options)
+
+    return run
+
+
+def test_cancel_is_looked_at_in_every_step(pack, monkeypatch):
+    """Whether or not the host's progress bar, which leaves steps out, passes it on."""
+    hostsampler = pack.module("nodes.hostsampler")
+
+    class Guider:
+        def __init__(self, model):
+            self.set_conds = self.set_guidance = lambda *_: None
+
+        def sample(self, noise, samples, *_, callback, **__):
+            callback(0, samples, samples, 1)
+
+    def cancel():
+        raise Cancelled
+
+    monkeypatch.setattr(hostsampler, "Guider", Guider)
+    monkeypatch.setattr(hostsampler.comfy.sample, "fix_empty_latent_channels", lambda model, samples: samples, raising=False)
+    monkeypatch.setattr(hostsampler.comfy.samplers, "KSAMPLER", lambda *_: None, raising=False)
+    monkeypatch.setattr(hostsampler.latent_preview, "prepare_callback", lambda model, steps: lambda *_: None, raising=False)
+    monkeypatch.setattr(pack.host["comfy.model_management"], "throw_exception_if_processing_interrupted", cancel)
+    model = SimpleNamespace(get_model_object=lambda name: SimpleNamespace(sigmas=torch.linspace(0.03, 4000, 1000)))
+    run = hostsampler.Run(model, 1.0, 0.0, (0.0, 1.0), 0.0, 1, pack.module("vdd_model.sampler").trailing_timesteps, 0, 1)
+    with pytest.raises(Cancelled):
+        run.window([], [], {"samples": torch.zeros(1, 4, 2, 8, 8)}, lambda step: torch.zeros(1, 4, 2, 8, 8))
+
+
+def test_guidance_nodes_of_the_host_act_in_our_sampler(guider):
+    def close(found, expected):
+        torch.testing.assert_close(found, torch.full((1, 4, 2, 2, 2), expected), rtol=0, atol=1e-5)
+
+    close(guider({}), 3.0)
+    close(guider({}, interval=(0.9, 1.0)), 1.0)
+    close(guider({"sampler_post_cfg_function": [lambda args: args["denoised"] + 1]}), 4.0)
+    close(guider({"sampler_post_cfg_function": [lambda args: args["denoised"] + 1]}, interval=(0.9, 1.0)), 2.0)
+    close(guider({"sampler_cfg_function": lambda args: args["input"] - 7.0}), 7.0)
 
 
 def test_preview_colours_follow_the_autoencoder(pack, tiny_model):
@@ -344,17 +508,19 @@ def test_what_a_kill_at_the_end_left_does_not_lock_the_node_out(pack, deblurred,
     assert [str(p) for p in deblurred.iterdir()] == [found]
 
 
-@pytest.mark.parametrize("node_id", ["VDDDeblurVideo", "VDDDeblurFrames"])
-def test_another_checkpoint_under_the_same_name_is_noticed(pack, node_id):
+@pytest.mark.parametrize("checkpoint", [TINY, None], ids=["widget", "link"])
+@pytest.mark.parametrize("node_id", ["VDDDeblurVideo", "VDDDeblurFrames", "VDDLoadCheckpoint"])
+def test_another_checkpoint_under_the_same_name_is_noticed(pack, node_id, checkpoint):
     node = pack.nodes[node_id]
-    linked = {"video" if node_id == "VDDDeblurVideo" else "frames": None}                  # the host gives None for what is linked
-    before = node.fingerprint_inputs(**linked, **WIDGETS)
-    assert node.fingerprint_inputs(**linked, **WIDGETS) == before
+    linked = {"video" if node_id == "VDDDeblurVideo" else "frames": None, **WIDGETS}       # the host gives None for what is linked
+    linked = {"dtype": "auto", "checkpoint": checkpoint} if node_id == "VDDLoadCheckpoint" else {**linked, "checkpoint": checkpoint}
+    before = node.fingerprint_inputs(**linked)
+    assert node.fingerprint_inputs(**linked) == before
     path = pack.models / "vdd" / TINY
     facts = os.stat(path)
     os.utime(path, (facts.st_atime, facts.st_mtime + 10))
     try:
-        assert node.fingerprint_inputs(**linked, **WIDGETS) != before
+        assert node.fingerprint_inputs(**linked) != before
     finally:
         os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
 
@@ -394,3 +560,19 @@ def test_a_video_in_memory_stays_there(pack):
     video = latest.InputImpl.VideoFromComponents(parts)
     out = pack.nodes["VDDDeblurVideo"].execute(video, **WIDGETS).result[0].components
     assert out.images.shape == (3, 32, 48, 3) and out.audio == {"a": 1} and out.frame_rate == 25
+
+
+def test_the_bit_depth_of_a_video_in_memory_is_kept(pack, monkeypatch):
+    latest = pack.host["comfy_api.latest"]
+
+    class Video(latest.InputImpl.VideoFromComponents):
+        def __init__(self, components, bit_depth=8):
+            super().__init__(components)
+            self.bit_depth = bit_depth
+
+        def get_bit_depth(self):
+            return self.bit_depth
+
+    monkeypatch.setattr(latest.InputImpl, "VideoFromComponents", Video)
+    parts = latest.Types.VideoComponents(images=torch.rand(3, 32, 48, 3), audio=None, frame_rate=25)
+    assert pack.nodes["VDDDeblurVideo"].execute(Video(parts, bit_depth=10), **WIDGETS).result[0].get_bit_depth() == 10

@@ -94,6 +94,22 @@ def test_encoding_and_decoding(config, vae, peak, frames):
         assert 1.1 < estimate(shape, HALF) / found < 2
 
 
+@pytest.mark.parametrize(("height", "width"), [(256, 256), (HEIGHT - 1, WIDTH), (2159, 3840)])
+def test_encoding_a_clip(pack, config, peak, height, width):
+    """Encoder 2 on one chunk of frames, as Encode Blurred Clip runs it, from the frames on."""
+    native, inference = pack.module("nodes.native"), pack.module("vdd_model.inference")
+    with torch.device("meta"):
+        model = pack.module("vdd_model.model").DeblurModel(config).half()
+    tiling = inference.make_tiling(None, None, height, width, config.divisor)
+    frames = [meta(height, width, 3, dtype=torch.float32) for _ in range(native.FRAMES_PER_CHUNK)]
+
+    def encode(*frames):
+        pixels = inference.to_pixels(frames, config.divisor, torch.device("meta"))
+        return inference.encode_frames(model, pixels, tiling)
+
+    assert 1.05 < native.encode_memory(config, tiling, height, width, HALF) / peak(encode, model, *frames) < 2
+
+
 @pytest.mark.parametrize("frames", [1, 4])
 @pytest.mark.parametrize("fidelity", [0.0, 1.0])
 def test_decoding_with_the_blurred_frames(pack, config, vae, peak, frames, fidelity):
@@ -114,3 +130,11 @@ def test_decoded_frames_are_held_once(pack, peak):
 
     frame = 3 * 128 * 128 * HALF.itemsize
     assert decode(64) == (64 + native.FRAMES_PER_CHUNK) * frame
+
+
+def test_the_decoding_node_holds_its_result_once(pack, vae_and_encoders):
+    vae, _ = vae_and_encoders
+    latent = {"samples": torch.zeros(1, 4, 512, 4, 4)}
+    with Peak([*vae.vdd_decoder.model.parameters(), latent["samples"]]) as mode:
+        found = pack.nodes["VDDDecode"].execute(latent, vae).result[0]
+    assert found.shape == (512, 16, 16, 3) and mode.bytes < 1.6 * found.nbytes
