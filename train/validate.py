@@ -158,14 +158,18 @@ def save_curve(records: list[dict], path: Path) -> None:
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
     steps = [r for r in records if r["type"] == "step"]
-    for kind in dict.fromkeys((r["stage"], r["kind"]) for r in steps):
-        chosen = [r for r in steps if (r["stage"], r["kind"]) == kind]
+    colors: dict[str, str] = {}                                # one for each kind of stage
+    for stage, kind in dict.fromkeys((r["stage"], r["kind"]) for r in steps):
+        chosen = [r for r in steps if (r["stage"], r["kind"]) == (stage, kind)]
         size = max(1, len(chosen) // 200)
         parts = [chosen[i:i + size] for i in range(0, len(chosen), size)]
-        left.plot([p[-1]["total"] for p in parts], [sum(r["loss"] for r in p) / len(p) for p in parts], label=f"{kind[0]} {kind[1]}")
+        label = "" if kind in colors else kind
+        left.plot([p[-1]["total"] for p in parts], [sum(r["loss"] for r in p) / len(p) for p in parts],
+                  color=colors.setdefault(kind, f"C{len(colors)}"), label=label)
     left.set(xlabel="step", ylabel="loss", yscale="log" if all(r["loss"] > 0 for r in steps) else "linear")
+    below = {"fontsize": 7, "ncol": 4, "loc": "upper center", "bbox_to_anchor": (0.5, -0.13)}
     if steps:
-        left.legend(fontsize=7)
+        left.legend(**below)
     checks = [r for r in records if r["type"] == "validation"]
     for group in ("pairs", "photos"):
         for column, style in (("blurred", ":"), ("autoencoder", "--"), ("plain", "-."), ("output", "-")):
@@ -174,9 +178,8 @@ def save_curve(records: list[dict], path: Path) -> None:
                 right.plot(*zip(*points), style, label=f"{group}: {column}")
     right.set(xlabel="step", ylabel="PSNR, dB")
     if checks:
-        right.legend(fontsize=7)
-    figure.tight_layout()
+        right.legend(**below)
     aside = path.with_name(f".{path.name}.part")
-    figure.savefig(aside, format="png", dpi=100)
+    figure.savefig(aside, format="png", dpi=100, bbox_inches="tight")
     plt.close(figure)
     aside.replace(path)
