@@ -54,6 +54,7 @@ class Guider(comfy.samplers.CFGGuider):
             return super().predict_noise(x, timestep, options, seed)
 
         def x0_of(conds):
+            """The model's x0 under one branch's conditioning."""
             return comfy.samplers.calc_cond_batch(self.inner_model, [conds], x, timestep, model_options)[0]
 
         return self._guided(x, timestep, lambda: x0_of(self.conds["positive"]), lambda: x0_of(self.conds["negative"]))
@@ -64,6 +65,7 @@ class Guider(comfy.samplers.CFGGuider):
         model_sampling = self.inner_model.model_sampling
 
         def v_model(x0):
+            """v from a function that gives x0."""
             return lambda x_vp, _: (a * x_vp - x0()) / s
 
         guided = samplers.guided(v_model(positive), v_model(negative), self.cfg, self.rescale, self.interval, len(model_sampling.sigmas))

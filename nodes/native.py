@@ -397,6 +397,7 @@ def need_video_latent(samples: Tensor, channels: int) -> None:
 def cut(conditioning: list, start: int, stop: int, frames: int) -> list:
     """The frames [start, stop) of a conditioning over `frames` frames, and of its mask where that has one entry per frame."""
     def part(key: str, value):
+        """The entry of `key` for these frames."""
         if key in (BLUR, IMAGE) and value.shape[2] == frames:
             return value[:, :, start:stop]
         return value[start:stop] if key == "mask" and value.ndim == 3 and len(value) == frames else value
