@@ -112,6 +112,7 @@ def encode_frames(model: DeblurModel, pixels: Tensor, tiling: Tiling = Tiling(),
     pieces = tiling.boxes((size[0], size[1] // factor, size[2] // factor), config.divisor, factor)
 
     def encode(box: Box) -> Tensor:
+        """Latents of one tile."""
         piece = box.scaled(factor).of(pixels)
         parts = []
         for part in piece.split(tiling.chunk(*piece.shape[-2:]), dim=2):
@@ -149,10 +150,13 @@ def window_v_model(model: DeblurModel, latents: Tensor, image: Tensor, *, guidan
         conditions[box] = Condition(model.adapter(box.of(latents)), image)
 
     def branch(drop: bool) -> VModel:
+        """The conditional model of v, or with `drop` the unconditional one."""
         context = model.unet.cache_context(model.context(image, drop=drop))
 
         def v_model(x: Tensor, t: Tensor) -> Tensor:
+            """v of x's shape."""
             def part(box: Box) -> Tensor:
+                """v of one tile, float32."""
                 tick()
                 return model.predict_v(box.of(x).to(dtype), t, conditions[box], context).float()
             return blend(pieces, part)
@@ -175,6 +179,7 @@ def sample_window(v_model: VModel, schedule: Schedule, shape: Sequence[int], fra
     _, channels, _, height, width = shape
 
     def noise(step: int) -> Tensor:
+        """The noise of one step, keyed by the frames' absolute indices."""
         return frame_noise(seed, frames, channels, height, width, step).to(device)
 
     return ddim(v_model, noise(0), schedule, SPACINGS[spacing](steps, schedule.num_timesteps), eta=eta,
@@ -197,6 +202,7 @@ def decode_frames(model: DeblurModel, latents: Tensor, pixels: Tensor | None = N
         features = None                                      # those of whole frames; a tile's are made with the tile
 
     def decode(wide: Box) -> Tensor:
+        """Pixels of one tile, float32."""
         tick()
         z = pieces[wide].of(latents).to(dtype)
         if not fidelity:

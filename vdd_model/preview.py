@@ -29,6 +29,7 @@ def write_preview(before: Clip, target: Path) -> list[str]:
     period = max(1.0, min(4.0, second)) * float(before.rate)   # frames for the border to wander there and back
 
     def frames() -> Iterator[torch.Tensor]:
+        """Pictures (H, W, 3) of the A/B clip; one of them is also written as the still."""
         for a, b in zip(read(before), read(after)):
             if a.index == middle:
                 gap = torch.ones(a.rgb.shape[0], 2 * LINE, 3)

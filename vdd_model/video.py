@@ -99,20 +99,9 @@ def describe(source: str | Path) -> str:
              f"{', grey' if clip.gray else ''}",
              f"  colour   matrix {clip.color.matrix}, primaries {clip.color.primaries}, transfer {clip.color.transfer}, "
              f"{'full' if clip.color.full_range else 'limited'} range (H.273 numbers, 2: not said)"]
-    if clip.quarter_turns:
-        lines.append(f"  rotated  {90 * clip.quarter_turns} degrees")
-    if clip.mirrored:
-        lines.append("  mirrored left and right")
-    if clip.light:
-        lines.append(f"  HDR10    {clip.light}")
-    if clip.timecode:
-        lines.append(f"  timecode {clip.timecode}")
-    if clip.chapters:
-        lines.append(f"  chapters {len(clip.chapters)}")
-    if clip.sound:
-        lines.append(f"  sound    {', '.join(clip.sound)}")
-    if clip.extras:
-        lines.append(f"  holds    {', '.join(clip.extras)}, which no output takes over")
-    if clip.breaks_off:
-        lines.append(f"  damaged  {clip.breaks_off}")
+    more = {"rotated": f"{90 * clip.quarter_turns} degrees" if clip.quarter_turns else "",
+            "mirrored": "left and right" if clip.mirrored else "",
+            "HDR10": clip.light, "timecode": clip.timecode, "chapters": str(len(clip.chapters) or ""), "sound": ", ".join(clip.sound),
+            "holds": f"{', '.join(clip.extras)}, which no output takes over" if clip.extras else "", "damaged": clip.breaks_off}
+    lines += [f"  {name:<8} {text}" for name, text in more.items() if text]
     return "\n".join(lines)

@@ -22,9 +22,11 @@ class Span:
 
     @property
     def slice(self) -> slice:
+        """[start, stop) as an index."""
         return slice(self.start, self.stop)
 
     def scaled(self, factor: int) -> Span:
+        """The same piece at `factor` times the length."""
         return Span(self.start * factor, self.stop * factor, self.lead * factor, self.trail * factor)
 
 

@@ -106,7 +106,10 @@ def test_a_sample_is_drawn_without_looking_at_the_gpu(monkeypatch):
     monkeypatch.setattr(blur, "render", lambda plan, photos, size, device: (torch.zeros(3, 1, 32, 32),) * 2)
     photos = [torch.zeros(3, 60, 70, dtype=torch.uint8)]
     elsewhere = [photo.to("meta") for photo in photos]                        # reading a value from there fails
-    blur.synthesize(elsewhere, 0, range(4), num_frames=1, size=32, originals=photos)
+    made = blur.synthesize(elsewhere, 0, range(4), num_frames=1, size=32, originals=photos)
+    assert [x.shape for x in made] == [(4, 3, 1, 32, 32)] * 2
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        blur.synthesize(elsewhere, 0, range(4), num_frames=1, size=32)
 
 
 def test_devices_are_named_as_tensors_name_them():
