@@ -38,7 +38,8 @@ class PhotoClips:
         self.photos = self.originals                           # where the last batch was asked for
 
     def batch(self, seed: int, indices: Sequence[int], *, num_frames: int, size: int, device: torch.device | str) -> Clips:
-        """Clips of synthesised blur (`train.blur.synthesize`)."""
+        """Clips of synthesised blur (`train.blur.synthesize`), each as it is or turned by a multiple of 90 degrees: photographs hold
+        more level and upright edges than sloping ones, and more of one kind than of the other."""
         if self.photos[0].device != torch.device(device):
             self.photos = [photo.to(device) for photo in self.photos]
         cut = self.blur.cut                                    # sample i is part i % cut^2 of scene i // cut^2
@@ -48,7 +49,16 @@ class PhotoClips:
         rows = torch.tensor([scenes.index(int(index) // cut**2) * cut**2 + int(index) % cut**2 for index in indices])
         rows = rows.to(device, non_blocking=True)
         blurred, sharp = (einops.rearrange(x, "b c f (i h) (j w) -> (b i j) c f h w", i=cut, j=cut).index_select(0, rows) for x in made)
+        swap, flip = (torch.tensor(drawn)[:, None, None, None, None].to(device, non_blocking=True) for drawn in _turns(seed, indices))
+        blurred, sharp = (torch.where(swap, x.mT, x) for x in (blurred, sharp))
+        blurred, sharp = (torch.where(flip, x.flip(-2), x) for x in (blurred, sharp))
         return Clips(blurred, sharp, [f"{self.source} sample {index}" for index in indices])
+
+
+def _turns(seed: int, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """For each sample, whether rows and columns change places and whether it stands on its head; left and right are drawn already."""
+    drawn = np.stack([np.random.default_rng([seed, int(index), 1]).random(2) for index in indices]) < 0.5
+    return drawn[:, 0], drawn[:, 1]
 
 
 @lru_cache(maxsize=2)

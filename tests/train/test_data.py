@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from train import contact, readers
-from train.blur import BlurConfig
+from train.blur import BlurConfig, synthesize
 from train.data import PairClips, PhotoClips, VideoClips, between, expose, open_clips
 from train.readers import DataError
 from vdd_model.flow import dense_flow
@@ -317,6 +317,26 @@ def test_scenes_are_cut_into_samples_that_depend_on_their_index_alone(tmp_path):
     for row, index in enumerate((3, 4, 7)):
         alone = source.batch(5, [index], **shape)
         assert torch.equal(together.blurred[row], alone.blurred[0]) and torch.equal(together.sharp[row], alone.sharp[0])
-    scene = PhotoClips(tmp_path, BlurConfig(extent=(1.0, 3.0))).batch(5, [1], num_frames=2, size=64, device="cpu").sharp[0]
-    torch.testing.assert_close(together.sharp[1], scene[:, :, :32, :32])       # sample 4: the first part of scene 1
-    torch.testing.assert_close(together.sharp[2], scene[:, :, 32:, 32:])       # sample 7: its last part
+    scene = synthesize(source.photos, 5, [1], num_frames=2, size=64, config=BlurConfig(extent=(1.0, 3.0)))[1][0]
+    for sample, part in ((together.sharp[1], scene[:, :, :32, :32]), (together.sharp[2], scene[:, :, 32:, 32:])):   # samples 4 and 7
+        assert any(torch.allclose(sample, turned) for turned in turns(part))
+
+
+def turns(x):
+    """Upright, rows and columns swapped, on its head, both."""
+    return x, x.mT, x.flip(-2), x.mT.flip(-2)
+
+
+def test_photographs_come_in_every_orientation_and_both_sides_of_a_pair_in_the_same(tmp_path):
+    picture(0, 200, 160).save(tmp_path / "0.png")
+    config = BlurConfig(extent=(2.0, 4.0))
+    source = PhotoClips(tmp_path, config)
+    clips = source.batch(7, range(24), num_frames=2, size=24, device="cpu")
+    seen = set()
+    for i in range(24):
+        blurred, sharp = synthesize(source.photos, 7, [i], num_frames=2, size=24, config=config)
+        same = [k for k, pair in enumerate(zip(turns(blurred[0]), turns(sharp[0])))
+                if torch.equal(pair[0], clips.blurred[i]) and torch.equal(pair[1], clips.sharp[i])]
+        assert len(same) == 1
+        seen |= set(same)
+    assert seen == {0, 1, 2, 3}
