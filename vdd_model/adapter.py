@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import torch_attention
+from .attention import attention
 from .config import AdapterConfig
 
 
@@ -26,7 +26,7 @@ class TemporalTransformer(nn.Module):
         """(N, F, C), N positions -> the same shape."""
         n, frames, channels = x.shape
         q, k, v = self.to_qkv(self.norm1(x)).view(n, frames, 3, self.heads, channels // self.heads).permute(2, 0, 3, 1, 4)
-        x = x + self.to_out(torch_attention(q, k, v).transpose(1, 2).reshape(n, frames, channels))
+        x = x + self.to_out(attention(q, k, v).transpose(1, 2).reshape(n, frames, channels))
         return x + self.ff_out(F.gelu(self.ff_in(self.norm2(x))))
 
 

@@ -10,13 +10,12 @@ from torch import Tensor
 from .fused import supports
 
 _SCORES = 1 << 21               # scores made at a time: they stay in the cache
-_WIDE_HEAD = 64                 # narrower heads gain nothing
 _CUDA_GRID = 65535              # the longest batch that CUDA's kernels take
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k' / sqrt(D)) v for q (N, H, S, D) and k, v (N, H, L, D)."""
-    if (q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-1] >= _WIDE_HEAD and not torch.is_grad_enabled()
+    if (q.device.type == "cpu" and q.dtype == torch.bfloat16 and not torch.is_grad_enabled()
             and not torch.compiler.is_compiling() and supports(q.dtype)):
         heads = ((t.contiguous() if len(t) > 1 else t).flatten(0, 1) for t in (q * q.shape[-1]**-0.5, k, v))
         return _in_bfloat16(*heads).view(q.shape)

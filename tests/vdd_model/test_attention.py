@@ -10,12 +10,13 @@ from vdd_model import attention
 
 @pytest.mark.parametrize("shape", [(2, 3, 40, 40), (1, 3, 50, 7), (6, 2, 5, 5)])
 @pytest.mark.parametrize("scores", [30, 500, 1 << 21])
-def test_plain_steps_in_chunks(shape, scores, monkeypatch):
+@pytest.mark.parametrize("width", [24, 64])
+def test_plain_steps_in_chunks(shape, scores, width, monkeypatch):
     """As near to the exact result as bfloat16 scores can be, whatever the chunks; the inputs are views, as in the network."""
     monkeypatch.setattr(attention, "_SCORES", scores)
     n, heads, queries, keys = shape
     torch.manual_seed(0)
-    q, k, v = (torch.randn(n, length, heads, 64).bfloat16().transpose(1, 2) for length in (queries, keys, keys))
+    q, k, v = (torch.randn(n, length, heads, width).bfloat16().transpose(1, 2) for length in (queries, keys, keys))
     exact = F.scaled_dot_product_attention(*(t.double() for t in (q, k, v)))
     with torch.no_grad():
         found = attention.attention(q, k, v)
@@ -51,7 +52,6 @@ def test_attention_over_time_is_cut_for_cuda(monkeypatch):
         return kept(q, k, v, 10)
 
     monkeypatch.setattr(attention, "torch_attention", count)
-    monkeypatch.setattr(adapter, "torch_attention", count)
     attention.attention(*torch.randn(3, 12, 2, 5, 8))
     adapter.TemporalTransformer(16, 2, torch.nn)(torch.randn(24, 5, 16))
     assert seen == [12, 24]
