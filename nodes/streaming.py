@@ -15,10 +15,10 @@ import torch
 from comfy_api.latest import InputImpl, Types, io
 
 from ..vdd_model import jobs
+from ..vdd_model.clip import Clip
 from ..vdd_model.pipeline import COLORS, DeblurOptions
 from ..vdd_model.sinks import remove
 from ..vdd_model.video import OutputOptions, part_folder, probe
-from ..vdd_model.video_in import Clip
 from ..vdd_model.video_out import unsupported_sound
 from . import folders, native
 from .frames import rgb_of, with_alpha

@@ -107,13 +107,13 @@ class VideoFrames:
 
     @cached_property
     def _clip(self):
-        from vdd_model.video_in import probe_video
+        from vdd_model.video_probe import probe_video
 
         return probe_video(self.path, scan=False)
 
     @cached_property
     def _times(self) -> list[int]:
-        from vdd_model.video_in import open_container
+        from vdd_model.container import open_container
 
         with open_container(self.path) as container:
             packets = container.demux(container.streams.video[0])
@@ -133,8 +133,8 @@ class VideoFrames:
         """The frames `numbers`, or their `box`: uint8 (F, 3, H, W), RGB. Raises DataError naming the file."""
         import av
 
+        from vdd_model.container import open_container
         from vdd_model.planes import to_rgb
-        from vdd_model.video_in import open_container
 
         wanted = {self._times[i]: k for k, i in enumerate(numbers)}
         found: dict[int, Tensor] = {}

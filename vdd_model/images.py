@@ -17,8 +17,8 @@ import av
 import numpy as np
 import torch
 
-from .planes import BT709, BT2020, UNSPECIFIED, ColorTags, Layout, complete_tags, from_rgb, is_wide, layout, to_rgb
-from .video_in import Clip, Frame, MediaError, _layout_of
+from .clip import Clip, Frame, MediaError
+from .planes import BT709, BT2020, UNSPECIFIED, ColorTags, Layout, complete_tags, from_rgb, is_wide, layout, layout_of, to_rgb
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".exr", ".ppm", ".pgm", ".tga", ".dpx", ".jp2"}
 _CENTRED = {"mjpeg", "webp"}
@@ -137,7 +137,7 @@ def read_image(path: str | Path) -> tuple[torch.Tensor, torch.Tensor | None]:
 
 
 def _image_tags(frame: av.VideoFrame, codec: str) -> ColorTags:
-    kind = _layout_of(frame).kind
+    kind = layout_of(frame).kind
     full = kind != "yuv" or codec != "webp"                    # JPEG spans the full range with BT.601's matrix
     tags = complete_tags(ColorTags(full_range=full), kind, 0, 0)
     return tags
@@ -225,14 +225,14 @@ def _peek(path: Path) -> tuple[str, Layout, bool] | None:
                 data = file.read(length)
             if path.suffix.lower() == ".tga":
                 frame = _decode_tga(path.read_bytes())
-                return frame.format.name, _layout_of(frame), _layout_of(frame).alpha and frame.format.name != "pal8"
+                return frame.format.name, layout_of(frame), layout_of(frame).alpha and frame.format.name != "pal8"
             if plain := _plain_png(data):
                 kind = layout(plain)
                 return plain, kind, kind.alpha and plain != "pal8"
             with av.open(io.BytesIO(data)) as container:
                 context = container.streams.video[0].codec_context
                 if context.pix_fmt:
-                    kind = _layout_of(context)
+                    kind = layout_of(context)
                     return context.pix_fmt, kind, kind.alpha and (context.pix_fmt != "pal8" or b"tRNS" in data)
         except (av.FFmpegError, IndexError, OSError, ValueError):
             pass
@@ -256,7 +256,7 @@ def probe_images(files: Sequence[Path], rate: Fraction = Fraction(24), name: Pat
     if not files:
         raise MediaError(f"{name} holds no pictures that can be read ({', '.join(sorted(IMAGE_SUFFIXES))})")
     frame, codec, (turns, _) = _decode_image(files[0])
-    kind = _layout_of(frame)
+    kind = layout_of(frame)
     has_alpha = kind.alpha and (frame.format.name != "pal8" or bool(to_rgb(frame, _image_tags(frame, codec))[1].min() < 1))
     gray, deepest, pix_fmt = kind.kind == "gray", (kind.floating, kind.depth), frame.format.name
     for file in files[1:]:

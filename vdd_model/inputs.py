@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
+from .clip import MediaError
 from .images import IMAGE_SUFFIXES, find_images, matching, natural_order
 from .jobs import Job
-from .video_in import MediaError
 from .video_out import CONTAINERS, VIDEO_SUFFIXES, OutputOptions
 
 _WRITABLE = {s for group in CONTAINERS.values() for s in group}

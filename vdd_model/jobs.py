@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from .clip import Clip, MediaError
 from .errors import UserError
 from .images import ImageReader, gaps, png_chunks
 from .pipeline import DeblurOptions, first_input_frame
@@ -23,7 +24,7 @@ from .progress import Progress
 from .sinks import SEGMENT, ImageSink, VideoSink, remove
 from .threads import WriteBehind, read_ahead
 from .video import part_folder, probe, read
-from .video_in import Clip, MediaError, VideoReader
+from .video_in import VideoReader
 from .video_out import Encoding, OutputOptions, choose_encoding, no_room, unsupported_sound
 
 READ_AHEAD_BYTES = 96 * 2**20

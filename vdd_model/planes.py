@@ -69,6 +69,14 @@ def layout(pix_fmt: str) -> Layout:
     return Layout(kind, match["kind"] in ("yuva", "gbra"), int(depth.lstrip("f")), depth.startswith("f"), steps[match["sub"]])
 
 
+def layout_of(picture: av.VideoFrame | av.VideoCodecContext) -> Layout:
+    """What the picture's pixel format means; of one that is not known, what `to_rgb` has it converted to."""
+    try:
+        return layout(picture.format.name)
+    except ValueError:
+        return layout("rgba64le" if "a" in picture.format.name else "rgb48le")
+
+
 def complete_tags(tags: ColorTags, kind: str, height: int, width: int) -> ColorTags:
     """Fill in an unspecified matrix the way players do: RGB formats are RGB, HD is BT.709, smaller is BT.601."""
     if kind == "gbr":

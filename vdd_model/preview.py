@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from .clip import Clip
 from .video import probe, read, write_image, write_video
-from .video_in import Clip
 from .video_out import OutputOptions
 
 LINE = 2                                                       # pixels of the border between before and after

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .clip import Clip
 from .images import encode_png
-from .video_in import Clip
 from .video_out import (
     Encoding,
     SegmentEncoder,

@@ -1,5 +1,5 @@
-"""Clips in and out: `probe` what a path holds, `read` its frames, `write_video` a new file. The parts live in video_in.py,
-video_out.py, images.py (picture sequences) and planes.py (exact colour).
+"""Clips in and out: `probe` what a path holds, `read` its frames, `write_video` a new file. The parts live in video_probe.py,
+video_in.py, video_out.py, images.py (picture sequences) and planes.py (exact colour).
 """
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from pathlib import Path
 
 import torch
 
+from .clip import Clip, Frame, MediaError
 from .images import ImageReader, find_images, probe_images, read_image, write_image
 from .sinks import VideoSink
-from .video_in import Clip, Frame, MediaError, VideoReader, probe_video
+from .video_in import VideoReader
 from .video_out import Encoding, OutputOptions, choose_encoding
+from .video_probe import probe_video
 
 __all__ = ["Clip", "Encoding", "Frame", "MediaError", "OutputOptions", "probe", "read", "read_clip", "read_image", "write_image",
            "write_video"]

@@ -19,8 +19,10 @@ import av
 import numpy as np
 import torch
 
+from .clip import Clip, MediaError
+from .container import Joins, open_container
 from .planes import BT709, BT2020, RGB, SAME_DEPTH, SMPTE170M, UNSPECIFIED, ColorTags, from_rgb
-from .video_in import APPLE, Clip, Joins, MediaError, open_container
+from .video_probe import APPLE
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv", ".gif",
                   ".mxf", ".3gp", ".3g2", ".ogv", ".h264", ".hevc", ".264", ".265", ".vob", ".nut", ".apng", ".y4m", ".m2t", ".m2v",

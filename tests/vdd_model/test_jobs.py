@@ -20,12 +20,12 @@ from media_tools import IdentityDeblurrer, packets, pattern, save_clip
 
 from vdd_model import jobs, sinks, video_out
 from vdd_model.cli import main
+from vdd_model.clip import MediaError
 from vdd_model.images import gaps
 from vdd_model.inputs import plan, share
 from vdd_model.jobs import Job, run
 from vdd_model.pipeline import DeblurOptions, Deblurrer
 from vdd_model.video import OutputOptions, part_folder, probe, read_clip, read_image, write_image, write_video
-from vdd_model.video_in import MediaError
 
 TOOLS = Path(__file__).resolve().parents[1] / "media_tools.py"
 OPTIONS = DeblurOptions(window=6, overlap=2)

@@ -12,10 +12,10 @@ import torch
 from media_tools import chart, packets, pattern, save_clip
 
 from vdd_model import images
+from vdd_model.clip import MediaError
 from vdd_model.images import find_images, read_image, write_image
 from vdd_model.planes import ColorTags, _downsample, _upsample, complete_tags, from_rgb, layout, to_rgb
 from vdd_model.video import OutputOptions, describe, probe, read, read_clip, write_video
-from vdd_model.video_in import MediaError
 from vdd_model.video_out import choose_encoding
 
 FORMATS = ["yuv420p", "yuv422p", "yuv444p", "yuvj420p", "yuv420p10le", "yuv422p10le", "yuv444p12le", "yuva444p10le", "yuv411p",

@@ -14,10 +14,11 @@ import torch
 from media_tools import IdentityDeblurrer, packets, pattern, save_clip
 
 from vdd_model.cli import main
+from vdd_model.clip import MediaError
 from vdd_model.planes import ColorTags, from_rgb
 from vdd_model.video import OutputOptions, describe, probe, read, read_clip
-from vdd_model.video_in import MediaError, _frame_rate
 from vdd_model.video_out import choose_encoding
+from vdd_model.video_probe import _frame_rate
 
 LIGHT = "master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1):max-cll=1000,400"
 CHAPTERS = pytest.mark.skipif(not hasattr(av.container.OutputContainer, "set_chapters"), reason="this PyAV knows no chapters")
