@@ -114,15 +114,15 @@ class DeblurVideo(io.ComfyNode):
         source = _source_of(video)
         suffix = _suffix(source.clip)
         output = OutputOptions(quality=None if suffix == ".mov" else quality)          # .mov: ProRes, which has no CRF
-        identity = "{} {}".format(*folders.mark_of(checkpoint))
-        target = _target(source, f"{identity} {options} {output.quality}", suffix)
+        identity, precision = "{} {}".format(*folders.mark_of(checkpoint)), native.precision()
+        target = _target(source, f"{identity} {precision} {options} {output.quality}", suffix)
         if target.exists():          # it appears under its name whole or not at all, made with exactly these settings
             remove(part_folder(target))
         else:
             path = source.clip.path if source.clip else _cut(video, part_folder(target))
             job = jobs.Job(path, target, name=source.name)
-            outcome = jobs.run(job, lambda: native.HostDeblurrer(weights), options, output, identity=identity, resume=True, quiet=True,
-                               say=logging.info)
+            outcome = jobs.run(job, lambda: native.HostDeblurrer(weights), options, output, identity=identity, precision=precision,
+                               resume=True, quiet=True, say=logging.info)
             for note in outcome.notes:
                 logging.warning("Deblur Video: %s: %s", source.name, note)
         _handed_on.setdefault(str(target), HandedOn({})).there = True
