@@ -113,10 +113,10 @@ class VideoFrames:
 
     @cached_property
     def _times(self) -> list[int]:
-        from vdd_model.container import open_container
+        from vdd_model.container import open_container, video_stream
 
         with open_container(self.path) as container:
-            packets = container.demux(container.streams.video[0])
+            packets = container.demux(video_stream(container, self.path))
             return sorted(p.pts for p in packets if p.pts is not None and p.size)
 
     @property
@@ -133,19 +133,19 @@ class VideoFrames:
         """The frames `numbers`, or their `box`: uint8 (F, 3, H, W), RGB. Raises DataError naming the file."""
         import av
 
-        from vdd_model.container import open_container
+        from vdd_model.container import open_container, video_stream
         from vdd_model.planes import to_rgb
+        from vdd_model.video_in import upright
 
         wanted = {self._times[i]: k for k, i in enumerate(numbers)}
         found: dict[int, Tensor] = {}
         try:
             with open_container(self.path) as container:
-                stream = container.streams.video[0]
+                stream = video_stream(container, self.path)
                 container.seek(min(wanted), stream=stream)
                 for frame in container.decode(stream):
                     if frame.pts in wanted:
-                        rgb, _ = to_rgb(frame, self._clip.color)
-                        rgb = np.rot90(rgb, self._clip.quarter_turns)
+                        rgb = upright(to_rgb(frame, self._clip.color)[0], self._clip)
                         x0, y0, x1, y1 = box or (0, 0, rgb.shape[1], rgb.shape[0])
                         picture = np.rint(rgb[y0:y1, x0:x1].clip(0, 1) * 255).astype(np.uint8)
                         found[wanted[frame.pts]] = torch.from_numpy(picture).permute(2, 0, 1)

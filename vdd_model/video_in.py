@@ -89,11 +89,12 @@ class VideoReader:
         clip = self.clip
         rgb, alpha = to_rgb(picture, clip.color, centred_chroma=clip.codec in ("mjpeg", "webp"))
         if clip.quarter_turns or clip.mirrored:
-            rgb, alpha = (x if x is None else _upright(x, clip) for x in (rgb, alpha))
+            rgb, alpha = (x if x is None else upright(x, clip) for x in (rgb, alpha))
         return Frame(torch.from_numpy(rgb), None if alpha is None else torch.from_numpy(alpha), pts, duration, index)
 
 
-def _upright(picture: np.ndarray, clip: Clip) -> np.ndarray:
+def upright(picture: np.ndarray, clip: Clip) -> np.ndarray:
+    """A decoded picture (H, W, ...) as the clip is to be shown: turned and mirrored."""
     turned = np.rot90(picture, clip.quarter_turns)
     return np.ascontiguousarray(turned[:, ::-1] if clip.mirrored else turned)
 

@@ -1,11 +1,13 @@
 """Readers and sources: published layouts, pairs, videos, photographs; broken files; purity of samples; the command line."""
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from media_tools import pattern, save_clip
 from PIL import Image
 
 from train import contact, readers
@@ -13,6 +15,7 @@ from train.blur import BlurConfig, synthesize
 from train.data import PairClips, PhotoClips, VideoClips, between, expose, open_clips
 from train.readers import DataError
 from vdd_model.flow import dense_flow
+from vdd_model.video import read_clip
 
 
 def picture(seed: int, width: int = 48, height: int = 40, shift: int = 0) -> Image.Image:
@@ -212,6 +215,18 @@ def test_too_short_and_too_small_clips_are_refused(tmp_path):
         source.batch(0, [0], num_frames=16, size=24, device="cpu")
     with pytest.raises(DataError, match="256 x 256"):
         source.batch(0, [0], num_frames=3, size=256, device="cpu")
+
+
+@pytest.mark.parametrize("matrix", [(-1, 0, 0, 1), (0, 1, 1, 0), (0, 1, -1, 0)])
+def test_videos_are_shown_as_players_show_them(tmp_path, matrix):
+    """Mirrored, mirrored and turned, turned: training sees the pictures that deblurring sees."""
+    path = save_clip(tmp_path / "a.mp4", [pattern(i) for i in range(3)])
+    data = bytearray(path.read_bytes())
+    a, b, c, d = (n << 16 for n in matrix)
+    struct.pack_into(">9i", data, data.find(b"tkhd") + 44, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    seen = readers.VideoFrames("a", path).read(range(3))
+    assert torch.equal(seen, (read_clip(path) * 255).round().to(torch.uint8).permute(0, 3, 1, 2))
 
 
 def test_sharp_videos(tmp_path):
