@@ -76,9 +76,10 @@ class Run:
         start.check_split(config, self.accelerator.num_processes)
         self.restored = start.find_state(config, self.states, resume, self.say)
         model = start.make_model(config, self.restored, self.say)
-        size = sum(p.numel() * 4 for p in model.parameters())
+        size = sum(p.numel() for p in model.parameters())
         if main:
-            states.check_room(self.states, 4 * size * (config.keep + 1))
+            exports = len(config.stages) * getattr(torch, config.export_dtype).itemsize
+            states.check_room(self.states, size * (4 * 4 * (config.keep + 1) + exports))
         self.model = start.prepare_model(model, config, self.device)
         self.progress = dataclasses.replace(self.restored.progress) if self.restored else states.Progress()
         self.last_state = self.restored.path if self.restored else None
@@ -263,7 +264,9 @@ class Run:
         progress.stage, progress.step, progress.averaged = work.number + 1, 0, 0
         progress.total_seconds, progress.seconds = progress.total_seconds + progress.seconds, 0.0
         self._save()
-        self._export(f"after stage {work.number} ({work.stage.kind})")
+        path = self._export(f"after stage {work.number} ({work.stage.kind})")
+        if self.accelerator.is_main_process:              # a later stage can be worse
+            states.keep_copy(path, self.folder / f"vdd-stage{work.number}.safetensors")
 
     def _scale_clips(self, work: Work) -> list[Tensor]:
         """Sharp training clips, keyed apart from the steps'; the same in every process."""

@@ -99,6 +99,15 @@ def check_room(folder: Path, needed: int) -> None:
                         "free some space, choose another --out or lower `keep`")
 
 
+def keep_copy(path: Path, copy: Path) -> None:
+    """Give a file that is going to be replaced a second name. Where the disk knows no such thing, its bytes are copied."""
+    copy.unlink(missing_ok=True)
+    try:
+        os.link(path, copy)
+    except OSError:
+        shutil.copyfile(path, copy)
+
+
 class Log:
     """log.jsonl: one JSON object a line, a "step" or a "validation" record. Lines of steps that a resumed run repeats are cut off."""
 

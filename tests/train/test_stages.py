@@ -63,6 +63,9 @@ def test_a_whole_run_moves_what_its_stages_say(tmp_path):
 
     assert run(configs.load(write_config(tmp_path, export_dtype="float32")), say=say) == exported
     assert len(by_stage) == 5
+    for number, state in enumerate(by_stage):             # a later stage can be worse: every stage's weights stay
+        kept = load(tmp_path / "run" / f"vdd-stage{number}.safetensors").state_dict()
+        assert all(torch.equal(kept[name], value) for name, value in state.items())
     for kind, before, after in zip(list(MOVES)[1:], by_stage, by_stage[1:]):
         moved = {name for name in before if not torch.equal(before[name], after[name])}
         assert moved and all(name.startswith(MOVES[kind]) for name in moved), kind
