@@ -252,7 +252,8 @@ def _grid(matrices: np.ndarray, xs: Tensor, ys: Tensor) -> Tensor:
     """Homographies (K, 3, 3) at the pixels xs x ys -> sampling grid (K, h, w, 2), coordinate planes apart in memory."""
     m = torch.from_numpy(matrices.astype(np.float32)).to(xs.device, non_blocking=True)
     p = (m[:, :, 0, None] * xs + m[:, :, 2, None])[:, :, None, :] + (m[:, :, 1, None] * ys)[:, :, :, None]
-    return (p[:, :2] / p[:, 2:]).permute(0, 2, 3, 1)
+    # a layer that swings towards the camera reaches behind it: what lies there is far outside, not infinitely far (0 * inf is no colour)
+    return (p[:, :2] / p[:, 2:].clamp_min(1e-4)).clamp_(-1e3, 1e3).permute(0, 2, 3, 1)
 
 
 def _warp(canvas: Tensor, matrices: np.ndarray, box: tuple[int, int, int, int], mode: str, padding: str) -> Tensor:

@@ -240,3 +240,11 @@ def test_no_photograph_is_enlarged_where_others_are_large_enough():
     photos = [torch.zeros(3, 100, 100, dtype=torch.uint8), torch.zeros(3, 400, 400, dtype=torch.uint8)]
     assert {plan(photos, 1, i, 2, 96, BlurConfig(layers=0.0)).background.photo for i in range(20)} == {1}
     assert {plan(photos[:1], 1, i, 2, 96, BlurConfig(layers=0.0)).background.photo for i in range(3)} == {0}
+
+
+def test_a_layer_that_reaches_behind_the_camera_is_transparent_there():
+    """Where the homography's denominator is zero or less: neither NaN, which the codec would spread, nor the layer's mirror image."""
+    from train.blur import _warp
+    matrix = np.array([[[1, 0, -16], [0, 1, -16], [-1, 0, 20.5]]]) / 32              # 0 / 0 nowhere, x / 0 at the column of 20.5
+    seen = _warp(torch.ones(1, 4, 8, 8), matrix, (0, 0, 32, 32), "bilinear", "zeros")
+    assert seen.isfinite().all() and seen[..., :18].amax() == 1 and not seen[..., 20:].any()
