@@ -270,12 +270,6 @@ class HostDeblurrer(Deblurrer):
             yield chunk
 
 
-def precision() -> str:
-    """What the one-node way computes in, and where: two results in different types are not the same result."""
-    device = mm.get_torch_device()
-    return f"{str(autoencoder_dtype(device)).removeprefix('torch.')} on {device.type}"
-
-
 def load_whole(path: str) -> tuple[DeblurModel, comfy.model_patcher.ModelPatcher]:
     """The whole model and its patcher, for the one-node way."""
     config, state = checkpoint.read_state(path)

@@ -114,7 +114,8 @@ class DeblurVideo(io.ComfyNode):
         source = _source_of(video)
         suffix = _suffix(source.clip)
         output = OutputOptions(quality=None if suffix == ".mov" else quality)          # .mov: ProRes, which has no CRF
-        identity, precision = "{} {}".format(*folders.mark_of(checkpoint)), native.precision()
+        identity, device = "{} {}".format(*folders.mark_of(checkpoint)), mm.get_torch_device()
+        precision = jobs.precision_of(native.autoencoder_dtype(device), device)
         target = _target(source, f"{identity} {precision} {options} {output.quality}", suffix)
         if target.exists():          # it appears under its name whole or not at all, made with exactly these settings
             remove(part_folder(target))

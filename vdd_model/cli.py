@@ -180,7 +180,7 @@ def _deblur(arguments: argparse.Namespace, deblurrer=None) -> int:
     jobs = plan(arguments.inputs, arguments.output, output, arguments.fps)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     jobs = share(jobs, rank, world_size)
-    from .jobs import check_target, is_finished, run
+    from .jobs import check_target, is_finished, precision_of, run
     if arguments.resume and not arguments.force:
         for job in [job for job in jobs if is_finished(job)]:
             _note(f"{job.target} is there already and was left as it is")
@@ -196,7 +196,7 @@ def _deblur(arguments: argparse.Namespace, deblurrer=None) -> int:
     if not deblurrer:
         identity = _identity(arguments.checkpoint)
         device, dtype = _device_and_dtype(arguments)
-        precision = f"{str(dtype).removeprefix('torch.')} on {device.type}"
+        precision = precision_of(dtype, device)
 
     def make():
         """The one Deblurrer of all jobs, loaded by the first that needs it."""

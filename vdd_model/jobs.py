@@ -257,6 +257,11 @@ def check_room(job: Job, clip: Clip, encoding: Encoding | None, folder: Path, do
         raise MediaError(f"{job.target} needs at least {_size(need)} of room while it is written, and {_size(free)} are free")
 
 
+def precision_of(dtype: torch.dtype, device: torch.device) -> str:
+    """What `run` takes as `precision`."""
+    return f"{str(dtype).removeprefix('torch.')} on {device.type}"
+
+
 def _size(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 

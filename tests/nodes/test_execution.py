@@ -1,20 +1,17 @@
 """The nodes themselves with a tiny random model: the stand-in host, no sampling by the host."""
 from __future__ import annotations
 
-import io
-import os
-import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from media_tools import pattern, save_clip
-
-from vdd_model.video import probe, read, write_video
 
 TINY = "vdd-tiny.safetensors"
+
+
+class Cancelled(Exception):
+    """What the host raises when the user presses Cancel."""
 
 
 @pytest.fixture()
@@ -39,9 +36,6 @@ def test_progress_carries_previews(pack, frames):
 
 
 def test_cancel_comes_through(pack, frames, monkeypatch):
-    class Cancelled(Exception):
-        pass
-
     def cancel():
         raise Cancelled
 
@@ -383,199 +377,3 @@ def test_schedule_and_sigmas_of_the_host(pack, tiny_model):
     torch.testing.assert_close(hostsampler.schedule_of(sampling).alpha_bar, alpha_bar, rtol=1e-5, atol=1e-9)
     sigmas = hostsampler.sigmas_of(sampling, pack.module("vdd_model.sampler").trailing_timesteps, 4)
     assert sigmas.tolist() == [*sampling.sigmas[[999, 749, 499, 249]].tolist(), 0.0]
-
-
-WIDGETS = {"checkpoint": TINY, "steps": 1, "guidance": 1.0, "fidelity": 1.0, "color": "wavelet", "seed": 0, "window": 4, "overlap": 1}
-
-
-def test_deblur_video_writes_once_and_finds_it_again(pack, tmp_path, monkeypatch):
-    from fractions import Fraction
-    source = tmp_path / "clip.mp4"
-    write_video(source, list(torch.rand(5, 32, 48, 3, generator=torch.Generator().manual_seed(0))), Fraction(30000, 1001))
-    node, video = pack.nodes["VDDDeblurVideo"], pack.host["comfy_api.latest"].InputImpl.VideoFromFile
-    found = node.execute(video(str(source)), **WIDGETS).result[0].file
-    clip = probe(found)
-    assert (clip.num_frames, clip.width, clip.height, clip.rate) == (5, 48, 32, Fraction(30000, 1001))
-    assert str(pack.models / "output" / "deblurred") in found
-
-    def never(*_):
-        raise AssertionError("computed again")
-
-    monkeypatch.setattr(pack.module("nodes.native"), "HostDeblurrer", never)
-    assert node.execute(video(str(source)), **WIDGETS).result[0].file == found
-    with pytest.raises(AssertionError, match="again"):
-        node.execute(video(str(source)), **{**WIDGETS, "seed": 1})
-    monkeypatch.setattr(pack.module("nodes.native"), "autoencoder_dtype", lambda device: torch.float16)
-    with pytest.raises(AssertionError, match="again"):               # the host was started with another precision
-        node.execute(video(str(source)), **WIDGETS)
-
-
-class Cancelled(Exception):
-    pass
-
-
-@pytest.fixture()
-def deblurred(pack):
-    """The folder of results, empty."""
-    folder = pack.models / "output" / "deblurred"
-    shutil.rmtree(folder, ignore_errors=True)
-    return folder
-
-
-def cancel_after(pack, monkeypatch, chunks: int) -> None:
-    """Have the model stop as Cancel does, once so many chunks of frames are out."""
-    native = pack.module("nodes.native")
-
-    class Cancels(native.HostDeblurrer):
-        def stream(self, *arguments, **keywords):
-            for count, chunk in enumerate(super().stream(*arguments, **keywords)):
-                if count == chunks:
-                    raise Cancelled
-                yield chunk
-
-    monkeypatch.setattr(native, "HostDeblurrer", Cancels)
-
-
-@pytest.mark.parametrize("kind", ["trim", "buffer", "trimmed buffer"])
-def test_a_trimmed_video_and_a_buffer_go_on_and_are_found_again(pack, deblurred, tmp_path, monkeypatch, kind, caplog):
-    """Cancelled twice they leave one folder; the third run goes on, the fourth finds the result, also after the host emptied its temp."""
-    source = tmp_path / "clip.mp4"
-    write_video(source, list(torch.rand(9, 32, 48, 3, generator=torch.Generator().manual_seed(0))), 24)
-    node, VideoFromFile = pack.nodes["VDDDeblurVideo"], pack.host["comfy_api.latest"].InputImpl.VideoFromFile
-    cuts = []
-
-    class Video(VideoFromFile):
-        def save_to(self, path):
-            cuts.append(path)
-            with open(path, "wb") as file:
-                file.write(source.read_bytes())
-
-    def video():
-        return Video(str(source) if kind == "trim" else io.BytesIO(source.read_bytes()), start_time=0.0 if kind == "buffer" else 0.01)
-
-    for _ in range(2):
-        with monkeypatch.context() as patch, pytest.raises(Cancelled):
-            cancel_after(pack, patch, 1)
-            node.execute(video(), **WIDGETS)
-        (part,) = deblurred.iterdir()
-        assert part.name.startswith("clip-" if kind == "trim" else "video-") and part.suffix == ".part"
-        shutil.rmtree(pack.models / "temp", ignore_errors=True)
-    caplog.set_level("INFO")
-    found = node.execute(video(), **WIDGETS).result[0].file
-    assert "goes on after" in caplog.text
-    assert probe(found).num_frames == 9 and [str(p) for p in deblurred.iterdir()] == [found]
-    assert len(cuts) == (0 if kind == "buffer" else 1)
-    cancel_after(pack, monkeypatch, 0)
-    assert node.execute(video(), **WIDGETS).result[0].file == found
-    if kind != "buffer":
-        with pytest.raises(Cancelled):
-            node.execute(Video(video().file, start_time=0.02), **WIDGETS)
-
-
-def test_a_cut_that_fails_leaves_nothing(pack, deblurred, tmp_path):
-    source = tmp_path / "clip.mp4"
-    write_video(source, list(torch.rand(3, 32, 48, 3)), 24)
-
-    class Fails(pack.host["comfy_api.latest"].InputImpl.VideoFromFile):
-        def save_to(self, path):
-            open(path, "wb").close()
-            raise ValueError("no frames")
-
-    with pytest.raises(ValueError, match="no frames"):
-        pack.nodes["VDDDeblurVideo"].execute(Fails(str(source), start_time=9.0), **WIDGETS)
-    assert list(deblurred.iterdir()) == []
-
-
-def test_a_clip_with_transparency_becomes_prores(pack, deblurred, tmp_path):
-    alpha = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (48, 1))
-    source = save_clip(tmp_path / "clip.mov", [pattern(i) for i in range(5)], codec="prores_ks", pix_fmt="yuva444p10le", alpha=alpha,
-                       options={"profile": "4"})
-    node, video = pack.nodes["VDDDeblurVideo"], pack.host["comfy_api.latest"].InputImpl.VideoFromFile
-    found = node.execute(video(str(source)), **WIDGETS).result[0].file
-    clip = probe(found)
-    assert found.endswith(".mov") and (clip.codec, clip.num_frames, clip.has_alpha) == ("prores", 5, True)
-    assert max(abs(frame.alpha.numpy() - alpha).max() for frame in read(clip)) < 0.01
-    assert node.execute(video(str(source)), **WIDGETS, quality=30).result[0].file == found           # it has no such setting
-
-
-def test_what_a_kill_at_the_end_left_does_not_lock_the_node_out(pack, deblurred, tmp_path, monkeypatch):
-    source = tmp_path / "clip.mp4"
-    write_video(source, list(torch.rand(3, 32, 48, 3)), 24)
-    node, video = pack.nodes["VDDDeblurVideo"], pack.host["comfy_api.latest"].InputImpl.VideoFromFile
-    with monkeypatch.context() as patch:
-        patch.setattr(pack.module("vdd_model.jobs"), "_discard", lambda folder: None)
-        found = node.execute(video(str(source)), **WIDGETS).result[0].file
-    assert len(list(deblurred.iterdir())) == 2
-    cancel_after(pack, monkeypatch, 0)
-    assert node.execute(video(str(source)), **WIDGETS).result[0].file == found
-    assert [str(p) for p in deblurred.iterdir()] == [found]
-
-
-@pytest.mark.parametrize("checkpoint", [TINY, None], ids=["widget", "link"])
-@pytest.mark.parametrize("node_id", ["VDDDeblurVideo", "VDDDeblurFrames", "VDDLoadCheckpoint"])
-def test_another_checkpoint_under_the_same_name_is_noticed(pack, node_id, checkpoint):
-    node = pack.nodes[node_id]
-    linked = {"video" if node_id == "VDDDeblurVideo" else "frames": None, **WIDGETS}       # the host gives None for what is linked
-    linked = {"dtype": "auto", "checkpoint": checkpoint} if node_id == "VDDLoadCheckpoint" else {**linked, "checkpoint": checkpoint}
-    before = node.fingerprint_inputs(**linked)
-    assert node.fingerprint_inputs(**linked) == before
-    path = pack.models / "vdd" / TINY
-    facts = os.stat(path)
-    os.utime(path, (facts.st_atime, facts.st_mtime + 10))
-    try:
-        assert node.fingerprint_inputs(**linked) != before
-    finally:
-        os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
-
-
-def test_a_deleted_result_is_noticed_once(pack, deblurred, tmp_path, monkeypatch):
-    """The host keeps a node's output while its fingerprint stays: it changes when a result is gone, and then stays again."""
-    monkeypatch.setattr(pack.module("nodes.streaming"), "_handed_on", {})
-    source = tmp_path / "clip.mp4"
-    write_video(source, list(torch.rand(3, 32, 48, 3)), 24)
-    node, video = pack.nodes["VDDDeblurVideo"], pack.host["comfy_api.latest"].InputImpl.VideoFromFile
-    widgets = {**WIDGETS, "seed": 77}
-
-    def mark(**changed):
-        return node.fingerprint_inputs(video=None, **{**widgets, **changed})
-
-    seen = [mark()]
-    for _ in range(2):
-        found = node.execute(video(str(source)), **widgets).result[0].file
-        assert mark() == mark(seed=None) == seen[-1]
-        os.remove(found)
-        other = mark(seed=78)
-        seen.append(mark())
-        assert mark() == mark(seed=None) == seen[-1] and mark(seed=78) == other
-    assert len(set(seen)) == 3
-
-
-def test_a_new_seed_stays_fixed(pack, monkeypatch):
-    schema = pack.module("nodes.schema")
-    assert schema.seed_input().keywords["control_after_generate"] is True                     # hosts that know no more
-    monkeypatch.setattr(schema.io, "ControlAfterGenerate", SimpleNamespace(fixed="fixed"), raising=False)
-    assert schema.seed_input().keywords["control_after_generate"] == "fixed"
-
-
-def test_a_video_in_memory_stays_there(pack):
-    latest = pack.host["comfy_api.latest"]
-    parts = latest.Types.VideoComponents(images=torch.rand(3, 32, 48, 3), audio={"a": 1}, frame_rate=25)
-    video = latest.InputImpl.VideoFromComponents(parts)
-    out = pack.nodes["VDDDeblurVideo"].execute(video, **WIDGETS).result[0].components
-    assert out.images.shape == (3, 32, 48, 3) and out.audio == {"a": 1} and out.frame_rate == 25
-
-
-def test_the_bit_depth_of_a_video_in_memory_is_kept(pack, monkeypatch):
-    latest = pack.host["comfy_api.latest"]
-
-    class Video(latest.InputImpl.VideoFromComponents):
-        def __init__(self, components, bit_depth=8):
-            super().__init__(components)
-            self.bit_depth = bit_depth
-
-        def get_bit_depth(self):
-            return self.bit_depth
-
-    monkeypatch.setattr(latest.InputImpl, "VideoFromComponents", Video)
-    parts = latest.Types.VideoComponents(images=torch.rand(3, 32, 48, 3), audio=None, frame_rate=25)
-    assert pack.nodes["VDDDeblurVideo"].execute(Video(parts, bit_depth=10), **WIDGETS).result[0].get_bit_depth() == 10
