@@ -31,6 +31,7 @@ class BlurConfig:
     extent: tuple[float, ...] = (1.0, 40.0)              # mean blur of a clip, log-uniform
     near_sharp: float = 0.15                             # share of clips below one pixel
     duty: tuple[float, ...] = (0.25, 1.0)                # exposure / frame interval
+    kinks: float = 0.4                                   # share of motions that turn in the middle of an exposure; others are smooth
     max_step: float = 56.0                               # travel per frame interval; longer blurs take a longer shutter
     sub_step: float = 1.0                                # pixels between sub-samples
     max_subsamples: int = 121
@@ -58,7 +59,7 @@ class BlurConfig:
             bounds = getattr(self, name)
             if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] or name in LOGARITHMIC and bounds[0] == 0:
                 raise ConfigError(f"blur.{name}: two numbers (low, high) above 0 are needed, found {list(bounds)}")
-        for name in ("near_sharp", "linear", "saturation", "layers", "noise", "codec", "h264"):
+        for name in ("near_sharp", "kinks", "linear", "saturation", "layers", "noise", "codec", "h264"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"blur.{name}: a probability in [0, 1] is needed, found {getattr(self, name)}")
         positive = (self.sub_step, self.max_subsamples, self.max_step, self.candidates, sum(self.layer_counts))
@@ -99,6 +100,11 @@ class Plan:
 
 def _log_uniform(rng: np.random.Generator, bounds: Sequence[float]) -> float:
     return float(math.exp(rng.uniform(math.log(bounds[0]), math.log(bounds[1]))))
+
+
+def _order(rng: np.random.Generator, config: BlurConfig) -> int:
+    """Kind of a motion's path, as `motion.random_path` counts them."""
+    return 0 if rng.random() < config.kinks else int(rng.integers(1, 5))
 
 
 def _region(rng: np.random.Generator, low: np.ndarray, high: np.ndarray, photo: Tensor, scale: float, zoom: float, flip: bool):
@@ -156,7 +162,7 @@ def plan(photos: Sequence[Tensor], seed: int, index: int, num_frames: int, size:
     duty = float(np.clip(max(rng.uniform(*config.duty), extent / config.max_step), 0.05, 1.0))
     lens = random_lens(rng, size, extent / duty * num_frames)
     reference = rng.uniform(0, num_frames)
-    motion = Motion(rng, extent, duty, num_frames, size, lens, int(rng.integers(1, 5)), reference)
+    motion = Motion(rng, extent, duty, num_frames, size, lens, _order(rng, config), reference)
     layers = []
     if rng.random() < config.layers:
         shares = np.asarray(config.layer_counts) / sum(config.layer_counts)
@@ -201,8 +207,8 @@ def _layer(rng, photos, extent, duty, num_frames, size, config, camera_motion):
     else:                                                # a thing that moves by itself
         own = min(_log_uniform(rng, (0.2, 4.0)) * max(extent, 0.3), config.extent[1])
         lens = random_lens(rng, size, own / duty * num_frames)
-        motion = Motion(rng, own, min(1.0, max(duty, own / config.max_step)), num_frames, size, lens, int(rng.integers(1, 5)),
-                        num_frames / 2)
+        motion = Motion(rng, own, min(1.0, max(duty, own / config.max_step)), num_frames, size, lens,
+                        _order(rng, config), num_frames / 2)
     scale = max(_log_uniform(rng, config.scale), max(wide / photos[index].shape[-1], high / photos[index].shape[-2]))
     region, shape, place = _region(rng, np.zeros(2), np.array([wide, high], float), photos[index], scale, 1.0, rng.random() < 0.5)
     shift = np.eye(3)

@@ -1,4 +1,4 @@
-"""Camera and object motion over a clip: C1 Bezier paths of six pose parameters, and the homographies they cause."""
+"""Camera and object motion over a clip: paths of six pose parameters, smooth or kinked, and the homographies they cause."""
 from __future__ import annotations
 
 import functools
@@ -13,16 +13,27 @@ MAX_ZOOM_RATE = 0.1
 MAX_ZOOM_TRAVEL = 0.6     # whole clip, natural logarithm of the scale: more would show the photograph's missing detail
 
 
-def bezier_path(rng: np.random.Generator, order: int, frames: int, times: np.ndarray, parameters: int) -> np.ndarray:
-    """Random curves, C1 over the whole clip, that move about one unit per frame. Returns (len(times), parameters).
+def random_path(rng: np.random.Generator, order: int, frames: int, times: np.ndarray, parameters: int) -> np.ndarray:
+    """Random curves that move about one unit per frame. Returns (len(times), parameters); `times` are in frames, 0..frames.
 
-    Order 1 is one straight line; higher orders are Bezier segments of 1.5 to 5 frames, each of which starts in the direction and at
-    the speed in which the one before ended. `times` are in frames, 0..frames.
+    Order 1 is one straight line; higher orders are C1: Bezier segments of 0.8 to 5 frames, each of which starts in the direction and at
+    the speed in which the one before ended. Order 0 is straight from the middle of one exposure to the next and turns there: jolts,
+    and what footage shows whose frames were averaged along optical flow.
     """
+    if order == 0:
+        memory = rng.uniform(0.2, 0.95)
+        step, steps = rng.normal(size=parameters), []
+        for _ in range(frames + 1):
+            steps.append(step)
+            step = memory * step + math.sqrt(1 - memory * memory) * rng.normal(size=parameters)
+        corners = np.concatenate([np.zeros((1, parameters)), np.cumsum(steps, axis=0)])       # at -0.5, 0.5, ... frames + 0.5
+        position = times + 0.5
+        which = np.clip(position.astype(int), 0, frames)
+        return corners[which] + (position - which)[:, None] * np.asarray(steps)[which]
     if order == 1:
         velocity = rng.normal(size=parameters)
         return times[:, None] * velocity
-    length = rng.uniform(1.5, 5.0)
+    length = math.exp(rng.uniform(math.log(0.8), math.log(5.0)))
     segments = int(math.ceil(frames / length)) + 1
     drift = rng.normal(size=parameters) * 0.7
     step = drift + rng.normal(size=parameters)
@@ -152,7 +163,7 @@ class Motion:
 
     def _curve(self, times: np.ndarray) -> np.ndarray:
         all_times = np.append(times, self.reference)
-        curve = bezier_path(np.random.default_rng(self.seed), self.order, self.frames, all_times, 6)
+        curve = random_path(np.random.default_rng(self.seed), self.order, self.frames, all_times, 6)
         return (curve[:-1] - curve[-1]) * self.units
 
     def matrices(self, times: np.ndarray, gain: float = 1.0) -> np.ndarray:

@@ -119,9 +119,32 @@ def test_near_sharp_clips_are_near_sharp(photos):
 def test_path_is_c1_over_frames():
     for order in (1, 2, 3, 4):
         times = np.linspace(0, 8, 4001)
-        path = motion.bezier_path(np.random.default_rng(order), order, 8, times, 6)
+        path = motion.random_path(np.random.default_rng(order), order, 8, times, 6)
         speed = np.diff(path, axis=0) / np.diff(times)[:, None]
         assert np.abs(np.diff(speed, axis=0)).max() < 0.03 * np.abs(speed).max() + 1e-9, order
+
+
+def test_kinked_path_goes_straight_between_the_middles_of_exposures_and_turns_there():
+    times = np.arange(0, 8.01, 0.125)
+    speed = np.diff(motion.random_path(np.random.default_rng(0), 0, 8, times, 6), axis=0) / 0.125
+    turns = np.abs(np.diff(speed, axis=0)).max(axis=1)
+    middles = np.isclose(times[1:-1] % 1, 0.5)
+    assert turns[~middles].max() < 1e-9 and turns[middles].min() > 0.05
+
+
+@pytest.mark.parametrize("share, bent", [(0.0, False), (1.0, True)])
+def test_kinks_is_the_share_of_motions_that_turn_within_an_exposure(photos, share, bent):
+    """One exposure per frame interval, no layers: the two halves of a frame's path against each other, in output pixels."""
+    config = dataclasses.replace(CLEAN, extent=(8.0, 8.1), near_sharp=0.0, duty=(1.0, 1.0), layers=0.0, kinks=share)
+    ratios = []
+    for index in range(30):
+        background = plan(photos, 0, index, 5, 64, config).background
+        for matrices in background.frames:
+            inverse = np.linalg.inv(matrices[len(matrices) // 2]) @ matrices
+            first, middle, last = motion.apply(inverse[[0, len(inverse) // 2, -1]], motion.grid_points(64, 64))
+            halves = [np.linalg.norm(h, axis=-1).mean() for h in (middle - first, last - middle)]
+            ratios.append(np.linalg.norm(first + last - 2 * middle, axis=-1).mean() / np.mean(halves))
+    assert (np.median(ratios) > 0.5) == bent
 
 
 def test_pose_zero_is_the_identity():
