@@ -104,7 +104,7 @@ def _log_uniform(rng: np.random.Generator, bounds: Sequence[float]) -> float:
 
 def _order(rng: np.random.Generator, config: BlurConfig) -> int:
     """Kind of a motion's path, as `motion.random_path` counts them."""
-    return 0 if rng.random() < config.kinks else int(rng.integers(1, 5))
+    return 0 if config.kinks and rng.random() < config.kinks else int(rng.integers(1, 5))
 
 
 def _region(rng: np.random.Generator, low: np.ndarray, high: np.ndarray, photo: Tensor, scale: float, zoom: float, flip: bool):

@@ -16,7 +16,7 @@ MAX_ZOOM_TRAVEL = 0.6     # whole clip, natural logarithm of the scale: more wou
 def random_path(rng: np.random.Generator, order: int, frames: int, times: np.ndarray, parameters: int) -> np.ndarray:
     """Random curves that move about one unit per frame. Returns (len(times), parameters); `times` are in frames, 0..frames.
 
-    Order 1 is one straight line; higher orders are C1: Bezier segments of 0.8 to 5 frames, each of which starts in the direction and at
+    Order 1 is one straight line; higher orders are C1: Bezier segments of 1.5 to 5 frames, each of which starts in the direction and at
     the speed in which the one before ended. Order 0 is straight from the middle of one exposure to the next and turns there: jolts,
     and what footage shows whose frames were averaged along optical flow.
     """
@@ -33,7 +33,7 @@ def random_path(rng: np.random.Generator, order: int, frames: int, times: np.nda
     if order == 1:
         velocity = rng.normal(size=parameters)
         return times[:, None] * velocity
-    length = math.exp(rng.uniform(math.log(0.8), math.log(5.0)))
+    length = rng.uniform(1.5, 5.0)
     segments = int(math.ceil(frames / length)) + 1
     drift = rng.normal(size=parameters) * 0.7
     step = drift + rng.normal(size=parameters)
