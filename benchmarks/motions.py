@@ -2,9 +2,9 @@
 
     python -m benchmarks.motions [--checkpoint small] [--data FOLDER] [--clips 8] [--size 160] [--steps 1]
 
-Test photographs and the sharp frames of the test footage are blurred by train/blur.py with one kind of motion at a time: smooth paths, and
-paths that turn in the middle of the exposure, as in footage that was averaged along optical flow. Full shutter, no noise, no moving
-things, no codec: only the motion differs. The middle frame of three is scored. The real blurred footage stands in `make score`.
+Test photographs and the sharp frames of the test footage are blurred by train/blur.py with one kind of motion at a time: smooth paths
+before a plane, paths that turn in the middle of the exposure, smooth paths before a relief. Full shutter, no noise, no moving things, no
+codec: only the motion differs. The middle frame of three is scored. The real blurred footage stands in `make score`.
 """
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from vdd_model.metrics import psnr
 from vdd_model.pipeline import DeblurOptions, Deblurrer
 
 LENGTHS = ((2.0, 4.0), (4.0, 8.0), (8.0, 16.0), (16.0, 24.0))         # mean blur of a clip, pixels
-PATHS = {"smooth": 0.0, "turns in the exposure": 1.0}
+KINDS = {"smooth": {"kinks": 0.0, "relief": 0.0}, "turns in the exposure": {"kinks": 1.0, "relief": 0.0},
+         "before a relief": {"kinks": 0.0, "relief": 1.0}}
 SEED = 11
 
 
@@ -50,15 +51,15 @@ def gains(deblurrer: Deblurrer, photos: Sequence[Tensor], config: BlurConfig, cl
 
 
 def rows(checkpoint: str, data: Path, clips: int, size: int, steps: int) -> list[dict]:
-    """One row for every set, path and length."""
+    """One row for every set, kind of motion and length."""
     deblurrer, table = Deblurrer(checkpoint, device="cpu"), []
     for name, (photos, scale) in pictures(data).items():
-        for path, kinks in PATHS.items():
+        for kind, motion in KINDS.items():
             for length in LENGTHS:
-                config = BlurConfig(extent=length, near_sharp=0.0, duty=(1.0, 1.0), max_step=1e3, kinks=kinks, scale=scale, layers=0.0,
-                                    noise=0.0, codec=0.0, saturation=0.0, exposure=(1.0, 1.0))
+                config = BlurConfig(extent=length, near_sharp=0.0, duty=(1.0, 1.0), max_step=1e3, scale=scale, layers=0.0, noise=0.0,
+                                    codec=0.0, saturation=0.0, exposure=(1.0, 1.0), **motion)
                 blurred, gain = gains(deblurrer, photos, config, clips, size, steps)
-                table.append({"set": name, "path": path, "blur, px": f"{length[0]:g} to {length[1]:g}", "blurred, dB": round(blurred, 2),
+                table.append({"set": name, "motion": kind, "blur, px": f"{length[0]:g} to {length[1]:g}", "blurred, dB": round(blurred, 2),
                               "gain, dB": round(gain, 2)})
                 print("  ".join(str(value) for value in table[-1].values()), flush=True)
     return table

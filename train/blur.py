@@ -17,11 +17,13 @@ from torch import Tensor
 from vdd_model.config import ConfigError
 
 from . import camera
-from .motion import Motion, apply, exposure_times, grid_points, random_lens
+from .motion import Motion, Parallax, apply, exposure_times, grid_points, random_lens
 
 CHUNK_PIXELS = 1 << 17         # of sub-samples averaged at a time on a CPU: they stay in its cache
 
-LOGARITHMIC = ("extent", "duty", "scale", "exposure", "layer_size")
+DEEPEST = 2.5                  # bounds a relief's depth, of about unit variance
+
+LOGARITHMIC = ("extent", "duty", "scale", "exposure", "layer_size", "relief_size", "relief_motion")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class BlurConfig:
     near_sharp: float = 0.15                             # share of clips below one pixel
     duty: tuple[float, ...] = (0.25, 1.0)                # exposure / frame interval
     kinks: float = 0.4                                   # share of motions that turn in the middle of an exposure; others are smooth
+    relief: float = 0.75                                 # probability that the background is no plane: nearer parts move more
+    relief_size: tuple[float, ...] = (14.0, 48.0)        # of its bumps
+    relief_motion: tuple[float, ...] = (0.08, 0.8)       # their motion (root mean square) / mean blur
     max_step: float = 56.0                               # travel per frame interval; longer blurs take a longer shutter
     sub_step: float = 1.0                                # pixels between sub-samples
     max_subsamples: int = 121
@@ -55,16 +60,26 @@ class BlurConfig:
     cut: int = 1                                         # scenes of cut x cut the area are cut into samples: fewer kernel launches
 
     def __post_init__(self) -> None:
-        for name in ("extent", "duty", "scale", "exposure", "highlight", "layer_size", "noise_gain", "quality", "crf"):
+        for name in ("extent", "duty", "scale", "exposure", "highlight", "layer_size", "noise_gain", "quality", "crf", "relief_size",
+                     "relief_motion"):
             bounds = getattr(self, name)
             if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] or name in LOGARITHMIC and bounds[0] == 0:
                 raise ConfigError(f"blur.{name}: two numbers (low, high) above 0 are needed, found {list(bounds)}")
-        for name in ("near_sharp", "kinks", "linear", "saturation", "layers", "noise", "codec", "h264"):
+        for name in ("near_sharp", "kinks", "relief", "linear", "saturation", "layers", "noise", "codec", "h264"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"blur.{name}: a probability in [0, 1] is needed, found {getattr(self, name)}")
         positive = (self.sub_step, self.max_subsamples, self.max_step, self.candidates, sum(self.layer_counts))
         if min(positive) <= 0:
             raise ConfigError("blur: sub_step, max_subsamples, max_step, candidates and layer_counts must be positive")
+
+
+@dataclass
+class _Relief:
+    """Depth of a texture, and how far a pixel of unit depth is moved by it, beyond the plane's own motion."""
+
+    depth: Tensor                                        # (1, 1, h, w) over the texture's [-1, 1] coordinates, about unit variance
+    truth: np.ndarray                                    # (F, 2) in texture coordinates, at the middles of the exposures
+    frames: list[np.ndarray]                             # per frame (N, 2)
 
 
 @dataclass
@@ -81,6 +96,7 @@ class _Texture:
     softness: float = 1.0
     power: float = 2.0                                   # outline: 2 ellipse, more: towards a rectangle
     opacity: float = 1.0
+    relief: _Relief | None = None
 
 
 @dataclass
@@ -168,20 +184,28 @@ def plan(photos: Sequence[Tensor], seed: int, index: int, num_frames: int, size:
         shares = np.asarray(config.layer_counts) / sum(config.layer_counts)
         for _ in range(int(rng.choice(len(shares), p=shares)) + 1):
             layers.append(_layer(rng, photos, extent, duty, num_frames, size, config, motion))
-    lengths = np.max([motion.lengths] + [m.lengths * gain for _, m, gain, _ in layers], axis=0)
+    relief_rng, parallax = np.random.default_rng([seed, index, 2]), None     # numbers of its own: the rest of a sample keeps its
+    if relief_rng.random() < config.relief:
+        cell, share = _log_uniform(relief_rng, config.relief_size), _log_uniform(relief_rng, config.relief_motion)
+        parallax = Parallax(relief_rng, share * extent, duty, num_frames, _order(relief_rng, config), cell)
+    lengths = np.max([motion.lengths + (parallax.lengths if parallax else 0)] + [m.lengths * gain for _, m, gain, _ in layers], axis=0)
     counts = [min(int(math.ceil(x / config.sub_step / 2)) * 2 + 1, config.max_subsamples // 2 * 2 + 1) for x in lengths]
     middle = exposure_times(num_frames, duty, 1).ravel()
     times = [exposure_times(num_frames, duty, n)[j] for j, n in enumerate(counts)]
 
     ends = np.concatenate([middle - duty / 2, middle, middle + duty / 2])
     corners = apply(motion.matrices(ends), grid_points(size, size, 3)).reshape(-1, 2)
-    photo_index, (region, shape, place) = _place(rng, photos, corners.min(0) - 3, corners.max(0) + 3, size, config, motion.zoom)
+    margin = 3 + (DEEPEST * parallax.reach if parallax else 0)
+    low, high = corners.min(0) - margin, corners.max(0) + margin
+    photo_index, (region, shape, place) = _place(rng, photos, low, high, size, config, motion.zoom)
 
     def by_frame(place: np.ndarray, path: Motion, gain: float = 1.0) -> list[np.ndarray]:
         """Maps at the instants of every frame: one evaluation of the path for all of them."""
         return np.split(place @ path.matrices(np.concatenate(times), gain), np.cumsum(counts)[:-1])
 
     background = _Texture(photo_index, region, shape, place @ motion.matrices(middle), by_frame(place, motion))
+    if parallax:
+        background.relief = _relief(relief_rng, parallax, times, background, high - low, size)
     textures = []
     for texture, layer_motion, gain, shift in layers:
         matrix = texture.truth @ shift
@@ -194,6 +218,22 @@ def plan(photos: Sequence[Tensor], seed: int, index: int, num_frames: int, size:
     exposure = _log_uniform(rng, config.exposure)
     return Plan(extent, duty, linear, counts, background, textures, exposure, highlight,
                 camera.draw(rng, config, num_frames))
+
+
+def _relief(rng: np.random.Generator, parallax: Parallax, times: list[np.ndarray], texture: _Texture, extent: np.ndarray,
+            size: int) -> _Relief:
+    """Depth for a texture of `extent` output pixels, and its motion in the texture's coordinates."""
+    columns, rows = np.maximum(np.round(extent / parallax.cell).astype(int) + 1, 2)
+    depth = torch.from_numpy(rng.normal(size=(1, 1, rows, columns)).astype(np.float32) * 1.4)       # interpolation lowers it to about 1
+    step = size / 2 + np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+
+    def local(matrices: np.ndarray, shift: np.ndarray) -> np.ndarray:
+        """A shift of output pixels at the crop's middle, in texture coordinates."""
+        at = apply(matrices, step)
+        return shift[:, :1] * (at[:, 1] - at[:, 0]) + shift[:, 1:] * (at[:, 2] - at[:, 0])
+
+    shifts = [parallax.shifts(frame, instants) for frame, instants in enumerate(times)]
+    return _Relief(depth, local(texture.truth, parallax.truth), [local(m, shift) for m, shift in zip(texture.frames, shifts)])
 
 
 def _layer(rng, photos, extent, duty, num_frames, size, config, camera_motion):
@@ -254,19 +294,35 @@ def _mask(texture: _Texture, device) -> Tensor:
     return torch.sigmoid(field * slope) * border.clamp(0, 1) * texture.opacity
 
 
-def _grid(matrices: np.ndarray, xs: Tensor, ys: Tensor) -> Tensor:
-    """Homographies (K, 3, 3) at the pixels xs x ys -> sampling grid (K, h, w, 2), coordinate planes apart in memory."""
+def _grid(matrices: np.ndarray, xs: Tensor, ys: Tensor, relief: tuple[Tensor, np.ndarray] | None = None) -> Tensor:
+    """Homographies (K, 3, 3) at the pixels xs x ys -> sampling grid (K, h, w, 2), coordinate planes apart in memory. `relief`: depths
+    (K or 1, h, w) and what a unit of them moves, (K, 2)."""
     m = torch.from_numpy(matrices.astype(np.float32)).to(xs.device, non_blocking=True)
     p = (m[:, :, 0, None] * xs + m[:, :, 2, None])[:, :, None, :] + (m[:, :, 1, None] * ys)[:, :, :, None]
     # a layer that swings towards the camera reaches behind it: what lies there is far outside, not infinitely far (0 * inf is no colour)
-    return (p[:, :2] / p[:, 2:].clamp_min(1e-4)).clamp_(-1e3, 1e3).permute(0, 2, 3, 1)
+    p = (p[:, :2] / p[:, 2:].clamp_min(1e-4)).clamp_(-1e3, 1e3)
+    if relief:
+        depth, shift = relief
+        p.addcmul_(torch.from_numpy(shift.astype(np.float32)).to(xs.device, non_blocking=True)[:, :, None, None], depth[:, None])
+    return p.permute(0, 2, 3, 1)
 
 
-def _warp(canvas: Tensor, matrices: np.ndarray, box: tuple[int, int, int, int], mode: str, padding: str) -> Tensor:
+def _depths(texture: _Texture, size: int, device) -> Tensor | None:
+    """Depth of what every pixel shows in the middle of every exposure, (F, size, size); None for a plane."""
+    if texture.relief is None:
+        return None
+    at = torch.arange(size, device=device, dtype=torch.float32) + 0.5
+    depth = texture.relief.depth.to(device, non_blocking=True).expand(len(texture.truth), -1, -1, -1)
+    found = F.grid_sample(depth, _grid(texture.truth, at, at), mode="bicubic", padding_mode="border", align_corners=False)
+    return found[:, 0].clamp_(-DEEPEST, DEEPEST)
+
+
+def _warp(canvas: Tensor, matrices: np.ndarray, box: tuple[int, int, int, int], mode: str, padding: str,
+          relief: tuple[Tensor, np.ndarray] | None = None) -> Tensor:
     x0, y0, x1, y1 = box
     xs = torch.arange(x0, x1, device=canvas.device, dtype=torch.float32) + 0.5
     ys = torch.arange(y0, y1, device=canvas.device, dtype=torch.float32) + 0.5
-    grid = _grid(matrices, xs, ys)
+    grid = _grid(matrices, xs, ys, relief)
     return F.grid_sample(canvas.expand(len(grid), -1, -1, -1), grid, mode=mode, padding_mode=padding, align_corners=False)
 
 
@@ -278,9 +334,10 @@ def _footprint(matrices: np.ndarray, size: int) -> tuple[int, int, int, int] | N
     return (x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None
 
 
-def _compose(textures: Sequence[Tensor], matrices: Sequence[np.ndarray], size: int) -> Tensor:
+def _compose(textures: Sequence[Tensor], matrices: Sequence[np.ndarray], size: int,
+             relief: tuple[Tensor, np.ndarray] | None = None) -> Tensor:
     """Background (1, 3, ...) and premultiplied layers (1, 4, ...) at K instants -> (K, 3, size, size), bilinear."""
-    image = _warp(textures[0], matrices[0], (0, 0, size, size), "bilinear", "border")
+    image = _warp(textures[0], matrices[0], (0, 0, size, size), "bilinear", "border", relief)
     for layer, m in zip(textures[1:], matrices[1:]):
         box = _footprint(m, size)
         if box is not None:
@@ -289,14 +346,15 @@ def _compose(textures: Sequence[Tensor], matrices: Sequence[np.ndarray], size: i
     return image
 
 
-def _compose_sharp(textures: Sequence[Tensor], matrices: Sequence[np.ndarray], size: int, linear: bool) -> Tensor:
+def _compose_sharp(textures: Sequence[Tensor], matrices: Sequence[np.ndarray], size: int, linear: bool,
+                   relief: tuple[Tensor, np.ndarray] | None = None) -> Tensor:
     """The same from sRGB textures (layers not premultiplied), bicubic. Interpolating in sRGB avoids rings about highlights; the
     layers are still laid over each other in the clip's own light, as in its blurred frames."""
     def colour(x: Tensor) -> Tensor:
         """sRGB values -> the light that the clip is averaged in."""
         return camera.srgb_to_linear(x.clamp_(0, 1)) if linear else x.clamp_(0, 1)
 
-    image = colour(_warp(textures[0], matrices[0], (0, 0, size, size), "bicubic", "border"))
+    image = colour(_warp(textures[0], matrices[0], (0, 0, size, size), "bicubic", "border", relief))
     for layer, m in zip(textures[1:], matrices[1:]):
         box = _footprint(m, size)
         if box is not None:
@@ -324,15 +382,19 @@ def render(sample: Plan, photos: Sequence[Tensor], size: int, device: torch.devi
         light_textures.append((energy if mask is None else torch.cat([energy * mask, mask]))[None])
 
     layered = sample.linear and bool(sample.layers)      # without layers the truth need not leave sRGB
-    sharp = _compose_sharp(sharp_textures, [t.truth for t in textures], size, layered)
+    depths, relief = _depths(sample.background, size, device), sample.background.relief
+    sharp = _compose_sharp(sharp_textures, [t.truth for t in textures], size, layered, relief and (depths, relief.truth))
     blurred = torch.empty_like(sharp)
     chunk = max(1, CHUNK_PIXELS // size**2) if sharp.device.type == "cpu" else max(sample.counts)
     for j, count in enumerate(sample.counts):
         matrices = [t.frames[j] for t in textures]
+        bumps = relief and (depths[j:j + 1], relief.frames[j])
         if count <= 3:                                   # few sub-samples: bilinear interpolation's own blur would show
-            blurred[j] = _compose_sharp(sharp_textures, matrices, size, sample.linear).mean(0)
+            blurred[j] = _compose_sharp(sharp_textures, matrices, size, sample.linear, bumps).mean(0)
         else:
-            total = sum(_compose(light_textures, [m[a:a + chunk] for m in matrices], size).sum(0) for a in range(0, count, chunk))
+            parts = (slice(a, a + chunk) for a in range(0, count, chunk))
+            total = sum(_compose(light_textures, [m[part] for m in matrices], size, bumps and (bumps[0], bumps[1][part])).sum(0)
+                        for part in parts)
             torch.div(total, count, out=blurred[j])
     if layered:
         sharp = camera.linear_to_srgb(sharp)

@@ -10,6 +10,7 @@ import numpy as np
 # Largest rotation about the optical axis and zoom per frame: beyond these a hand-held or walking camera is not credible.
 MAX_ROLL_RATE = 0.1
 MAX_ZOOM_RATE = 0.1
+MIN_DEPTH = 0.4           # of the plane seen, against the reference instant: nearer to its horizon a crop would span it all
 MAX_ZOOM_TRAVEL = 0.6     # whole clip, natural logarithm of the scale: more would show the photograph's missing detail
 
 
@@ -17,8 +18,8 @@ def random_path(rng: np.random.Generator, order: int, frames: int, times: np.nda
     """Random curves that move about one unit per frame. Returns (len(times), parameters); `times` are in frames, 0..frames.
 
     Order 1 is one straight line; higher orders are C1: Bezier segments of 1.5 to 5 frames, each of which starts in the direction and at
-    the speed in which the one before ended. Order 0 is straight from the middle of one exposure to the next and turns there: jolts,
-    and what footage shows whose frames were averaged along optical flow.
+    the speed in which the one before ended. Order 0 is straight from the middle of one exposure to the next and turns there, as
+    jolts do, and the motion between interpolated frames.
     """
     if order == 0:
         memory = rng.uniform(0.2, 0.95)
@@ -153,6 +154,8 @@ class Motion:
             if swing > MAX_ZOOM_TRAVEL:
                 self.units[5] *= MAX_ZOOM_TRAVEL / swing
                 curve = self._curve(times.ravel())
+            while self._nearness(curve) < MIN_DEPTH:        # as many pixels of blur are not to be had before this plane
+                self.amplitude *= 0.8
         positions = apply(homographies(curve * self.amplitude, lens), self.points)
         # (frames,) the longest blur of each frame in pixels; where the speed varies, nearly what its peak would make of it, so that as
         # many sub-samples are nowhere much farther than a pixel apart
@@ -160,6 +163,11 @@ class Motion:
         magnification = np.exp(curve[:, 5].reshape(frames, 7).max(1) * self.amplitude)
         self.lengths = np.maximum(steps.sum(1).max(1), 0.8 * 6 * steps.max((1, 2))) * magnification
         self.zoom = float(magnification.max())
+
+    def _nearness(self, curve: np.ndarray) -> float:
+        """Least depth of the plane at the crop's points; at pose zero it is 1, below 0 it lies behind the camera."""
+        depth = homographies(curve * self.amplitude, self.lens)[:, 2]
+        return float((depth[:, :2] @ self.points.T + depth[:, 2:]).min())
 
     def _curve(self, times: np.ndarray) -> np.ndarray:
         all_times = np.append(times, self.reference)
@@ -172,3 +180,29 @@ class Motion:
         `gain` > 1 is the same camera before a nearer plane.
         """
         return homographies(self._curve(times) * (self.amplitude * gain), self.lens)
+
+
+class Parallax:
+    """What a relief's depth adds to a plane's motion: the random shift, in output pixels, of a pixel of unit depth.
+
+    Its mean over the exposures is `extent` pixels. Within an exposure it is the path itself; from one to the next it stays below a quarter
+    of `cell`, the size of a bump, so that none folds over its neighbour.
+    """
+
+    def __init__(self, rng: np.random.Generator, extent: float, duty: float, frames: int, order: int, cell: float) -> None:
+        self.frames, self.order, self.cell = frames, order, cell
+        self.seed, self.gain = int(rng.integers(2**62)), 1.0
+        start, self.middle, stop = (self._walk(exposure_times(frames, duty, 1).ravel() + duty * half) for half in (-0.5, 0.0, 0.5))
+        lengths = np.linalg.norm(stop - self.middle, axis=1) + np.linalg.norm(self.middle - start, axis=1)
+        self.gain = extent / max(float(lengths.mean()), 1e-3)
+        self.middle = self.middle * self.gain
+        self.lengths = lengths * self.gain                  # (frames,) pixels
+        self.truth = np.clip(self.middle - self.middle[frames // 2], -cell / 4, cell / 4)      # (frames, 2) at the middles of the exposures
+        self.reach = float(np.abs(self.truth).max() + self.lengths.max())
+
+    def _walk(self, times: np.ndarray) -> np.ndarray:
+        return random_path(np.random.default_rng(self.seed), self.order, self.frames, times, 2) * self.gain
+
+    def shifts(self, frame: int, times: np.ndarray) -> np.ndarray:
+        """Shifts (T, 2) in pixels at instants `times` (T,) of one frame's exposure."""
+        return self.truth[frame] + self._walk(times) - self.middle[frame]
