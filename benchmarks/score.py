@@ -21,9 +21,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from train.blur import BlurConfig, synthesize
+from train.blur import synthesize
 from train.evaluate import Pair, Scored, exit_code, fingerprint_of, pairs_of, run, settings_of, steps_curve, steps_name
 from train.readers import find, read_photos
+from train.scene import BlurConfig
 from vdd_model import report
 from vdd_model.errors import UserError
 from vdd_model.pipeline import DeblurOptions, Deblurrer

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from train.blur import BlurConfig, plan, synthesize
+from train.blur import synthesize
+from train.scene import BlurConfig, plan
 
 CASES = (("short", 5, 128, (1.0, 6.0)), ("default", 5, 128, (1.0, 40.0)), ("long", 5, 128, (20.0, 40.0)), ("paper", 16, 256, (1.0, 40.0)))
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .blur import BlurConfig
+    from .scene import BlurConfig
 
 NOISE_BANK = 1 << 22      # normals drawn once; every frame reads a stretch of them from a random place
 

@@ -64,7 +64,7 @@ class StageConfig:
     fidelity: float = 1.0                 # stage 3: strength of the branch
     compile: bool = True                  # false: eager in a run that compiles, for a stage too short to win back what compiling takes
     denoise: bool = True                  # stage 3: latents from the UNet; false: encoder 2's own (cheap warm-up of the pixel path)
-    blur: dict[str, object] = field(default_factory=dict)   # keys of train.blur.BlurConfig that differ in this stage
+    blur: dict[str, object] = field(default_factory=dict)   # keys of train.scene.BlurConfig that differ in this stage
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class DataConfig:
     blur_folder: str = "blur"             # GoPro's layout: blur (the plain average, as in papers) or blur_gamma
     samples: int = 0                      # 0: a fresh sample every time; n: n fixed samples, repeated (then latents are cached)
     workers: int = 0                      # batches prepared ahead, in threads
-    blur: dict[str, object] = field(default_factory=dict)   # train.blur.BlurConfig
+    blur: dict[str, object] = field(default_factory=dict)   # train.scene.BlurConfig
 
 
 @dataclass(frozen=True)
@@ -190,8 +190,8 @@ def check(config: TrainConfig) -> TrainConfig:
 
 
 def blur_config(config: TrainConfig, stage: StageConfig | None = None):
-    """train.blur.BlurConfig of the run, with the stage's changes. Raises ConfigError."""
-    from .blur import BlurConfig
+    """train.scene.BlurConfig of the run, with the stage's changes. Raises ConfigError."""
+    from .scene import BlurConfig
 
     return from_dict(BlurConfig, {**config.data.blur, **(stage.blur if stage else {})}, "blur.")
 

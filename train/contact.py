@@ -16,8 +16,8 @@ from vdd_model.config import ConfigError, from_dict
 from vdd_model.errors import UserError
 
 from . import readers
-from .blur import BlurConfig
 from .data import open_clips
+from .scene import BlurConfig
 
 
 def psnr(blurred: Tensor, sharp: Tensor) -> float:

@@ -21,8 +21,9 @@ from torch import Tensor
 from vdd_model.flow import dense_flow, warp
 
 from . import camera, readers
-from .blur import BlurConfig, synthesize
+from .blur import synthesize
 from .readers import DataError, Found
+from .scene import BlurConfig
 from .source import Clips
 
 ATTEMPTS = 20                            # draws for one sample before its folder is given up as unreadable

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from train import camera, motion
-from train.blur import BlurConfig, plan, render, synthesize
+from train.blur import render, synthesize
+from train.scene import BlurConfig, plan
 from vdd_model.config import ConfigError
 
 CLEAN = BlurConfig(noise=0.0, codec=0.0, layers=0.0, saturation=0.0, exposure=(1.0, 1.0))

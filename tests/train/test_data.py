@@ -11,9 +11,10 @@ from media_tools import pattern, save_clip
 from PIL import Image
 
 from train import contact, readers
-from train.blur import BlurConfig, synthesize
+from train.blur import synthesize
 from train.data import PairClips, PhotoClips, VideoClips, between, expose, open_clips
 from train.readers import DataError
+from train.scene import BlurConfig
 from vdd_model.flow import dense_flow
 from vdd_model.video import read_clip
 
