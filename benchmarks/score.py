@@ -32,7 +32,7 @@ from vdd_model.pipeline import DeblurOptions, Deblurrer
 STEPS = (1, 2, 4, 10, 50)
 SEED = 4_040_404                        # of the synthesised motion; training never draws from this stream
 SHARP = "sharp in, sharp out"
-BLUR = BlurConfig(near_sharp=0.0, extent=(3.0, 30.0), kinks=0.0, relief=0.0)      # the clips that every published table was measured on
+BLUR = BlurConfig(near_sharp=0.0, extent=(3.0, 30.0), kinks=0.0, relief=0.0)      # smooth paths before planes, as in every published table
 COLUMNS = ("psnr", "ssim_gaussian", "ssim_matlab", "lpips", "temporal_error", "warp_error", "sharpness", "color_shift")
 
 

@@ -9,6 +9,7 @@ that were trained apart are worthless. Measure before use (`python -m train.eval
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ def average(paths: Sequence[str | Path], weights: Sequence[float] | None = None)
     different models or scales of the latents, for fewer than two, and for weights that do not fit.
     """
     weights = [1.0] * len(paths) if weights is None else list(weights)
-    if len(paths) < 2 or len(weights) != len(paths) or not min(weights) > 0:
+    if len(paths) < 2 or len(weights) != len(paths) or not 0 < min(weights) <= max(weights) < math.inf:
         raise UserError(f"an average needs two or more checkpoints and a positive weight for each: {len(paths)} and "
                         f"{' '.join(f'{w:g}' for w in weights) or 'none'} were given")
     total = sum(weights)

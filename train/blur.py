@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import camera
 from .motion import apply
-from .scene import DEEPEST, BlurConfig, Plan, Texture, plan
+from .scene import DEEPEST, BlurConfig, Plan, Relief, Texture, plan
 
 CHUNK_PIXELS = 1 << 17         # of sub-samples averaged at a time on a CPU: they stay in its cache
 
@@ -64,13 +64,11 @@ def _grid(matrices: np.ndarray, xs: Tensor, ys: Tensor, relief: tuple[Tensor, np
     return p.permute(0, 2, 3, 1)
 
 
-def _depths(texture: Texture, size: int, device) -> Tensor | None:
-    """Depth of what every pixel shows in the middle of every exposure, (F, size, size); None for a plane."""
-    if texture.relief is None:
-        return None
+def _depths(relief: Relief, truth: np.ndarray, size: int, device) -> Tensor:
+    """Depth of what every pixel shows in the middle of every exposure, (F, size, size)."""
     at = torch.arange(size, device=device, dtype=torch.float32) + 0.5
-    depth = texture.relief.depth.to(device, non_blocking=True).expand(len(texture.truth), -1, -1, -1)
-    found = F.grid_sample(depth, _grid(texture.truth, at, at), mode="bicubic", padding_mode="border", align_corners=False)
+    depth = relief.depth.to(device, non_blocking=True).expand(len(truth), -1, -1, -1)
+    found = F.grid_sample(depth, _grid(truth, at, at), mode="bicubic", padding_mode="border", align_corners=False)
     return found[:, 0].clamp_(-DEEPEST, DEEPEST)
 
 
@@ -139,7 +137,8 @@ def render(sample: Plan, photos: Sequence[Tensor], size: int, device: torch.devi
         light_textures.append((energy if mask is None else torch.cat([energy * mask, mask]))[None])
 
     layered = sample.linear and bool(sample.layers)      # without layers the truth need not leave sRGB
-    depths, relief = _depths(sample.background, size, device), sample.background.relief
+    relief = sample.relief
+    depths = _depths(relief, sample.background.truth, size, device) if relief else None
     sharp = _compose_sharp(sharp_textures, [t.truth for t in textures], size, layered, relief and (depths, relief.truth))
     blurred = torch.empty_like(sharp)
     chunk = max(1, CHUNK_PIXELS // size**2) if sharp.device.type == "cpu" else max(sample.counts)

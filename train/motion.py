@@ -154,7 +154,7 @@ class Motion:
             if swing > MAX_ZOOM_TRAVEL:
                 self.units[5] *= MAX_ZOOM_TRAVEL / swing
                 curve = self._curve(times.ravel())
-            while self._nearness(curve) < MIN_DEPTH:        # as many pixels of blur are not to be had before this plane
+            while self._least_depth(curve) < MIN_DEPTH:        # as many pixels of blur are not to be had before this plane
                 self.amplitude *= 0.8
         positions = apply(homographies(curve * self.amplitude, lens), self.points)
         # (frames,) the longest blur of each frame in pixels; where the speed varies, nearly what its peak would make of it, so that as
@@ -164,8 +164,8 @@ class Motion:
         self.lengths = np.maximum(steps.sum(1).max(1), 0.8 * 6 * steps.max((1, 2))) * magnification
         self.zoom = float(magnification.max())
 
-    def _nearness(self, curve: np.ndarray) -> float:
-        """Least depth of the plane at the crop's points; at pose zero it is 1, below 0 it lies behind the camera."""
+    def _least_depth(self, curve: np.ndarray) -> float:
+        """Depth of the plane, the least at the crop's points; at pose zero it is 1, below 0 it lies behind the camera."""
         depth = homographies(curve * self.amplitude, self.lens)[:, 2]
         return float((depth[:, :2] @ self.points.T + depth[:, 2:]).min())
 

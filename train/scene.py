@@ -72,7 +72,7 @@ class BlurConfig:
 
 @dataclass
 class Relief:
-    """Depth of a texture, and how far a pixel of unit depth is moved by it, beyond the plane's own motion."""
+    """Depth of the background, and how far a pixel of unit depth is moved by it, beyond the plane's own motion."""
 
     depth: Tensor                                        # (1, 1, h, w) over the texture's [-1, 1] coordinates, about unit variance
     truth: np.ndarray                                    # (F, 2) in texture coordinates, at the middles of the exposures
@@ -93,7 +93,6 @@ class Texture:
     softness: float = 1.0
     power: float = 2.0                                   # outline: 2 ellipse, more: towards a rectangle
     opacity: float = 1.0
-    relief: Relief | None = None
 
 
 @dataclass
@@ -105,6 +104,7 @@ class Plan:
     linear: bool
     counts: list[int]                                    # sub-samples per frame
     background: Texture
+    relief: Relief | None                                # None: the background is a plane
     layers: list[Texture]
     exposure: float
     highlight: float
@@ -181,10 +181,11 @@ def plan(photos: Sequence[Tensor], seed: int, index: int, num_frames: int, size:
         shares = np.asarray(config.layer_counts) / sum(config.layer_counts)
         for _ in range(int(rng.choice(len(shares), p=shares)) + 1):
             layers.append(_layer(rng, photos, extent, duty, num_frames, size, config, motion))
-    relief_rng, parallax = np.random.default_rng([seed, index, 2]), None     # numbers of its own: the rest of a sample keeps its
+    relief_rng, parallax = np.random.default_rng([seed, index, 2]), None     # numbers of its own: everything else is drawn as without
     if relief_rng.random() < config.relief:
         cell, share = _log_uniform(relief_rng, config.relief_size), _log_uniform(relief_rng, config.relief_motion)
         parallax = Parallax(relief_rng, share * extent, duty, num_frames, _order(relief_rng, config), cell)
+    # a relief's usual depth counts: its few deepest places may be sampled more coarsely than `sub_step`
     lengths = np.max([motion.lengths + (parallax.lengths if parallax else 0)] + [m.lengths * gain for _, m, gain, _ in layers], axis=0)
     counts = [min(int(math.ceil(x / config.sub_step / 2)) * 2 + 1, config.max_subsamples // 2 * 2 + 1) for x in lengths]
     middle = exposure_times(num_frames, duty, 1).ravel()
@@ -201,8 +202,7 @@ def plan(photos: Sequence[Tensor], seed: int, index: int, num_frames: int, size:
         return np.split(place @ path.matrices(np.concatenate(times), gain), np.cumsum(counts)[:-1])
 
     background = Texture(photo_index, region, shape, place @ motion.matrices(middle), by_frame(place, motion))
-    if parallax:
-        background.relief = _relief(relief_rng, parallax, times, background, high - low, size)
+    relief = _relief(relief_rng, parallax, times, background, high - low, size) if parallax else None
     textures = []
     for texture, layer_motion, gain, shift in layers:
         matrix = texture.truth @ shift
@@ -213,7 +213,7 @@ def plan(photos: Sequence[Tensor], seed: int, index: int, num_frames: int, size:
     linear = rng.random() < config.linear
     highlight = float(rng.uniform(*config.highlight)) if linear and rng.random() < config.saturation else 0.0
     exposure = _log_uniform(rng, config.exposure)
-    return Plan(extent, duty, linear, counts, background, textures, exposure, highlight,
+    return Plan(extent, duty, linear, counts, background, relief, textures, exposure, highlight,
                 camera.draw(rng, config, num_frames))
 
 

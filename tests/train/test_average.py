@@ -57,6 +57,8 @@ def test_what_is_no_average_is_refused(tmp_path, capsys):
         average([one])
     with pytest.raises(UserError, match="a positive weight for each"):
         average([one, one], [1.0, 0.0])
+    with pytest.raises(UserError, match="a positive weight for each"):
+        average([one, one], [1.0, float("inf")])
     out = tmp_path / "out.safetensors"
     assert main([str(one), str(tmp_path / "none.safetensors"), "-o", str(out)]) == 2
     assert "there is no checkpoint" in capsys.readouterr().err and not out.exists()

@@ -254,7 +254,8 @@ def test_another_process_and_another_thread_count_make_the_same_samples(photos, 
 
 
 def test_impossible_settings_are_refused_with_the_keys_name():
-    for key, value in (("extent", (0.0, 5.0)), ("extent", (9.0, 5.0)), ("noise", 1.5), ("quality", (60.0,)), ("sub_step", 0.0)):
+    for key, value in (("extent", (0.0, 5.0)), ("extent", (9.0, 5.0)), ("noise", 1.5), ("quality", (60.0,)), ("sub_step", 0.0),
+                       ("relief", -0.1), ("relief_size", (0.0, 9.0)), ("kinks", 2.0)):
         with pytest.raises(ConfigError, match=key):
             BlurConfig(**{key: value})
 
@@ -291,7 +292,7 @@ def test_a_relief_bends_what_moves_and_leaves_the_middle_frames_truth(photos):
     for index in range(4):
         sample = plan(photos, 3, index, 3, 64, RELIEF)
         bent, bent_sharp = render(sample, photos, 64, "cpu")
-        sample.background.relief = None
+        sample.relief = None
         flat, flat_sharp = render(sample, photos, 64, "cpu")
         assert torch.equal(bent_sharp[:, 1], flat_sharp[:, 1])
         for now, then in ((bent[:, 1], flat[:, 1]), (bent_sharp[:, 0], flat_sharp[:, 0]), (bent_sharp[:, 2], flat_sharp[:, 2])):
