@@ -27,11 +27,14 @@ from train.readers import find, read_photos
 from train.scene import BlurConfig
 from vdd_model import report
 from vdd_model.errors import UserError
+from vdd_model.inference import decode_frames, to_frames, to_pixels
 from vdd_model.pipeline import DeblurOptions, Deblurrer
 
 STEPS = (1, 2, 4, 10, 50)
 SEED = 4_040_404                        # of the synthesised motion; training never draws from this stream
 SHARP = "sharp in, sharp out"
+LATENTS = "with the sharp latents"
+CHUNK = 4                               # frames decoded at a time
 BLUR = BlurConfig(near_sharp=0.0, extent=(3.0, 30.0), kinks=0.0, relief=0.0)      # smooth paths before planes, as in every published table
 COLUMNS = ("psnr", "ssim_gaussian", "ssim_matlab", "lpips", "temporal_error", "warp_error", "sharpness", "color_shift")
 
@@ -56,6 +59,24 @@ def sharp_in(deblurrer: Deblurrer, options: DeblurOptions):
     def frames(pair: Pair) -> Iterator[Tensor]:
         for chunk in deblurrer.stream(pair.sharp(), options, total=pair.num_frames):
             yield from chunk
+    return frames
+
+
+def sharp_latents(deblurrer: Deblurrer, options: DeblurOptions):
+    """A setting whose latents are the sharp frames' own: what the decoder would show behind a perfect denoiser."""
+    model = deblurrer.model
+
+    def pixels(frames: list[Tensor]) -> Tensor:
+        """As the model takes them."""
+        return to_pixels(frames, model.config.divisor, deblurrer.device)
+
+    def frames(pair: Pair) -> Iterator[Tensor]:
+        blurred, sharp = list(pair.blurred()), list(pair.sharp())
+        for start in range(0, len(blurred), CHUNK):
+            stop, low = start + CHUNK, max(0, start - 1)
+            output = decode_frames(model, model.encode_target(pixels(sharp[start:stop])), pixels(blurred[low:stop + 1]), start - low,
+                                   fidelity=options.fidelity)
+            yield from to_frames(output, blurred[start:stop], options.color)
     return frames
 
 
@@ -137,7 +158,7 @@ def measure(a: argparse.Namespace, deblurrer: Deblurrer, sets: dict[str, list[Pa
     options = DeblurOptions()
     settings = settings_of(deblurrer, a.steps, options)
     truth = settings.pop("truth")
-    settings |= {SHARP: sharp_in(deblurrer, options), "truth": truth}
+    settings |= {LATENTS: sharp_latents(deblurrer, options), SHARP: sharp_in(deblurrer, options), "truth": truth}
     status = resolve(a.checkpoint).stat()
     size = sum(p.numel() for p in deblurrer.model.parameters())
     lines = [f"# Score of {a.checkpoint}", "", f"- parameters: {size:,}; file: {status.st_size / 1e6:.1f} MB", ""]

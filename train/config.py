@@ -57,13 +57,13 @@ class StageConfig:
     clip: float = 1.0                     # gradient norm; 0 = off
     trainable: tuple[str, ...] = ()       # prefixes of parameter names; empty = the kind's own
     loss: LossConfig = field(default_factory=LossConfig)
-    last_timestep: float = 0.0            # probability of t = T - 1 exactly (one-step use)
-    timestep_power: float = 1.0           # the rest is T u^power, u uniform: 1 uniform, more: towards little noise, where detail is made
+    last_timestep: float = 0.0            # probability of t = T - 1 exactly (one-step use); other timesteps are equally likely
     image_dropout: float = 0.1            # of the semantic tokens, never of the spatial condition
     detach_latents: bool = True           # stage 3: no gradient through the decoder's features into the UNet and encoder 2's latents
     fidelity: float = 1.0                 # stage 3: strength of the branch
     compile: bool = True                  # false: eager in a run that compiles, for a stage too short to win back what compiling takes
-    denoise: bool = True                  # stage 3: latents from the UNet; false: encoder 2's own (cheap warm-up of the pixel path)
+    denoise: bool = True                  # stage 3: latents from the UNet; false: without it, at last_timestep 1 encoder 2's own (cheap)
+    rescale: bool = False                 # before it, scale the latents to what encoder 2's estimate leaves open (stages.rescale_latents)
     blur: dict[str, object] = field(default_factory=dict)   # keys of train.scene.BlurConfig that differ in this stage
 
 
@@ -178,13 +178,13 @@ def check(config: TrainConfig) -> TrainConfig:
         _require((stage.steps or 1) > 0 and (stage.minutes or 1) > 0, f"{at}: steps and minutes must be positive")
         _require(stage.batch >= 1 and stage.accumulation >= 1, f"{at}: batch and accumulation must be at least 1")
         _require(stage.batch % stage.accumulation == 0, f"{at}: batch {stage.batch} is no multiple of accumulation {stage.accumulation}")
+        _require(not stage.rescale or stage.kind.startswith("stage"), f"{at}.rescale: encoder 2 has no estimate before stage 1")
         _require(stage.frames >= 1, f"{at}.frames: at least 1, found {stage.frames}")
         _require(stage.crop > 0 and stage.crop % divisor == 0, f"{at}.crop: {stage.crop} is no multiple of {divisor}, the model's divisor")
         _require(stage.optimizer in ("adamw", "muon"), f"{at}.optimizer: adamw or muon, found {stage.optimizer!r}")
         _require(stage.optimizer == "adamw" or not config.fsdp, f"{at}.optimizer: muon needs whole matrices; use adamw with fsdp")
         _require(len(stage.betas) == 2, f"{at}.betas: two numbers, found {len(stage.betas)}")
         _require(0 <= stage.last_timestep <= 1 and 0 <= stage.image_dropout <= 1, f"{at}: probabilities lie in [0, 1]")
-        _require(stage.timestep_power > 0, f"{at}.timestep_power: more than 0 is needed, found {stage.timestep_power}")
         blur_config(config, stage)
     return config
 

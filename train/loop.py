@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import signal
 import threading
@@ -24,10 +25,20 @@ from . import validate as checks
 from .cache import FrozenCache, cache_key
 from .config import StageConfig, TrainConfig
 from .muon import Muon
-from .source import Ahead, open_source
-from .stages import StageLoss, generator, latent_std, set_latent_scale, set_trainable, start_encoders, start_from_prior
+from .source import Ahead, Clips, open_source
+from .stages import (
+    StageLoss,
+    estimate_errors,
+    generator,
+    latent_std,
+    rescale_latents,
+    set_latent_scale,
+    set_trainable,
+    start_encoders,
+    start_from_estimate,
+)
 
-SCALE_CLIPS = 64          # sharp clips that the latents' standard deviation is measured on
+SCALE_CLIPS = 64          # clips that the latents' scale is measured on
 
 
 class NotFinite(UserError):
@@ -145,6 +156,9 @@ class Run:
     def _begin(self, stage: StageConfig) -> Work:
         """Module, optimiser, averages and data of a stage; where the restored state belongs to it, as they were."""
         config, number, accelerator = self.config, self.progress.stage, self.accelerator
+        source = Ahead(open_source(config, stage), config.data.workers)
+        if stage.rescale and not self.progress.step:
+            self._rescale(source, stage)
         names = set_trainable(self.model, stage)
         module = StageLoss(self.model, stage, seed=config.seed, number=number).to(self.device)
         if config.fsdp:
@@ -153,15 +167,14 @@ class Run:
             module = accelerator.prepare(module)
         by_name = dict(self.model.named_parameters())
         parameters = [by_name[name] for name in names]
-        make = Muon if stage.optimizer == "muon" else torch.optim.AdamW
+        make = functools.partial(Muon, dtype=getattr(torch, config.precision)) if stage.optimizer == "muon" else torch.optim.AdamW
         optimizer = make(parameters, lr=stage.lr, betas=tuple(stage.betas), eps=stage.eps, weight_decay=stage.weight_decay,
                          fused=not config.fsdp)
         seed = _seed(config.seed, 0 if config.data.samples else number)
         cache = None
         if config.data.samples and stage.kind in ("denoiser", "stage1", "stage2") and not config.fsdp:
             cache = FrozenCache(self.folder / "cache", cache_key(config, stage, seed, self.model))
-        work = Work(stage, number, module, names, parameters, optimizer, states.Average(parameters, config.ema),
-                    Ahead(open_source(config, stage), config.data.workers), seed, cache)
+        work = Work(stage, number, module, names, parameters, optimizer, states.Average(parameters, config.ema), source, seed, cache)
         if self.restored is not None:
             states.restore(self.restored, work, self.progress)
             self.restored = None
@@ -252,13 +265,13 @@ class Run:
             self.model = start.prepare_model(model, self.config, self.device)
         if work.stage.kind == "autoencoder":
             with self._stance(False):                     # eight calls of a shape of their own
-                std = latent_std(self.model, self._scale_clips(work))
+                std = latent_std(self.model, [clips.sharp for clips in self._scale_clips(work.source, work.stage)])
             set_latent_scale(self.model, 1 / std)
             start_encoders(self.model)
             self.say(f"latents: standard deviation {std:.4f}, latent_scale {1 / std:.4f}; "
                      "both image encoders start as the autoencoder's encoder")
-        if work.stage.kind == "denoiser" and self.model.config.unet.prior_std is not None:
-            start_from_prior(self.model)
+        if work.stage.kind == "denoiser" and self.model.config.unet.residual:
+            start_from_estimate(self.model)
         self.work = None
         self.accelerator.free_memory()
         progress.stage, progress.step, progress.averaged = work.number + 1, 0, 0
@@ -268,10 +281,18 @@ class Run:
         if self.accelerator.is_main_process:              # a later stage can be worse
             states.keep_copy(path, self.folder / f"vdd-stage{work.number}.safetensors")
 
-    def _scale_clips(self, work: Work) -> list[Tensor]:
-        """Sharp training clips, keyed apart from the steps'; the same in every process."""
-        seed = _seed(self.config.seed, work.number, "scale")
-        return [work.source.source.batch(seed, range(first, first + 8), num_frames=1, size=work.stage.crop, device=self.device).sharp
+    def _rescale(self, source: Ahead, stage: StageConfig) -> None:
+        """Latents of unit error: see `rescale_latents`."""
+        with self._stance(False):
+            errors = estimate_errors(self.model, [clips[:2] for clips in self._scale_clips(source, stage)])
+        rescale_latents(self.model, errors)
+        self.say(f"encoder 2's estimate misses the latents by {' '.join(f'{e:.4f}' for e in errors.tolist())} (root mean square); "
+                 f"they are scaled to 1, latent_scale {self.model.config.vae.latent_scale:.4f}")
+
+    def _scale_clips(self, source: Ahead, stage: StageConfig) -> list[Clips]:
+        """Training clips of one frame, keyed apart from the steps'; the same in every process."""
+        seed = _seed(self.config.seed, self.progress.stage, "scale")
+        return [source.source.batch(seed, range(first, first + 8), num_frames=1, size=stage.crop, device=self.device)
                 for first in range(0, SCALE_CLIPS, 8)]
 
     # ---- what is written

@@ -92,10 +92,10 @@ class StageLoss(nn.Module):
                           for p in positions])
 
     def timesteps(self, positions: Sequence[int]) -> Tensor:
-        """(B,) integers on the CPU: T - 1 with probability `last_timestep`, else floor(T u^timestep_power) with u uniform in [0, 1)."""
-        total, share, power = self.schedule.num_timesteps, self.stage.last_timestep, self.stage.timestep_power
+        """(B,) integers on the CPU: T - 1 with probability `last_timestep`, else uniform in 0 ... T - 1."""
+        total, share = self.schedule.num_timesteps, self.stage.last_timestep
         draws = [torch.rand(2, generator=self._generator("cpu", "timestep", p)).tolist() for p in positions]
-        return torch.tensor([total - 1 if which < share else int(total * where**power) for which, where in draws])
+        return torch.tensor([total - 1 if which < share else int(total * where) for which, where in draws])
 
     def dropped(self, positions: Sequence[int]) -> Tensor:
         """(B,) booleans: whose semantic tokens are dropped (guidance's unconditional branch)."""
@@ -140,24 +140,30 @@ class StageLoss(nn.Module):
         return {"v": losses.v_loss(v_hat, v), "coherence": losses.coherence_loss(v_hat, v), **terms}
 
     def _denoised(self, code: BlurCode, blurred: Tensor, sharp: Tensor, positions) -> Tensor:
-        """x0 (B, 4, F, h, w) as the UNet sees it from one noisy state; at t = T - 1 that state is noise alone: the one-step output."""
-        model = self.model
-        condition = model.condition(code.latents, blurred[:, :, blurred.shape[2] // 2])
+        """x0 (B, 4, F, h, w) as the UNet sees it from one noisy state; at t = T - 1 that state is noise alone: the one-step output.
+
+        Without the UNet (`denoise: false`) it is what the state alone says of a residual of unit variance about encoder 2's estimate,
+        which at t = T - 1 is that estimate.
+        """
+        model, schedule = self.model, self.schedule
         t, noise = self.timesteps(positions), self.noise(positions, code.latents.shape, blurred.device)
-        noise_alone = bool((t == self.schedule.num_timesteps - 1).all())
+        noise_alone = bool((t == schedule.num_timesteps - 1).all())
         t = t.to(noise.device, non_blocking=True)
         # contiguous either way: a compiled UNet is made anew for every layout
-        x_t = noise if noise_alone else diffusion.q_sample(self.schedule, model.encode_target(sharp), t, noise).contiguous()
+        x_t = noise if noise_alone else diffusion.q_sample(schedule, model.encode_target(sharp), t, noise).contiguous()
+        if not self.stage.denoise:
+            return diffusion.x0_from_v(schedule, x_t, t, diffusion.about(schedule, x_t, t, code.latents)[1])
+        condition = model.condition(code.latents, blurred[:, :, blurred.shape[2] // 2])
         context = model.context(condition.image, drop=self.dropped(positions).to(noise.device, non_blocking=True))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stage.detach_latents):
             v_hat = model.predict_v(x_t, t, condition, context)
-            return diffusion.x0_from_v(self.schedule, x_t, t, v_hat.float())
+            return diffusion.x0_from_v(schedule, x_t, t, v_hat.float())
 
     def _fidelity(self, blurred: Tensor, sharp: Tensor, positions, cached) -> dict[str, Tensor]:
         """Pixel losses on the model's own outputs. What does not train carries no gradient, so nothing is kept for it."""
         model = self.model
         code = model.encode_blurred(blurred)
-        z0_hat = self._denoised(code, blurred, sharp, positions) if self.stage.denoise else code.latents
+        z0_hat = self._denoised(code, blurred, sharp, positions)
         if self.stage.detach_latents:
             z0_hat = z0_hat.detach()
         output = model.decode(z0_hat, code, blurred, fidelity=self.stage.fidelity)
@@ -186,14 +192,50 @@ def latent_std(model: nn.Module, clips: Sequence[Tensor]) -> float:
 
 
 @torch.no_grad()
-def start_from_prior(model: nn.Module) -> None:
-    """Silence the UNet's last convolution, so that a denoiser trained on sharp clips alone starts stage 1 as the prior itself.
+def start_from_estimate(model: nn.Module) -> None:
+    """Silence the UNet's last convolution, so that a denoiser trained on sharp clips alone starts stage 1 as encoder 2's estimate itself.
 
-    What it learned without a condition is a whole v, not the correction of the prior that a condition brings; its features stay.
+    What it learned without a condition is a whole v, not that of the residual which a condition leaves; its features stay.
     """
     last = model.unet.out[-1]
     last.weight.zero_()
     last.bias.zero_()
+
+
+@torch.no_grad()
+def estimate_errors(model: nn.Module, clips: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Root mean square (C,) by which encoder 2's latents of blurred clips miss those of the sharp ones; both (B, 3, F, H, W) in [0, 1]."""
+    errors = [fold_time(model.encode_blurred(blurred * 2 - 1).latents.float() - model.encode_target(sharp * 2 - 1).float())
+              for blurred, sharp in clips]
+    return torch.cat(errors).square().mean(dim=(0, 2, 3)).sqrt()
+
+
+@torch.no_grad()
+def rescale_latents(model: nn.Module, errors: Tensor) -> None:
+    """Scale the latents so that encoder 2's `errors` (C,) become 1 in every channel; only the UNet has to learn again.
+
+    Noise then hides, over the timesteps, what the estimate leaves open, as it hides whole pictures of unit variance without one. The
+    channels share config.vae.latent_scale; what is a channel's own goes into the weights that make and read it. A thumbnail's three
+    channels have no such weights and only share.
+    """
+    vae, count = model.config.vae, model.config.vae.latent_channels
+    shared = slice(0, 3 if vae.thumbnail else count)
+    common = 1 / errors[shared].square().mean().sqrt()
+    own = 1 / (errors * common)
+    if vae.thumbnail:
+        own[shared] = 1
+    for part in (model.vae, model.encoder1.spatial_head, model.encoder2.spatial_head):
+        part.quant_conv.weight[:count] *= own.view(-1, 1, 1, 1)
+        part.quant_conv.bias[:count] *= own
+        part.quant_conv.bias[count:] += 2 * own.log()
+    model.vae.post_quant_conv.weight /= own.view(-1, 1, 1)
+    set_latent_scale(model, vae.latent_scale * common.item())
+    scale = common * own
+    adapter, first = model.adapter, model.unet.input_blocks[0][0]
+    adapter.conv1.weight /= scale.view(-1, 1, 1)
+    adapter.conv_out.weight[:count] *= scale.view(-1, 1, 1, 1)
+    adapter.conv_out.bias[:count] *= scale
+    first.weight[:, count:2 * count] /= scale.view(-1, 1, 1)
 
 
 @torch.no_grad()

@@ -7,12 +7,13 @@ from torch import Tensor
 REDUCED_LEVELS = 2      # these levels are done together by one antialiased reduction to 1/4 of the size
 
 
-def wavelet_color_transfer(output: Tensor, reference: Tensor, levels: int = 5) -> Tensor:
+def wavelet_color_transfer(output: Tensor, reference: Tensor, levels: int = 8) -> Tensor:
     """`output` with the low frequencies of `reference`, both (N, C, H, W): details from one, colour and brightness from the other.
 
     The low frequencies are the coarsest approximation of a stationary (a trous) wavelet transform of `levels` >= 2 levels:
-    level i convolves rows and columns with [1, 2, 1] / 4, taps 2^i apart; with 5 levels it holds what is coarser than about
-    30 pixels. It is so smooth that a quarter of the size holds it, which makes it nearly free.
+    level i convolves rows and columns with [1, 2, 1] / 4, taps 2^i apart; with 8 levels it holds what is coarser than about
+    250 pixels, which no blur reaches: over 30 pixels blurred and sharp frames differ in brightness by right. It is so smooth
+    that a quarter of the size holds it, which makes it nearly free.
     """
     if levels < REDUCED_LEVELS:
         raise ValueError(f"levels must be at least {REDUCED_LEVELS}, not {levels}")

@@ -64,15 +64,17 @@ def eps_from_v(schedule: Schedule, x_t: Tensor, t: Tensor, v: Tensor) -> Tensor:
     return _at(schedule.sqrt_one_minus_alpha_bar, t, x_t) * x_t + _at(schedule.sqrt_alpha_bar, t, x_t) * v
 
 
-def prior_v(schedule: Schedule, x_t: Tensor, t: Tensor, estimate: Tensor, std: float) -> Tensor:
-    """v of the posterior mean of x0 given x_t, if x0 were Gaussian about `estimate` with standard deviation `std`.
+def about(schedule: Schedule, x_t: Tensor, t: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor]:
+    """Diffusion of the residual r = x0 - estimate: its noisy state r_t, and the v of a network that predicts r = 0.
 
-    x0_hat = (std^2 a x_t + s^2 estimate) / (std^2 a^2 + s^2), and v = (a x_t - x0_hat) / s with the division carried out, so
-    that it is finite everywhere. At t = T - 1 it is -estimate. t may be float (rounded); returns float32.
+    All is linear in x0, so r_t = x_t - a estimate = a r + s eps, and v = v_r - s estimate, where v_r = a eps - s r is the residual's own.
+    With v_r = 0 the outcome x0 = estimate + a r_t is the posterior mean of a residual of unit variance, and at t = T - 1 the estimate
+    itself. t may be float (rounded); returns (r_t, -s estimate), both float32.
     """
     t = t.round().long() if t.is_floating_point() else t
-    a, s = _at(schedule.sqrt_alpha_bar, t, x_t).float(), _at(schedule.sqrt_one_minus_alpha_bar, t, x_t).float()
-    return s * (a * (1 - std**2) * x_t.float() - estimate.float()) / (std**2 * a**2 + s**2)
+    estimate = estimate.float()
+    a, s = _at(schedule.sqrt_alpha_bar, t, estimate), _at(schedule.sqrt_one_minus_alpha_bar, t, estimate)
+    return x_t.float() - a * estimate, -s * estimate
 
 
 def posterior(schedule: Schedule, x0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:

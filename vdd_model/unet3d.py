@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .config import DiffusionConfig, UNetConfig
-from .diffusion import make_schedule, prior_v
+from .diffusion import about, make_schedule
 from .fused import fusible
 from .layers import Downsample, ResBlock, SpatialTransformer, TemporalTransformer, Upsample, frames_as_images, images_as_frames, silu
 from .spatial_conditions import SPATIAL_CONDITIONS, ConditionTransformer, condition_encoder, encode_condition
@@ -134,9 +134,10 @@ class UNet3D(nn.Module):
         batch, _, frames, height, width = x.shape
         if height % self.config.divisor or width % self.config.divisor:
             raise ValueError(f"latents of {height} x {width}: height and width must be multiples of {self.config.divisor}")
-        prior = None
-        if self.config.prior_std is not None and concat is not None:
-            prior = prior_v(self.schedule, x, t, concat[:, :self.config.latent_channels], self.config.prior_std)
+        dtype, v_estimate = x.dtype, None
+        if self.config.residual and concat is not None:
+            x, v_estimate = about(self.schedule, x, t, concat[:, :self.config.latent_channels])
+            x = x.to(dtype)
         if concat is None:
             concat = x.new_zeros(batch, self.config.concat_channels, frames, height, width)
         if not isinstance(context, ContextCache):
@@ -153,7 +154,7 @@ class UNet3D(nn.Module):
             h = self._run(block, torch.cat([h, skips.pop()], -1), embedding, context)
         h = self.out[2](silu(self.out[0](frames_as_images(h))))
         v = images_as_frames(h, batch).permute(0, 4, 1, 2, 3)
-        return v.contiguous() if prior is None else (prior + v).to(x.dtype)
+        return v.contiguous() if v_estimate is None else (v_estimate + v).to(dtype)
 
     def _run(self, block: nn.Module, x: Tensor, embedding: Tensor, context: ContextCache) -> Tensor:
         for layer in block if isinstance(block, nn.ModuleList) else (block,):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from benchmarks import headroom, score
 from train import evaluate
 from vdd_model import report
+from vdd_model.pipeline import DeblurOptions, Deblurrer
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +38,25 @@ def test_score(data, tiny_checkpoint, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "NOT met: PSNR above the blurred input" in text and "synthesised motion: 2 clips" in text and "real footage: 1 clips" in text
     result = json.loads((tmp_path / "score.json").read_text())
-    rows = ["blurred input", "autoencoder's round trip", "1 step", "2 steps", score.SHARP, "truth"]
+    rows = ["blurred input", "autoencoder's round trip", "1 step", "2 steps", score.LATENTS, score.SHARP, "truth"]
     assert list(result["totals"]["real footage"]) == rows
     pictures = {f"{kind}_{which}.png" for kind in ("panel", "error") for which in ("worst", "median", "best")}
     assert {p.name for p in tmp_path.glob("*.png")} == {"score.png", *pictures}
     assert score.main(arguments) == 0                              # nothing is computed again
     assert json.loads((tmp_path / "score.json").read_text()) == result
+
+
+def test_sharp_latents_do_not_depend_on_how_many_frames_are_decoded_at_a_time(tiny_model, monkeypatch):
+    blurred, sharp = torch.rand(2, 5, 24, 40, 3, generator=torch.Generator().manual_seed(0))
+    pair = evaluate.Pair("clip", 5, lambda: iter(blurred), lambda: iter(sharp))
+    outputs = []
+    for chunk in (1, 2, 5):
+        monkeypatch.setattr(score, "CHUNK", chunk)
+        deblurrer = Deblurrer(tiny_model, device="cpu", dtype=torch.float32)
+        outputs.append(torch.stack(list(score.sharp_latents(deblurrer, DeblurOptions())(pair))))
+    assert outputs[0].shape == blurred.shape
+    for other in outputs[1:]:
+        torch.testing.assert_close(other, outputs[0], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("change", ["nothing", "dtype", "data"])
@@ -53,7 +67,7 @@ def test_finished_clips_are_taken_from_the_same_run_only(data, tiny_checkpoint, 
                  "--device", "cpu", "--dtype", "float32"]
     assert score.main([str(tiny_checkpoint), "--data", str(data), *arguments]) == 0
     count = len(scored)
-    assert count == 2 * 5
+    assert count == 2 * 6
     folder = shutil.copytree(data, tmp_path / "copy") if change == "data" else data
     arguments += ["--dtype", "bfloat16"] if change == "dtype" else []
     assert score.main([str(tiny_checkpoint), "--data", str(folder), *arguments]) == 0

@@ -43,6 +43,22 @@ def test_halves_are_summed_in_float32(tmp_path):
             torch.testing.assert_close(tensor, state[name].half(), rtol=0, atol=0)
 
 
+def test_only_what_is_named_is_averaged_and_another_scale_does_not_matter_to_the_fidelity_branch(tmp_path, capsys):
+    config, (one, other) = tiny_config(), (tmp_path / f"{name}.safetensors" for name in ("one", "other"))
+    rescaled = dataclasses.replace(config, vae=dataclasses.replace(config.vae, latent_scale=0.5))
+    a, b = _saved(one, 1), _saved(other, 2, rescaled)
+    assert main([str(one), str(other), "-o", str(tmp_path / "mean.safetensors"), "--only", "vae.fidelity."]) == 0
+    mean = checkpoint.load(tmp_path / "mean.safetensors").state_dict()
+    for name, tensor in mean.items():
+        torch.testing.assert_close(tensor, (a[name] + b[name]) / 2 if name.startswith("vae.fidelity.") else a[name])
+    assert checkpoint.read_training(tmp_path / "mean.safetensors")["average_only"] == ["vae.fidelity."]
+    for only in (["vae.fidelity.", "adapter."], ["encoder2."]):                # these go by the scale
+        with pytest.raises(UserError, match="latent_scale"):
+            average([one, other], only=only)
+    with pytest.raises(UserError, match="no tensor's name in .* starts with 'fidelity'"):
+        average([one, other], only=["fidelity"])
+
+
 def test_what_is_no_average_is_refused(tmp_path, capsys):
     one, other, wide = (tmp_path / f"{name}.safetensors" for name in ("one", "other", "wide"))
     config = tiny_config()

@@ -49,9 +49,8 @@ def gpu(monkeypatch):
 
 def model_on_gpu() -> DeblurModel:
     config = tiny_config()
-    unet, vae = dataclasses.replace(config.unet, prior_std=0.1), dataclasses.replace(config.vae, thumbnail=True)
     with CUDA:
-        model = DeblurModel(dataclasses.replace(config, unet=unet, vae=vae))
+        model = DeblurModel(dataclasses.replace(config, vae=dataclasses.replace(config.vae, thumbnail=True)))
     model.unet.schedule = model.unet.schedule.to(CUDA)
     return model
 

@@ -21,6 +21,9 @@ def test_orthogonalised_keeps_the_singular_vectors_and_evens_out_the_values(shap
     assert (s.max() / s.min() > 1.3) and values.min() > 0.5 and values.max() < 1.3
     assert (found - values.diag()).abs().max() < 1e-3
     assert torch.allclose(orthogonalised(1e4 * matrix), orthogonalised(matrix), atol=1e-4)
+    coarse = u.T @ orthogonalised(matrix, torch.bfloat16) @ v.T
+    assert coarse.dtype == torch.float32 and coarse.diagonal().min() > 0.5 and coarse.diagonal().max() < 1.3
+    assert (coarse - coarse.diagonal().diag()).abs().max() < 0.05
 
 
 def test_a_matrix_moves_by_the_learning_rate_and_the_rest_as_with_adamw():

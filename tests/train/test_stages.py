@@ -10,7 +10,7 @@ from training_tools import STAGES, write_config
 
 from train import config as configs
 from train.loop import run
-from train.stages import StageLoss, set_trainable, start_encoders, start_from_prior, trainable_names
+from train.stages import StageLoss, estimate_errors, rescale_latents, set_trainable, start_encoders, start_from_estimate, trainable_names
 from vdd_model.checkpoint import load
 from vdd_model.config import ConfigError
 from vdd_model.model import DeblurModel
@@ -129,13 +129,6 @@ def test_timesteps_and_dropout_have_the_configured_shares():
     assert 0.17 < module.dropped(range(4000)).float().mean() < 0.23
 
 
-def test_timestep_power_draws_little_noise_more_often():
-    """P(t < T / 8) = (1 / 8)^(1 / 3) = 1 / 2 at power 3; every timestep stays possible."""
-    t = StageLoss(make_tiny_model(), stage("stage2", last_timestep=0.0, timestep_power=3.0), seed=0).timesteps(range(4000))
-    assert 0.47 < (t < 125).float().mean() < 0.53
-    assert t.min() == 0 and t.max() > 985
-
-
 def test_cached_outputs_of_the_frozen_encoders_give_the_same_loss():
     model = make_tiny_model()
     for kind in ("denoiser", "stage1", "stage2"):
@@ -160,13 +153,69 @@ def test_start_encoders_copies_the_autoencoder():
         assert torch.equal(encoder.spatial(images)[0], mean * model.config.vae.latent_scale)
 
 
-def test_start_from_prior_makes_one_step_return_the_adapters_estimate():
+def thumbnail_model() -> DeblurModel:
+    """The tiny model, whose UNet sees residuals, with latents that carry a thumbnail; random weights."""
+    torch.manual_seed(0)
     config = tiny_config()
-    model = DeblurModel(dataclasses.replace(config, unet=dataclasses.replace(config.unet, prior_std=0.3)))
-    torch.nn.init.normal_(model.unet.out[-1].weight)
-    start_from_prior(model)
+    model = DeblurModel(dataclasses.replace(config, vae=dataclasses.replace(config.vae, thumbnail=True))).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            if not p.any():
+                p.normal_(std=0.02)
+    return model
+
+
+def test_start_from_estimate_makes_one_step_return_the_adapters_estimate():
+    model = thumbnail_model()
+    start_from_estimate(model)
     latents = torch.randn(1, 4, 2, 8, 8)
     with torch.no_grad():
         condition = model.condition(latents, torch.zeros(1, 3, 16, 16))
         v = model.predict_v(torch.randn_like(latents), torch.tensor([999]), condition)
-    torch.testing.assert_close(-v, latents)                       # the adapter starts as the identity on its first channels
+    torch.testing.assert_close(-v, condition.concat[:, :4])
+
+
+@torch.no_grad()
+def test_rescaled_latents_miss_by_one_and_change_neither_pictures_nor_conditions():
+    """Encoders, decoder and adapter are the same functions in new units; only what the UNet is to predict has changed."""
+    model, (blurred, sharp) = thumbnail_model(), clips()
+    x = blurred * 2 - 1
+
+    def seen() -> list[torch.Tensor]:
+        """Plain decoding, decoding with the branch, the autoencoder's round trip, and the UNet's first layer's view of the condition."""
+        code = model.encode_blurred(x)
+        mean, logvar = model.vae.encode(x[:, :, 0])
+        concat = model.adapter(code.latents)
+        first = model.unet.input_blocks[0][0].weight[:, 4:]
+        view = torch.nn.functional.conv2d(concat.transpose(1, 2).flatten(0, 1), first, padding=1)
+        return [model.decode(code.latents), model.decode(code.latents, code, x, fidelity=1.0), model.vae.decode(mean), view,
+                model.vae.decode(mean + torch.exp(0.5 * logvar))]
+
+    before, errors = seen(), estimate_errors(model, [(blurred, sharp)])
+    assert errors.shape == (4,) and errors.max() > 1.5 * errors.min()
+    rescale_latents(model, errors)
+    for old, new in zip(before, seen()):
+        torch.testing.assert_close(new, old, rtol=1e-4, atol=1e-5)
+    again = estimate_errors(model, [(blurred, sharp)])
+    torch.testing.assert_close(again[:3].square().mean(), torch.tensor(1.0))          # a thumbnail's channels share one scale
+    torch.testing.assert_close(again[3], torch.tensor(1.0))
+
+
+def test_stage_3_without_a_denoiser_learns_from_latents_between_the_estimate_and_the_truth(monkeypatch):
+    """At t = T - 1 it sees encoder 2's latents, at little noise the sharp ones."""
+    model, seen = thumbnail_model(), []
+    model.vae.decoder.conv_in.register_forward_hook(lambda m, i, o: seen.append(i[0]))
+    blurred, sharp = clips()
+    with torch.no_grad():
+        code, z0 = model.encode_blurred(blurred * 2 - 1), model.encode_target(sharp * 2 - 1)
+        for t, wanted, allowed in ((999, code.latents, 1e-6), (0, z0, 0.3 * (z0 - code.latents).abs().max())):
+            module = StageLoss(model, stage("stage3", denoise=False))
+            monkeypatch.setattr(module, "timesteps", lambda positions, t=t: torch.full((4,), t))
+            module(blurred, sharp, range(4))
+            model.decode(wanted)
+            assert (seen[-2] - seen[-1]).abs().max() < allowed, t
+
+
+def test_rescaling_needs_an_estimate(tmp_path):
+    with pytest.raises(ConfigError, match=r"stages\[0\].rescale"):
+        configs.load(write_config(tmp_path, [{**STAGES[1], "rescale": True}]))

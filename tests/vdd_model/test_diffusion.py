@@ -4,7 +4,7 @@ import torch
 from safetensors.torch import load_file
 
 from vdd_model.config import DiffusionConfig
-from vdd_model.diffusion import Schedule, eps_from_v, make_schedule, offset_noise, posterior, prior_v, q_sample, v_target, x0_from_v
+from vdd_model.diffusion import Schedule, about, eps_from_v, make_schedule, offset_noise, posterior, q_sample, v_target, x0_from_v
 
 
 @pytest.fixture(scope="module")
@@ -84,16 +84,21 @@ def test_offset_noise_draws_as_the_official_code(schedule, traces):
     assert (x_t - traces["offset_seed77_q_sample"]).abs().max() < 1e-6
 
 
-def test_prior_v_is_the_gaussian_posterior_mean_and_finite_at_both_ends():
-    schedule = make_schedule(DiffusionConfig())
-    torch.manual_seed(0)
-    estimate, x_t, std = torch.randn(3, 4, 2, 3, 3), torch.randn(3, 4, 2, 3, 3), 0.3
+def test_about_is_the_diffusion_of_the_residual(schedule):
+    """The noisy residual is the residual's own noisy state, and the two v differ by what `about` says, at every timestep."""
+    x0, estimate, eps = (torch.randn(3, 4, 2, 3, 3) for _ in range(3))
     t = torch.tensor([0, 400, 999])
-    v = prior_v(schedule, x_t, t, estimate, std)
-    assert torch.isfinite(v).all()
-    a2 = schedule.alpha_bar[t].view(-1, 1, 1, 1, 1).float()
-    gain = std**2 * a2.sqrt() / (std**2 * a2 + 1 - a2)                       # Kalman gain of one observation x_t = a x0 + s eps
-    expected = estimate + gain * (x_t - a2.sqrt() * estimate)
-    torch.testing.assert_close(x0_from_v(schedule, x_t, t, v), expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(v[2], -estimate[2])
-    torch.testing.assert_close(prior_v(schedule, x_t, t.float() + 0.2, estimate, std), v)
+    x_t, residual = q_sample(schedule, x0, t, eps), x0 - estimate
+    r_t, v_estimate = about(schedule, x_t, t, estimate)
+    torch.testing.assert_close(r_t, q_sample(schedule, residual, t, eps))
+    torch.testing.assert_close(v_estimate + v_target(schedule, residual, t, eps), v_target(schedule, x0, t, eps))
+    torch.testing.assert_close(about(schedule, x_t, t.float() + 0.2, estimate)[1], v_estimate)
+
+
+def test_a_silent_network_about_an_estimate_gives_the_posterior_mean_of_a_residual_of_unit_variance(schedule):
+    """Kalman gain of one observation x_t = a x0 + s eps: a / (a^2 + s^2) = a. At the last timestep it is the estimate itself."""
+    estimate, x_t, t = torch.randn(3, 4, 2, 3, 3), torch.randn(3, 4, 2, 3, 3), torch.tensor([0, 400, 999])
+    x0 = x0_from_v(schedule, x_t, t, about(schedule, x_t, t, estimate)[1])
+    a = schedule.sqrt_alpha_bar[t].view(-1, 1, 1, 1, 1).float()
+    torch.testing.assert_close(x0, estimate + a * (x_t - a * estimate))
+    torch.testing.assert_close(x0[2], estimate[2])

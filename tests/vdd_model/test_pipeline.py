@@ -7,13 +7,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vdd_model import inference
+from vdd_model import inference, metrics
 from vdd_model.checkpoint import BUILT_IN
 from vdd_model.config import AutoencoderConfig, ConfigError, ModelConfig, UNetConfig
+from vdd_model.demo import bundled_photo
 from vdd_model.diffusion import make_schedule
 from vdd_model.errors import UserError
+from vdd_model.inference import decode_frames, to_frames, to_pixels
 from vdd_model.model import BlurCode, with_neighbours
+from vdd_model.motion import camera_shake
 from vdd_model.pipeline import DeblurOptions, Deblurrer, default_dtype, first_input_frame
+from vdd_model.video import read_image
 
 CONFIG = ModelConfig(name="stub", null_tokens=1,
                      unet=UNetConfig(dim_mult=(1, 2, 4)),
@@ -434,3 +438,19 @@ def test_a_constant_clip_has_no_step_at_the_seams_of_the_shipped_model(value):
     inside = y[:, 16:-16, 16:-16]                        # the picture's own border is not a seam
     assert max(inside.diff(dim=axis).abs().max() for axis in range(3)) < 1 / 255
     assert (y - x).abs().mean() < 1 / 255
+
+
+@pytest.mark.skipif(not BUILT_IN["small"].exists(), reason="the built-in weights are not here")
+def test_the_shipped_model_follows_its_latents_and_more_steps_move_it():
+    """One step is the most faithful; more are sharper at some cost in PSNR. With the true latents the branch shows what one step misses."""
+    photo, _ = read_image(bundled_photo())
+    blurred, sharp = camera_shake(photo, 6, 8.0, 7, size=(160, 160))
+    deblurrer = Deblurrer("small", device="cpu", dtype=torch.float32)
+    one, many = (deblurrer.deblur(blurred, steps=steps) for steps in (1, 20))
+    with torch.no_grad():
+        pixels, target = (to_pixels(list(frames), deblurrer.model.config.divisor, torch.device("cpu")) for frames in (blurred, sharp))
+        true = decode_frames(deblurrer.model, deblurrer.model.encode_target(target), pixels, fidelity=1.0)
+    psnr = [metrics.psnr(frames, sharp).mean().item() for frames in (blurred, many, one, to_frames(true, list(blurred)))]
+    assert psnr[2] > psnr[0] + 1 and psnr[3] > psnr[2] + 1, psnr
+    assert psnr[2] - 3.5 < psnr[1] < psnr[2], psnr
+    assert metrics.sharpness(many).mean() > metrics.sharpness(one).mean() > metrics.sharpness(blurred).mean()
