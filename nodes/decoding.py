@@ -76,7 +76,7 @@ class DecodeDeblurredFrames(io.ComfyNode):
             decoded = decode_frames(model, latents, pixels, start - first, fidelity=fidelity, tiling=tiling,
                                     tick=mm.throw_exception_if_processing_interrupted)
             like = list(rgb_of(blurred[start:stop])) if blurred is not None else [decoded.new_empty(height, width, 3)]
-            out[start:stop, ..., :3] = to_frames(decoded, like, color)
+            out[start:stop, ..., :3] = to_frames(decoded, like, color, tiling.tile)
             progress.update(stop - start)
         if alpha:
             out[..., 3:] = blurred[..., 3:]

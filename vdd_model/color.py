@@ -1,13 +1,16 @@
 """Wavelet colour transfer: low frequencies from one picture, high frequencies from another."""
 from __future__ import annotations
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor
 
+LEVELS, LEAST_LEVELS = 8, 5
 REDUCED_LEVELS = 2      # these levels are done together by one antialiased reduction to 1/4 of the size
 
 
-def wavelet_color_transfer(output: Tensor, reference: Tensor, levels: int = 8) -> Tensor:
+def wavelet_color_transfer(output: Tensor, reference: Tensor, levels: int = LEVELS) -> Tensor:
     """`output` with the low frequencies of `reference`, both (N, C, H, W): details from one, colour and brightness from the other.
 
     The low frequencies are the coarsest approximation of a stationary (a trous) wavelet transform of `levels` >= 2 levels:
@@ -21,6 +24,12 @@ def wavelet_color_transfer(output: Tensor, reference: Tensor, levels: int = 8) -
     for level in range(levels - REDUCED_LEVELS):
         difference = _smooth(difference, 2**level)
     return F.interpolate(difference, size=output.shape[-2:], mode="bilinear", align_corners=False).add_(output)
+
+
+def levels_for(tile: int) -> int:
+    """Levels for frames that were computed in tiles of this many pixels (0: whole). Tiles disagree a little in brightness, so what is
+    coarser than a third of a tile is taken from the reference; never what is finer than about 30 pixels."""
+    return min(max(int(math.log2(tile / 3)), LEAST_LEVELS), LEVELS) if tile else LEVELS
 
 
 def _reduce(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .color import wavelet_color_transfer
+from .color import levels_for, wavelet_color_transfer
 from .config import ModelConfig
 from .diffusion import Schedule
 from .model import BlurCode, Condition, DeblurModel
@@ -214,16 +214,17 @@ def decode_frames(model: DeblurModel, latents: Tensor, pixels: Tensor | None = N
     return blend(list(pieces), decode)
 
 
-def to_frames(pixels: Tensor, blurred: Sequence[Tensor], color: str = "wavelet") -> Tensor:
+def to_frames(pixels: Tensor, blurred: Sequence[Tensor], color: str = "wavelet", tile: int = 0) -> Tensor:
     """Pixels (1, 3, F, H', W') in [-1, 1] -> frames (F, H, W, 3), float32, in [0, 1], on the CPU, of the size of the `blurred` ones.
 
-    color: "wavelet" gives them the low frequencies of the blurred frames (H, W, 3), "none" leaves them.
+    color: "wavelet" gives them the low frequencies of the blurred frames (H, W, 3), "none" leaves them. tile: side of the tiles that
+    they were computed in, 0 for whole frames.
     """
     height, width = blurred[0].shape[:2]
     x = pixels[0, :, :, :height, :width].transpose(0, 1).float() * 0.5 + 0.5
     if color == "wavelet":
         reference = torch.stack([frame.to(x) for frame in blurred]).movedim(3, 1)
-        x = wavelet_color_transfer(x, reference)
+        x = wavelet_color_transfer(x, reference, levels_for(tile))
     return x.clamp_(0, 1).movedim(1, 3).contiguous().cpu()
 
 

@@ -308,7 +308,7 @@ class _Run:
             pixels = self._attempt(self._decode_chunk, x0[:, :, start - x0_start:stop - x0_start], start)
             end = start + pixels.shape[2]
             if end > self.first_frame:
-                frames = to_frames(pixels, [self.frames[i] for i in range(start, end)], self.options.color)
+                frames = to_frames(pixels, [self.frames[i] for i in range(start, end)], self.options.color, self.tiling.tile)
                 self.done = end
                 yield frames[max(0, self.first_frame - start):]
             start = end

@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vdd_model.color import wavelet_color_transfer
+from vdd_model.color import levels_for, wavelet_color_transfer
 
 
 def picture(height=70, width=91, seed=0):
@@ -71,3 +71,7 @@ def test_equals_the_plain_transform_for_smooth_differences():
 def test_too_few_levels_are_refused():
     with pytest.raises(ValueError, match="levels"):
         wavelet_color_transfer(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8), levels=1)
+
+
+def test_small_tiles_are_evened_out_at_a_third_of_their_size():
+    assert [levels_for(tile) for tile in (0, 64, 128, 256, 384, 768, 2048)] == [8, 5, 5, 6, 7, 8, 8]
