@@ -128,7 +128,8 @@ class UNet3D(nn.Module):
         """Predict v.
 
         x: noisy latents (B, 4, F, h, w), h and w multiples of `config.divisor`, any F. t: (B,) times 0..999, integer or float.
-        context: tokens (B, L, C) as `tokens` gives them, or their `cache_context`. concat: (B, 8, F, h, w), None for zeros.
+        context: tokens (B, L, C) as `tokens` gives them, or their `cache_context`. concat: (B, 8, F, h, w), None for zeros; with
+        `config.residual` its first channels are an estimate of x0, and the layers see and predict what it misses.
         Returns (B, 4, F, h, w). Raises ValueError when h or w does not fit.
         """
         batch, _, frames, height, width = x.shape
