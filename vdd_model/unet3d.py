@@ -61,11 +61,13 @@ class UNet3D(nn.Module):
         self.spatial_transformers = 0
 
         def transformers(width: int) -> list[nn.Module]:
+            """A spatial and a temporal one; the spatial ones are counted, in the order of a ContextCache."""
             self.spatial_transformers += 1
             return [SpatialTransformer(width, config.head_dim, config.context_dim, groups, self.spatial_transformers - 1, **kw),
                     TemporalTransformer(width, config.head_dim, groups, **kw)]
 
         def block(width: int, out_width: int, scale: float) -> nn.ModuleList:
+            """A residual block, at the configured scales with transformers behind it."""
             layers = transformers(out_width) if scale in config.attn_scales else []
             return nn.ModuleList([ResBlock(width, out_width, embed_dim, groups, **kw), *layers])
 
