@@ -31,7 +31,7 @@ def tiny_config():
     return ModelConfig(
         name="tiny", null_tokens=2, num_frames=8,
         unet=UNetConfig(dim=16, dim_mult=(1, 2), blocks_per_level=1, num_heads=2, head_dim=8, attn_scales=(0.5,),
-                        context_dim=16, image_dim=16, norm_groups=8, residual=True),
+                        context_dim=16, image_dim=16, norm_groups=8, estimate=True),
         vae=AutoencoderConfig(channels=8, channel_mult=(1, 2), blocks_per_level=1, patch_size=2, mid_attention=False,
                               norm_groups=4, latent_scale=1.0, fidelity=FidelityConfig(channels=(16, 8), blocks=(1, 1))),
         tower=TowerConfig(image_size=32, patch_size=16, width=16, layers=1, head_width=8, embed_dim=16),

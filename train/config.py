@@ -27,12 +27,14 @@ class LossConfig:
     """Weights of the losses; a stage uses the ones of its kind (`train.losses`)."""
 
     coherence: float = 0.1        # paper eq. 4, added to eq. 3 (denoiser, stages 1 and 2)
-    latent: float = 0.0           # encoder 2's latents against the sharp latents (stages 1 and 2)
+    estimate: float = 1.0         # log likelihood of the sharp latents under the adapter's estimate (stages 1 and 2, with unet.estimate)
+    latent: float = 0.0           # encoder 2's latents against the sharp latents (stages 1, 2 and 3)
     kl: float = 1e-6              # autoencoder
     gradient: float = 0.0         # L1 of spatial differences (autoencoder, stage 3)
     lpips: float = 0.0            # perceptual distance, needs the lpips package and its weights (autoencoder, stage 3)
     psnr: float = 0.0             # mean log MSE of frames, what PSNR tables average (stage 3)
     fft: float = 0.0              # L1 of the spectra (stage 3)
+    texture: float = 0.0          # local strength of detail, as far as the latents know of the sharp picture: times alpha_bar_t (stage 3)
     frame_difference: float = 0.0  # L1 of differences of neighbouring frames (stage 3)
 
 

@@ -270,7 +270,7 @@ class Run:
             start_encoders(self.model)
             self.say(f"latents: standard deviation {std:.4f}, latent_scale {1 / std:.4f}; "
                      "both image encoders start as the autoencoder's encoder")
-        if work.stage.kind == "denoiser" and self.model.config.unet.residual:
+        if work.stage.kind == "denoiser" and self.model.config.unet.estimate:
             start_from_estimate(self.model)
         self.work = None
         self.accelerator.free_memory()

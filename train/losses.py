@@ -5,6 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vdd_model.diffusion import LOG_STD_RANGE
+
 
 def v_loss(v_hat: Tensor, v: Tensor) -> Tensor:
     """Paper eq. 3, ||v - v_hat||^2, divided by the number of elements of v. Both (B, C, F, h, w)."""
@@ -18,6 +20,12 @@ def coherence_loss(v_hat: Tensor, v: Tensor) -> Tensor:
     """
     error = v_hat.float() - v.float()
     return error.diff(dim=2).square().sum() / error.numel()
+
+
+def gaussian_nll(mean: Tensor, log_std: Tensor, x: Tensor) -> Tensor:
+    """Negative log likelihood of x under N(mean, std^2), mean over elements, without its constant. All (B, C, F, h, w)."""
+    log_std = log_std.float().clamp(*LOG_STD_RANGE)
+    return (0.5 * ((x.float() - mean.float()) * (-log_std).exp()).square() + log_std).mean()
 
 
 def kl_loss(mean: Tensor, logvar: Tensor) -> Tensor:
@@ -43,6 +51,26 @@ def gradient_loss(a: Tensor, b: Tensor) -> Tensor:
     """L1 of the differences along the last two axes: edges."""
     error = a.float() - b.float()
     return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+
+
+def texture_loss(a: Tensor, b: Tensor, window: int = 8, floor: float = 0.01) -> Tensor:
+    """How much detail there is, not where: per clip (B,) the mean L1 of its local strength in a and b, both (B, C, F, H, W).
+
+    Strength is the root mean square, in windows of `window` pixels, of differences along rows, columns and both, of neighbouring pixels and
+    of every second one: a pattern of one direction or one frequency, such as a grid, cannot stand for all.
+    """
+    def strengths(x: Tensor) -> list[Tensor]:
+        """For each of two scales and three kinds of differences, (B, C F, ...)."""
+        x, found = x.float().flatten(1, 2), []
+        for picture in (x, F.avg_pool2d(x, 2)):
+            rows, columns = picture.diff(dim=-1), picture.diff(dim=-2)
+            for detail in (rows, columns, rows.diff(dim=-2)):
+                side = min(window, *detail.shape[-2:])
+                found.append((F.avg_pool2d(detail.square(), side, max(1, side // 2)) + floor**2).sqrt())
+        return found
+
+    errors = [(p - q).abs().mean(dim=(1, 2, 3)) for p, q in zip(strengths(a), strengths(b))]
+    return sum(errors) / len(errors)
 
 
 def fft_loss(a: Tensor, b: Tensor) -> Tensor:

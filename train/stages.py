@@ -67,9 +67,10 @@ class StageLoss(nn.Module):
         run = {"autoencoder": self._autoencoder, "denoiser": self._denoiser, "stage1": self._denoiser,
                "stage2": self._denoiser, "stage3": self._fidelity}[self.stage.kind]
         terms = run(blurred, sharp, positions, cached or {})
-        weights = {"v": 1.0, "coherence": self.stage.loss.coherence, "latent": self.stage.loss.latent, "pixel": 1.0,
-                   "kl": self.stage.loss.kl, "psnr": self.stage.loss.psnr, "gradient": self.stage.loss.gradient, "fft": self.stage.loss.fft,
-                   "lpips": self.stage.loss.lpips, "frames": self.stage.loss.frame_difference}
+        loss = self.stage.loss
+        weights = {"v": 1.0, "coherence": loss.coherence, "estimate": loss.estimate, "latent": loss.latent, "pixel": 1.0, "kl": loss.kl,
+                   "psnr": loss.psnr, "gradient": loss.gradient, "fft": loss.fft, "texture": loss.texture, "lpips": loss.lpips,
+                   "frames": loss.frame_difference}
         return {"loss": sum(weights[name] * value for name, value in terms.items()),
                 **{name: value.detach() for name, value in terms.items()}}
 
@@ -130,6 +131,8 @@ class StageLoss(nn.Module):
             centre = blurred[:, :, blurred.shape[2] // 2]
             condition = Condition(model.adapter(latents), cached["image"]) if "image" in cached else model.condition(latents, centre)
             image = condition.image
+            if model.config.unet.estimate:
+                terms["estimate"] = losses.gaussian_nll(*self._estimate(condition.concat), z0)
             if self.stage.loss.latent:
                 terms["latent"] = torch.nn.functional.mse_loss(latents.float(), z0.float())
         t = self.timesteps(positions).to(z0.device, non_blocking=True)
@@ -139,20 +142,24 @@ class StageLoss(nn.Module):
         v_hat = model.unet(x_t, t, context) if condition is None else model.predict_v(x_t, t, condition, context)
         return {"v": losses.v_loss(v_hat, v), "coherence": losses.coherence_loss(v_hat, v), **terms}
 
-    def _denoised(self, code: BlurCode, blurred: Tensor, sharp: Tensor, positions) -> Tensor:
-        """x0 (B, 4, F, h, w) as the UNet sees it from one noisy state; at t = T - 1 that state is noise alone: the one-step output.
+    def _estimate(self, concat: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log std of x0 among the concat channels, each (B, 4, F, h, w)."""
+        return concat[:, :2 * self.model.config.unet.latent_channels].chunk(2, dim=1)
 
-        Without the UNet (`denoise: false`) it is what the state alone says of a residual of unit variance about encoder 2's estimate,
-        which at t = T - 1 is that estimate.
+    def _denoised(self, code: BlurCode, blurred: Tensor, sharp: Tensor, t: Tensor, positions) -> Tensor:
+        """x0 (B, 4, F, h, w) as the UNet sees it from its noisy state at t; at t = T - 1 that state is noise alone: the one-step output.
+
+        Without the UNet (`denoise: false`) it is what the state and the Gaussian estimate say, at t = T - 1 the estimate itself.
         """
         model, schedule = self.model, self.schedule
-        t, noise = self.timesteps(positions), self.noise(positions, code.latents.shape, blurred.device)
+        noise = self.noise(positions, code.latents.shape, blurred.device)
         noise_alone = bool((t == schedule.num_timesteps - 1).all())
         t = t.to(noise.device, non_blocking=True)
         # contiguous either way: a compiled UNet is made anew for every layout
         x_t = noise if noise_alone else diffusion.q_sample(schedule, model.encode_target(sharp), t, noise).contiguous()
         if not self.stage.denoise:
-            return diffusion.x0_from_v(schedule, x_t, t, diffusion.about(schedule, x_t, t, code.latents)[1])
+            estimate = self._estimate(model.adapter(code.latents)) if model.config.unet.estimate else (code.latents, 0 * code.latents)
+            return diffusion.x0_from_v(schedule, x_t, t, diffusion.about(schedule, x_t, t, *estimate).v_mean)
         condition = model.condition(code.latents, blurred[:, :, blurred.shape[2] // 2])
         context = model.context(condition.image, drop=self.dropped(positions).to(noise.device, non_blocking=True))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stage.detach_latents):
@@ -163,7 +170,8 @@ class StageLoss(nn.Module):
         """Pixel losses on the model's own outputs. What does not train carries no gradient, so nothing is kept for it."""
         model = self.model
         code = model.encode_blurred(blurred)
-        z0_hat = self._denoised(code, blurred, sharp, positions)
+        t = self.timesteps(positions)
+        z0_hat = self._denoised(code, blurred, sharp, t, positions)
         if self.stage.detach_latents:
             z0_hat = z0_hat.detach()
         output = model.decode(z0_hat, code, blurred, fidelity=self.stage.fidelity)
@@ -177,6 +185,9 @@ class StageLoss(nn.Module):
             terms["gradient"] = losses.gradient_loss(output, sharp)
         if weights.fft:
             terms["fft"] = losses.fft_loss(output, sharp)
+        if weights.texture:
+            known = self.schedule.alpha_bar[t.to(self.schedule.alpha_bar.device)].to(output.device, torch.float32)
+            terms["texture"] = (known * losses.texture_loss(output, sharp)).mean()
         if weights.frame_difference:
             terms["frames"] = losses.frame_difference_loss(output, sharp)
         if self.perceptual is not None:
@@ -235,6 +246,8 @@ def rescale_latents(model: nn.Module, errors: Tensor) -> None:
     adapter.conv1.weight /= scale.view(-1, 1, 1)
     adapter.conv_out.weight[:count] *= scale.view(-1, 1, 1, 1)
     adapter.conv_out.bias[:count] *= scale
+    if model.config.unet.estimate:
+        adapter.conv_out.bias[count:2 * count] += scale.log()
     first.weight[:, count:2 * count] /= scale.view(-1, 1, 1)
 
 

@@ -126,7 +126,8 @@ def _config(header: Header) -> ModelConfig:
     try:
         return ModelConfig.from_json(text)
     except ConfigError as error:
-        raise CheckpointError(f"{header.path} has a configuration that this version does not know: {error}") from None
+        raise CheckpointError(f"{header.path} has a configuration that this version does not know ({error}): "
+                              "use it with the version that wrote it, or convert or train it again with this one") from None
 
 
 def _check(header: Header, model: torch.nn.Module) -> None:

@@ -28,7 +28,7 @@ class UNetConfig:
     image_dim: int = 1024                 # projected semantic vector (official name y_dim)
     num_tokens: int = 4                   # context tokens made from one semantic vector
     norm_groups: int = 32
-    residual: bool = False                # True: the network sees and predicts only what concat[:, :latent_channels] misses of x0
+    estimate: bool = False                # concat begins with mean and log std of x0; the layers see and predict the standardised rest
     spatial_conditions: tuple[str, ...] = ()   # official adapters: depthmap, motion, mask, sketch, single_sketch, local_image
 
     @property
@@ -176,7 +176,7 @@ SMALL = ModelConfig(
     name="small",
     null_tokens=4,
     unet=UNetConfig(dim=48, dim_mult=(1, 2, 4), blocks_per_level=1, num_heads=2, head_dim=24, attn_scales=(0.25,),
-                    context_dim=128, image_dim=128, norm_groups=16, residual=True),
+                    context_dim=128, image_dim=128, norm_groups=16, estimate=True),
     vae=AutoencoderConfig(channels=32, channel_mult=(1, 2), blocks_per_level=1, patch_size=2, mid_attention=False,
                           norm_groups=16, thumbnail=True, latent_scale=1.0,
                           fidelity=FidelityConfig(channels=(96, 48), blocks=(8, 3))),

@@ -8,11 +8,14 @@ stays finite at the last timestep, where the schedule with zero terminal SNR (Li
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .config import DiffusionConfig
+
+LOG_STD_RANGE = (-5.0, 3.0)     # beyond it an estimate is certain, or says nothing
 
 
 @dataclass(frozen=True)
@@ -64,17 +67,28 @@ def eps_from_v(schedule: Schedule, x_t: Tensor, t: Tensor, v: Tensor) -> Tensor:
     return _at(schedule.sqrt_one_minus_alpha_bar, t, x_t) * x_t + _at(schedule.sqrt_alpha_bar, t, x_t) * v
 
 
-def about(schedule: Schedule, x_t: Tensor, t: Tensor, estimate: Tensor) -> tuple[Tensor, Tensor]:
-    """Diffusion of the residual r = x0 - estimate: its noisy state r_t, and the v of a network that predicts r = 0.
+class About(NamedTuple):
+    """How a network of unit variance sees x_t and predicts v, given a Gaussian estimate of x0: `v = v_mean + v_scale * network(r_t)`."""
 
-    All is linear in x0, so r_t = x_t - a estimate = a r + s eps, and v = v_r - s estimate, where v_r = a eps - s r is the residual's own.
-    With v_r = 0 the outcome x0 = estimate + a r_t is the posterior mean of a residual of unit variance, and at t = T - 1 the estimate
-    itself. t may be float (rounded); returns (r_t, -s estimate), both float32.
+    r_t: Tensor
+    v_mean: Tensor
+    v_scale: Tensor
+
+
+def about(schedule: Schedule, x_t: Tensor, t: Tensor, mean: Tensor, log_std: Tensor) -> About:
+    """Diffusion of what an estimate x0 ~ N(mean, std^2) leaves open, r = x0 - mean, standardised point by point.
+
+    It is the preconditioning of EDM (Karras et al. 2022, table 1) with a std of its own at every point, in the terms of v. All is linear in
+    x0: the rest's noisy state is x_t - a mean = a r + s eps, of variance d = a^2 std^2 + s^2, and r_t is that divided by sqrt(d). A network
+    that predicts 0 gives the posterior mean x0 = mean + a std^2 / d (x_t - a mean), at t = T - 1 the estimate itself, and samples with as
+    much detail as the estimate leaves open. With std = 1: v = v_r - s mean, where v_r = a eps - s r is the rest's own. t may be float
+    (rounded); all tensors (B, C, F, h, w), returned in float32.
     """
     t = t.round().long() if t.is_floating_point() else t
-    estimate = estimate.float()
-    a, s = _at(schedule.sqrt_alpha_bar, t, estimate), _at(schedule.sqrt_one_minus_alpha_bar, t, estimate)
-    return x_t.float() - a * estimate, -s * estimate
+    mean, variance = mean.float(), (2 * log_std.float().clamp(*LOG_STD_RANGE)).exp()
+    a, s = _at(schedule.sqrt_alpha_bar, t, mean), _at(schedule.sqrt_one_minus_alpha_bar, t, mean)
+    rest, d = x_t.float() - a * mean, a**2 * variance + s**2
+    return About(rest * d.rsqrt(), a * s * (1 - variance) / d * rest - s * mean, (variance / d).sqrt())
 
 
 def posterior(schedule: Schedule, x0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -131,16 +131,17 @@ class UNet3D(nn.Module):
 
         x: noisy latents (B, 4, F, h, w), h and w multiples of `config.divisor`, any F. t: (B,) times 0..999, integer or float.
         context: tokens (B, L, C) as `tokens` gives them, or their `cache_context`. concat: (B, 8, F, h, w), None for zeros; with
-        `config.residual` its first channels are an estimate of x0, and the layers see and predict what it misses.
+        `config.estimate` it begins with mean and log std of x0, and the layers see and predict the standardised rest (`diffusion.about`).
         Returns (B, 4, F, h, w). Raises ValueError when h or w does not fit.
         """
         batch, _, frames, height, width = x.shape
         if height % self.config.divisor or width % self.config.divisor:
             raise ValueError(f"latents of {height} x {width}: height and width must be multiples of {self.config.divisor}")
-        dtype, v_estimate = x.dtype, None
-        if self.config.residual and concat is not None:
-            x, v_estimate = about(self.schedule, x, t, concat[:, :self.config.latent_channels])
-            x = x.to(dtype)
+        dtype, rest = x.dtype, None
+        if self.config.estimate and concat is not None:
+            mean, log_std = concat[:, :2 * self.config.latent_channels].chunk(2, dim=1)
+            rest = about(self.schedule, x, t, mean, log_std)
+            x = rest.r_t.to(dtype)
         if concat is None:
             concat = x.new_zeros(batch, self.config.concat_channels, frames, height, width)
         if not isinstance(context, ContextCache):
@@ -157,7 +158,7 @@ class UNet3D(nn.Module):
             h = self._run(block, torch.cat([h, skips.pop()], -1), embedding, context)
         h = self.out[2](silu(self.out[0](frames_as_images(h))))
         v = images_as_frames(h, batch).permute(0, 4, 1, 2, 3)
-        return v.contiguous() if v_estimate is None else (v_estimate + v).to(dtype)
+        return v.contiguous() if rest is None else (rest.v_mean + rest.v_scale * v).to(dtype)
 
     def _run(self, block: nn.Module, x: Tensor, embedding: Tensor, context: ContextCache) -> Tensor:
         for layer in block if isinstance(block, nn.ModuleList) else (block,):

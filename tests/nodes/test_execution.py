@@ -64,6 +64,19 @@ def test_encode_and_decode(pack, frames, vae_and_encoders):
         pack.nodes["VDDDecode"].execute({"samples": torch.zeros(1, 16, 5, 10, 12)}, vae)
 
 
+def test_decode_tells_the_colour_transfer_of_its_tiles(pack, frames, vae_and_encoders, monkeypatch):
+    """What tiles disagree in is taken from the blurred frames; whole frames keep their own brightness."""
+    vae, encoders = vae_and_encoders
+    decoding, seen = pack.module("nodes.decoding"), []
+    to_frames = decoding.to_frames
+    monkeypatch.setattr(decoding, "to_frames", lambda *arguments: seen.append(arguments[-1]) or to_frames(*arguments))
+    positive, _, latent = pack.nodes["VDDEncodeClip"].execute(frames, encoders, vae).result
+    z = {**latent, "samples": positive[0][1][pack.module("nodes.native").BLUR]}
+    for tile in (0, 32):
+        pack.nodes["VDDDecode"].execute(z, vae, frames, tile=tile, tile_overlap=8)
+    assert set(seen[:len(seen) // 2]) == {0} and set(seen[len(seen) // 2:]) == {32}
+
+
 def test_room_is_asked_for_before_encoding(pack, frames, vae_and_encoders, monkeypatch):
     native, vae, encoders = pack.module("nodes.native"), *vae_and_encoders
     asked, host = [], pack.host["comfy.model_management"]

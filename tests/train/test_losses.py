@@ -66,3 +66,26 @@ def test_psnr_loss_averages_decibels_over_frames():
     psnr = torch.stack([10 * torch.log10(4 / (a[i, :, f] - b[i, :, f]).square().mean()) for i in range(2) for f in range(3)]).mean()
     loss = losses.psnr_loss(a, b, floor=0.0)
     torch.testing.assert_close(loss, (10 * torch.log10(torch.tensor(4.0)) - psnr) / 10 * torch.log(torch.tensor(10.0)))
+
+
+def test_gaussian_nll_is_least_at_the_errors_own_size():
+    mean, error = pair(1, 4, 2, 16, 16)
+    x, sizes = mean + 0.3 * error, [math.log(0.3) + shift for shift in (-0.3, 0.0, 0.3)]
+    found = [losses.gaussian_nll(mean, torch.full_like(mean, size), x).item() for size in sizes]
+    assert found[1] < min(found[0], found[2])
+    exact = -torch.distributions.Normal(mean, 0.3).log_prob(x).mean().item() - 0.5 * math.log(2 * math.pi)
+    assert abs(found[1] - exact) < 1e-5
+
+
+def test_texture_loss_asks_how_much_detail_there_is_not_where():
+    """Another draw of the same noise is all right, smoothness, a stronger one and a grid of the same energy are not; one value a clip."""
+    a, b = (0.2 * x for x in pair(2, 3, 2, 64, 64))
+    assert losses.texture_loss(a, a).abs().max() == 0
+    assert losses.texture_loss(a, a + 0.3).max() < 1e-6
+    same, smooth, strong = (losses.texture_loss(a, other) for other in (b, 0 * b, 2 * b))
+    assert same.shape == (2,)
+    assert (same < 0.2 * smooth).all() and (same < 0.2 * strong).all()
+    y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    grid = (a.diff(dim=-1).std() / 2 * (1 - 2 * ((x + y) % 2))).expand_as(a)
+    assert abs(grid.diff(dim=-1).std() / a.diff(dim=-1).std() - 1) < 0.01 and (losses.texture_loss(a, grid) > 3 * same).all()
+    assert losses.texture_loss(a[..., :6, :5], b[..., :6, :5]).isfinite().all()

@@ -10,6 +10,7 @@ from training_tools import STAGES, write_config
 
 from train import config as configs
 from train.loop import run
+from train.losses import gaussian_nll
 from train.stages import StageLoss, estimate_errors, rescale_latents, set_trainable, start_encoders, start_from_estimate, trainable_names
 from vdd_model.checkpoint import load
 from vdd_model.config import ConfigError
@@ -154,7 +155,7 @@ def test_start_encoders_copies_the_autoencoder():
 
 
 def thumbnail_model() -> DeblurModel:
-    """The tiny model, whose UNet sees residuals, with latents that carry a thumbnail; random weights."""
+    """The tiny model, whose UNet sees an estimate's rest, with latents that carry a thumbnail; random weights."""
     torch.manual_seed(0)
     config = tiny_config()
     model = DeblurModel(dataclasses.replace(config, vae=dataclasses.replace(config.vae, thumbnail=True))).eval()
@@ -182,38 +183,56 @@ def test_rescaled_latents_miss_by_one_and_change_neither_pictures_nor_conditions
     x = blurred * 2 - 1
 
     def seen() -> list[torch.Tensor]:
-        """Plain decoding, decoding with the branch, the autoencoder's round trip, and the UNet's first layer's view of the condition."""
+        """Plain decoding, decoding with the branch, the autoencoder's round trip, and the UNet's first layer's view of the estimate."""
         code = model.encode_blurred(x)
         mean, logvar = model.vae.encode(x[:, :, 0])
         concat = model.adapter(code.latents)
-        first = model.unet.input_blocks[0][0].weight[:, 4:]
-        view = torch.nn.functional.conv2d(concat.transpose(1, 2).flatten(0, 1), first, padding=1)
+        first = model.unet.input_blocks[0][0].weight[:, 4:8]
+        view = torch.nn.functional.conv2d(concat[:, :4].transpose(1, 2).flatten(0, 1), first, padding=1)
         return [model.decode(code.latents), model.decode(code.latents, code, x, fidelity=1.0), model.vae.decode(mean), view,
                 model.vae.decode(mean + torch.exp(0.5 * logvar))]
 
-    before, errors = seen(), estimate_errors(model, [(blurred, sharp)])
+    def likelihood() -> float:
+        concat, z0 = model.adapter(model.encode_blurred(x).latents), model.encode_target(sharp * 2 - 1)
+        return gaussian_nll(concat[:, :4], concat[:, 4:8], z0).item()
+
+    before, errors, likely = seen(), estimate_errors(model, [(blurred, sharp)]), likelihood()
     assert errors.shape == (4,) and errors.max() > 1.5 * errors.min()
     rescale_latents(model, errors)
     for old, new in zip(before, seen()):
         torch.testing.assert_close(new, old, rtol=1e-4, atol=1e-5)
+    assert likelihood() == pytest.approx(likely - errors[:3].square().mean().log().item() * 3 / 8 - errors[3].log().item() / 4, abs=1e-3)
     again = estimate_errors(model, [(blurred, sharp)])
     torch.testing.assert_close(again[:3].square().mean(), torch.tensor(1.0))          # a thumbnail's channels share one scale
     torch.testing.assert_close(again[3], torch.tensor(1.0))
 
 
 def test_stage_3_without_a_denoiser_learns_from_latents_between_the_estimate_and_the_truth(monkeypatch):
-    """At t = T - 1 it sees encoder 2's latents, at little noise the sharp ones."""
+    """At t = T - 1 it sees the estimate, at little noise the sharp latents."""
     model, seen = thumbnail_model(), []
     model.vae.decoder.conv_in.register_forward_hook(lambda m, i, o: seen.append(i[0]))
     blurred, sharp = clips()
     with torch.no_grad():
-        code, z0 = model.encode_blurred(blurred * 2 - 1), model.encode_target(sharp * 2 - 1)
-        for t, wanted, allowed in ((999, code.latents, 1e-6), (0, z0, 0.3 * (z0 - code.latents).abs().max())):
+        latents, z0 = model.encode_blurred(blurred * 2 - 1).latents, model.encode_target(sharp * 2 - 1)
+        for t, wanted, allowed in ((999, model.adapter(latents)[:, :4], 1e-6), (0, z0, 0.3 * (z0 - latents).abs().max())):
             module = StageLoss(model, stage("stage3", denoise=False))
             monkeypatch.setattr(module, "timesteps", lambda positions, t=t: torch.full((4,), t))
             module(blurred, sharp, range(4))
             model.decode(wanted)
             assert (seen[-2] - seen[-1]).abs().max() < allowed, t
+
+
+def test_texture_counts_as_far_as_the_latents_know_of_the_sharp_picture(monkeypatch):
+    """Not at all in the one-step output, which is to be faithful; in full where hardly any noise is left."""
+    model, (blurred, sharp) = thumbnail_model(), clips()
+    found = {}
+    for t in (999, 0):
+        module = StageLoss(model, stage("stage3", loss={"texture": 1.0}))
+        monkeypatch.setattr(module, "timesteps", lambda positions, t=t: torch.full((4,), t))
+        with torch.no_grad():
+            found[t] = module(blurred, sharp, range(4))
+    assert found[999]["texture"] == 0 and found[0]["texture"] > 1e-3
+    assert torch.isclose(found[0]["loss"], found[0]["pixel"] + found[0]["texture"])
 
 
 def test_rescaling_needs_an_estimate(tmp_path):

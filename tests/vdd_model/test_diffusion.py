@@ -5,6 +5,7 @@ from safetensors.torch import load_file
 
 from vdd_model.config import DiffusionConfig
 from vdd_model.diffusion import Schedule, about, eps_from_v, make_schedule, offset_noise, posterior, q_sample, v_target, x0_from_v
+from vdd_model.sampler import SPACINGS, ddim
 
 
 @pytest.fixture(scope="module")
@@ -84,21 +85,58 @@ def test_offset_noise_draws_as_the_official_code(schedule, traces):
     assert (x_t - traces["offset_seed77_q_sample"]).abs().max() < 1e-6
 
 
-def test_about_is_the_diffusion_of_the_residual(schedule):
+def estimate(shape: tuple[int, ...] = (3, 4, 2, 64, 64)) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mean and log std of a Gaussian estimate whose std differs from point to point, and an x0 drawn from it."""
+    mean, log_std = torch.randn(shape), torch.rand(shape) * 5 - 3
+    return mean, log_std, mean + log_std.exp() * torch.randn(shape)
+
+
+def test_about_an_estimate_of_unit_std_is_the_diffusion_of_the_residual(schedule):
     """The noisy residual is the residual's own noisy state, and the two v differ by what `about` says, at every timestep."""
-    x0, estimate, eps = (torch.randn(3, 4, 2, 3, 3) for _ in range(3))
+    mean, _, x0 = estimate((3, 4, 2, 3, 3))
+    eps, t = torch.randn_like(x0), torch.tensor([0, 400, 999])
+    x_t, residual = q_sample(schedule, x0, t, eps), x0 - mean
+    found = about(schedule, x_t, t, mean, torch.zeros_like(mean))
+    torch.testing.assert_close(found.r_t, q_sample(schedule, residual, t, eps))
+    torch.testing.assert_close(found.v_mean + found.v_scale * v_target(schedule, residual, t, eps), v_target(schedule, x0, t, eps))
+    torch.testing.assert_close(about(schedule, x_t, t.float() + 0.2, mean, torch.zeros_like(mean)), found)
+
+
+def test_about_shows_a_network_unit_variance_and_asks_unit_variance_of_it(schedule):
+    """Whatever the estimate's std at a point, and at every timestep; and what is asked for is not in what is shown."""
+    mean, log_std, x0 = estimate()
+    eps, t = torch.randn_like(x0), torch.tensor([0, 400, 999])
+    x_t = q_sample(schedule, x0, t, eps)
+    found = about(schedule, x_t, t, mean, log_std)
+    wanted = (v_target(schedule, x0, t, eps) - found.v_mean) / found.v_scale
+    for certain in (log_std < -2, log_std > 1):
+        for shown, asked, points in zip(found.r_t, wanted, certain):
+            assert abs(shown[points].std() - 1) < 0.05 and abs(asked[points].std() - 1) < 0.05
+            assert abs((shown * asked)[points].mean()) < 0.05
+
+
+def test_a_silent_network_about_an_estimate_gives_the_posterior_mean(schedule):
+    """Kalman gain of one observation x_t = a x0 + s eps: a std^2 / (a^2 std^2 + s^2). At the last timestep it is the estimate itself."""
+    mean, log_std, x0 = estimate((3, 4, 2, 3, 3))
     t = torch.tensor([0, 400, 999])
-    x_t, residual = q_sample(schedule, x0, t, eps), x0 - estimate
-    r_t, v_estimate = about(schedule, x_t, t, estimate)
-    torch.testing.assert_close(r_t, q_sample(schedule, residual, t, eps))
-    torch.testing.assert_close(v_estimate + v_target(schedule, residual, t, eps), v_target(schedule, x0, t, eps))
-    torch.testing.assert_close(about(schedule, x_t, t.float() + 0.2, estimate)[1], v_estimate)
+    x_t = q_sample(schedule, x0, t, torch.randn_like(x0))
+    found = x0_from_v(schedule, x_t, t, about(schedule, x_t, t, mean, log_std).v_mean)
+    a, s = (table[t].view(-1, 1, 1, 1, 1).float() for table in (schedule.sqrt_alpha_bar, schedule.sqrt_one_minus_alpha_bar))
+    variance = (2 * log_std).exp()
+    torch.testing.assert_close(found, mean + a * variance / (a**2 * variance + s**2) * (x_t - a * mean), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[2], mean[2])
 
 
-def test_a_silent_network_about_an_estimate_gives_the_posterior_mean_of_a_residual_of_unit_variance(schedule):
-    """Kalman gain of one observation x_t = a x0 + s eps: a / (a^2 + s^2) = a. At the last timestep it is the estimate itself."""
-    estimate, x_t, t = torch.randn(3, 4, 2, 3, 3), torch.randn(3, 4, 2, 3, 3), torch.tensor([0, 400, 999])
-    x0 = x0_from_v(schedule, x_t, t, about(schedule, x_t, t, estimate)[1])
-    a = schedule.sqrt_alpha_bar[t].view(-1, 1, 1, 1, 1).float()
-    torch.testing.assert_close(x0, estimate + a * (x_t - a * estimate))
-    torch.testing.assert_close(x0[2], estimate[2])
+def test_samples_about_an_estimate_have_its_std_at_every_point(schedule):
+    """A network that knows nothing more samples the estimate: steps bring detail where the estimate leaves it open, and only there."""
+    mean, log_std, _ = estimate((1, 4, 2, 64, 64))
+
+    def sampled(steps: int) -> torch.Tensor:
+        v_model = lambda x, t: about(schedule, x, t, mean, log_std).v_mean          # noqa: E731
+        x0 = ddim(v_model, torch.randn_like(mean), schedule, SPACINGS["trailing"](steps, schedule.num_timesteps))
+        return (x0 - mean) / log_std.exp()
+
+    torch.testing.assert_close(sampled(1), torch.zeros_like(mean))
+    few, many = sampled(4), sampled(500)
+    for points in ((log_std > -2) & (log_std < -1), log_std > 1):
+        assert few[points].std() < 0.9 < many[points].std() < 1.02
