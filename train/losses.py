@@ -56,8 +56,8 @@ def gradient_loss(a: Tensor, b: Tensor) -> Tensor:
 def texture_loss(a: Tensor, b: Tensor, window: int = 8, floor: float = 0.01) -> Tensor:
     """How much detail there is, not where: per clip (B,) the mean L1 of its local strength in a and b, both (B, C, F, H, W).
 
-    Strength is the root mean square, in windows of `window` pixels, of differences along rows, columns and both, of neighbouring pixels and
-    of every second one: a pattern of one direction or one frequency, such as a grid, cannot stand for all.
+    Strength is the root mean square, in windows of `window` pixels, of differences along rows, columns and both, in the picture and at half
+    its size: a pattern of one direction or one frequency, such as a grid, cannot stand for all.
     """
     def strengths(x: Tensor) -> list[Tensor]:
         """For each of two scales and three kinds of differences, (B, C F, ...)."""
