@@ -27,13 +27,13 @@ def cases(model, frames: int, height: int, width: int, dtype: torch.dtype, devic
 
 
 @torch.no_grad()
-def rows(checkpoint: str, frames: int = 16, size: tuple[int, int] = (256, 256), dtypes=("float32", "bfloat16"), device: str = "cpu",
+def rows(checkpoint: str, frames: int = 16, size: tuple[int, int] = (256, 256), device: str = "cpu",
          repeats: int = common.REPEATS) -> tuple[list[dict], list[str]]:
     """One row per part and type; sentences on the fidelity branch's share."""
     from vdd_model.checkpoint import load
     width, height = size
     found, notes = [], []
-    for name in dtypes:
+    for name in common.computed_types(device):
         model = load(checkpoint, device, common.DTYPES[name])
         functions = cases(model, frames, height, width, common.DTYPES[name], device)
         timings = common.measure_together(functions, repeats, device=device)

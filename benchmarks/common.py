@@ -23,6 +23,12 @@ NOT_MEASURED = "not measured"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+def computed_types(device: torch.device | str = "cpu") -> tuple[str, ...]:
+    """What of float32 and bfloat16 the device multiplies itself. PyTorch emulates the other, a hundred times slower: nothing to measure."""
+    from vdd_model.pipeline import cpu_has_bfloat16
+    return ("float32", "bfloat16") if torch.device(device).type == "cuda" or cpu_has_bfloat16() else ("float32",)
+
+
 @dataclass(frozen=True)
 class Timing:
     """Seconds of repeated calls."""
@@ -84,12 +90,12 @@ def count_flops(fn: Callable[[], object]) -> int:
 
 
 @functools.cache
-def ceilings(device: str = "cpu", dtypes: tuple[str, ...] = ("float32", "bfloat16")) -> dict[str, float]:
+def ceilings(device: str = "cpu") -> dict[str, float]:
     """What this machine does at best, measured: matrix product and 3 x 3 convolution in GFLOP/s by type, copy in GB/s (read + write)."""
     cuda = torch.device(device).type == "cuda"
     found: dict[str, float] = {}
     with torch.no_grad():
-        for name in dtypes:
+        for name in computed_types(device):
             n = 8192 if cuda else 2048
             a, b = (torch.randn(n, n, device=device, dtype=DTYPES[name]) for _ in range(2))
             found[f"matmul {name}"] = 2 * n**3 / min(measure(lambda: a @ b, 7, 2, device).seconds) / 1e9  # noqa: B023 (called here)

@@ -58,26 +58,28 @@ def weight_rows(checkpoint: str, frames: int, size: tuple[int, int], device: str
         rows.append({"weights": name, **timing.columns(), "against float32": timing.median / rows[0]["s"] if rows else 1.0,
                      "UNet weights MB": weight_bytes(model.unet) / 2**20, "v, dB": "exact" if output is exact else against(output, exact)})
 
-    for name, dtype in common.DTYPES.items():
-        model = load(checkpoint, device, dtype)
+    types = common.computed_types(device)
+    fast = types[-1]
+    for name in (*types, *(["float16"] if fast != "float32" else [])):
+        model = load(checkpoint, device, common.DTYPES[name])
         add(name, model, denoiser_call(model, frames, height, width, device))
-        if name == "bfloat16":
+        if name == fast:
             with fp8_weights(model.unet):
-                add("float8 (e4m3) stored, bfloat16 computed", model, denoiser_call(model, frames, height, width, device))
+                add(f"float8 (e4m3) stored, {fast} computed", model, denoiser_call(model, frames, height, width, device))
             if torch.device(device).type == "cpu":
                 packed = copy.deepcopy(model)
                 size_before = weight_bytes(packed.unet) / 2**20
                 pack(packed.unet)
-                add("bfloat16, packed", packed, denoiser_call(packed, frames, height, width, device))
+                add(f"{fast}, packed", packed, denoiser_call(packed, frames, height, width, device))
                 rows[-1]["UNet weights MB"] = size_before                  # oneDNN's own layout of the same values
-            rows.append(compiled_row(model, frames, height, width, device, repeats, exact, rows[0]["s"]) if compiled
-                        else {"weights": "bfloat16, torch.compile", "s": common.NOT_MEASURED})
+            name = f"{fast}, torch.compile"
+            rows.append(compiled_row(name, model, frames, height, width, device, repeats, exact, rows[0]["s"]) if compiled
+                        else {"weights": name, "s": common.NOT_MEASURED})
     return rows
 
 
-def compiled_row(model, frames: int, height: int, width: int, device: str, repeats: int, exact: Tensor, base: float) -> dict:
+def compiled_row(name: str, model, frames: int, height: int, width: int, device: str, repeats: int, exact: Tensor, base: float) -> dict:
     """torch.compile of the whole UNet; "not measured" where there is no compiler."""
-    name = "bfloat16, torch.compile"
     try:
         unet = model.unet
         model.unet.forward, plain = torch.compile(unet.forward), unet.forward

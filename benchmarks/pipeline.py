@@ -37,7 +37,7 @@ class Case:
     width: int
     height: int
     steps: int = 1
-    dtype: str = "bfloat16"
+    dtype: str = "float32"
     runs: int = common.REPEATS
     warmup: int = 1
 
@@ -196,16 +196,18 @@ def growth_row(case: Case, result: dict) -> dict:
             "peak MB": max(result["memory"].values())}
 
 
-def plan(full: bool, cuda: bool) -> dict[str, list[Case]]:
-    """The cases by table. Without --full the expensive ones are measured once, and say so."""
+def plan(full: bool, device: str) -> dict[str, list[Case]]:
+    """The cases by table, in the device's fastest type. Without --full the expensive ones are measured once, and say so."""
+    cuda = device.startswith("cuda")
     every = full or cuda
-    types = ("bfloat16",) if cuda else ("bfloat16", "float32")
-    small = [Case(16, 256, 256, 1, dtype) for dtype in types] + [Case(16, 256, 256, 4)]
-    small += [Case(16, 256, 256, steps, runs=common.REPEATS if every else 1) for steps in (10, 50)]
-    large = [Case(16, *SIZES[name], steps, runs=common.REPEATS if every else 1, warmup=1 if every else 0)
+    *slower, fast = common.computed_types(device)
+    case = functools.partial(Case, dtype=fast)
+    small = [case(16, 256, 256), *(Case(16, 256, 256, dtype=dtype) for dtype in slower if not cuda), case(16, 256, 256, 4)]
+    small += [case(16, 256, 256, steps, runs=common.REPEATS if every else 1) for steps in (10, 50)]
+    large = [case(16, *SIZES[name], steps, runs=common.REPEATS if every else 1, warmup=1 if every else 0)
              for name in ("480p", "720p") for steps in ((1, 4, 10, 50) if every else (1,))]
-    lengths = [Case(n, 96, 64, runs=1) for n in (16, 64, 256, *((2000,) if every else ()))]
-    pixels = [Case(16, *SIZES["1080p"], runs=1, warmup=0)] if every else []
+    lengths = [case(n, 96, 64, runs=1) for n in (16, 64, 256, *((2000,) if every else ()))]
+    pixels = [case(16, *SIZES["1080p"], runs=1, warmup=0)] if every else []
     return {"stages": small + large, "frames": lengths, "pixels": pixels}
 
 
@@ -226,7 +228,7 @@ def tables(cases: dict[str, list[Case]], folder: Path, checkpoint: str, device: 
                 found["memory by stage"].append(memory_row(case, result))
             if kind == "frames":
                 found["growth with frames"].append(growth_row(case, result))
-            elif case.steps == 1 and case.dtype == "bfloat16":
+            elif case.steps == 1 and case.dtype == common.computed_types(device)[-1]:
                 found["growth with pixels"].append(growth_row(case, result))
     return {title: rows for title, rows in found.items() if rows}
 
@@ -246,7 +248,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, what = common.checkpoint_file(folder, arguments.checkpoint)
-        found = tables(plan(arguments.full, arguments.device.startswith("cuda")), Path(folder), checkpoint, arguments.device)
+        found = tables(plan(arguments.full, arguments.device), Path(folder), checkpoint, arguments.device)
     common.write("pipeline", found, {"checkpoint": what}, device=arguments.device, folder=arguments.out,
                  notes=["Read and write run beside the model and are busy for the seconds given; the other stages add up to the total."])
 

@@ -23,17 +23,14 @@ from benchmarks.shortcuts import cached_features, rounded_to_fp8
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "gopro_layout"
 STEPS = (1, 2, 4, 10, 50)
-# name -> (type, context manager over the model, options of the run, fewest steps where it makes a difference)
-SHORTCUTS: dict[str, tuple[str, Callable | None, dict, int]] = {
-    "none": ("float32", None, {}, 1),
-    "bfloat16": ("bfloat16", None, {}, 1),
-    "bfloat16, float8 weights": ("bfloat16", rounded_to_fp8, {}, 1),
-    "bfloat16, features kept for 2 steps": ("bfloat16", lambda model: cached_features(model.unet, 2), {}, 4),
-    "bfloat16, features kept for 3 steps": ("bfloat16", lambda model: cached_features(model.unet, 3), {}, 4),
-}
-GUIDANCE: dict[str, dict] = {
-    "guidance 2": {"guidance": 2.0},
-    "guidance 2 in (0.2, 0.8)": {"guidance": 2.0, "guidance_interval": (0.2, 0.8)},
+# name -> (context manager over the model, options of the run, fewest and most steps that are of interest), in the device's fastest type
+SHORTCUTS: dict[str, tuple[Callable | None, dict, int, int]] = {
+    "": (None, {}, 1, 1000),
+    "float8 weights": (rounded_to_fp8, {}, 1, 1000),
+    "features kept for 2 steps": (lambda model: cached_features(model.unet, 2), {}, 4, 1000),
+    "features kept for 3 steps": (lambda model: cached_features(model.unet, 3), {}, 4, 1000),
+    "guidance 2": (None, {"guidance": 2.0}, 4, 10),
+    "guidance 2 in (0.2, 0.8)": (None, {"guidance": 2.0, "guidance_interval": (0.2, 0.8)}, 4, 10),
 }
 
 
@@ -76,13 +73,16 @@ def rows(checkpoint: str, found: list[tuple[Tensor, Tensor]], steps: tuple[int, 
     from vdd_model.pipeline import DeblurOptions, Deblurrer
     table = [{"shortcut": "blurred input", **score([blurred for blurred, _ in found], found, None, 0.0)},
              {"shortcut": "truth", "sharpness": score([sharp for _, sharp in found], found, None, 0.0)["sharpness"]}]
-    deblurrers = {name: Deblurrer(checkpoint, device=device, dtype=common.DTYPES[name]) for name in ("float32", "bfloat16")}
+    fast = common.computed_types(device)[-1]
+    deblurrers = {name: Deblurrer(checkpoint, device=device, dtype=common.DTYPES[name]) for name in {"float32", fast}}
     exact: dict[int, list[Tensor]] = {}
-    guided = {name: ("bfloat16", None, options, 4) for name, options in GUIDANCE.items()}
-    for name, (dtype, change, options, fewest) in {**SHORTCUTS, **guided}.items():
+    named = {(", ".join(part for part in (fast, name) if part)): (fast, *shortcut) for name, shortcut in SHORTCUTS.items()}
+    if fast == "float32":
+        del named[fast]                                          # it is the exact run
+    for name, (dtype, change, options, fewest, most) in {"none": ("float32", None, {}, 1, 1000), **named}.items():
         deblurrer = deblurrers[dtype]
         for count in steps:
-            if count < fewest or name in guided and count > 10:
+            if not fewest <= count <= most:
                 continue
             started = time.perf_counter()
             outputs = []

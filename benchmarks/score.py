@@ -75,7 +75,7 @@ def sharp_latents(deblurrer: Deblurrer, options: DeblurOptions):
         for start in range(0, len(blurred), CHUNK):
             stop, low = start + CHUNK, max(0, start - 1)
             output = decode_frames(model, model.encode_target(pixels(sharp[start:stop])), pixels(blurred[low:stop + 1]), start - low,
-                                   fidelity=options.fidelity)
+                                   fidelity=options.fidelity, sampled=True)
             yield from to_frames(output, blurred[start:stop], options.color)
     return frames
 

@@ -33,6 +33,7 @@ from .common import (
     Timing,
     as_command_line,
     ceilings_table,
+    computed_types,
     count_flops,
     of_ceiling,
     release,
@@ -172,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.unet", description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", nargs="+", default=["256x256"], help="frame width x height in pixels (default: 256x256)")
     parser.add_argument("--frames", type=int, default=16)
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=list(DTYPES))
+    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), help="default: float32 and bfloat16, where the device computes in it")
     parser.add_argument("--variants", nargs="+", default=["plain", "packed"], choices=["plain", "packed", "compiled"])
     parser.add_argument("--against", nargs="*", default=["diffusers"], choices=["diffusers"])
     parser.add_argument("--vgen", default=os.environ.get("VDD_VGEN"), help="checkout of VGen: its own module is measured too")
@@ -199,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = []
     for size in args.sizes:
         width, height = (int(n) // 8 for n in size.split("x"))
-        for dtype in args.dtypes:
+        for dtype in args.dtypes or computed_types(args.device):
             case = {"frames": args.frames, "height": height, "width": width, "dtype": dtype, "device": args.device, "tokens": TOKENS,
                     "repeats": args.repeats, "threads": args.threads, "vgen": args.vgen,
                     "processor_time": args.processor_time, **vars(config)}

@@ -37,11 +37,14 @@ class DecodeDeblurredFrames(io.ComfyNode):
                              tooltip="Edge of a tile in pixels, to save memory. -1: chosen by the frame size; 0: whole frames."),
                 advanced(io.Int.Input, "tile_overlap", default=-1, min=-1, max=1024,
                          tooltip="Pixels that neighbouring tiles share. -1: chosen by the tile size."),
+                advanced(io.Combo.Input, "detail", options=["auto", "faithful", "sampled"], default="auto",
+                         tooltip="Whose detail is shown. faithful: what one step knows. sampled: what several steps drew. auto: faithful "
+                                 "behind one step of Deblur Sampler, else sampled."),
             ],
             outputs=[io.Image.Output(display_name="frames", tooltip="As many frames, of the same size, as were encoded.")])
 
     @classmethod
-    def execute(cls, latent, vae, blurred=None, fidelity=1.0, color="wavelet", tile=-1, tile_overlap=-1) -> io.NodeOutput:
+    def execute(cls, latent, vae, blurred=None, fidelity=1.0, color="wavelet", tile=-1, tile_overlap=-1, detail="auto") -> io.NodeOutput:
         encoders, model = native.need_deblur_vae(vae)
         config, z = encoders.config, latent["samples"]
         native.need_video_latent(z, config.vae.latent_channels)
@@ -60,6 +63,7 @@ class DecodeDeblurredFrames(io.ComfyNode):
             fidelity, color = 0.0, "none"
         if config.vae.fidelity is None:                    # this checkpoint has no such branch
             fidelity = 0.0
+        sampled = latent.get(native.ONE_STEP) is not z if detail == "auto" else detail == "sampled"
         tiling = make_tiling(None if tile < 0 else tile, None if tile_overlap < 0 else tile_overlap, height, width, config.divisor)
         side = [min(n, tiling.tile or n) for n in padded]
         native.use([vae.patcher, *([encoders.spatial] if fidelity else [])],
@@ -73,8 +77,8 @@ class DecodeDeblurredFrames(io.ComfyNode):
             first, pixels = max(0, start - 1), None          # the fidelity branch looks at the neighbouring frames too
             if fidelity:
                 pixels = to_pixels(list(rgb_of(blurred[first:stop + 1])), config.divisor, encoders.device)
-            decoded = decode_frames(model, latents, pixels, start - first, fidelity=fidelity, tiling=tiling,
-                                    tick=mm.throw_exception_if_processing_interrupted)
+            decoded = decode_frames(model, latents, pixels, start - first, fidelity=fidelity, sampled=sampled,
+                                    tiling=tiling, tick=mm.throw_exception_if_processing_interrupted)
             like = list(rgb_of(blurred[start:stop])) if blurred is not None else [decoded.new_empty(height, width, 3)]
             out[start:stop, ..., :3] = to_frames(decoded, like, color, tiling.tile)
             progress.update(stop - start)

@@ -53,6 +53,7 @@ FRAMES_PER_CHUNK = 4          # frames that pass an encoder or the decoder toget
 BLUR = "vdd_blur"             # (1, 4, F, h, w): encoder 2's latents
 IMAGE = "vdd_image"           # (1, 1, F, image_dim): semantic vectors of all frames; zeros in the unconditional branch
 SIZE = "vdd_size"             # key of a LATENT's dict: (height, width) of the frames before padding
+ONE_STEP = "vdd_one_step"     # key of a LATENT's dict: its samples when they came in one step; another node's samples are others
 
 
 class VideoLatent(comfy.latent_formats.LatentFormat):

@@ -67,7 +67,7 @@ class DeblurSampler(io.ComfyNode):
                 native.cut_latent(masked, start, stop),
                 lambda step, first=start, last=stop: frame_noise(seed, range(first, last), samples.shape[1], height, width, step))
             result = continue_clip(result, part, start, k * (window - shared), shared) if k else part
-        return io.NodeOutput({**latent, "samples": result})
+        return io.NodeOutput({**latent, "samples": result, native.ONE_STEP: result if steps == 1 else None})
 
 
 class DeblurSigmas(io.ComfyNode):

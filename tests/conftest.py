@@ -33,7 +33,8 @@ def tiny_config():
         unet=UNetConfig(dim=16, dim_mult=(1, 2), blocks_per_level=1, num_heads=2, head_dim=8, attn_scales=(0.5,),
                         context_dim=16, image_dim=16, norm_groups=8, estimate=True),
         vae=AutoencoderConfig(channels=8, channel_mult=(1, 2), blocks_per_level=1, patch_size=2, mid_attention=False,
-                              norm_groups=4, latent_scale=1.0, fidelity=FidelityConfig(channels=(16, 8), blocks=(1, 1))),
+                              norm_groups=4, latent_scale=1.0, fidelity=FidelityConfig(channels=(16, 8), blocks=(1, 1)),
+                              detail=True),
         tower=TowerConfig(image_size=32, patch_size=16, width=16, layers=1, head_width=8, embed_dim=16),
         adapter=AdapterConfig(channels=16, heads=2),
     )
@@ -51,6 +52,13 @@ def make_tiny_model(seed: int = 0):
             if not p.any():
                 p.normal_(std=0.02)
     return model.eval().requires_grad_(False)
+
+
+@pytest.fixture()
+def float32_slack() -> int:
+    """How much more than the official code's own float32 error, recorded with AVX-512, is allowed: oneDNN sums less exactly with AVX2."""
+    import torch
+    return 2 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 4
 
 
 @pytest.fixture()

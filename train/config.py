@@ -18,7 +18,7 @@ TRAINABLE: dict[str, tuple[str, ...]] = {
     "denoiser": ("unet.", "encoder1.semantic", "null_text"),
     "stage1": ("encoder2.", "adapter."),
     "stage2": ("unet.", "encoder1.semantic", "null_text", "encoder2.", "adapter."),
-    "stage3": ("vae.fidelity.",),
+    "stage3": ("vae.fidelity.", "vae.detail."),
 }
 
 
@@ -59,7 +59,8 @@ class StageConfig:
     clip: float = 1.0                     # gradient norm; 0 = off
     trainable: tuple[str, ...] = ()       # prefixes of parameter names; empty = the kind's own
     loss: LossConfig = field(default_factory=LossConfig)
-    last_timestep: float = 0.0            # probability of t = T - 1 exactly (one-step use); other timesteps are equally likely
+    last_timestep: float = 0.0            # probability of t = T - 1 exactly (one-step use: stage 3 then trains the fidelity branch,
+                                          # else the detail branch where there is one); other timesteps are equally likely
     image_dropout: float = 0.1            # of the semantic tokens, never of the spatial condition
     detach_latents: bool = True           # stage 3: no gradient through the decoder's features into the UNet and encoder 2's latents
     fidelity: float = 1.0                 # stage 3: strength of the branch

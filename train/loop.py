@@ -34,6 +34,7 @@ from .stages import (
     rescale_latents,
     set_latent_scale,
     set_trainable,
+    start_detail,
     start_encoders,
     start_from_estimate,
 )
@@ -74,6 +75,7 @@ class Run:
 
     def __init__(self, config: TrainConfig, *, resume: bool, minutes: float | None, say):
         self.started = time.monotonic()
+        asked, config = config, start.computable(config)
         self.config, self.limit = config, minutes
         self.folder = Path(config.out)
         self.states = self.folder / "states"
@@ -83,6 +85,8 @@ class Run:
         self.accelerator = start.make_accelerator(config)
         main = self.accelerator.is_main_process
         self.say = (lambda text: say(text, flush=True)) if main and say is print else (say if main else lambda text: None)
+        if config.precision != asked.precision:
+            self.say(f"this processor only emulates {asked.precision}, a hundred times slower: training in {config.precision}")
         self.device = start.exact_device(self.accelerator.device)
         start.check_split(config, self.accelerator.num_processes)
         self.restored = start.find_state(config, self.states, resume, self.say)
@@ -160,6 +164,8 @@ class Run:
         if stage.rescale and not self.progress.step:
             self._rescale(source, stage)
         names = set_trainable(self.model, stage)
+        if stage.kind == "stage3" and stage.last_timestep < 1 and not self.progress.step and start_detail(self.model):
+            self.say("the detail branch starts as the fidelity branch")
         module = StageLoss(self.model, stage, seed=config.seed, number=number).to(self.device)
         if config.fsdp:
             sharding.shard(module, self.device)

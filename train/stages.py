@@ -93,9 +93,16 @@ class StageLoss(nn.Module):
                           for p in positions])
 
     def timesteps(self, positions: Sequence[int]) -> Tensor:
-        """(B,) integers on the CPU: T - 1 with probability `last_timestep`, else uniform in 0 ... T - 1."""
+        """(B,) integers on the CPU: T - 1 with probability `last_timestep`, else uniform in 0 ... T - 1.
+
+        In stage 3 a whole batch is at T - 1 or none of it: it goes through one branch, and shapes stay.
+        """
         total, share = self.schedule.num_timesteps, self.stage.last_timestep
         draws = [torch.rand(2, generator=self._generator("cpu", "timestep", p)).tolist() for p in positions]
+        if self.stage.kind == "stage3":
+            batch = int(positions[0]) // self.stage.batch
+            which = torch.rand(1, generator=self._generator("cpu", "branch", batch)).item()
+            return torch.tensor([total - 1 if which < share else int((total - 1) * where) for _, where in draws])
         return torch.tensor([total - 1 if which < share else int(total * where) for which, where in draws])
 
     def dropped(self, positions: Sequence[int]) -> Tensor:
@@ -167,14 +174,20 @@ class StageLoss(nn.Module):
             return diffusion.x0_from_v(schedule, x_t, t, v_hat.float())
 
     def _fidelity(self, blurred: Tensor, sharp: Tensor, positions, cached) -> dict[str, Tensor]:
-        """Pixel losses on the model's own outputs. What does not train carries no gradient, so nothing is kept for it."""
+        """Pixel losses on the model's own outputs. What does not train carries no gradient, so nothing is kept for it.
+
+        The detail branch learns from all but the last timestep, at which a sample holds nothing that a mean does not; where it does not
+        train, the fidelity branch learns from all.
+        """
         model = self.model
         code = model.encode_blurred(blurred)
         t = self.timesteps(positions)
         z0_hat = self._denoised(code, blurred, sharp, t, positions)
         if self.stage.detach_latents:
             z0_hat = z0_hat.detach()
-        output = model.decode(z0_hat, code, blurred, fidelity=self.stage.fidelity)
+        detail = model.vae.detail is not None and any(p.requires_grad for p in model.vae.detail.parameters())
+        sampled = detail and bool((t < self.schedule.num_timesteps - 1).any())
+        output = model.decode(z0_hat, code, blurred, fidelity=self.stage.fidelity, sampled=sampled)
         weights = self.stage.loss
         terms = {"pixel": losses.charbonnier(output, sharp)}
         if weights.psnr:
@@ -249,6 +262,16 @@ def rescale_latents(model: nn.Module, errors: Tensor) -> None:
     if model.config.unet.estimate:
         adapter.conv_out.bias[count:2 * count] += scale.log()
     first.weight[:, count:2 * count] /= scale.view(-1, 1, 1)
+
+
+@torch.no_grad()
+def start_detail(model: nn.Module) -> bool:
+    """A detail branch that is about to train for the first time starts as the fidelity branch. True where it did."""
+    detail = model.vae.detail
+    if detail is None or not detail.head.weight.requires_grad or detail.head.weight.any():
+        return False
+    detail.load_state_dict(model.vae.fidelity.state_dict())
+    return True
 
 
 @torch.no_grad()

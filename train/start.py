@@ -13,6 +13,7 @@ from vdd_model import checkpoint
 from vdd_model.config import ConfigError, ModelConfig
 from vdd_model.errors import UserError
 from vdd_model.model import DeblurModel
+from vdd_model.pipeline import cpu_has_bfloat16
 
 from . import state as states
 from .config import TrainConfig, blur_config, differences, model_config
@@ -126,8 +127,9 @@ def prepare_model(model: DeblurModel, config: TrainConfig, device: torch.device)
         for module in (model.unet, model.encoder1.spatial_head.encoder, model.encoder2.spatial_head.encoder, model.vae.encoder):
             module.compile(dynamic=False)
         model.vae.decoder.features = torch.compile(model.vae.decoder.features, dynamic=False)
-        if model.vae.fidelity is not None:
-            model.vae.fidelity.compile(dynamic=False)
+        for branch in (model.vae.fidelity, model.vae.detail):
+            if branch is not None:
+                branch.compile(dynamic=False)
     return model
 
 
@@ -156,6 +158,16 @@ def _at(data, key: str):
     return data
 
 
+def computable(config: TrainConfig) -> TrainConfig:
+    """`config`, in float32 where the run is on a CPU that only emulates bfloat16."""
+    emulated = config.precision == "bfloat16" and _on_cpu() and not cpu_has_bfloat16()
+    return dataclasses.replace(config, precision="float32") if emulated else config
+
+
+def _on_cpu() -> bool:
+    return not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+
+
 def make_accelerator(config: TrainConfig):
     """accelerate for this process: precision, trackers, gradients shared by DDP (`fsdp` is ours, see `train.shard`)."""
     from accelerate import Accelerator
@@ -164,4 +176,4 @@ def make_accelerator(config: TrainConfig):
     shared = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
     return Accelerator(mixed_precision="bf16" if config.precision == "bfloat16" else "no", log_with=list(config.trackers) or None,
                        project_dir=config.out if config.trackers else None, kwargs_handlers=[shared],
-                       cpu=not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true")
+                       cpu=_on_cpu())

@@ -273,8 +273,10 @@ def add_thumbnail(latents: Tensor, x: Tensor, config: AutoencoderConfig) -> Tens
 
 
 class AutoencoderKL(nn.Module):
-    """Encoder, decoder, quantisation convolutions: official keys. `fidelity.*` is ours and may be absent.
+    """Encoder, decoder, quantisation convolutions: official keys. `fidelity.*` and `detail.*` are ours and may be absent.
 
+    Both are fidelity branches: the first for the latents of one step, a mean that holds what is known and no more; the second for
+    those of several steps, samples, whose detail it draws. One for both would have to doubt the samples for the sake of the mean.
     With `config.thumbnail` the decoder's output is a correction of the enlarged thumbnail (see `add_thumbnail`).
     """
 
@@ -286,6 +288,7 @@ class AutoencoderKL(nn.Module):
         self.quant_conv = operations.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
         self.post_quant_conv = operations.Conv2d(config.latent_channels, config.latent_channels, 1)
         self.fidelity = None if config.fidelity is None else FidelityBranch(config.fidelity, config, operations)
+        self.detail = FidelityBranch(config.fidelity, config, operations) if config.fidelity is not None and config.detail else None
         if config.thumbnail:
             for layer in (self.quant_conv, self.decoder.conv_out):           # training starts from the thumbnail itself
                 nn.init.zeros_(layer.weight)
@@ -297,11 +300,13 @@ class AutoencoderKL(nn.Module):
         mean, logvar = self.quant_conv(hidden).chunk(2, dim=1)
         return add_thumbnail(mean, x, self.config), logvar.clamp(*LOGVAR_RANGE)
 
-    def decode(self, z: Tensor, features: list[Tensor] | None = None, blurred: Tensor | None = None, fidelity: float = 0.0) -> Tensor:
+    def decode(self, z: Tensor, features: list[Tensor] | None = None, blurred: Tensor | None = None, fidelity: float = 0.0,
+               sampled: bool = False) -> Tensor:
         """Unscaled latents z (N, latent_channels, h, w) -> pixels (N, 3, H, W), about [-1, 1], not clamped.
 
         With `fidelity` > 0: (1 - fidelity) * plain + fidelity * (blurred + residual), where `features` are encoder 2's of
         `blurred` (N, 3, H, W), fine to coarse, the coarsest with its neighbours (DeblurModel.encode_blurred makes them).
+        `sampled`: z was drawn in several steps; the residual then is the `detail` branch's, where there is one.
         `blurred` may be float32 beside a network of half precision: the sum then is float32, free of banding.
         """
         levels = self.decoder.features(self.post_quant_conv(z))
@@ -309,7 +314,8 @@ class AutoencoderKL(nn.Module):
             return self._plain(levels[-1], z)
         if features is None or blurred is None:
             raise ValueError("fidelity > 0 needs encoder 2's features and the blurred frames")
-        restored = blurred + self.fidelity(levels, features)
+        branch = self.detail if sampled and self.detail is not None else self.fidelity
+        restored = blurred + branch(levels, features)
         return restored if fidelity == 1.0 else torch.lerp(self._plain(levels[-1], z).to(restored.dtype), restored, fidelity)
 
     def _plain(self, finest: Tensor, z: Tensor) -> Tensor:

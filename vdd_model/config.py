@@ -64,6 +64,7 @@ class AutoencoderConfig:
     thumbnail: bool = False               # the first 3 latent channels carry the frame, averaged over factor x factor pixels
     latent_scale: float = 0.18215         # latents = posterior mean * latent_scale
     fidelity: FidelityConfig | None = field(default_factory=FidelityConfig)
+    detail: bool = False                  # a second fidelity branch, for latents of several steps: it draws what a sample says
 
     @property
     def factor(self) -> int:
@@ -179,7 +180,7 @@ SMALL = ModelConfig(
                     context_dim=128, image_dim=128, norm_groups=16, estimate=True),
     vae=AutoencoderConfig(channels=32, channel_mult=(1, 2), blocks_per_level=1, patch_size=2, mid_attention=False,
                           norm_groups=16, thumbnail=True, latent_scale=1.0,
-                          fidelity=FidelityConfig(channels=(96, 48), blocks=(8, 3))),
+                          fidelity=FidelityConfig(channels=(96, 48), blocks=(8, 3)), detail=True),
     tower=TowerConfig(image_size=128, patch_size=16, width=128, layers=4, head_width=32, embed_dim=128),
     adapter=AdapterConfig(channels=48, heads=2),
 )

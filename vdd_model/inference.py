@@ -188,11 +188,13 @@ def sample_window(v_model: VModel, schedule: Schedule, shape: Sequence[int], fra
 
 @torch.no_grad()
 def decode_frames(model: DeblurModel, latents: Tensor, pixels: Tensor | None = None, start: int = 0, *, fidelity: float = 0.0,
-                  features: list[Tensor] | None = None, tiling: Tiling = Tiling(), tick: Tick = no_tick) -> Tensor:
+                  sampled: bool = False, features: list[Tensor] | None = None, tiling: Tiling = Tiling(),
+                  tick: Tick = no_tick) -> Tensor:
     """Latents (1, 4, F, h, w) -> pixels (1, 3, F, H, W), float32, not clamped.
 
     fidelity > 0 needs the blurred `pixels`, whose frames [start, start + F) belong to the latents (what lies around them is
-    used as their neighbours), and takes encoder 2's `features` of these F frames, or computes them.
+    used as their neighbours), and takes encoder 2's `features` of these F frames, or computes them. `sampled`: the latents were
+    drawn in several steps, not in one.
     """
     config, count = model.config, latents.shape[2]
     factor = config.vae.factor
@@ -209,7 +211,7 @@ def decode_frames(model: DeblurModel, latents: Tensor, pixels: Tensor | None = N
             return model.decode(z).float()
         piece = pixels[..., wide.rows.slice, wide.columns.slice]
         code = BlurCode(z, features) if features is not None else encode_with_features(model, piece, start, start + count)
-        return model.decode(z, code, piece[:, :, start:start + count], fidelity).float()
+        return model.decode(z, code, piece[:, :, start:start + count], fidelity, sampled=sampled).float()
 
     return blend(list(pieces), decode)
 

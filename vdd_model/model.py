@@ -103,11 +103,11 @@ class DeblurModel(nn.Module):
         return self.unet(x, t, self.context(condition.image) if context is None else context, condition.concat)
 
     def decode(self, z: Tensor, code: BlurCode | None = None, blurred: Tensor | None = None, fidelity: float = 0.0,
-               chunk: int = 0) -> Tensor:
+               chunk: int = 0, *, sampled: bool = False) -> Tensor:
         """Scaled latents (B, 4, F, h, w) -> frames (B, 3, F, H, W), about [-1, 1], not clamped.
 
         fidelity > 0 blends in the fidelity branch, which needs `code` (encode_blurred) and the `blurred` frames of the same
-        F frames; fidelity 0 is exactly the plain decoder.
+        F frames; fidelity 0 is exactly the plain decoder. `sampled`: z was drawn in several steps, not in one.
         """
         batch = len(z)
         frames = fold_time(z) / self.config.vae.latent_scale
@@ -117,6 +117,6 @@ class DeblurModel(nn.Module):
         if code is None or blurred is None:
             raise ValueError("fidelity > 0 needs encoder 2's code and the blurred frames")
         features, blurred = [fold_time(f) for f in code.features], fold_time(blurred)
-        parts = [self.vae.decode(frames[i:i + step], [f[i:i + step] for f in features], blurred[i:i + step], fidelity)
+        parts = [self.vae.decode(frames[i:i + step], [f[i:i + step] for f in features], blurred[i:i + step], fidelity, sampled)
                  for i in range(0, len(frames), step)]
         return unfold_time(torch.cat(parts), batch)

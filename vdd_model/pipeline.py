@@ -326,8 +326,8 @@ class _Run:
         features = self._kept(start, stop, low, high)
         if features is not None:
             low, high = start, stop                      # they know the neighbours: whose pixels need not be brought to the device
-        return decode_frames(self.model, x0, self._pixels(low, high), start - low, fidelity=self.fidelity, features=features,
-                             tiling=tiling, tick=self._tick("decode"))
+        return decode_frames(self.model, x0, self._pixels(low, high), start - low, fidelity=self.fidelity, sampled=self.options.steps > 1,
+                             features=features, tiling=tiling, tick=self._tick("decode"))
 
     def _kept(self, start: int, stop: int, low: int, high: int) -> list[Tensor] | None:
         """The features of frames [start, stop), joined with their neighbours in [low, high), where all were kept."""

@@ -64,6 +64,22 @@ def test_encode_and_decode(pack, frames, vae_and_encoders):
         pack.nodes["VDDDecode"].execute({"samples": torch.zeros(1, 16, 5, 10, 12)}, vae)
 
 
+def test_decode_takes_the_branch_of_how_the_latent_was_drawn(pack, frames, vae_and_encoders, monkeypatch):
+    vae, encoders = vae_and_encoders
+    native, decoding, seen = pack.module("nodes.native"), pack.module("nodes.decoding"), []
+    decode = decoding.decode_frames
+    monkeypatch.setattr(decoding, "decode_frames", lambda *a, sampled, **k: seen.append(sampled) or decode(*a, sampled=sampled, **k))
+    samples = torch.randn(1, 4, 5, 10, 12)
+    cases = [({native.ONE_STEP: samples}, "auto", False),
+             ({native.ONE_STEP: None}, "auto", True),
+             ({native.ONE_STEP: samples.clone()}, "auto", True),       # another node's samples in a dict that went through Deblur Sampler
+             ({}, "auto", True), ({}, "faithful", False), ({native.ONE_STEP: samples}, "sampled", True)]
+    for mark, detail, sampled in cases:
+        seen.clear()
+        pack.nodes["VDDDecode"].execute({"samples": samples, **mark}, vae, frames, detail=detail)
+        assert set(seen) == {sampled}, (mark.keys(), detail)
+
+
 def test_decode_tells_the_colour_transfer_of_its_tiles(pack, frames, vae_and_encoders, monkeypatch):
     """What tiles disagree in is taken from the blurred frames; whole frames keep their own brightness."""
     vae, encoders = vae_and_encoders

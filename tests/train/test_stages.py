@@ -11,7 +11,16 @@ from training_tools import STAGES, write_config
 from train import config as configs
 from train.loop import run
 from train.losses import gaussian_nll
-from train.stages import StageLoss, estimate_errors, rescale_latents, set_trainable, start_encoders, start_from_estimate, trainable_names
+from train.stages import (
+    StageLoss,
+    estimate_errors,
+    rescale_latents,
+    set_trainable,
+    start_detail,
+    start_encoders,
+    start_from_estimate,
+    trainable_names,
+)
 from vdd_model.checkpoint import load
 from vdd_model.config import ConfigError
 from vdd_model.model import DeblurModel
@@ -21,7 +30,7 @@ MOVES = {
     "denoiser": ("unet.", "encoder1.semantic_head.", "null_text"),
     "stage1": ("encoder2.", "adapter."),
     "stage2": ("unet.", "encoder1.semantic_head.", "null_text", "encoder2.", "adapter."),
-    "stage3": ("vae.fidelity.",),
+    "stage3": ("vae.fidelity.", "vae.detail."),
 }
 
 
@@ -94,7 +103,7 @@ def test_no_gradient_is_kept_for_frozen_parts_of_stage_3():
     model.unet.register_forward_hook(lambda module, inputs, output: seen.append(output.requires_grad))
     StageLoss(model, stage("stage3"))(*clips(), range(4))["loss"].backward()
     assert seen == [False]
-    assert all(p.grad is None for name, p in model.named_parameters() if not name.startswith("vae.fidelity."))
+    assert all(p.grad is None for name, p in model.named_parameters() if not name.startswith(("vae.fidelity.", "vae.detail.")))
 
 
 def test_stage_3_sees_the_one_step_output_at_the_last_timestep():
@@ -109,6 +118,39 @@ def test_stage_3_sees_the_one_step_output_at_the_last_timestep():
         module(blurred, sharp, range(4))
         module(blurred, 1 - sharp, range(4))
     assert torch.equal(seen[0], seen[1])
+
+
+@pytest.mark.parametrize("trainable, last_timestep, learns", [
+    ((), 1.0, "vae.fidelity."), ((), 0.0, "vae.detail."), (("vae.fidelity.",), 0.0, "vae.fidelity.")])
+def test_a_branch_learns_from_the_latents_that_it_is_for(trainable, last_timestep, learns):
+    """The last timestep is the fidelity branch's, all others the detail branch's, unless that does not train."""
+    model = make_tiny_model()
+    asked = stage("stage3", trainable=trainable, last_timestep=last_timestep)
+    set_trainable(model, asked)
+    StageLoss(model, asked)(*clips(), range(4))["loss"].backward()
+    moved = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert moved and all(name.startswith(learns) for name in moved)
+
+
+def test_in_stage_3_a_batch_is_at_the_last_timestep_as_a_whole_however_it_is_shared():
+    module = StageLoss(make_tiny_model(), stage("stage3", last_timestep=0.3, batch=4), seed=0)
+    batches = [module.timesteps(range(4 * step, 4 * step + 4)) for step in range(1000)]
+    last = torch.stack([(t == 999) for t in batches])
+    assert torch.equal(last.any(1), last.all(1)) and 0.26 < last.float().mean() < 0.34
+    for step, whole in enumerate(batches[:20]):
+        assert whole.tolist() == [t for k in (0, 2) for t in module.timesteps((4 * step + k, 4 * step + k + 1)).tolist()]
+
+
+def test_a_detail_branch_starts_as_the_fidelity_branch_when_it_first_trains():
+    model = make_tiny_model()
+    torch.nn.init.zeros_(model.vae.detail.head.weight)
+    set_trainable(model, stage("stage3", trainable=("vae.fidelity.",)))
+    assert not start_detail(model) and not model.vae.detail.head.weight.any()
+    set_trainable(model, stage("stage3"))
+    assert start_detail(model)
+    assert all(torch.equal(a, b) for a, b in zip(model.vae.fidelity.parameters(), model.vae.detail.parameters()))
+    torch.nn.init.ones_(model.vae.fidelity.head.bias)
+    assert not start_detail(model) and not torch.equal(model.vae.fidelity.head.bias, model.vae.detail.head.bias)
 
 
 def test_draws_do_not_depend_on_how_a_batch_is_shared():

@@ -38,7 +38,7 @@ def official(tmp_path_factory):
     """Small random official files and the tensors in them."""
     folder = tmp_path_factory.mktemp("official")
     state = make_tiny_model(5).state_dict()
-    unet, vae = parts(state, "unet."), {k: v for k, v in parts(state, "vae.").items() if not k.startswith("fidelity.")}
+    unet, vae = parts(state, "unet."), {k: v for k, v in parts(state, "vae.").items() if not k.startswith(("fidelity.", "detail."))}
     text = tiny_text_tower()
     clip = {"visual." + k: v for k, v in parts(state, "encoder1.semantic_head.").items()} | text.state_dict()
     clip["logit_scale"] = torch.tensor(4.6)
@@ -87,11 +87,11 @@ def test_tft2v(official, tmp_path, vae_file):
         assert all(torch.equal(state[f"{encoder}.spatial_head.{k}"], v) for k, v in spatial.items())
     assert all(torch.equal(state["encoder1.semantic_head." + k], v) for k, v in parts(clip, "visual.").items())
     assert state["null_text"].shape == (1, 2, 16) and state["null_text"].any()
-    assert not state["vae.fidelity.head.weight"].any() and state["adapter.conv1.weight"].any()
+    assert not state["vae.fidelity.head.weight"].any() and not state["vae.detail.head.weight"].any() and state["adapter.conv1.weight"].any()
     training = read_training(out)
-    assert training["untrained"] == ["adapter", "vae.fidelity"]
+    assert training["untrained"] == ["adapter", "vae.detail", "vae.fidelity"]
     assert {s["file"] for s in training["sources"]} == {vae_file, "clip.bin", "tft2v.pth"}
-    assert "lacks trained weights for: adapter, vae.fidelity" in text
+    assert "lacks trained weights for: adapter, vae.detail, vae.fidelity" in text
 
 
 def test_the_seed_decides_the_initial_values(official, tmp_path):
@@ -110,7 +110,7 @@ def test_modelscope_is_padded_and_computes_the_same(official, tmp_path):
     text = convert([folder / "modelscope.pth", folder / "sd.ckpt", folder / "clip.bin"], out, config=tiny_config(), dtype=None)
     weight = load(out).unet.state_dict()["input_blocks.0.0.weight"]
     assert torch.equal(weight[:, :4], unet["input_blocks.0.0.weight"][:, :4]) and weight.shape[1] == 12 and not weight[:, 4:].any()
-    assert read_training(out)["untrained"] == ["adapter", "unet.pre_image_condition", "vae.fidelity"]
+    assert read_training(out)["untrained"] == ["adapter", "unet.pre_image_condition", "vae.detail", "vae.fidelity"]
     assert "padded with zeros from 4 to 12 channels" in text
 
 

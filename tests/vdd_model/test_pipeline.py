@@ -69,7 +69,7 @@ class Stub:
         a, s = self.schedule.sqrt_alpha_bar[t].float(), self.schedule.sqrt_one_minus_alpha_bar[t].float()
         return (a * x - self.answer(condition.concat[:, :4], x)) / s
 
-    def decode(self, z, code=None, blurred=None, fidelity=0.0, chunk=0):
+    def decode(self, z, code=None, blurred=None, fidelity=0.0, chunk=0, *, sampled=False):
         self.calls["decode"] += z.shape[2]
         if not fidelity:
             return z[:, :3]
@@ -230,6 +230,15 @@ def test_tiny_model_runs_on_any_size(tiny_model, frames, height, width):
     for options in ({"fidelity": 0.0}, {"steps": 2, "guidance": 3.0, "guidance_rescale": 0.5, "window": 4, "overlap": 1}):
         y = Deblurrer(tiny_model, device="cpu").deblur(x, **options)
         assert y.shape == x.shape and torch.isfinite(y).all() and 0 <= y.min() and y.max() <= 1
+
+
+def test_several_steps_are_decoded_as_a_sample(tiny_model, monkeypatch):
+    asked, decode = [], tiny_model.decode
+    monkeypatch.setattr(tiny_model, "decode", lambda *a, sampled, **k: asked.append(sampled) or decode(*a, sampled=sampled, **k))
+    for steps in (1, 2):
+        asked.clear()
+        Deblurrer(tiny_model, device="cpu").deblur(clip(3), steps=steps)
+        assert set(asked) == {steps > 1}
 
 
 def test_bfloat16_stays_close(tiny_model):
@@ -449,7 +458,7 @@ def test_the_shipped_model_follows_its_latents_and_more_steps_move_it():
     one, many = (deblurrer.deblur(blurred, steps=steps) for steps in (1, 20))
     with torch.no_grad():
         pixels, target = (to_pixels(list(frames), deblurrer.model.config.divisor, torch.device("cpu")) for frames in (blurred, sharp))
-        true = decode_frames(deblurrer.model, deblurrer.model.encode_target(target), pixels, fidelity=1.0)
+        true = decode_frames(deblurrer.model, deblurrer.model.encode_target(target), pixels, fidelity=1.0, sampled=True)
     psnr = [metrics.psnr(frames, sharp).mean().item() for frames in (blurred, many, one, to_frames(true, list(blurred)))]
     assert psnr[2] > psnr[0] + 1 and psnr[3] > psnr[2] + 1, psnr
     assert psnr[2] - 3.5 < psnr[1] < psnr[2], psnr
