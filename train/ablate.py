@@ -51,7 +51,8 @@ def variants(config: TrainConfig) -> dict[str, tuple[StageConfig, ...]]:
     def without(stage: StageConfig, prefix: str) -> StageConfig:
         """The stage with these parameters frozen, and no loss on encoder 2's latents."""
         trainable = stage.trainable or TRAINABLE[stage.kind]
-        return replace(stage, trainable=tuple(p for p in trainable if not p.startswith(prefix)), loss=replace(stage.loss, latent=0.0))
+        kept = tuple(p for p in trainable if not p.startswith(prefix))
+        return replace(stage, trainable=kept if kept != trainable else stage.trainable, loss=replace(stage.loss, latent=0.0))
 
     def incoherent(stage: StageConfig) -> StageConfig:
         """The stage without the coherence loss (paper eq. 4)."""

@@ -20,6 +20,7 @@ def test_variants_have_equal_budgets_and_differ_where_they_say(tmp_path):
         assert [s.kind for s in stages if s.kind == "stage3"] == ["stage3"]
     assert [s.kind for s in found["one stage"]] == ["stage2", "stage3"]
     assert not any(p.startswith("encoder2") for s in found["without encoder 2"] for p in s.trainable)
+    assert found["without encoder 2"][-1].trainable == ()               # the kind's own, whatever branches the model has
     assert all(s.loss.coherence == 0 for s in found["without coherence"][:2])
     with pytest.raises(ConfigError, match="one stage1"):
         variants(configs.load(write_config(tmp_path, STAGES[3:])))

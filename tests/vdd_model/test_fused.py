@@ -27,7 +27,9 @@ def test_linear_with_a_sum(make, packed):
         assert torch.equal(add, before)
 
 
-def test_geglu_in_training_and_inference():
+@pytest.mark.parametrize("gelu_pays", [True, False])
+def test_geglu_in_training_and_inference(gelu_pays, monkeypatch):
+    monkeypatch.setattr(fused, "_gelu_pays", lambda: gelu_pays)
     torch.manual_seed(0)
     layer = fused.Linear(16, 64)
     layer.pieces = 2
