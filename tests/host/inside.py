@@ -139,6 +139,13 @@ def checks(folder, checkpoint):
         one = nodes["VDDDeblurFrames"].execute(frames, choice, steps=2, guidance=1.0, fidelity=1.0, color="wavelet", seed=7,
                                                **windows).result[0]
         result["graph_against_one_node"] = (graph - one).abs().max().item()
+        drawn = nodes["VDDSampler"].execute(model, positive, negative, latent, 7, 1, 1.0, 0.0, **windows).result[0]
+        steps1 = nodes["VDDDecode"].execute(drawn, vae, frames).result[0]
+        single = nodes["VDDDeblurFrames"].execute(frames, choice, steps=1, guidance=1.0, fidelity=1.0, color="wavelet", seed=7,
+                                                  **windows).result[0]
+        other = nodes["VDDDecode"].execute(drawn, vae, frames, detail="sampled").result[0]
+        result["one_step_against_one_node"] = (steps1 - single).abs().max().item()
+        result["the_other_branch"] = (steps1 - other).abs().max().item()
         comfy.cli_args.args.fp32_vae = False
         fast = nodes["VDDDeblurFrames"].execute(frames, choice, steps=2, guidance=1.0, fidelity=1.0, color="wavelet", seed=7,
                                                 **windows).result[0]

@@ -35,6 +35,7 @@ def test_weights_of_fewer_bits(checked):
 
 def test_graph_and_one_node_agree(checked):
     assert checked["graph_against_one_node"] < 2e-3
+    assert checked["one_step_against_one_node"] < 2e-3 < checked["the_other_branch"]
     assert checked["shapes"][:2] == [[9, 40, 52, 4], [9, 40, 52, 4]]
     assert checked["shapes"][2] == [1, 9, 40, 56, 3]
     assert checked["alpha_kept"]
