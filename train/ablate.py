@@ -46,7 +46,8 @@ def variants(config: TrainConfig) -> dict[str, tuple[StageConfig, ...]]:
         raise ConfigError("an ablation needs stage1 and stage2 both in steps or both in minutes")
     after = tuple(stage for stage in config.stages if stage.kind == "stage3")
     budget = {"steps": first.steps + second.steps} if first.steps else {"minutes": first.minutes + second.minutes}
-    alone = replace(second, **budget, batch=second.batch, loss=replace(second.loss, latent=second.loss.latent or first.loss.latent))
+    alone = replace(second, **budget, rescale=first.rescale or second.rescale,
+                    loss=replace(second.loss, latent=second.loss.latent or first.loss.latent))
 
     def without(stage: StageConfig, prefix: str) -> StageConfig:
         """The stage with these parameters frozen, and no loss on encoder 2's latents."""

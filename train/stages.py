@@ -100,8 +100,7 @@ class StageLoss(nn.Module):
         total, share = self.schedule.num_timesteps, self.stage.last_timestep
         draws = [torch.rand(2, generator=self._generator("cpu", "timestep", p)).tolist() for p in positions]
         if self.stage.kind == "stage3":
-            batch = int(positions[0]) // self.stage.batch
-            which = torch.rand(1, generator=self._generator("cpu", "branch", batch)).item()
+            which = torch.rand(1, generator=self._generator("cpu", "branch", int(positions[0]) // self.stage.batch)).item()
             return torch.tensor([total - 1 if which < share else int((total - 1) * where) for _, where in draws])
         return torch.tensor([total - 1 if which < share else int(total * where) for which, where in draws])
 

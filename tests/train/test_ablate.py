@@ -22,6 +22,8 @@ def test_variants_have_equal_budgets_and_differ_where_they_say(tmp_path):
     assert not any(p.startswith("encoder2") for s in found["without encoder 2"] for p in s.trainable)
     assert found["without encoder 2"][-1].trainable == ()               # the kind's own, whatever branches the model has
     assert all(s.loss.coherence == 0 for s in found["without coherence"][:2])
+    rescaled = variants(configs.load(write_config(tmp_path, [*STAGES[:2], {**STAGES[2], "rescale": True}, *STAGES[3:]])))
+    assert all(stages[0].rescale for stages in rescaled.values())       # on one scale, or their v losses cannot be compared
     with pytest.raises(ConfigError, match="one stage1"):
         variants(configs.load(write_config(tmp_path, STAGES[3:])))
 
