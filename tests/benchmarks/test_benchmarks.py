@@ -104,6 +104,10 @@ def test_the_summary_says_what_was_not_measured(tmp_path, monkeypatch):
     assert all(row["measured"] == common.NOT_MEASURED for row in bench.summary(tmp_path))
     common.write("pipeline", {"seconds by stage": [{"clip": "16 x 256 x 256", "steps": 1, "type": "bfloat16", "s": 2.5}]}, folder=tmp_path)
     assert {"yes"} == {row["met"] for row in bench.summary(tmp_path) if "met" in row}
+    calls = [{"network": "UNet3D, packed", "size": f"16 x {width} x 256", "type": "float32", "x official": x}
+             for width, x in ((256, 1.5), (448, 2.0))]
+    common.write("unet", {"one call": calls}, folder=tmp_path)
+    assert [row["measured"] for row in bench.summary(tmp_path) if "float32" in row["what"]] == ["1.5 x"]
 
 
 @pytest.mark.parametrize("name", list(bench.commands("cpu", False, "small", common.RESULTS)))
