@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import __main__ as bench
 from benchmarks import autoencoder, common, options, pipeline, quality, shortcuts, startup, unet
-from vdd_model.pipeline import Deblurrer, cpu_has_bfloat16
+from vdd_model.pipeline import Deblurrer
 
 
 @pytest.fixture(autouse=True)
@@ -22,8 +22,6 @@ def small_ceilings(monkeypatch):
 @pytest.fixture(params=[("float32",), ("float32", "bfloat16")], ids=len)
 def types(request, monkeypatch):
     """What the machine computes in: with bfloat16 or without."""
-    if "bfloat16" in request.param and not cpu_has_bfloat16():
-        pytest.skip("this processor has no bfloat16: emulated, it takes minutes")
     monkeypatch.setattr(common, "computed_types", lambda device="cpu": request.param)
     return request.param
 
