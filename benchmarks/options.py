@@ -72,9 +72,9 @@ def weight_rows(checkpoint: str, frames: int, size: tuple[int, int], device: str
                 pack(packed.unet)
                 add(f"{fast}, packed", packed, denoiser_call(packed, frames, height, width, device))
                 rows[-1]["UNet weights MB"] = size_before                  # oneDNN's own layout of the same values
-            name = f"{fast}, torch.compile"
-            rows.append(compiled_row(name, model, frames, height, width, device, repeats, exact, rows[0]["s"]) if compiled
-                        else {"weights": name, "s": common.NOT_MEASURED})
+            title = f"{fast}, torch.compile"
+            rows.append(compiled_row(title, model, frames, height, width, device, repeats, exact, rows[0]["s"]) if compiled
+                        else {"weights": title, "s": common.NOT_MEASURED})
     return rows
 
 

@@ -37,6 +37,7 @@ from .stages import (
     start_detail,
     start_encoders,
     start_from_estimate,
+    with_detail,
 )
 
 SCALE_CLIPS = 64          # clips that the latents' scale is measured on
@@ -397,7 +398,7 @@ class Run:
         path = self.folder / "vdd.safetensors"
         if self.work is not None:
             self.work.average.swap()
-        state = sharding.whole_state(self.model)
+        state = with_detail(sharding.whole_state(self.model))
         if self.accelerator.is_main_process:
             # where files lay on the machine that trained is nobody else's business
             config = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in ("root", "out", "init")}

@@ -273,6 +273,15 @@ def start_detail(model: nn.Module) -> bool:
     return True
 
 
+def with_detail(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A model's tensors by name, the fidelity branch's in place of a detail branch that has not trained: several steps would show the
+    blurred frame itself."""
+    ours, own = "vae.detail.", "vae.fidelity."
+    if f"{ours}head.weight" not in state or state[f"{ours}head.weight"].any():
+        return state
+    return state | {name.replace(own, ours): value.clone() for name, value in state.items() if name.startswith(own)}
+
+
 @torch.no_grad()
 def start_encoders(model: nn.Module) -> None:
     """Both image encoders' spatial heads start as the autoencoder's encoder (paper 4.1: the same start)."""

@@ -180,6 +180,7 @@ def null_text(state: Mapping[str, Tensor], length: int = 77, head_width: int = 6
     prefix = _text_prefix(state)
 
     def get(key: str) -> Tensor:
+        """The tower's tensor of this name, in float32."""
         if prefix + key not in state:
             raise CheckpointError(f"OpenCLIP's text tower lacks the tensor {prefix + key!r}")
         return state[prefix + key].float()

@@ -153,6 +153,15 @@ def test_a_detail_branch_starts_as_the_fidelity_branch_when_it_first_trains():
     assert not start_detail(model) and not torch.equal(model.vae.fidelity.head.bias, model.vae.detail.head.bias)
 
 
+@pytest.mark.parametrize("last_timestep, same", [(1.0, True), (0.5, False)])
+def test_what_is_exported_deblurs_in_several_steps_too(tmp_path, last_timestep, same):
+    """A run that never trained the detail branch gives it the fidelity branch's weights: untrained it would show the blurred frame."""
+    path = run(configs.load(write_config(tmp_path, [{**STAGES[4], "steps": 8, "last_timestep": last_timestep}])), say=lambda text: None)
+    vae = load(path).vae
+    assert vae.detail.head.weight.any()
+    assert all(torch.equal(a, b) for a, b in zip(vae.fidelity.parameters(), vae.detail.parameters())) == same
+
+
 def test_draws_do_not_depend_on_how_a_batch_is_shared():
     module = StageLoss(make_tiny_model(), stage("stage2"), seed=5, number=2)
     whole = module.noise(range(4), torch.Size((4, 4, 2, 8, 8)), "cpu")
