@@ -1,5 +1,5 @@
 """Steps against quality: PSNR and sharpness of `small` for 1 ... 50 steps, exact and with every shortcut, so that no speed is bought
-silently.
+silently, and what a mean over orientations is worth.
 
     python -m benchmarks.quality [--clips 2] [--frames 8] [--crop 128] [--steps 1 2 4 10 50] [--data ../shared/data/gopro_layout]
 
@@ -26,6 +26,9 @@ STEPS = (1, 2, 4, 10, 50)
 # name -> (context manager over the model, options of the run, fewest and most steps that are of interest), in the device's fastest type
 SHORTCUTS: dict[str, tuple[Callable | None, dict, int, int]] = {
     "": (None, {}, 1, 1000),
+    "mean of 2 orientations": (None, {"ensemble": 2}, 1, 1),
+    "mean of 4 orientations": (None, {"ensemble": 4}, 1, 1),
+    "mean of 8 orientations": (None, {"ensemble": 8}, 1, 1),
     "float8 weights": (rounded_to_fp8, {}, 1, 1000),
     "features kept for 2 steps": (lambda model: cached_features(model.unet, 2), {}, 4, 1000),
     "features kept for 3 steps": (lambda model: cached_features(model.unet, 3), {}, 4, 1000),

@@ -31,6 +31,7 @@ from vdd_model.inference import decode_frames, to_frames, to_pixels
 from vdd_model.pipeline import DeblurOptions, Deblurrer
 
 STEPS = (1, 2, 4, 10, 50)
+ENSEMBLES = (2, 4)
 SEED = 4_040_404                        # of the synthesised motion; training never draws from this stream
 SHARP = "sharp in, sharp out"
 LATENTS = "with the sharp latents"
@@ -131,6 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=shared / "data", help="folder with gopro_layout/ and val_photos/ (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("outputs/score"))
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS))
+    parser.add_argument("--ensemble", type=int, nargs="*", default=list(ENSEMBLES), help="also one step in so many orientations")
     parser.add_argument("--photos", type=int, default=0, help="only so many photographs")
     parser.add_argument("--frames", type=int, default=8, help="frames of a synthesised clip (%(default)s)")
     parser.add_argument("--size", type=int, default=256, help="side of a synthesised clip in pixels (%(default)s)")
@@ -156,7 +158,7 @@ def measure(a: argparse.Namespace, deblurrer: Deblurrer, sets: dict[str, list[Pa
     from vdd_model.checkpoint import resolve
 
     options = DeblurOptions()
-    settings = settings_of(deblurrer, a.steps, options)
+    settings = settings_of(deblurrer, a.steps, options, a.ensemble)
     truth = settings.pop("truth")
     settings |= {LATENTS: sharp_latents(deblurrer, options), SHARP: sharp_in(deblurrer, options), "truth": truth}
     status = resolve(a.checkpoint).stat()

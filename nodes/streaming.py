@@ -16,6 +16,7 @@ from comfy_api.latest import InputImpl, Types, io
 
 from ..vdd_model import jobs
 from ..vdd_model.clip import Clip
+from ..vdd_model.ensemble import ORIENTATIONS
 from ..vdd_model.pipeline import COLORS, DeblurOptions
 from ..vdd_model.sinks import remove
 from ..vdd_model.video import OutputOptions, part_folder, probe
@@ -28,7 +29,7 @@ FOLDER = "deblurred"          # below the host's output folder: finished files, 
 
 
 def option_inputs() -> list[io.Input]:
-    """The widgets that both nodes share, in the order of `options_from`."""
+    """The widgets that both nodes share, in the order of `options_from`; both end with `ensemble_input`."""
     return [
         io.Combo.Input("checkpoint", options=folders.names(),
                        tooltip="A .safetensors file in models/vdd, or the model that comes with the pack."),
@@ -48,9 +49,16 @@ def option_inputs() -> list[io.Input]:
     ]
 
 
-def options_from(steps, guidance, fidelity, color, seed, window=16, overlap=4, tile=-1) -> DeblurOptions:
+def ensemble_input() -> io.Input:
+    """Each node's last widget: files of earlier versions give widgets by their place."""
+    return advanced(io.Int.Input, "ensemble", default=1, min=1, max=len(ORIENTATIONS),
+                    tooltip="With one step: the mean over so many orientations (mirrored, turned). "
+                            "More faithful still, as many times the work.")
+
+
+def options_from(steps, guidance, fidelity, color, seed, window=16, overlap=4, tile=-1, ensemble=1) -> DeblurOptions:
     return DeblurOptions(steps=steps, guidance=guidance, fidelity=fidelity, color=color, seed=seed, window=window, overlap=overlap,
-                         tile=None if tile < 0 else tile)
+                         tile=None if tile < 0 else tile, ensemble=ensemble)
 
 
 @dataclass
@@ -91,6 +99,7 @@ class DeblurVideo(io.ComfyNode):
                 *option_inputs(),
                 advanced(io.Int.Input, "quality", default=16, min=0, max=51,
                          tooltip="CRF of the written file: smaller is better and larger. Not used for a clip with transparency."),
+                ensemble_input(),
             ],
             outputs=[io.Video.Output(display_name="video", tooltip="The sharp video. Save Video copies it without encoding again; with "
                                                                    f"transparency or unusual sound, take the file in output/{FOLDER}.")])
@@ -204,7 +213,7 @@ class DeblurFrames(io.ComfyNode):
             description="Deblurs a batch of frames in one node, a window of frames at a time. As many frames of the same size come back; "
                         "alpha passes through.",
             search_aliases=["vdd images", "deblur image batch", "motion blur removal"],
-            inputs=[io.Image.Input("frames", tooltip="Blurred frames in order."), *option_inputs()],
+            inputs=[io.Image.Input("frames", tooltip="Blurred frames in order."), *option_inputs(), ensemble_input()],
             outputs=[io.Image.Output(display_name="frames", tooltip="Sharp frames.")])
 
     @classmethod

@@ -151,15 +151,17 @@ def _timed(items: Iterable, clock: list[float]) -> Iterator:
         yield item
 
 
-def settings_of(deblurrer: Deblurrer, steps: Iterable[int], options: DeblurOptions, *, baselines: bool = True) -> dict[str, Callable]:
-    """What is scored, in the order of the table: name -> function (pair) -> frames."""
+def settings_of(deblurrer: Deblurrer, steps: Iterable[int], options: DeblurOptions, ensembles: Iterable[int] = (), *,
+                baselines: bool = True) -> dict[str, Callable]:
+    """What is scored, in the order of the table: name -> function (pair) -> frames. `ensembles`: one step in so many orientations."""
     table: dict[str, Callable] = {}
     if baselines:
         table["blurred input"] = lambda pair: pair.blurred()
         table["autoencoder's round trip"] = lambda pair: round_trip(deblurrer, pair.sharp())
-    for count in steps:
-        chosen = replace(options, steps=count)
-        table[steps_name(count)] = lambda pair, chosen=chosen: _stream(deblurrer, pair, chosen)
+    chosen = {steps_name(count): replace(options, steps=count) for count in steps}
+    chosen |= {ensemble_name(count): replace(options, steps=1, ensemble=count) for count in ensembles}
+    for name, each in chosen.items():
+        table[name] = lambda pair, each=each: _stream(deblurrer, pair, each)
     if baselines:
         table["truth"] = lambda pair: pair.sharp()
     return table
@@ -168,6 +170,11 @@ def settings_of(deblurrer: Deblurrer, steps: Iterable[int], options: DeblurOptio
 def steps_name(count: int) -> str:
     """The row of a number of steps."""
     return f"{count} step{'' if count == 1 else 's'}"
+
+
+def ensemble_name(count: int) -> str:
+    """The row of one step in several orientations."""
+    return f"1 step, mean of {count} orientations"
 
 
 def _stream(deblurrer: Deblurrer, pair: Pair, options: DeblurOptions) -> Iterator[Tensor]:
@@ -300,9 +307,9 @@ def _cells(row: dict) -> list[str]:
 
 
 def evaluate(checkpoint, root: str | Path, out: str | Path, *, layout: str = "auto", split: str = "test", blur: str = "blur",
-             steps: Iterable[int] = STEPS, options: DeblurOptions | None = None, crop: int = 0, limit: int = 0,
-             chosen: Iterable[str] = (), device: torch.device | str | None = None, dtype: torch.dtype | None = None, lpips: bool = True,
-             warp: bool = True, say: Callable[[str], None] = print) -> Scored:
+             steps: Iterable[int] = STEPS, ensembles: Iterable[int] = (), options: DeblurOptions | None = None, crop: int = 0,
+             limit: int = 0, chosen: Iterable[str] = (), device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+             lpips: bool = True, warp: bool = True, say: Callable[[str], None] = print) -> Scored:
     """Score `checkpoint` (a name, a path or a model) on the clips below `root` and write tables and figures into `out`.
 
     A run that was interrupted goes on where it stopped. Raises UserError.
@@ -321,7 +328,7 @@ def evaluate(checkpoint, root: str | Path, out: str | Path, *, layout: str = "au
     notes = [note for note in [report.lpips_note() if lpips else "LPIPS was switched off.",
                                *_incomplete(found.layout, total), *(f"{p}." for p in found.problems)] if note]
     fingerprint = fingerprint_of(checkpoint, deblurrer, options, Path(root), lpips, found.layout, crop, limit, blur, warp)
-    settings = settings_of(deblurrer, steps, options)
+    settings = settings_of(deblurrer, steps, options, ensembles)
     scored = run(pairs, settings, parts=folder / "parts", fingerprint=fingerprint, lpips=lpips, warp=warp, say=say)
     files = write_tables(scored, folder, head, notes) + write_figures(scored, folder)
     say("\n" + report.measures_table(scored.totals(), f"{total} frames, {frames}"))
@@ -388,6 +395,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--split", default="test", help="train, val or test, where the folders name one; '' for all that is there")
     parser.add_argument("--blur", default="blur", help="GoPro's input folder: blur (as papers do) or blur_gamma")
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS))
+    parser.add_argument("--ensemble", type=int, nargs="*", default=[], help="also one step in so many orientations, e.g. 2 8")
     parser.add_argument("--guidance", type=float, default=1.0)
     parser.add_argument("--fidelity", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
@@ -411,9 +419,9 @@ def main(arguments: list[str] | None = None) -> int:
             metrics.lpips_model(download=True)
         options = DeblurOptions(guidance=a.guidance, fidelity=a.fidelity, seed=a.seed, window=a.window, overlap=a.overlap, tile=a.tile,
                                 color=a.color)
-        evaluate(a.checkpoint, a.root, a.out, layout=a.layout, split=a.split, blur=a.blur, steps=a.steps, options=options, crop=a.crop,
-                 limit=a.frames, chosen=a.sequences, device=a.device, dtype=getattr(torch, a.dtype) if a.dtype else None,
-                 lpips=not a.no_lpips, warp=not a.no_warp)
+        evaluate(a.checkpoint, a.root, a.out, layout=a.layout, split=a.split, blur=a.blur, steps=a.steps, ensembles=a.ensemble,
+                 options=options, crop=a.crop, limit=a.frames, chosen=a.sequences, device=a.device,
+                 dtype=getattr(torch, a.dtype) if a.dtype else None, lpips=not a.no_lpips, warp=not a.no_warp)
 
     return exit_code(work)
 

@@ -85,6 +85,8 @@ def _add_deblur(commands, common: argparse.ArgumentParser) -> None:
     model = deblur.add_argument_group("model")
     model.add_argument("--checkpoint", default="small", help="a checkpoint file, or the built-in model (default: %(default)s)")
     model.add_argument("--steps", type=int, default=1, help="1: the most faithful result; more: sharper, less exact (default: %(default)s)")
+    model.add_argument("--ensemble", type=int, default=1, metavar="1..8",
+                       help="mean of one step over so many orientations: more faithful, as many times the work (default: %(default)s)")
     model.add_argument("--guidance", type=float, default=1.0, help="guidance scale; 1 costs nothing (default: %(default)s)")
     model.add_argument("--guidance-rescale", type=float, default=0.0, help="0 to 1 (default: %(default)s)")
     model.add_argument("--eta", type=float, default=0.0, help="0: DDIM, 1: ancestral (default: %(default)s)")
@@ -191,7 +193,8 @@ def _deblur(arguments: argparse.Namespace, deblurrer=None) -> int:
     options = DeblurOptions(
         steps=arguments.steps, guidance=arguments.guidance, guidance_rescale=arguments.guidance_rescale, eta=arguments.eta,
         spacing=arguments.spacing, fidelity=arguments.fidelity, seed=arguments.seed, window=arguments.window, overlap=arguments.overlap,
-        tile=arguments.tile, tile_overlap=arguments.tile_overlap, color=arguments.color)
+        tile=arguments.tile, tile_overlap=arguments.tile_overlap, color=arguments.color,
+        ensemble=arguments.ensemble)
     identity, precision, made = "given", "", [deblurrer] if deblurrer else []
     if not deblurrer:
         identity = _identity(arguments.checkpoint)

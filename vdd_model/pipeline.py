@@ -1,6 +1,7 @@
 """Deblurrer: blurred frames in, sharp frames out, for clips of any length in memory that does not grow with it."""
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import warnings
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from .config import ConfigError, DiffusionConfig
 from .diffusion import make_schedule
+from .ensemble import ORIENTATIONS, Orientation, mean, shared
 from .errors import UserError
 from .fused import channels_last, pack
 from .inference import (
@@ -56,6 +58,7 @@ class DeblurOptions:
     tile: int | None = None              # side of the tiles in pixels; None: chosen by size, 0: whole frames
     tile_overlap: int | None = None      # pixels that neighbouring tiles share and blend; None: chosen by the tile's size
     color: str = "wavelet"               # low frequencies follow the input; "none": as the model gives them
+    ensemble: int = 1                    # orientations of the clip that one step is averaged over: nearer to the truth
 
     def __post_init__(self):
         def check(ok: bool, name: str, allowed: str) -> None:
@@ -75,6 +78,8 @@ class DeblurOptions:
         check(self.tile is None or self.tile >= 0, "tile", "a number of pixels, or 0 for whole frames")
         check(self.tile_overlap is None or self.tile_overlap >= 0, "tile_overlap", "a number of pixels")
         check(self.color in COLORS, "color", " or ".join(COLORS))
+        check(1 <= self.ensemble <= len(ORIENTATIONS), "ensemble", f"between 1 and {len(ORIENTATIONS)}")
+        check(self.ensemble == 1 or self.steps == 1, "ensemble", "1 with more than one step, whose detail a mean of several loses")
 
     @property
     def stride(self) -> int:
@@ -161,19 +166,28 @@ class Deblurrer:
         options = options or DeblurOptions()
         if input_start > first_input_frame(first_frame, options):
             raise ValueError(f"to start at frame {first_frame}, frames are needed from {first_input_frame(first_frame, options)} on")
-        return _Run(self, options, first_frame, total, progress, notice).stream(frames, input_start)
+        if options.ensemble == 1:
+            return _Run(self, options, first_frame, total, progress, notice).stream(frames, input_start)
+
+        def slowest(state: Progress) -> None:
+            """Report what all runs have finished."""
+            progress(replace(state, frames_done=min(run.done for run in runs)))
+        told, once = slowest if progress is not None else None, functools.cache(notice)      # each run finds the same lack of memory
+        runs = [_Run(self, options, first_frame, total, told, once, orientation) for orientation in ORIENTATIONS[:options.ensemble]]
+        return mean([run.stream(copy, input_start) for run, copy in zip(runs, shared(frames, len(runs)))])
 
 
 class _Run:
     """One pass over a clip. Holds the frames of about one window; everything is keyed by the frame's absolute index."""
 
     def __init__(self, deblurrer: Deblurrer, options: DeblurOptions, first_frame: int, total: int | None,
-                 progress: Callable[[Progress], None] | None, notice: Callable[[str], None]):
+                 progress: Callable[[Progress], None] | None, notice: Callable[[str], None], orientation: Orientation = ORIENTATIONS[0]):
         self.model, self.schedule, self.device = deblurrer.model, deblurrer.schedule, deblurrer.device
         self.dtype = self.model.null_text.dtype
         self.options, self.first_frame, self.total = options, first_frame, total
         self.fidelity = options.fidelity if self.model.vae.fidelity is not None else 0.0
         self.progress, self.notice = progress, notice
+        self.orientation = orientation                   # of what the model sees; all that is kept of the clip itself is not turned
         self.done = first_frame
         self.frames: dict[int, Tensor] = {}              # blurred, as they came
         self.latents: dict[int, Tensor] = {}             # (1, 4, 1, h, w) of encoder 2
@@ -270,10 +284,12 @@ class _Run:
             self.tiling = smaller
 
     def _pixels(self, start: int, stop: int) -> Tensor:
-        return to_pixels([self.frames[i] for i in range(start, stop)], self.model.config.divisor, self.device)
+        pixels = to_pixels([self.frames[i] for i in range(start, stop)], self.model.config.divisor, self.device)
+        return self.orientation.turn(pixels)
 
     def _encode(self, start: int, stop: int, tiling: Tiling) -> None:
-        keep = tiling == Tiling() and self.fidelity and self._feature_bytes() * (self.options.window + 2) <= FEATURE_BYTES
+        held = self._feature_bytes() * (self.options.window + 2) * self.options.ensemble
+        keep = tiling == Tiling() and self.fidelity and held <= FEATURE_BYTES
         count, tick = tiling.chunk(*self.size), self._tick("encode")
         for first in range(start, stop, count):          # a few frames at a time: a window of large ones takes gigabytes
             numbers = range(first, min(first + count, stop))
@@ -308,7 +324,8 @@ class _Run:
             pixels = self._attempt(self._decode_chunk, x0[:, :, start - x0_start:stop - x0_start], start)
             end = start + pixels.shape[2]
             if end > self.first_frame:
-                frames = to_frames(pixels, [self.frames[i] for i in range(start, end)], self.options.color, self.tiling.tile)
+                pixels, blurred = self.orientation.turn_back(pixels), [self.frames[i] for i in range(start, end)]
+                frames = to_frames(pixels, blurred, self.options.color, self.tiling.tile)
                 self.done = end
                 yield frames[max(0, self.first_frame - start):]
             start = end

@@ -32,13 +32,14 @@ def data(tmp_path_factory):
 
 
 def test_score(data, tiny_checkpoint, tmp_path, capsys):
-    arguments = [str(tiny_checkpoint), "--data", str(data), "--out", str(tmp_path), "--steps", "1", "2", "--frames", "2", "--size", "32",
-                 "--device", "cpu"]
+    arguments = [str(tiny_checkpoint), "--data", str(data), "--out", str(tmp_path), "--steps", "1", "2", "--ensemble", "2", "--frames", "2",
+                 "--size", "32", "--device", "cpu"]
     assert score.main(arguments) == 0
     text = capsys.readouterr().out
     assert "NOT met: PSNR above the blurred input" in text and "synthesised motion: 2 clips" in text and "real footage: 1 clips" in text
     result = json.loads((tmp_path / "score.json").read_text())
-    rows = ["blurred input", "autoencoder's round trip", "1 step", "2 steps", score.LATENTS, score.SHARP, "truth"]
+    rows = ["blurred input", "autoencoder's round trip", "1 step", "2 steps", "1 step, mean of 2 orientations",
+            score.LATENTS, score.SHARP, "truth"]
     assert list(result["totals"]["real footage"]) == rows
     pictures = {f"{kind}_{which}.png" for kind in ("panel", "error") for which in ("worst", "median", "best")}
     assert {p.name for p in tmp_path.glob("*.png")} == {"score.png", *pictures}
@@ -63,8 +64,8 @@ def test_sharp_latents_do_not_depend_on_how_many_frames_are_decoded_at_a_time(ti
 def test_finished_clips_are_taken_from_the_same_run_only(data, tiny_checkpoint, tmp_path, monkeypatch, change):
     scored, original = [], evaluate.score
     monkeypatch.setattr(evaluate, "score", lambda output, pair, **k: scored.append(pair.name) or original(output, pair, **k))
-    arguments = ["--out", str(tmp_path / "out"), "--steps", "2", "--photos", "1", "--frames", "2", "--size", "32", "--clip-frames", "1",
-                 "--device", "cpu", "--dtype", "float32"]
+    arguments = ["--out", str(tmp_path / "out"), "--steps", "2", "--ensemble", "--photos", "1", "--frames", "2", "--size", "32",
+                 "--clip-frames", "1", "--device", "cpu", "--dtype", "float32"]
     assert score.main([str(tiny_checkpoint), "--data", str(data), *arguments]) == 0
     count = len(scored)
     assert count == 2 * 6

@@ -1,0 +1,67 @@
+"""Geometric self-ensemble (EDSR, arXiv 1707.02921, section 3.4): the mean of what a network makes of a clip and of its mirrored and
+turned copies. What it gets wrong in one orientation only is averaged away."""
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class Orientation(NamedTuple):
+    """One of the eight ways to lay a picture down: height and width exchanged or not, then columns, then rows mirrored or not."""
+
+    transpose: bool = False
+    mirror_columns: bool = False
+    mirror_rows: bool = False
+
+    def turn(self, x: Tensor) -> Tensor:
+        """x (..., H, W) in this orientation; x itself where nothing changes."""
+        return self._mirror(x.transpose(-1, -2) if self.transpose else x)
+
+    def turn_back(self, x: Tensor) -> Tensor:
+        """Inverse of `turn`."""
+        x = self._mirror(x)
+        return x.transpose(-1, -2) if self.transpose else x
+
+    def _mirror(self, x: Tensor) -> Tensor:
+        axes = [axis for axis, mirrored in ((-1, self.mirror_columns), (-2, self.mirror_rows)) if mirrored]
+        return x.flip(axes) if axes else x
+
+
+# In the order in which each adds most to the mean of those before it
+ORIENTATIONS = tuple(Orientation(*map(bool, o)) for o in ((0, 0, 0), (1, 0, 0), (0, 1, 1), (1, 1, 1),
+                                                          (0, 1, 0), (1, 1, 0), (0, 0, 1), (1, 0, 1)))
+
+
+def shared(items: Iterable[T], count: int) -> list[Iterator[T]]:
+    """`count` iterators over the same items, each kept only until the last of them has taken it (itertools.tee keeps 57)."""
+    source, waiting = iter(items), [deque() for _ in range(count)]
+
+    def one(mine: deque) -> Iterator[T]:
+        while True:
+            if not mine:
+                try:
+                    item = next(source)
+                except StopIteration:
+                    return
+                for each in waiting:
+                    each.append(item)
+            yield mine.popleft()
+    return [one(mine) for mine in waiting]
+
+
+def mean(streams: Sequence[Iterator[Tensor]]) -> Iterator[Tensor]:
+    """The mean of streams of the same frames, each in chunks (n, H, W, 3) of its own; chunks come as the first stream cuts them."""
+    first, *others = streams
+    frames = [chain.from_iterable(stream) for stream in others]
+    for chunk in first:
+        total = chunk.clone()
+        for other in frames:
+            total += torch.stack([next(other) for _ in range(len(chunk))])
+        yield total / len(streams)
