@@ -197,7 +197,7 @@ def run(pairs: list[Pair], settings: dict[str, Callable], *, parts: Path | None 
                     if number == 0:
                         report.save_image(report.to_image(picture), part.with_suffix(".png"))
                     report.save_text(json.dumps({"fingerprint": fingerprint, "row": row}), part)
-                say(f"{name:<26}{pair.name:<40}{row['psnr']:7.2f} dB {row['frames'] / max(row['seconds'], 1e-9):7.2f} frames/s")
+                say(f"{name:<34}{pair.name:<40}{row['psnr']:7.2f} dB {row['frames'] / max(row['seconds'], 1e-9):7.2f} frames/s")
             scored.rows.setdefault(name, {})[pair.name] = row
             if number == 0:
                 scored.pictures[name] = picture

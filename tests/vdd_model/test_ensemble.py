@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from vdd_model import inference, metrics
 from vdd_model.config import ConfigError
 from vdd_model.demo import bundled_photo
-from vdd_model.ensemble import ORIENTATIONS, mean
+from vdd_model.ensemble import ORIENTATIONS, mean, shared
 from vdd_model.motion import camera_shake
 from vdd_model.pipeline import DeblurOptions, Deblurrer, first_input_frame
 from vdd_model.video import read_image
@@ -34,6 +34,12 @@ def test_eight_orientations_that_turn_back():
     seen = {(tuple(o.turn(x).shape), tuple(o.turn(x).flatten().tolist())) for o in ORIENTATIONS}
     assert len(seen) == 8 and ORIENTATIONS[0].turn(x) is x
     assert all(torch.equal(o.turn_back(o.turn(x)), x) for o in ORIENTATIONS)
+
+
+def test_shared_items_reach_everyone_in_order():
+    first, second = shared(iter(range(5)), 2)
+    assert [next(first) for _ in range(3)] == [0, 1, 2]
+    assert list(second) == [0, 1, 2, 3, 4] and list(first) == [3, 4] and list(second) == []
 
 
 def test_streams_are_averaged_however_they_are_cut():
