@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vdd_model import inference, metrics
+from vdd_model import metrics
 from vdd_model.config import ConfigError
 from vdd_model.demo import bundled_photo
 from vdd_model.ensemble import ORIENTATIONS, mean, shared
@@ -111,7 +111,6 @@ def test_a_lack_of_memory_is_told_once(tiny_model, monkeypatch):
             raise torch.OutOfMemoryError("out of memory")
         return whole(self, pixels, chunk)
     monkeypatch.setattr(type(tiny_model), "encode_each", too_large)
-    monkeypatch.setattr(inference, "FEATURE_BYTES", 0)
     said = []
     out = Deblurrer(tiny_model, device="cpu").deblur(clip(2, 192, 192), ensemble=3, notice=said.append)
     assert out.isfinite().all() and len(said) == 1 and "going on with" in said[0]
