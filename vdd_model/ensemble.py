@@ -39,11 +39,12 @@ ORIENTATIONS = tuple(Orientation(*map(bool, o)) for o in ((0, 0, 0), (1, 0, 0), 
                                                           (0, 1, 0), (1, 1, 0), (0, 0, 1), (1, 0, 1)))
 
 
-def shared(items: Iterable[T], count: int) -> list[Iterator[T]]:
+def hand_out(items: Iterable[T], count: int) -> list[Iterator[T]]:
     """`count` iterators over the same items, each kept only until the last of them has taken it (itertools.tee keeps 57)."""
     source, waiting = iter(items), [deque() for _ in range(count)]
 
-    def one(mine: deque) -> Iterator[T]:
+    def taker(mine: deque) -> Iterator[T]:
+        """The items in order; what is not there yet is taken from the source, for all."""
         while True:
             if not mine:
                 try:
@@ -53,7 +54,7 @@ def shared(items: Iterable[T], count: int) -> list[Iterator[T]]:
                 for each in waiting:
                     each.append(item)
             yield mine.popleft()
-    return [one(mine) for mine in waiting]
+    return [taker(mine) for mine in waiting]
 
 
 def mean(streams: Sequence[Iterator[Tensor]]) -> Iterator[Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .config import ConfigError, DiffusionConfig
 from .diffusion import make_schedule
-from .ensemble import ORIENTATIONS, Orientation, mean, shared
+from .ensemble import ORIENTATIONS, Orientation, hand_out, mean
 from .errors import UserError
 from .fused import channels_last, pack
 from .inference import (
@@ -174,7 +174,7 @@ class Deblurrer:
             progress(replace(state, frames_done=min(run.done for run in runs)))
         told, once = slowest if progress is not None else None, functools.cache(notice)      # each run finds the same lack of memory
         runs = [_Run(self, options, first_frame, total, told, once, orientation) for orientation in ORIENTATIONS[:options.ensemble]]
-        return mean([run.stream(copy, input_start) for run, copy in zip(runs, shared(frames, len(runs)))])
+        return mean([run.stream(copy, input_start) for run, copy in zip(runs, hand_out(frames, len(runs)))])
 
 
 class _Run:

@@ -34,6 +34,8 @@ def test_deblur_video_writes_once_and_finds_it_again(pack, tmp_path, monkeypatch
     assert node.execute(video(str(source)), **WIDGETS).result[0].file == found
     with pytest.raises(AssertionError, match="again"):
         node.execute(video(str(source)), **{**WIDGETS, "seed": 1})
+    with pytest.raises(AssertionError, match="again"):
+        node.execute(video(str(source)), **WIDGETS, ensemble=2)
     monkeypatch.setattr(pack.module("nodes.native"), "autoencoder_dtype", lambda device: torch.float16)
     with pytest.raises(AssertionError, match="again"):               # the host was started with another precision
         node.execute(video(str(source)), **WIDGETS)

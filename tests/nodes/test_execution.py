@@ -26,6 +26,16 @@ def test_deblur_frames_keeps_number_size_and_alpha(pack, frames):
     assert out.min() >= 0 and out.max() <= 1
 
 
+def test_the_ensemble_is_the_mean_over_orientations(pack, frames):
+    def run(x, **more):
+        return pack.nodes["VDDDeblurFrames"].execute(x, TINY, steps=1, guidance=1.0, fidelity=1.0, color="none", seed=0, **more).result[0]
+
+    x = frames[:, :32, :32, :3]
+    by_hand = (run(x) + run(x.transpose(1, 2)).transpose(1, 2)) / 2
+    torch.testing.assert_close(run(x, ensemble=2), by_hand, rtol=0, atol=1e-5)
+    assert (by_hand - run(x)).abs().max() > 1e-3
+
+
 def test_progress_carries_previews(pack, frames):
     bar = pack.host["comfy.utils"].ProgressBar
     bar.reported.clear()

@@ -53,7 +53,7 @@ def test_rates_are_what_people_mean(text, rate):
 
 def test_wrong_settings_are_one_sentence(tmp_path, capsys):
     source = str(clip(tmp_path / "a.mp4"))
-    for more in (["--steps", "0"], ["--fidelity", "2"], ["--quality", "99"], ["--window", "0"], ["--codec", "prores"],
+    for more in (["--steps", "0"], ["--fidelity", "2"], ["--quality", "99"], ["--window", "0"], ["--codec", "prores"], ["--ensemble", "9"],
                  ["--device", "cuda:99"], ["--checkpoint", "nowhere.safetensors"]):
         given = None if more[0] in ("--device", "--checkpoint") else IdentityDeblurrer()
         assert main(["deblur", source, "-o", str(tmp_path / "o.mp4"), *more], given) == 1, more

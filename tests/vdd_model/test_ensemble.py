@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from vdd_model import metrics
 from vdd_model.config import ConfigError
 from vdd_model.demo import bundled_photo
-from vdd_model.ensemble import ORIENTATIONS, mean, shared
+from vdd_model.ensemble import ORIENTATIONS, hand_out, mean
 from vdd_model.motion import camera_shake
 from vdd_model.pipeline import DeblurOptions, Deblurrer, first_input_frame
 from vdd_model.video import read_image
@@ -36,8 +36,8 @@ def test_eight_orientations_that_turn_back():
     assert all(torch.equal(o.turn_back(o.turn(x)), x) for o in ORIENTATIONS)
 
 
-def test_shared_items_reach_everyone_in_order():
-    first, second = shared(iter(range(5)), 2)
+def test_items_handed_out_reach_everyone_in_order():
+    first, second = hand_out(iter(range(5)), 2)
     assert [next(first) for _ in range(3)] == [0, 1, 2]
     assert list(second) == [0, 1, 2, 3, 4] and list(first) == [3, 4] and list(second) == []
 
