@@ -59,16 +59,14 @@ class VideoReader:
                 index += 1
         if changed:
             self.notes = [changed]
-        self.lost = max(0, clip.num_frames - index)
-        if clip.breaks_off:
-            self.notes.insert(0, clip.breaks_off)
-            self.lost = max(self.lost, clip.missing)
+        # only where something went wrong: a few packets without a picture of their own (fields, hidden frames) are no loss
+        self.lost = max(0, clip.num_frames - index) if errors or changed or damaged else 0
         if damaged:
             self.notes.append(f"{damaged} frame{'s are' if damaged > 1 else ' is'} damaged")
             self.lost = max(self.lost, damaged)
-        if self.lost and not self.notes:
-            # a few packets without a picture of their own (fields, hidden frames) are no loss
-            self.lost = 0
+        if clip.breaks_off:                                    # beside what the file holds
+            self.notes.insert(0, clip.breaks_off)
+            self.lost += clip.missing
         if index == 0:
             raise MediaError(f"{clip.path} holds a video stream but not one frame that can be decoded")
 
