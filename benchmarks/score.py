@@ -41,7 +41,7 @@ COLUMNS = ("psnr", "ssim_gaussian", "ssim_matlab", "lpips", "temporal_error", "w
 
 
 def photo_pairs(folder: Path, frames: int, size: int, limit: int = 0) -> list[Pair]:
-    """One synthesised clip from every photograph: frames of size x size pixels, motion, noise and coding as in training."""
+    """One synthesised clip from every photograph: frames of size x size pixels, made as in training, from `BLUR`."""
     names, photos, unreadable = read_photos(folder)
     if unreadable:
         raise UserError(f"{folder}: {next(iter(unreadable.values()))}")

@@ -28,7 +28,7 @@ class DecodeDeblurredFrames(io.ComfyNode):
                 io.Latent.Input("latent", tooltip="From Deblur Sampler or KSampler."),
                 io.Vae.Input("vae", tooltip="From Load Deblur Checkpoint. An image VAE is refused."),
                 io.Image.Input("blurred", optional=True,
-                               tooltip="The frames that were encoded: for fidelity, colour, alpha and the exact size."),
+                               tooltip="The frames that were encoded: for fidelity, colour and alpha."),
                 io.Float.Input("fidelity", default=1.0, min=0.0, max=1.0, step=0.05,
                                tooltip="0: the latents alone. 1: edges and details from the blurred frames where they have them."),
                 io.Combo.Input("color", options=list(COLORS), default="wavelet",

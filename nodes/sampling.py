@@ -37,7 +37,7 @@ class DeblurSampler(io.ComfyNode):
                 io.Float.Input("eta", default=0.0, min=0.0, max=1.0, step=0.05, tooltip="0: deterministic (DDIM). 1: ancestral."),
                 spacing_input(),
                 io.Int.Input("window", default=16, min=0, max=10000,
-                             tooltip="Frames that are sampled together; the model was trained on 16. 0: the whole clip at once."),
+                             tooltip="Frames that are sampled together; 16 is the paper's window. 0: the whole clip at once."),
                 io.Int.Input("overlap", default=4, min=0, max=5000, tooltip="Frames that neighbouring windows share and blend over."),
                 advanced(io.Float.Input, "guidance_rescale", default=0.0, min=0.0, max=1.0, step=0.05,
                          tooltip="How far guidance above 1 is kept from raising the contrast."),

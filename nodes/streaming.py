@@ -42,7 +42,7 @@ def option_inputs() -> list[io.Input]:
         io.Combo.Input("color", options=list(COLORS), default="wavelet",
                        tooltip="wavelet: brightness and colour of areas larger than about 250 pixels follow the input."),
         seed_input(),
-        advanced(io.Int.Input, "window", default=16, min=1, max=1000, tooltip="Frames deblurred together; the model was trained on 16."),
+        advanced(io.Int.Input, "window", default=16, min=1, max=1000, tooltip="Frames deblurred together; 16 is the paper's window."),
         advanced(io.Int.Input, "overlap", default=4, min=0, max=500, tooltip="Frames that neighbouring windows share and blend over."),
         advanced(io.Int.Input, "tile", default=-1, min=-1, max=8192, step=1,
                  tooltip="Edge of a tile in pixels. -1: chosen by the frame size; 0: whole frames."),

@@ -12,7 +12,7 @@ from .config import load, scale_minutes
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line. Returns the exit status: 0 finished or stopped in time, 2 for a user's error."""
+    """The command line. Returns the exit status: 0 finished or stopped in time, 2 for a user's error, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="python -m train", description="Train a model: the stages of CONFIG, one after the other.")
     parser.add_argument("config", help="a YAML file, such as configs/small.yaml")
     parser.add_argument("--root", help="folder of the data; the configuration's folders are relative to it")

@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     _add_deblur(commands, common)
 
     compare = commands.add_parser("compare", parents=[common], help="score a result against the truth and draw the error map",
-                                  description="Print PSNR, SSIM, LPIPS (where its weights are at hand) and temporal error of A against "
+                                  description="Print PSNR, SSIM, LPIPS (where its package and weights are at hand) and temporal error of A against "
                                               "the truth B, and draw an error map and a zoomed panel.")
     compare.add_argument("a", help="result: a video, or a folder or pattern of pictures")
     compare.add_argument("b", help="truth")
@@ -70,8 +70,8 @@ def _add_deblur(commands, common: argparse.ArgumentParser) -> None:
     deblur = commands.add_parser(
         "deblur", parents=[common], help="blurred clips in, sharp clips out", epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Deblur videos, folders of pictures or patterns of pictures. Sound, frame times, colour tags, bit depth, rotation and\n"
-                    "transparency are kept. Nothing appears under the output's name before it is whole. Started by `accelerate launch`\n"
+        description="Deblur videos, folders of pictures or patterns of pictures. Sound, frame times, colour tags and rotation are kept, bit\n"
+                    "depth and transparency where the output can hold them (.mp4: 10 bits, opaque). Nothing appears under the output's name before it is whole. Started by `accelerate launch`\n"
                     "or torchrun, the inputs are shared out over the processes.")
     deblur.add_argument("inputs", nargs="+", metavar="IN", help="video file, folder, or pattern such as 'shots/*.mp4', 'frames/%%06d.png'")
     deblur.add_argument("-o", "--output", required=True, metavar="OUT",
@@ -107,13 +107,15 @@ def _add_deblur(commands, common: argparse.ArgumentParser) -> None:
 
     out = deblur.add_argument_group("output")
     out.add_argument("--codec", choices=("auto", "h264", "hevc", "prores", "ffv1", "png"), default="auto",
-                     help="auto: h264; hevc for more than 8 bits; prores (.mov) or ffv1 (.mkv) with transparency; png for pictures")
+                     help="auto: h264; hevc for more than 8 bits; prores (.mov, also from ProRes) or ffv1 (.mkv) with transparency; png for "
+                          "pictures")
     out.add_argument("--quality", type=int,
-                     help="h264, hevc: CRF 0-51 (default 16); prores: 0 proxy, 1 lt, 2 standard, 3 hq (default), 4 4444, 5 4444xq")
+                     help="h264, hevc: CRF 0-51 (default 16); prores: 0 proxy, 1 lt, 2 standard, 3 hq, 4 4444, 5 4444xq (default: as the input needs)")
     out.add_argument("--preset", default="medium", choices=("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow",
                      "slower", "veryslow"), help="speed of the h264 and hevc encoders (default: %(default)s)")
     out.add_argument("--bit-depth", type=int, choices=(8, 10, 16), help="default: the input's")
-    out.add_argument("--chroma", type=int, choices=(420, 422, 444), help="default: 420; 444 where a side is odd")
+    out.add_argument("--chroma", type=int, choices=(420, 422, 444), help="h264, hevc: 420, 444 where a side is odd; ffv1: 444 (defaults); prores: as its "
+                     "profile has it")
     out.add_argument("--fps", type=_fraction, default=Fraction(24), help="frame rate of picture sequences, e.g. 30000/1001 (default: 24)")
     out.add_argument("--no-audio", action="store_true", help="leave sound and subtitles away")
 

@@ -106,7 +106,7 @@ class DiffusionConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything needed to build the model. `num_frames` is the window it was trained on."""
+    """Everything needed to build the model. `num_frames` is the window it is made for."""
 
     name: str = "tft2v"
     num_frames: int = 16

@@ -47,7 +47,7 @@ class OutputOptions:
     quality: int | None = None
     preset: str = "medium"
     bit_depth: int | None = None            # 8, 10 or, for PNG, 16; None follows the input
-    chroma: int | None = None               # 420, 422, 444; None: 420, or 444 where a side is odd
+    chroma: int | None = None               # 420, 422, 444; None: 420, or 444 where a side is odd or for ffv1; prores follows its profile
     audio: bool = True
 
 
