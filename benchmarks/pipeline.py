@@ -2,10 +2,10 @@
 
     python -m benchmarks.pipeline [--full] [--device cpu] [--checkpoint small]
 
-Each case runs in a process of its own, as `vdd deblur` would, after a warm-up run (none for 1080p, and without --full for 480p and 720p). Reading and writing happen in threads beside
-the model: their seconds are those they were busy, and overlap with the others'. Memory is the process's resident set while a stage ran
-(on a GPU: what PyTorch had allocated there); kept buffers count, so it rarely falls. --full measures 256 x 256,
-480p and 720p at every number of steps five times, 1080p and 2,000 frames once: hours on a laptop's CPU.
+Each case runs in a process of its own, as `vdd deblur` would, after a warm-up run (none for 1080p, and without --full for 480p and
+720p). Reading and writing happen in threads beside the model: their seconds are those they were busy, and overlap with the others'.
+Memory is the process's resident set while a stage ran (on a GPU: what PyTorch had allocated there); kept buffers count, so it rarely
+falls. --full measures 256 x 256, 480p and 720p at every number of steps five times, 1080p and 2,000 frames once: hours on a laptop's CPU.
 """
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class HostUNet(UNet3D):
     looks across the frames of a window, so it must see the window that is being sampled."""
 
     def __init__(self, config: ModelConfig, dtype=None, device=None, operations=torch.nn):
-        super().__init__(config.unet, operations=operations, dtype=dtype, device=device)
+        super().__init__(config.unet, diffusion=config.diffusion, operations=operations, dtype=dtype, device=device)
         self.adapter = Adapter(config.adapter, config.unet.latent_channels, config.unet.concat_channels, operations=operations)
         self.adapter.to(device=device, dtype=dtype)
         self.dtype = dtype

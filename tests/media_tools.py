@@ -96,6 +96,19 @@ def save_clip(path: Path, frames: Sequence[np.ndarray], *, codec: str = "libx264
     return path
 
 
+def shifted(source: Path, target: Path, start: int, back: int) -> Path:
+    """The packets of `source` from key frame `start` on, `back` frames earlier: what falls before 0 is hidden by an edit list."""
+    with av.open(str(source)) as before, av.open(str(target), "w") as out:
+        stream = before.streams.video[0]
+        copy = out.add_stream_from_template(stream)
+        one = round(1 / (stream.average_rate * stream.time_base))
+        for packet in before.demux(stream):
+            if packet.dts is not None and packet.pts >= start * one:
+                packet.pts, packet.dts, packet.stream = packet.pts - back * one, packet.dts - back * one, copy
+                out.mux(packet)
+    return target
+
+
 def packets(path: Path, kind: str) -> list[tuple[float, bytes]]:
     """(time in seconds, data) of every packet of the first stream of `kind`."""
     with av.open(str(path)) as container:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +24,7 @@ SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "tes
 # The ten clips that papers test on (DVD comes without a split on disk).
 DVD_TEST = ("720p_240fps_2", "IMG_0003", "IMG_0021", "IMG_0030", "IMG_0031", "IMG_0032", "IMG_0033", "IMG_0037", "IMG_0039", "IMG_0049")
 PAIR_NAMES = tuple((b, s) for b in ("blur", "blurred", "blurry", "input", "lq") for s in ("sharp", "gt", "target", "hq"))
+SEEK_BACK = (0, 10)                      # seconds before the first frame that is wanted: some containers land behind where they were sent
 LAYOUTS = ("gopro", "reds", "bsd", "dvd", "pairs", "videos", "photos")
 
 
@@ -97,27 +98,29 @@ class PictureFrames:
 
 @dataclass
 class VideoFrames:
-    """A clip stored as a video file; needs PyAV. Frames are counted once by walking over the packets."""
+    """A clip stored as a video file; needs PyAV. Its frames are those that `VideoReader` gives."""
 
     name: str
     path: Path
 
     def __len__(self) -> int:
-        return len(self._times)
+        return self._clip.num_frames
 
     @cached_property
     def _clip(self):
         from vdd_model.video_probe import probe_video
 
-        return probe_video(self.path, scan=False)
+        return probe_video(self.path)
 
     @cached_property
     def _times(self) -> list[int]:
+        """The frames' times in ticks, by which to seek; none where they do not tell the frames apart."""
         from vdd_model.container import open_container, video_stream
 
         with open_container(self.path) as container:
             packets = container.demux(video_stream(container, self.path))
-            return sorted(p.pts for p in packets if p.pts is not None and p.size)
+            times = sorted({p.pts for p in packets if p.pts is not None and p.size and not p.is_discard})
+        return times if len(times) == len(self) and not self._clip.untimed and not self._clip.joins else []
 
     @property
     def size(self) -> tuple[int, int]:
@@ -133,29 +136,55 @@ class VideoFrames:
         """The frames `numbers`, or their `box`: uint8 (F, 3, H, W), RGB. Raises DataError naming the file."""
         import av
 
-        from vdd_model.container import open_container, video_stream
-        from vdd_model.planes import to_rgb
-        from vdd_model.video_in import upright
+        x0, y0, x1, y1 = box or (0, 0, *self.size)
 
-        wanted = {self._times[i]: k for k, i in enumerate(numbers)}
-        found: dict[int, Tensor] = {}
+        def picture(rgb: np.ndarray) -> Tensor:
+            """A frame (H, W, 3) as it is given out."""
+            return torch.from_numpy(np.rint(rgb[y0:y1, x0:x1].clip(0, 1) * 255).astype(np.uint8)).permute(2, 0, 1)
+
         try:
-            with open_container(self.path) as container:
-                stream = video_stream(container, self.path)
-                container.seek(min(wanted), stream=stream)
-                for frame in container.decode(stream):
-                    if frame.pts in wanted:
-                        rgb = upright(to_rgb(frame, self._clip.color)[0], self._clip)
-                        x0, y0, x1, y1 = box or (0, 0, rgb.shape[1], rgb.shape[0])
-                        picture = np.rint(rgb[y0:y1, x0:x1].clip(0, 1) * 255).astype(np.uint8)
-                        found[wanted[frame.pts]] = torch.from_numpy(picture).permute(2, 0, 1)
-                    if len(found) == len(wanted) or frame.pts is not None and frame.pts > max(wanted):
-                        break
+            frames = self._sought(numbers, picture) or self._walked(numbers, picture)
         except (av.FFmpegError, UserError) as error:
             raise DataError(f"{self.path}: cannot be decoded ({error})") from None
-        if len(found) < len(wanted):
+        if len(frames) < len(numbers):
             raise DataError(f"{self.path}: frames {numbers.start} to {numbers.stop - 1} cannot be decoded")
-        return torch.stack([found[k] for k in range(len(wanted))])
+        return torch.stack(frames)
+
+    def _sought(self, numbers: range, picture: Callable[[np.ndarray], Tensor]) -> list[Tensor]:
+        """The frames, decoded from the key frame before them; none where no seek leads there, as in some transport streams."""
+        from vdd_model.container import open_container, video_stream
+        from vdd_model.video_in import upright_rgb
+
+        wanted = {self._times[i] for i in numbers} if self._times else set()
+        for back in SEEK_BACK if wanted else ():
+            found: dict[int, Tensor] = {}
+            with open_container(self.path) as container:
+                stream = video_stream(container, self.path)
+                container.seek(max(self._times[0], min(wanted) - round(back / stream.time_base)), stream=stream)
+                key = None
+                for frame in container.decode(stream):
+                    if key is None and frame.key_frame:
+                        key = frame.pts
+                    if key is None or frame.pts is None:       # what comes before a key frame lacks its references
+                        continue
+                    if frame.pts in wanted:
+                        found[frame.pts] = picture(upright_rgb(frame, self._clip)[0])
+                    if len(found) == len(wanted) or key > min(wanted) or frame.pts > max(wanted):
+                        break
+            if len(found) == len(wanted):
+                return [found[time] for time in sorted(wanted)]
+        return []
+
+    def _walked(self, numbers: range, picture: Callable[[np.ndarray], Tensor]) -> list[Tensor]:
+        """The frames, decoded from the file's first on: as many as there are before any damage, behind which numbers no longer hold."""
+        from vdd_model.video_in import VideoReader
+
+        reader, frames = VideoReader(self._clip, numbers.start), []
+        for frame in reader:
+            if reader.notes or frame.index >= numbers.stop:
+                break
+            frames.append(picture(frame.rgb.numpy()))
+        return frames
 
 
 @dataclass(frozen=True)

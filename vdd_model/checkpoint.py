@@ -64,13 +64,9 @@ def load(path: str | os.PathLike = "small", device: torch.device | str | None = 
     size, or nothing until first use. `dtype` None keeps the stored types. Raises CheckpointError, naming the file, what was expected
     and what was found.
     """
-    from .model import DeblurModel
-
     path = resolve(path)
     header = read_header(path)
-    config = _config(header)
-    with torch.device("meta"):
-        model = DeblurModel(config)
+    model = _empty_model(header)
     _check(header, model)
     state = read_tensors(path)
     for name in list(state):
@@ -88,14 +84,11 @@ def read_state(path: str | os.PathLike) -> tuple[ModelConfig, dict[str, Tensor]]
 
     Names and shapes are those of the configuration. Raises CheckpointError as `load` does.
     """
-    from .model import DeblurModel
-
     path = resolve(path)
     header = read_header(path)
-    config = _config(header)
-    with torch.device("meta"):
-        _check(header, DeblurModel(config))
-    return config, read_tensors(path)
+    model = _empty_model(header)
+    _check(header, model)
+    return model.config, read_tensors(path)
 
 
 def read_config(path: str | os.PathLike) -> ModelConfig:
@@ -128,6 +121,19 @@ def _config(header: Header) -> ModelConfig:
     except ConfigError as error:
         raise CheckpointError(f"{header.path} has a configuration that this version does not know ({error}): "
                               "use it with the version that wrote it, or convert or train it again with this one") from None
+
+
+def _empty_model(header: Header) -> DeblurModel:
+    """The model of the configuration in a file, on the meta device."""
+    from .model import DeblurModel
+
+    config = _config(header)
+    try:
+        with torch.device("meta"):
+            return DeblurModel(config)
+    except (ValueError, ZeroDivisionError, RuntimeError, TypeError, IndexError) as error:
+        raise CheckpointError(f"{header.path} has a configuration of which no model can be built ({error}): "
+                              "the file is damaged or was written by another program") from None
 
 
 def _check(header: Header, model: torch.nn.Module) -> None:
@@ -170,14 +176,14 @@ def info(path: str | os.PathLike) -> str:
     for part in sorted(parts, key=lambda p: PARTS.index(p) if p in PARTS else len(PARTS)):
         lines.append(_row(part, parts[part]))
     lines += [_row("total", list(header.entries.values())), ""]
-    lines += [f"source: {s.get('file')} ({s.get('kind')}, {megabytes(s.get('bytes', 0))})" for s in training.get("sources", [])]
-    untrained = training.get("untrained", [])
+    sources, untrained = (known if isinstance(known := training.pop(key, []), list) else [known] for key in ("sources", "untrained"))
+    lines += [f"source: {s.get('file')} ({s.get('kind')}, {megabytes(s.get('bytes', 0))})" if isinstance(s, dict) else f"source: {s}"
+              for s in sources]
     if untrained:
-        lines.append(f"lacks trained weights for: {', '.join(untrained)} (initial values; train before use)")
-    lines.append(_lacking(header, config))
-    lines += [f"{key}: {value if isinstance(value, str) else json.dumps(value)}" for key, value in training.items()
-              if key not in ("sources", "untrained")]
-    if not training:
+        lines.append(f"lacks trained weights for: {', '.join(map(str, untrained))} (initial values; train before use)")
+    lines.append(_lacking(header))
+    lines += [f"{key}: {value if isinstance(value, str) else json.dumps(value)}" for key, value in training.items()]
+    if not (training or sources or untrained):
         lines.append("no training record")
     lines += ["", "configuration: " + json.dumps(json.loads(header.metadata["vdd.config"]), indent=1)]
     return "\n".join(lines)
@@ -189,13 +195,9 @@ def _row(title: str, entries: list) -> str:
     return f"{title:<24}{len(entries):>8}{count:>15,}{size:>11}  {types}"
 
 
-def _lacking(header: Header, config: ModelConfig) -> str:
-    from .model import DeblurModel
-
-    with torch.device("meta"):
-        model = DeblurModel(config)
+def _lacking(header: Header) -> str:
     try:
-        _check(header, model)
+        _check(header, _empty_model(header))
     except CheckpointError as error:
         return f"cannot be loaded: {error}"
     return "complete: every tensor of the configuration is there, with the right shape"

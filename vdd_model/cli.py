@@ -44,8 +44,8 @@ def parser() -> argparse.ArgumentParser:
     _add_deblur(commands, common)
 
     compare = commands.add_parser("compare", parents=[common], help="score a result against the truth and draw the error map",
-                                  description="Print PSNR, SSIM, LPIPS (where its package and weights are at hand) and temporal error of A against "
-                                              "the truth B, and draw an error map and a zoomed panel.")
+                                  description="Print PSNR, SSIM, LPIPS (where its package and weights are at hand) and temporal error of "
+                                              "A against the truth B, and draw an error map and a zoomed panel.")
     compare.add_argument("a", help="result: a video, or a folder or pattern of pictures")
     compare.add_argument("b", help="truth")
     compare.add_argument("--blurred", default=None, help="what A was made from: scored beside it, and shown in the panel")
@@ -70,9 +70,10 @@ def _add_deblur(commands, common: argparse.ArgumentParser) -> None:
     deblur = commands.add_parser(
         "deblur", parents=[common], help="blurred clips in, sharp clips out", epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Deblur videos, folders of pictures or patterns of pictures. Sound, frame times, colour tags and rotation are kept, bit\n"
-                    "depth and transparency where the output can hold them (.mp4: 10 bits, opaque). Nothing appears under the output's name before it is whole. Started by `accelerate launch`\n"
-                    "or torchrun, the inputs are shared out over the processes.")
+        description="Deblur videos, folders of pictures or patterns of pictures. Sound, frame times, colour tags and rotation are kept,\n"
+                    "bit depth and transparency where the output can hold them (.mp4: up to 10 bits, opaque). Nothing appears under the\n"
+                    "output's name before it is whole. Started by `accelerate launch` or torchrun, the inputs are shared out over the\n"
+                    "processes.")
     deblur.add_argument("inputs", nargs="+", metavar="IN", help="video file, folder, or pattern such as 'shots/*.mp4', 'frames/%%06d.png'")
     deblur.add_argument("-o", "--output", required=True, metavar="OUT",
                         help="a file (.mp4, .mov, .mkv, .png for one picture) or, for several inputs or pictures, a folder")
@@ -107,15 +108,16 @@ def _add_deblur(commands, common: argparse.ArgumentParser) -> None:
 
     out = deblur.add_argument_group("output")
     out.add_argument("--codec", choices=("auto", "h264", "hevc", "prores", "ffv1", "png"), default="auto",
-                     help="auto: h264; hevc for more than 8 bits; prores (.mov, also from ProRes) or ffv1 (.mkv) with transparency; png for "
-                          "pictures")
+                     help="auto: h264; hevc for more than 8 bits; prores (.mov) or ffv1 (.mkv) with transparency; prores for a .mov from "
+                          "ProRes; png for pictures")
     out.add_argument("--quality", type=int,
-                     help="h264, hevc: CRF 0-51 (default 16); prores: 0 proxy, 1 lt, 2 standard, 3 hq, 4 4444, 5 4444xq (default: as the input needs)")
+                     help="h264, hevc: CRF 0-51 (default 16); prores: 0 proxy, 1 lt, 2 standard, 3 hq (default), 4 4444 (default for 4:4:4 "
+                          "and transparency), 5 4444xq")
     out.add_argument("--preset", default="medium", choices=("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow",
                      "slower", "veryslow"), help="speed of the h264 and hevc encoders (default: %(default)s)")
     out.add_argument("--bit-depth", type=int, choices=(8, 10, 16), help="default: the input's")
-    out.add_argument("--chroma", type=int, choices=(420, 422, 444), help="h264, hevc: 420, 444 where a side is odd; ffv1: 444 (defaults); prores: as its "
-                     "profile has it")
+    out.add_argument("--chroma", type=int, choices=(420, 422, 444),
+                     help="default: h264, hevc: 420, 444 where a side is odd; ffv1: 444; prores: 422, 444 where the input has it")
     out.add_argument("--fps", type=_fraction, default=Fraction(24), help="frame rate of picture sequences, e.g. 30000/1001 (default: 24)")
     out.add_argument("--no-audio", action="store_true", help="leave sound and subtitles away")
 
@@ -184,13 +186,15 @@ def _deblur(arguments: argparse.Namespace, deblurrer=None) -> int:
     jobs = plan(arguments.inputs, arguments.output, output, arguments.fps)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     jobs = share(jobs, rank, world_size)
-    from .jobs import check_target, is_finished, precision_of, run
+    from .jobs import add_preview, check_target, is_finished, precision_of, run
     if arguments.resume and not arguments.force:
         for job in [job for job in jobs if is_finished(job)]:
             _note(f"{job.target} is there already and was left as it is")
+            for note in add_preview(job) if arguments.preview else ():
+                _note(note)
             jobs.remove(job)
     for job in jobs:                                           # all of them, before hours are spent on the first
-        check_target(job, force=arguments.force, resume=arguments.resume)
+        check_target(job, force=arguments.force, resume=arguments.resume, preview=arguments.preview)
     from .pipeline import DeblurOptions, Deblurrer
     options = DeblurOptions(
         steps=arguments.steps, guidance=arguments.guidance, guidance_rescale=arguments.guidance_rescale, eta=arguments.eta,

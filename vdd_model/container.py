@@ -76,6 +76,7 @@ class Joins:
     def __init__(self, container, found: Sequence[Fraction] = ()):
         self.found = list(found)
         self._used = bool({"mpegts", "mpeg"} & set(container.format.name.split(",")))
+        self._leader = next((s.index for s in container.streams.video if not is_cover(s)), None)
         self._streams: dict[int, tuple[int, Fraction, Fraction]] = {}          # (places passed, last time, step) in seconds
 
     def correct(self, packet: av.Packet) -> None:
@@ -86,7 +87,7 @@ class Joins:
         passed, last, step = self._streams.get(packet.stream_index, (0, None, Fraction(0)))
         offset = self.found[passed - 1] if passed else Fraction(0)
         if last is not None and time + offset < last - Fraction(1, 4):
-            if passed == len(self.found) and packet.stream.type == "video":
+            if passed == len(self.found) and packet.stream_index == self._leader:
                 self.found.append(last + step - time)
             passed = min(passed + 1, len(self.found))
             offset = self.found[passed - 1] if passed else Fraction(0)

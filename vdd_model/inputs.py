@@ -51,7 +51,7 @@ def find_clips(inputs: Sequence[str]) -> list[tuple[str, Path | tuple[Path, ...]
     result = []
     for name, clip in clips:
         if isinstance(clip, tuple) and len(clip) == 1 and clip[0] in loose.get(clip[0].parent, ()):
-            pictures = tuple(dict.fromkeys(loose[clip[0].parent]))
+            pictures = tuple(natural_order(list(dict.fromkeys(loose[clip[0].parent]))))      # a shell puts 10 before 2
             result.append((str(pictures[0]) if len(pictures) == 1 else name, pictures))
         else:
             result.append((name, clip))

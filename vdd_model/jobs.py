@@ -20,8 +20,9 @@ from .clip import Clip, MediaError
 from .errors import UserError
 from .images import ImageReader, gaps, png_chunks
 from .pipeline import DeblurOptions, first_input_frame
+from .preview import preview_paths, write_preview
 from .progress import Progress
-from .sinks import SEGMENT, ImageSink, VideoSink, remove
+from .sinks import SEGMENT, ImageSink, VideoSink, remove, sync
 from .threads import WriteBehind, read_ahead
 from .video import part_folder, probe, read
 from .video_in import VideoReader
@@ -59,16 +60,22 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
 
 
-def check_target(job: Job, *, force: bool, resume: bool) -> None:
-    """Refuse an output that exists, or unfinished work that would be lost. Raises MediaError."""
+def check_target(job: Job, *, force: bool, resume: bool, preview: bool = False) -> None:
+    """Refuse an output or a preview that exists, or unfinished work that would be lost. Raises MediaError."""
     target, folder = job.target, part_folder(job.target)
-    if not isinstance(job.source, tuple) and target.exists() and target.resolve() == job.source.resolve():
+    sources = job.source if isinstance(job.source, tuple) else (job.source,)
+    if target.exists() and any(target.resolve() == source.resolve() for source in sources):
         raise MediaError(f"{target} is the input itself; choose another output")
     if isinstance(job.source, tuple) and target.is_dir() and any(target.resolve() == p.resolve().parent for p in job.source):
         raise MediaError(f"{target} is the folder of the input pictures; choose another output")
     if target.exists() and not force and (not job.as_images or target.is_file() or any(target.iterdir())) \
             and not (resume and (folder / "moving").exists()):
         raise MediaError(f"{target} exists already; use --force to replace it, or another output")
+    for path in preview_paths(target) if preview else ():
+        if path.exists() and any(path.resolve() == source.resolve() for source in sources):
+            raise MediaError(f"the preview {path} would replace the input itself; choose another output, or leave --preview away")
+        if path.exists() and not (force or resume):
+            raise MediaError(f"{path} exists already; use --force to replace it, or leave --preview away")
     if target.is_dir() and not job.as_images:
         raise MediaError(f"{target} is a folder; give the name of a file")
     if folder.exists() and not (resume or force):
@@ -99,7 +106,7 @@ def run(job: Job, make_deblurrer: Callable, options: DeblurOptions, output: Outp
     """
     started = time.monotonic()
     clip = probe(job.source if isinstance(job.source, Path) else list(job.source), rate=job.rate)
-    check_target(job, force=force, resume=resume)
+    check_target(job, force=force, resume=resume, preview=preview)
     encoding = None if job.as_images else choose_encoding(clip, job.target, output)
     notes = list(encoding.notes) if encoding else []
     if clip.interlaced:
@@ -146,12 +153,23 @@ def run(job: Job, make_deblurrer: Callable, options: DeblurOptions, output: Outp
                 raise
             raise MediaError(f"{job.target} cannot be written ({error.strerror or error})") from error
     if preview:
-        from .preview import write_preview
-        try:
-            notes += write_preview(clip, job.target)
-        except (UserError, OSError) as error:                  # the result itself is there
-            notes.append(f"the preview could not be written ({error})")
+        notes += try_preview(clip, job.target)
     return Outcome(job.target, sink.done, time.monotonic() - started, reader.lost, notes)
+
+
+def try_preview(clip: Clip, target: Path) -> list[str]:
+    """`write_preview`; when it fails, a note says so: the result itself is there."""
+    try:
+        return write_preview(clip, target)
+    except (UserError, OSError) as error:
+        return [f"the preview could not be written ({error})"]
+
+
+def add_preview(job: Job) -> list[str]:
+    """The preview of a finished job, unless it is there. Returns notes. Raises MediaError."""
+    if all(path.exists() for path in preview_paths(job.target)):
+        return []
+    return try_preview(probe(job.source if isinstance(job.source, Path) else list(job.source), rate=job.rate), job.target)
 
 
 def _empty(folder: Path) -> None:
@@ -279,10 +297,11 @@ def _check_journal(folder: Path, job: Job, clip: Clip, options: DeblurOptions, o
     try:
         before = json.loads(path.read_text())
     except (OSError, ValueError):
-        for old in list(folder.glob("*.bin")) + list(folder.glob("*.raw")):
-            old.unlink()                                       # no journal: whose frames these are is not known
+        _empty(folder)                                         # no journal: whose frames these are is not known
         aside = path.with_suffix(".new")
-        aside.write_text(json.dumps(journal, indent=1))
+        with aside.open("w") as file:
+            json.dump(journal, file, indent=1)
+            sync(file)                                         # it must not be lost where the frames are not
         os.replace(aside, path)
         return
     changed = [k for k in journal if before.get(k) != json.loads(json.dumps(journal[k]))]

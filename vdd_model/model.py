@@ -50,7 +50,7 @@ class DeblurModel(nn.Module):
     def __init__(self, config: ModelConfig, *, operations=nn):
         super().__init__()
         self.config = config
-        self.unet = UNet3D(config.unet, operations=operations)
+        self.unet = UNet3D(config.unet, diffusion=config.diffusion, operations=operations)
         self.encoder1 = ImageEncoder(config.tower, config.vae, operations=operations)
         # Only the centre frame's semantic vector reaches the UNet, and that is encoder 1's: encoder 2 has no use for a tower.
         self.encoder2 = ImageEncoder(config.tower, config.vae, heads=("spatial",), operations=operations)

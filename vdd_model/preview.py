@@ -16,8 +16,8 @@ LINE = 2                                                       # pixels of the b
 
 
 def preview_paths(target: Path) -> tuple[Path, Path]:
-    """(picture, video) of the preview that belongs to an output."""
-    return target.with_name(target.stem + ".preview.png"), target.with_name(target.stem + ".preview.mp4")
+    """(picture, video) of the preview that belongs to an output: named after all of its name, so that no two outputs share one."""
+    return target.with_name(target.name + ".preview.png"), target.with_name(target.name + ".preview.mp4")
 
 
 def write_preview(before: Clip, target: Path) -> list[str]:

@@ -138,7 +138,7 @@ def panel(images: Sequence[Picture], labels: Sequence[str], zoom_box: Sequence[i
     _check_box(box, full_width, full_height)
     width = width or min(full_width, 480)
     scale = width / full_width
-    height, zoom_height = round(full_height * scale), round(box.height * width / box.width)
+    height, zoom_height = max(1, round(full_height * scale)), max(1, round(box.height * width / box.width))
     text = font(max(12, width // 22))
     strip, gap = max(18, width // 14), 4
     sheet = Image.new("RGB", (len(pictures) * (width + gap) - gap, strip + height + gap + zoom_height), "white")
@@ -151,7 +151,8 @@ def panel(images: Sequence[Picture], labels: Sequence[str], zoom_box: Sequence[i
         draw.text((x + 2, 2), label, "black", font=text)
         sheet.paste(picture.resize((width, height), Image.LANCZOS) if scale != 1 else picture, (x, strip))
         left, top = x + box.x * scale, strip + box.y * scale
-        draw.rectangle((left, top, left + box.width * scale - 1, top + box.height * scale - 1), outline=BOX_COLOUR, width=line)
+        right, bottom = (start + max(1, side * scale) - 1 for start, side in ((left, box.width), (top, box.height)))
+        draw.rectangle((left, top, right, bottom), outline=BOX_COLOUR, width=line)
         part = picture.crop((box.x, box.y, box.x + box.width, box.y + box.height))
         # Nearest neighbour shows what is there: a smooth enlargement would hide rings and grids.
         filter_ = Image.NEAREST if width >= 2 * box.width else Image.LANCZOS
@@ -277,6 +278,8 @@ def compare_frames(output: Iterable[Tensor], truth: Iterable[Tensor], blurred: I
             batch, start, uneven = next(frames)
         except StopIteration:
             break
+        except UserError:                                  # from the reader, and a RuntimeError too
+            raise
         except RuntimeError as error:                      # torch.stack: the size changes within one clip
             raise UserError(f"the frame size changes within a clip after frame {count} ({error})") from None
         if not batch:

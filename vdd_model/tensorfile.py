@@ -92,7 +92,7 @@ def read_header(path: str | os.PathLike) -> Header:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     try:
         table = json.loads(text)
-        metadata = table.pop("__metadata__", {})
+        metadata = dict(table.pop("__metadata__", None) or {})
         entries = {name: _entry(value) for name, value in table.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} has a damaged header ({error})") from None

@@ -34,11 +34,13 @@ class UNet3D(nn.Module):
     """The 3D-UNet of TF-T2V.
 
     config: widths and levels; the default is the official full-size model.
+    diffusion: the noise schedule, which a network with `config.estimate` has to know (default: the official one).
     operations: namespace with Linear, Conv1d, Conv2d, Conv3d, GroupNorm and LayerNorm (default `torch.nn`).
     gradient_checkpointing: set it to True to recompute each block in the backward pass and save memory.
     """
 
-    def __init__(self, config: UNetConfig, *, operations=nn, dtype: torch.dtype | None = None, device=None):
+    def __init__(self, config: UNetConfig, *, diffusion: DiffusionConfig | None = None, operations=nn,
+                 dtype: torch.dtype | None = None, device=None):
         super().__init__()
         operations = fusible(operations)
         kw = {"operations": operations, "dtype": dtype, "device": device}
@@ -46,7 +48,7 @@ class UNet3D(nn.Module):
         self.config = config
         self.gradient_checkpointing = False
         with torch.device("cpu"):                # a plain attribute: a model built on the meta device has it too
-            self.schedule = make_schedule(DiffusionConfig())
+            self.schedule = make_schedule(diffusion or DiffusionConfig())
         dim, groups, embed_dim = config.dim, config.norm_groups, 4 * config.dim
 
         self.time_embed = nn.Sequential(operations.Linear(dim, embed_dim, **leaf), nn.SiLU(),

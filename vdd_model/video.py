@@ -66,13 +66,13 @@ def write_video(path: str | Path, frames: Iterable[torch.Tensor], rate: Fraction
         exact = Fraction(rate).limit_denominator(1001)
         clip = Clip(path=path, width=first.shape[1], height=first.shape[0], num_frames=0, rate=exact, time_base=1 / exact, files=(path,))
     encoding = choose_encoding(clip, path, options)
-    tick = max(1, round(1 / (clip.rate * clip.time_base)))
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=path.name + ".", suffix=".part", dir=path.parent) as folder:
         sink = VideoSink(Path(folder), encoding)
         try:
             for index, frame in enumerate(_chain(first, iterator)):
-                sink.write(frame.detach().float().clamp(0, 1).cpu().numpy()[None], [None], [(index * tick, tick)])
+                start, end = (round(i / (clip.rate * clip.time_base)) for i in (index, index + 1))
+                sink.write(frame.detach().float().clamp(0, 1).cpu().numpy()[None], [None], [(start, max(1, end - start))])
             sink.finish(path, clip, audio=options.audio and like is not None)
         finally:
             sink.close()

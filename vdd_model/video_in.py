@@ -32,7 +32,8 @@ class VideoReader:
         tick = None
         with contextlib.closing(open_container(clip.path)) as container:
             stream = video_stream(container, clip.path)
-            stream.thread_type = "AUTO"
+            # not frame by frame: several frames are then under way at a damaged end, where PyAV gives up all that follow the first error
+            stream.thread_type = "SLICE"
             tick = stream.time_base or Fraction(1, 1000)
             for item in _decode(container, stream, Joins(container, clip.joins)):
                 if isinstance(item, Exception):
@@ -84,11 +85,16 @@ class VideoReader:
         return round((pts * tick - clip.shift) / clip.time_base)
 
     def _convert(self, picture: av.VideoFrame, pts: int, duration: int, index: int) -> Frame:
-        clip = self.clip
-        rgb, alpha = to_rgb(picture, clip.color, centred_chroma=clip.codec in ("mjpeg", "webp"))
-        if clip.quarter_turns or clip.mirrored:
-            rgb, alpha = (x if x is None else upright(x, clip) for x in (rgb, alpha))
+        rgb, alpha = upright_rgb(picture, self.clip)
         return Frame(torch.from_numpy(rgb), None if alpha is None else torch.from_numpy(alpha), pts, duration, index)
+
+
+def upright_rgb(picture: av.VideoFrame, clip: Clip) -> tuple[np.ndarray, np.ndarray | None]:
+    """A decoded picture as RGB (H, W, 3) and, where the clip has it, alpha (H, W), float32 in [0, 1], upright."""
+    rgb, alpha = to_rgb(picture, clip.color, centred_chroma=clip.codec in ("mjpeg", "webp"))
+    if clip.quarter_turns or clip.mirrored:
+        rgb, alpha = (x if x is None else upright(x, clip) for x in (rgb, alpha))
+    return rgb, alpha
 
 
 def upright(picture: np.ndarray, clip: Clip) -> np.ndarray:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from .clip import Clip, MediaError
-from .container import Joins, open_container
+from .container import Joins, open_container, reason
 from .planes import BT709, BT2020, RGB, SAME_DEPTH, SMPTE170M, UNSPECIFIED, ColorTags, from_rgb
 from .video_probe import APPLE
 
@@ -47,7 +47,7 @@ class OutputOptions:
     quality: int | None = None
     preset: str = "medium"
     bit_depth: int | None = None            # 8, 10 or, for PNG, 16; None follows the input
-    chroma: int | None = None               # 420, 422, 444; None: 420, or 444 where a side is odd or for ffv1; prores follows its profile
+    chroma: int | None = None               # 420, 422, 444; None: 420, 444 where a side is odd or for ffv1, what prores' profile has
     audio: bool = True
 
 
@@ -107,7 +107,7 @@ def choose_encoding(clip: Clip, path: Path, options: OutputOptions) -> Encoding:
     notes: list[str] = []
     odd = clip.width % 2 or clip.height % 2
     chroma = options.chroma or (422 if codec == "prores" else 444 if odd or codec == "ffv1" else 420)
-    if odd and chroma != 444 and codec in ("h264", "hevc"):
+    if chroma != 444 and (odd and codec in ("h264", "hevc") or clip.width % 2 and codec == "ffv1"):
         raise MediaError(f"{clip.width}x{clip.height} has an odd side and cannot be stored as {':'.join(str(chroma))} in {codec}; "
                          "leave --chroma away")
     if odd and not options.chroma and codec in ("h264", "hevc"):
@@ -126,13 +126,17 @@ def choose_encoding(clip: Clip, path: Path, options: OutputOptions) -> Encoding:
         notes.append(f"{codec} has no transparency, so it is dropped; --codec prores (.mov), ffv1 (.mkv) or png keep it")
     encoder: dict[str, str] = {}
     if codec == "prores":
-        profile = options.quality if options.quality is not None else 4 if alpha or finer and finer[2] == "4" else 3
+        full_chroma = options.chroma == 444 or not options.chroma and finer and finer[2] == "4"
+        profile = options.quality if options.quality is not None else 4 if alpha or full_chroma else 3
         if not 0 <= profile <= 5:
             raise MediaError(f"--quality {profile} is not a ProRes profile; use 0 (proxy) to 5 (4444xq)")
         if alpha and profile < 4:
             raise MediaError(f"ProRes {PRORES_PROFILES[profile]} has no transparency; use --quality 4 or 5")
-        full_chroma = profile >= 4
-        pix_fmt = "yuva444p10le" if alpha else "yuv444p10le" if full_chroma else "yuv422p10le"
+        own = 444 if profile >= 4 else 422
+        if options.chroma not in (None, own) or options.bit_depth not in (None, 10):
+            raise MediaError(f"ProRes {PRORES_PROFILES[profile]} stores {':'.join(str(own))} with 10 bits; leave --chroma and --bit-depth "
+                             "away, or choose another --quality or --codec")
+        pix_fmt = "yuva444p10le" if alpha else f"yuv{own}p10le"
         encoder = {"profile": str(profile), "vendor": "apl0"}
         if alpha:
             encoder["alpha_bits"] = "16"
@@ -205,12 +209,20 @@ class Packet(NamedTuple):
 
 
 class SegmentEncoder:
-    """Encodes one closed run of frames; `frame` takes them in order, `finish` returns all packets in decoding order."""
+    """Encodes one closed run of frames; `frame` takes them in order, `finish` returns all packets in decoding order.
+
+    Raises MediaError for what the encoder refuses, such as frames that are too large for it.
+    """
 
     def __init__(self, encoding: Encoding):
         self.encoding = encoding
         self.context = av.CodecContext.create(ENCODERS[encoding.codec], "w")
         configure(self.context, encoding)
+        try:
+            self.context.open()
+        except av.FFmpegError as error:
+            raise MediaError(f"{encoding.codec} cannot store frames of {encoding.width}x{encoding.height} pixels as {encoding.pix_fmt} "
+                             f"({reason(error)}); use another --codec") from None
         self.durations: dict[int, int] = {}
         self.packets: list[Packet] = []
 

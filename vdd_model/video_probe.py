@@ -33,7 +33,7 @@ def probe_video(path: str | Path, *, scan: bool = True) -> Clip:
     path = Path(path)
     with contextlib.closing(open_container(path)) as container:
         stream = video_stream(container, path)
-        stream.thread_type = "AUTO"
+        stream.thread_type = "SLICE"                           # as `VideoReader` does
         first = _first_frame(container, stream, path)
         header_frames, duration = stream.frames, (container.duration or 0) / av.time_base
         # those that an edit list leaves out are in the header's number, but not all in the index
@@ -186,8 +186,8 @@ def _scan(path: Path, timed: bool) -> tuple[np.ndarray, int, int, Fraction | Non
     last: Fraction | None = None
     with contextlib.closing(open_container(path)) as container:
         video = video_stream(container, path)
-        # all of them: the container's duration is that of its longest stream, which subtitles may be
-        streams = [s for s in container.streams if s == video or s.type in ("audio", "subtitle", "data")]
+        # all of them: the container's duration is that of its longest stream, which subtitles or another video may be
+        streams = [s for s in container.streams if s.type in ("audio", "subtitle", "data") or s.type == "video" and not is_cover(s)]
         ends: dict[int, tuple[int, Fraction]] = {}
         starts: dict[int, Fraction] = {}
         joins = Joins(container)
@@ -223,7 +223,7 @@ def _scan(path: Path, timed: bool) -> tuple[np.ndarray, int, int, Fraction | Non
 
 def _frame_rate(times: np.ndarray, tick: Fraction, claimed: Sequence[Fraction]) -> tuple[Fraction, bool]:
     """(frame rate, whether all times lie on its grid): the first claimed or standard rate that explains the times to within one
-    tick. Places on the grid may be empty (dropped frames). Only times off every grid are a truly variable rate.
+    tick. Places on the grid may be empty (dropped frames), but not most of them: every time lies on the time base's own grid.
     """
     default = claimed[0] if claimed else Fraction(25)
     if len(times) < 2 or times[-1] <= times[0]:
@@ -234,6 +234,7 @@ def _frame_rate(times: np.ndarray, tick: Fraction, claimed: Sequence[Fraction]) 
     for rate in [*claimed, *near, (1 / mean).limit_denominator(100_000)]:      # FFmpeg's fractions have 32 bits
         numbers = np.rint(seconds * float(rate))
         off = np.abs(seconds - numbers / float(rate)).max()
-        if np.diff(numbers).min() > 0 and (off < 1e-6 or off < 1.01 * float(tick) and tick * rate < Fraction(1, 5)):
+        steps = np.diff(numbers)
+        if steps.min() > 0 and np.median(steps) <= 2 and (off < 1e-6 or off < 1.01 * float(tick) and tick * rate < Fraction(1, 5)):
             return rate, True
     return (1 / mean).limit_denominator(1001), False

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from media_tools import pattern, save_clip
+from media_tools import pattern, save_clip, shifted
 from PIL import Image
 
 from train import contact, readers
@@ -116,6 +116,28 @@ def test_video_frames_are_the_ones_asked_for(tmp_path):
         for k, frame in enumerate(frames.read(range(start, start + 3)).float()):
             assert (frame - drawn).abs().mean((1, 2, 3)).argmin() == start + k
     assert torch.equal(frames.read(range(5, 6), (8, 4, 40, 36))[0], frames.read(range(5, 6))[0, :, 4:36, 8:40])
+
+
+@pytest.mark.parametrize("suffix, codec, options", [
+    (".ts", "libx264", {"bf": "3", "g": "12"}), (".mpg", "mpeg2video", {"bf": "2", "g": "12"}), (".avi", "libx264", {"bf": "3", "g": "12"}),
+    (".avi", "mpeg4", {"bf": "2"}), (".mkv", "libx264", {"bf": "3", "g": "12", "x264-params": "open-gop=1"})])
+def test_frames_of_any_container_are_those_of_the_reader(tmp_path, suffix, codec, options):
+    """Some containers seek to places behind the one asked for, some do not tell when a frame is shown."""
+    path = save_clip(tmp_path / f"a{suffix}", [pattern(i) for i in range(60)], codec=codec, options=options)
+    whole = read_clip(path)
+    frames = readers.VideoFrames("a", path)
+    assert len(frames) == len(whole) >= 59
+    for start in (0, 1, 11, 13, 30, 47, 54):
+        numbers = range(start, start + 5)
+        found = frames.read(numbers).movedim(1, -1).float() / 255
+        assert (found - whole[start:start + 5]).abs().max() < 0.51 / 255
+
+
+def test_frames_that_an_edit_list_hides_are_none(tmp_path):
+    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(60)], options={"crf": "4", "g": "15", "bf": "0"})
+    frames = readers.VideoFrames("a", shifted(source, tmp_path / "cut.mp4", 15, 22))
+    assert len(frames) == 38
+    assert (frames.read(range(0, 2))[0] / 255 - torch.from_numpy(pattern(22)).movedim(-1, 0)).abs().mean() < 0.01
 
 
 def test_missing_partner_ends_a_run_and_is_named(tmp_path):

@@ -106,7 +106,8 @@ def test_not_safetensors(tmp_path, head, words):
 
 
 @pytest.mark.parametrize("header", [b"{nonsense", b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
-                                    b'{"a": {"dtype": "F31", "shape": [2], "data_offsets": [0, 8]}}', b'{"a": 3}'])
+                                    b'{"a": {"dtype": "F31", "shape": [2], "data_offsets": [0, 8]}}', b'{"a": 3}',
+                                    b'{"__metadata__": "x"}'])
 def test_damaged_header(tmp_path, header):
     path = tmp_path / "model.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 8)
@@ -164,6 +165,26 @@ def test_unknown_configuration_key(tiny_checkpoint, tmp_path):
     path = rewrite(tiny_checkpoint, tmp_path / "key.safetensors", change)
     with pytest.raises(CheckpointError, match="does not know .*dimm.*did you mean 'dim'"):
         load(path)
+
+
+@pytest.mark.parametrize("part, key, value", [("vae", "norm_groups", 7), ("tower", "head_width", 0), ("vae", "channel_mult", [1])])
+def test_a_configuration_without_a_model(tiny_checkpoint, tmp_path, part, key, value):
+    def change(_, metadata):
+        config = json.loads(metadata["vdd.config"])
+        config[part][key] = value
+        metadata["vdd.config"] = json.dumps(config)
+
+    path = rewrite(tiny_checkpoint, tmp_path / "odd.safetensors", change)
+    for read in (load, checkpoint.read_state):
+        with pytest.raises(CheckpointError, match="odd.safetensors has a configuration of which no model can be built"):
+            read(path)
+    assert "cannot be loaded" in info(path)
+
+
+def test_odd_training_records_are_shown(tiny_model, tmp_path):
+    save(tiny_model, tmp_path / "model.safetensors", training={"sources": 3, "untrained": "adapter"})
+    text = info(tmp_path / "model.safetensors")
+    assert "source: 3" in text and "lacks trained weights for: adapter" in text
 
 
 def test_info(tiny_model, tmp_path):

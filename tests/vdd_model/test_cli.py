@@ -184,7 +184,7 @@ def test_the_model_deblurs(tmp_path, tiny_checkpoint, capsys):
     assert main(command) == 0
     assert probe(tmp_path / "o.mp4").num_frames == 9
     assert (read_clip(tmp_path / "o.mp4") - read_clip(source)).abs().mean() > 1e-3
-    assert (tmp_path / "o.preview.png").exists() and (tmp_path / "o.preview.mp4").exists()
+    assert (tmp_path / "o.mp4.preview.png").exists() and (tmp_path / "o.mp4.preview.mp4").exists()
 
 
 def test_info(tmp_path, tiny_checkpoint, capsys):

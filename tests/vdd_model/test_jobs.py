@@ -374,10 +374,10 @@ def test_preview(tmp_path, clip_150):
 
     outcome = deblur(clip_150, tmp_path / "o.mp4", stand_in=Brighter(), preview=True)
     assert "preview" in outcome.notes[-1]
-    picture = read_clip(tmp_path / "o.preview.png")[0]
+    picture = read_clip(tmp_path / "o.mp4.preview.png")[0]
     assert picture.shape == (48, 2 * 64 + 4, 3)
     assert 0.15 < (picture[:, 68:] - picture[:, :64]).mean() < 0.25
-    video = probe(tmp_path / "o.preview.mp4")
+    video = probe(tmp_path / "o.mp4.preview.mp4")
     assert (video.num_frames, video.rate, video.width) == (150, 25, 64)
 
 
@@ -391,10 +391,55 @@ def test_pictures_lose_pixel_shape_and_times_but_not_in_silence(tmp_path):
 
 
 def test_a_preview_that_fails_is_only_a_note(tmp_path):
+    write_image(tmp_path / "in.png", torch.zeros(16, 17000, 3))          # wider than H.264 can be
+    outcome = deblur([tmp_path / "in.png"], tmp_path / "o.png", preview=True)
+    assert outcome.frames == 1 and (tmp_path / "o.png").exists()
+    assert any("preview could not be written (h264 cannot store frames of 17000x16" in note for note in outcome.notes)
+
+
+def test_a_preview_replaces_nothing(tmp_path, capsys):
+    """Not the input, no file that was there, nor the preview of another output."""
+    source = save_clip(tmp_path / "k.mp4.preview.mp4", [pattern(i) for i in range(3)])
+    before = source.read_bytes()
+    command = ["deblur", str(source), "-o", str(tmp_path / "k.mp4"), "--preview"]
+    assert main([*command, "--force"], IdentityDeblurrer()) == 1 and source.read_bytes() == before
+    assert "would replace the input itself" in capsys.readouterr().err and not (tmp_path / "k.mp4").exists()
+    inputs = [save_clip(tmp_path / f"d{suffix}", [pattern(0)] * 2) for suffix in (".mp4", ".mov")]
+    several = ["deblur", *map(str, inputs), "-o", str(tmp_path / "out"), "--preview"]
+    assert main(several, IdentityDeblurrer()) == 0
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.preview.mp4")) == ["d.mov.preview.mp4", "d.mp4.preview.mp4"]
+    for target in ("d.mp4", "d.mov"):
+        (tmp_path / "out" / target).unlink()
+    assert main(several, IdentityDeblurrer()) == 1 and "exists already" in capsys.readouterr().err
+    assert main([*several, "--force"], IdentityDeblurrer()) == 0
+
+
+def test_resume_adds_a_preview_that_is_missing(tmp_path):
     source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(3)])
-    (tmp_path / "o.preview.mp4").mkdir()
-    outcome = deblur(source, tmp_path / "o.mp4", preview=True)
-    assert outcome.frames == 3 and any("preview could not be written" in note for note in outcome.notes)
+    command = ["deblur", str(source), "-o", str(tmp_path / "o.mp4")]
+    assert main(command, IdentityDeblurrer()) == 0
+    written = (tmp_path / "o.mp4").stat().st_mtime_ns
+    assert main([*command, "--resume", "--preview"], IdentityDeblurrer()) == 0
+    assert probe(tmp_path / "o.mp4.preview.mp4").num_frames == 3 and (tmp_path / "o.mp4").stat().st_mtime_ns == written
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_picture_is_never_its_own_output(tmp_path, force):
+    write_image(tmp_path / "x.png", torch.from_numpy(pattern(0)))
+    before = (tmp_path / "x.png").read_bytes()
+    with pytest.raises(MediaError, match="is the input itself"):
+        deblur([tmp_path / "x.png"], tmp_path / "x.png", force=force)
+    assert (tmp_path / "x.png").read_bytes() == before
+
+
+def test_pictures_of_an_unknown_run_are_not_resumed(tmp_path, clip_150):
+    folder = part_folder(tmp_path / "out") / "pictures"
+    folder.mkdir(parents=True)
+    for i in range(3):
+        write_image(folder / f"frame_{i:06d}.png", torch.zeros(48, 64, 3))
+    (folder.parent / "job.json").touch()
+    assert deblur(clip_150, tmp_path / "out", resume=True).frames == 150
+    assert read_image(tmp_path / "out" / "frame_000000.png")[0].mean() > 0.1
 
 
 def test_notes_tell_what_is_not_carried_over(tmp_path):
@@ -567,4 +612,8 @@ def test_pictures_named_one_by_one_are_one_sequence(tmp_path):
         assert len(job.source) == 3 and job.as_images and job.target == tmp_path / "out"
     (job,) = plan([str(tmp_path / "1.png")], str(tmp_path / "sharp.png"), OutputOptions())
     assert len(job.source) == 1 and job.as_images
+    (tmp_path / "10.png").write_bytes((tmp_path / "2.png").read_bytes())
+    (job,) = plan([str(tmp_path / f"{i}.png") for i in (0, 1, 10, 2)], str(tmp_path / "out"), OutputOptions())     # as a shell sorts them
+    assert [p.stem for p in job.source] == ["0", "1", "2", "10"]
+    (job,) = plan([str(tmp_path / "1.png")], str(tmp_path / "sharp.png"), OutputOptions())
     assert deblur(job.source, job.target).frames == 1 and job.target.is_file()

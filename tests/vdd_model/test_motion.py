@@ -89,8 +89,8 @@ def test_demo(tmp_path, tiny_checkpoint, capfd):
     assert demo.main(["--out", str(tmp_path), "--checkpoint", str(tiny_checkpoint), "--frames", "3", "--size", "64", "--extent", "3"]) == 0
     text = capfd.readouterr().out
     assert "PSNR" in text and "deblurring changes PSNR by" in text
-    for name in ("blurred.mp4", "truth.mp4", "deblurred.mp4", "panel.png", "error_map.png", "deblurred.preview.png",
-                 "deblurred.preview.mp4"):
+    for name in ("blurred.mp4", "truth.mp4", "deblurred.mp4", "panel.png", "error_map.png", "deblurred.mp4.preview.png",
+                 "deblurred.mp4.preview.mp4"):
         assert (tmp_path / name).exists(), name
     assert probe(tmp_path / "deblurred.mp4").num_frames == 3
     assert demo.main(["--out", str(tmp_path), "--photo", str(tmp_path / "none.png")]) == 1

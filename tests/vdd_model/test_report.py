@@ -73,6 +73,12 @@ def test_panel_shows_every_picture_and_its_enlarged_part():
         report.panel([x, x], ["a"])
 
 
+@pytest.mark.parametrize("width, height, box", [(1920, 1080, (100, 100, 3, 3)), (4000, 4, None), (2600, 1, None)])
+def test_panel_of_extreme_shapes(width, height, box):
+    frames = [torch.zeros(height, width, 3), torch.ones(height, width, 3)]
+    assert report.panel(frames, ["a", "b"], box).width == 2 * 480 + 4
+
+
 def test_markdown_table():
     text = report.markdown_table({"blurred": {"psnr": 25.634, "lpips": None}, "steps 1": {"psnr": 28.0, "lpips": None}}, "GoPro")
     lines = text.splitlines()
@@ -119,6 +125,15 @@ def test_a_folder_that_cannot_be_is_refused_beforehand(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "compare_frames", lambda *_, **__: pytest.fail("it was compared"))
     with pytest.raises(UserError, match="cannot be made a folder"):
         report.compare(tmp_path / "a", tmp_path / "a", tmp_path / "file")
+
+
+def test_what_a_reader_says_comes_through():
+    def broken():
+        yield torch.zeros(16, 16, 3)
+        raise UserError("b.mp4 could not be read any further")
+
+    with pytest.raises(UserError, match="^b.mp4 could not be read any further$"):
+        report.compare_frames([torch.zeros(16, 16, 3)] * 9, broken())
 
 
 def test_compare_refuses_what_does_not_fit(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import types
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from vdd_model import fused
 from vdd_model.config import DiffusionConfig, UNetConfig, preset
 from vdd_model.diffusion import make_schedule
 from vdd_model.layers import SpatialTransformer
+from vdd_model.model import DeblurModel
 from vdd_model.sampler import ddim, guided, vgen_timesteps
 from vdd_model.spatial_conditions import SPATIAL_CONDITIONS
 from vdd_model.unet3d import UNet3D, sinusoidal_embedding
@@ -365,6 +367,26 @@ def test_filtered_convolutions_in_bfloat16():
             pytest.skip("oneDNN has no bfloat16 on this processor")
         out = packed(x, t, tokens, concat).float()
     assert (out - reference).norm() < 1.2 * (plain - reference).norm()
+
+
+@pytest.mark.parametrize("diffusion", [DiffusionConfig(num_timesteps=1200), DiffusionConfig(zero_terminal_snr=False)])
+def test_an_estimate_is_standardised_by_the_models_own_schedule(diffusion):
+    """A silent network's answer is the posterior mean of that schedule; it is another one of the official schedule."""
+    with torch.device("meta"):
+        whole = DeblurModel(replace(preset("small"), diffusion=diffusion))
+    schedule = make_schedule(diffusion)
+    assert torch.equal(whole.unet.schedule.alpha_bar, schedule.alpha_bar)
+    model = UNet3D(replace(TINY, estimate=True), diffusion=diffusion)
+    x, _, tokens, concat = inputs()
+    concat = concat * 0.3
+    with torch.no_grad():
+        for p in model.out[-1].parameters():
+            p.zero_()
+        v = model(x, torch.tensor([diffusion.num_timesteps - 1]), tokens, concat)
+    mean, variance = concat[:, :4], (2 * concat[:, 4:]).exp()
+    a, s = schedule.sqrt_alpha_bar[-1], schedule.sqrt_one_minus_alpha_bar[-1]
+    x0 = mean + a * variance / (a**2 * variance + s**2) * (x - a * mean)
+    assert torch.allclose(a * x - s * v, x0, atol=1e-4)
 
 
 def test_keys_and_values_only_once_per_clip(tiny, monkeypatch):

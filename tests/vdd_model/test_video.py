@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import struct
 from fractions import Fraction
 
@@ -9,14 +11,14 @@ import av
 import numpy as np
 import pytest
 import torch
-from media_tools import chart, packets, pattern, save_clip
+from media_tools import chart, packets, pattern, save_clip, shifted
 
 from vdd_model import images
 from vdd_model.clip import MediaError
 from vdd_model.images import find_images, read_image, write_image
 from vdd_model.planes import ColorTags, _downsample, _upsample, complete_tags, from_rgb, layout, to_rgb
 from vdd_model.video import OutputOptions, describe, probe, read, read_clip, write_video
-from vdd_model.video_out import choose_encoding
+from vdd_model.video_out import SegmentEncoder, choose_encoding
 
 FORMATS = ["yuv420p", "yuv422p", "yuv444p", "yuvj420p", "yuv420p10le", "yuv422p10le", "yuv444p12le", "yuva444p10le", "yuv411p",
            "gbrp", "gbrap", "gbrp16le", "rgb24", "rgba", "rgb48be", "rgba64be"]
@@ -150,6 +152,34 @@ def test_variable_frame_times_are_kept(tmp_path):
         sink.finish(tmp_path / f"out{suffix}", clip, audio=False)
         after = probe(tmp_path / f"out{suffix}")
         assert [round(f.pts * after.time_base * 1000) for f in read(after)] == times
+
+
+@pytest.mark.parametrize("suffix, ticks", [(".mp4", 90000), (".mov", 600), (".ts", 90000)])
+def test_times_off_every_rate_are_variable(tmp_path, suffix, ticks):
+    """A screen recording: its times lie on the time base's own grid, as all times do, and that is no frame rate."""
+    steps = np.random.default_rng(0).integers(1, 12, 30) * ticks // 60 + np.arange(30) % 7
+    times = [int(t) for t in np.concatenate([[0], np.cumsum(steps)])]
+    clip = probe(save_clip(tmp_path / f"in{suffix}", [pattern(i) for i in range(31)], times=times, time_base=Fraction(1, ticks)))
+    assert not clip.constant_rate and abs(float(clip.rate) * times[-1] / ticks - 30) < 0.3
+    seen = [float(frame.pts * clip.time_base) for frame in read(clip)]
+    assert np.abs(np.diff(seen) - np.diff(times) / ticks).max() < 1e-4
+    out = probe(write_video(tmp_path / "out.mkv", read_clip(clip), like=clip))       # as many frames at the mean rate
+    assert abs(float(out.rate / clip.rate) - 1) < 1e-3
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_a_longer_second_video_is_no_damage(tmp_path, suffix):
+    lengths = (50, 125)
+    with av.open(str(tmp_path / f"two{suffix}"), "w") as out:
+        streams = [out.add_stream("libx264", rate=25) for _ in lengths]
+        for stream in streams:
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for stream, length in zip(streams, lengths):
+            pictures = [av.VideoFrame.from_ndarray(np.full((48, 64, 3), i, np.uint8)) for i in range(length)]
+            for packet in (p for picture in (*pictures, None) for p in stream.encode(picture)):
+                out.mux(packet)
+    reader = read(probe(tmp_path / f"two{suffix}"))
+    assert len(list(reader)) == 50 and (reader.lost, reader.notes) == (0, [])
 
 
 @pytest.mark.parametrize("degrees, turns", [(90, 1), (180, 2), (270, 3)])
@@ -373,19 +403,6 @@ def test_transparent_palettes_behind_the_first_picture_are_seen(tmp_path):
     assert probe(tmp_path).num_frames == 3                     # the reader will find it damaged
 
 
-def shifted(source, target, start: int, back: int):
-    """The packets of `source` from key frame `start` on, `back` frames earlier: what falls before 0 is hidden by an edit list."""
-    with av.open(str(source)) as before, av.open(str(target), "w") as out:
-        stream = before.streams.video[0]
-        copy = out.add_stream_from_template(stream)
-        one = round(1 / (stream.average_rate * stream.time_base))
-        for packet in before.demux(stream):
-            if packet.dts is not None and packet.pts >= start * one:
-                packet.pts, packet.dts, packet.stream = packet.pts - back * one, packet.dts - back * one, copy
-                out.mux(packet)
-    return target
-
-
 @pytest.mark.parametrize("suffix", [".mp4", ".mov"])
 def test_a_losslessly_cut_clip_is_whole(tmp_path, suffix):
     source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(60)], options={"crf": "4", "g": "15", "bf": "0"})
@@ -443,6 +460,22 @@ def test_the_last_frame_is_held_as_long_as_before(tmp_path):
     assert clip.constant_rate and clip.rate == 25
     assert [frame.duration * clip.time_base * 25 for frame in read(clip)] == [1, 1, 1, 6]
     assert [frame.duration * clip.time_base * 25 for frame in read(clip, 3)] == [6]
+
+
+def test_what_prores_and_ffv1_cannot_store_is_refused(tmp_path):
+    clip = probe(save_clip(tmp_path / "in.mp4", [pattern(0)] * 2))
+    encode = functools.partial(choose_encoding, clip, tmp_path / "o.mov")
+    assert encode(OutputOptions(codec="prores", chroma=444)).pix_fmt == "yuv444p10le"
+    assert encode(OutputOptions(codec="prores")).pix_fmt == encode(OutputOptions(codec="prores", chroma=422)).pix_fmt == "yuv422p10le"
+    for options in ({"chroma": 420}, {"chroma": 444, "quality": 2}, {"chroma": 422, "quality": 4}, {"bit_depth": 8}):
+        with pytest.raises(MediaError, match="ProRes .* stores 4:.* with 10 bits"):
+            encode(OutputOptions(codec="prores", **options))
+    odd = dataclasses.replace(clip, width=67)
+    with pytest.raises(MediaError, match="odd side .* 4:2:0 in ffv1"):
+        choose_encoding(odd, tmp_path / "o.mkv", OutputOptions(codec="ffv1", chroma=420))
+    wide = choose_encoding(dataclasses.replace(clip, width=17000), tmp_path / "o.mp4", OutputOptions())
+    with pytest.raises(MediaError, match="h264 cannot store frames of 17000x48 pixels"):
+        SegmentEncoder(wide)
 
 
 @pytest.mark.parametrize("size", [(18, 34), (48, 48), (62, 62), (8, 640), (640, 14), (640, 48)])
