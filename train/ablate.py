@@ -151,7 +151,8 @@ def main(arguments: list[str] | None = None) -> int:
         config = load(options.config, options.set)
         config = dataclasses.replace(config, **{key: getattr(options, key) for key in ("root", "init") if getattr(options, key)})
         if options.total_minutes:
-            config = scale_minutes(config, options.total_minutes)
+            one = sum(stage.minutes or 0 for stage in variants(config)["two stages"])
+            config = scale_minutes(config, options.total_minutes * sum(stage.minutes or 0 for stage in config.stages) / (one or 1))
         print("\n" + table(ablate(config, Path(options.out), resume=options.resume)))
     except (ConfigError, UserError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -172,7 +172,8 @@ def check(config: TrainConfig) -> TrainConfig:
     _require(config.precision in ("float32", "bfloat16"), f"precision: float32 or bfloat16, found {config.precision!r}")
     _require(config.export_dtype in ("float32", "float16", "bfloat16"), f"export_dtype: unknown dtype {config.export_dtype!r}")
     _require(0 <= config.ema < 1, f"ema: a decay in [0, 1), found {config.ema}")
-    _require(config.keep >= 1, f"keep: at least 1, found {config.keep}")
+    for key in ("keep", "save_every", "log_every"):
+        _require(getattr(config, key) >= 1, f"{key}: at least 1, found {getattr(config, key)}")
     divisor = model_config(config).divisor
     for number, stage in enumerate(config.stages):
         at = f"stages[{number}]"

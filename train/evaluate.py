@@ -229,7 +229,7 @@ def _known(part: Path | None, fingerprint: str, need_picture: bool) -> tuple[dic
 def write_figures(scored: Scored, folder: Path) -> list[Path]:
     """Panel (Fig. 3), error maps (Fig. 4) and, where matplotlib is there, the distortion-over-steps curve."""
     pictures = scored.pictures
-    steps = [name for name in pictures if "step" in name]
+    steps = [name for name in pictures if name.endswith(("step", "steps"))]            # a mean of orientations is no number of steps
     shown = ["blurred input", *steps[:1], *steps[-1:]] if len(steps) > 1 else ["blurred input", *steps]
     box = report.interesting_box([pictures["blurred input"], pictures["truth"]])
     files = [report.save_image(report.panel([pictures[n] for n in (*shown, "truth")], [*shown, "truth"], box), folder / "panel.png")]

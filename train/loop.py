@@ -106,7 +106,7 @@ class Run:
         self.saved_at = time.monotonic()
         self.work: Work | None = None
         self.stop_signal = 0
-        self.scores: dict = {}
+        self.scores: dict = next((r["scores"] for r in reversed(self.log.read()) if r["type"] == "validation"), {}) if main else {}
         self.unreadable: set[str] = set()
 
     # ---- the run
@@ -114,11 +114,19 @@ class Run:
     def go(self) -> Path | None:
         """All stages that are left."""
         with self._signals(), self._trackers():
+            self._catch_up()
             while self.progress.stage < len(self.config.stages):
                 if not self._stage(self.config.stages[self.progress.stage]):
                     self._export("stopped before the end")
                     return None
             return self._export("finished")
+
+    def _catch_up(self) -> None:
+        """The checkpoint of the stage behind which the run goes on, where a kill has kept it from being written."""
+        number = self.progress.stage - 1
+        lacking = self.accelerator.is_main_process and not self._stage_file(number).exists()
+        if number >= 0 and not self.progress.step and self._any(lacking):
+            self._export_stage(number)
 
     def _stage(self, stage: StageConfig) -> bool:
         """Train one stage from where it stands. False when the call has to end before the stage does."""
@@ -284,9 +292,16 @@ class Run:
         progress.stage, progress.step, progress.averaged = work.number + 1, 0, 0
         progress.total_seconds, progress.seconds = progress.total_seconds + progress.seconds, 0.0
         self._save()
-        path = self._export(f"after stage {work.number} ({work.stage.kind})")
-        if self.accelerator.is_main_process:              # a later stage can be worse
-            states.keep_copy(path, self.folder / f"vdd-stage{work.number}.safetensors")
+        self._export_stage(work.number)
+
+    def _stage_file(self, number: int) -> Path:
+        """The checkpoint of the weights behind a stage: a later one can be worse."""
+        return self.folder / f"vdd-stage{number}.safetensors"
+
+    def _export_stage(self, number: int) -> None:
+        path = self._export(f"after stage {number} ({self.config.stages[number].kind})")
+        if self.accelerator.is_main_process:
+            states.keep_copy(path, self._stage_file(number))
 
     def _rescale(self, source: Ahead, stage: StageConfig) -> None:
         """Latents of unit error: see `rescale_latents`."""

@@ -41,7 +41,7 @@ class State:
     tensors: dict[str, Tensor] = field(repr=False)
 
     def part(self, name: str) -> dict[str, Tensor]:
-        """The tensors under `name` + "/", without it: model, ema, exp_avg, exp_avg_sq."""
+        """The tensors under `name` + "/", without it: model, ema, exp_avg, exp_avg_sq, step."""
         return {key[len(name) + 1:]: value for key, value in self.tensors.items() if key.startswith(name + "/")}
 
 
@@ -175,6 +175,8 @@ def collect(model: nn.Module, work) -> dict[str, Tensor]:
                 tensors[f"ema/{name}"] = whole(work.average.values[i], parameter)
             moments = work.optimizer.state.get(parameter, {})
             tensors |= {f"{key}/{name}": whole(local(moments[key]), parameter) for key in MOMENTS if key in moments}
+            if "step" in moments:                       # its own: a branch that only some batches train has made fewer
+                tensors[f"step/{name}"] = moments["step"].detach().float().cpu()
     return tensors
 
 
@@ -186,7 +188,7 @@ def restore(state: State, work, progress: Progress) -> None:
     """
     if not progress.step:
         return                                          # saved between two stages
-    moments, average = [state.part(key) for key in MOMENTS], state.part("ema")
+    moments, average, steps = [state.part(key) for key in MOMENTS], state.part("ema"), state.part("step")
     seconds = {name for name, p in zip(work.names, work.parameters) if not (isinstance(work.optimizer, Muon) and is_matrix(p))}
     same = _chosen(state, state.record["config"]["stages"][progress.stage]) == _chosen(state, asdict(work.stage))
     same = same and set(moments[0]) <= set(work.names) and set(moments[1]) == set(moments[0]) & seconds
@@ -198,7 +200,7 @@ def restore(state: State, work, progress: Progress) -> None:
             work.average.values[i].copy_(part_of(average[name], parameter))
         if name not in moments[0]:
             continue
-        held = {"step": torch.tensor(float(progress.step), device=parameter.device)}
+        held = {"step": steps.get(name, torch.tensor(float(progress.step))).to(parameter.device)}      # none: a state of an older version
         for key, values in zip(MOMENTS, moments):
             if name not in values:
                 continue                                # a matrix that Muon steps has no second moment

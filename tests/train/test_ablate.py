@@ -6,6 +6,7 @@ import json
 import pytest
 from training_tools import STAGES, write_config
 
+from train import ablate
 from train import config as configs
 from train.ablate import main, variants
 from vdd_model.config import ConfigError
@@ -26,6 +27,17 @@ def test_variants_have_equal_budgets_and_differ_where_they_say(tmp_path):
     assert all(stages[0].rescale for stages in rescaled.values())       # on one scale, or their v losses cannot be compared
     with pytest.raises(ConfigError, match="one stage1"):
         variants(configs.load(write_config(tmp_path, STAGES[3:])))
+
+
+@pytest.mark.parametrize("more", [[], ["--init", "some.safetensors"]])
+def test_total_minutes_are_one_variants(tmp_path, monkeypatch, more):
+    """The stages before the variants come on top."""
+    stages = [{**stage, "steps": None, "minutes": minutes} for stage, minutes in zip(STAGES, (8, 2, 1, 5, 10))]
+    seen = []
+    monkeypatch.setattr(ablate, "ablate", lambda config, *_, **__: seen.append(config) or [])
+    assert ablate.main([str(write_config(tmp_path, stages)), "--total-minutes", "4", *more]) == 0
+    for found in variants(seen[0]).values():
+        assert sum(stage.minutes for stage in found) == pytest.approx(4)
 
 
 def test_one_command_gives_the_table(tmp_path, capsys):

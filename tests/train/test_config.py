@@ -54,6 +54,8 @@ def test_mistakes_are_named_before_any_work(tmp_path, capsys, stage, words):
     ({"model": {"unet": {"dims": 3}}}, "did you mean 'dim'"),
     ({"root": "/nowhere"}, "there is no folder /nowhere/train_photos"),
     ({"ema": 1.5}, "ema"),
+    ({"save_every": 0}, "save_every: at least 1"),
+    ({"log_every": 0}, "log_every: at least 1"),
     ({"init": "/nowhere.safetensors"}, "no checkpoint /nowhere.safetensors"),
 ])
 def test_mistakes_of_the_run_are_named(tmp_path, capsys, changes, words):

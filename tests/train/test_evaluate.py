@@ -67,6 +67,15 @@ def test_files(evaluated):
     assert {p.name for p in evaluated.glob("*.png")} == {"panel.png", "error_map.png", "steps.png"}
 
 
+def test_the_panel_shows_the_fewest_and_the_most_steps(tmp_path, monkeypatch):
+    names = ["blurred input", "autoencoder's round trip", "1 step", "4 steps", "50 steps", "1 step, mean of 2 orientations", "truth"]
+    shown = []
+    panel = report.panel
+    monkeypatch.setattr(report, "panel", lambda pictures, labels, box: shown.extend(labels) or panel(pictures, labels, box))
+    evaluate.write_figures(evaluate.Scored(pictures={name: torch.rand(32, 32, 3) for name in names}), tmp_path)
+    assert shown == ["blurred input", "1 step", "50 steps", "truth"]
+
+
 def test_an_interrupted_run_goes_on(gopro, evaluated, tiny_checkpoint, monkeypatch, capsys):
     part = next(evaluated.glob("parts/test_SEQ_B--1_step.json"))
     part.unlink()

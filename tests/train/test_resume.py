@@ -16,9 +16,9 @@ from training_tools import BLUR, NO_VALIDATION, STAGES, losses, write_config
 from train import config as configs
 from train import start, state
 from train.__main__ import main
-from train.loop import NotFinite, run
+from train.loop import NotFinite, Run, run
 from vdd_model import tensorfile
-from vdd_model.checkpoint import load
+from vdd_model.checkpoint import load, read_training
 from vdd_model.config import ConfigError
 from vdd_model.errors import UserError
 
@@ -147,6 +147,44 @@ def test_parameters_that_no_gradient_reaches_do_not_hinder_a_resume(tmp_path, op
     path = write_config(halves, [stage], validation=NO_VALIDATION, log_every=1, ema=0.0)
     run(configs.load(path), resume=True, say=quiet)
     assert losses(halves / "run") == losses(whole / "run")
+
+
+def test_branches_that_train_in_turn_go_on_with_their_own_step_counts(tmp_path):
+    """Stage 3 trains one of two branches in every batch; Adam corrects the moments of each by how often it was stepped."""
+    stage = {**STAGES[4], "steps": 10, "last_timestep": 0.3}
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    for folder in (whole, halves):
+        folder.mkdir()
+        path = write_config(folder, [stage], validation=NO_VALIDATION, log_every=1, save_every=5)
+    run(configs.load(whole / path.name), say=quiet)
+
+    def stop(text: str) -> None:
+        if " step 6/" in text:
+            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        run(configs.load(path), say=stop)
+    counts = {name.split(".")[1]: float(count) for name, count in state.newest(halves / "run" / "states").part("step").items()}
+    assert counts["fidelity"] != counts["detail"] and sum(counts.values()) == 5
+    run(configs.load(path), resume=True, say=quiet)
+    assert losses(halves / "run") == losses(whole / "run")
+
+
+def test_a_kill_before_a_stages_checkpoint_loses_neither_it_nor_the_scores(tmp_path, monkeypatch):
+    path = write_config(tmp_path, STEPS)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_export", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(configs.load(path), say=quiet)
+    run(configs.load(path), resume=True, say=quiet)
+    assert sorted(p.name for p in (tmp_path / "run").glob("*.safetensors")) == [
+        "vdd-stage0.safetensors", "vdd-stage1.safetensors", "vdd.safetensors"]
+    assert read_training(tmp_path / "run" / "vdd-stage0.safetensors")["run"] == "after stage 0 (stage1)"
+    scores = read_training(tmp_path / "run" / "vdd.safetensors")["scores"]
+    run(configs.load(path), resume=True, say=quiet)           # nothing is left to do
+    assert scores and read_training(tmp_path / "run" / "vdd.safetensors")["scores"] == scores
 
 
 def test_a_resumed_stage_does_not_scale_the_latents_again(tmp_path):
