@@ -151,6 +151,7 @@ class Source(NamedTuple):
 def _source_of(video) -> Source:
     given = video.get_stream_source()
     trim = getattr(video, "get_active_trim_window", lambda: (0.0, 0.0))()
+    crop = getattr(video, "_VideoFromFile__crop", None) or ()        # newer hosts tell a part's size, but not its place
     if isinstance(given, (str, os.PathLike)):
         path, clip = Path(given), probe(given)
         facts = os.stat(path)
@@ -159,7 +160,9 @@ def _source_of(video) -> Source:
         data = given.getvalue()
         name, key = "video", hashlib.sha256(data).hexdigest()
         clip = None if any(trim) else probe(_stored(data, key))
-    return Source(name, f"{key} {trim}", None) if any(trim) else Source(name, key, clip)
+    if any(trim) or sorted(video.get_dimensions()) != sorted((clip.width, clip.height)):
+        return Source(name, f"{key} {trim} {crop}" if crop else f"{key} {trim}", None)
+    return Source(name, key, clip)
 
 
 def _stored(data: bytes, key: str) -> Path:
@@ -175,7 +178,7 @@ def _stored(data: bytes, key: str) -> Path:
 
 
 def _cut(video, folder: Path) -> Path:
-    """What is left of a trimmed video, as a file that the host writes once: it stays with the job's work, for a later run to go on."""
+    """What is left of a trimmed or cropped video, as a file that the host writes once: it stays with the job's work, for a later run."""
     path = folder / "cut.mp4"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -190,7 +190,7 @@ def _deblur(arguments: argparse.Namespace, deblurrer=None) -> int:
     if arguments.resume and not arguments.force:
         for job in [job for job in jobs if is_finished(job)]:
             _note(f"{job.target} is there already and was left as it is")
-            for note in add_preview(job) if arguments.preview else ():
+            for note in add_preview(job, quiet=arguments.quiet) if arguments.preview else ():
                 _note(note)
             jobs.remove(job)
     for job in jobs:                                           # all of them, before hours are spent on the first

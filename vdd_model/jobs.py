@@ -153,23 +153,23 @@ def run(job: Job, make_deblurrer: Callable, options: DeblurOptions, output: Outp
                 raise
             raise MediaError(f"{job.target} cannot be written ({error.strerror or error})") from error
     if preview:
-        notes += try_preview(clip, job.target)
+        notes += try_preview(clip, job.target, quiet)
     return Outcome(job.target, sink.done, time.monotonic() - started, reader.lost, notes)
 
 
-def try_preview(clip: Clip, target: Path) -> list[str]:
+def try_preview(clip: Clip, target: Path, quiet: bool) -> list[str]:
     """`write_preview`; when it fails, a note says so: the result itself is there."""
     try:
-        return write_preview(clip, target)
+        return write_preview(clip, target, quiet=quiet)
     except (UserError, OSError) as error:
         return [f"the preview could not be written ({error})"]
 
 
-def add_preview(job: Job) -> list[str]:
+def add_preview(job: Job, *, quiet: bool = False) -> list[str]:
     """The preview of a finished job, unless it is there. Returns notes. Raises MediaError."""
     if all(path.exists() for path in preview_paths(job.target)):
         return []
-    return try_preview(probe(job.source if isinstance(job.source, Path) else list(job.source), rate=job.rate), job.target)
+    return try_preview(probe(job.source if isinstance(job.source, Path) else list(job.source), rate=job.rate), job.target, quiet)
 
 
 def _empty(folder: Path) -> None:
@@ -297,7 +297,9 @@ def _check_journal(folder: Path, job: Job, clip: Clip, options: DeblurOptions, o
     try:
         before = json.loads(path.read_text())
     except (OSError, ValueError):
-        _empty(folder)                                         # no journal: whose frames these are is not known
+        for old in [*folder.glob("*.bin"), *folder.glob("*.raw")]:
+            old.unlink()                                       # no journal: whose frames these are is not known
+        remove(folder / "pictures")
         aside = path.with_suffix(".new")
         with aside.open("w") as file:
             json.dump(journal, file, indent=1)

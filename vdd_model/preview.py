@@ -1,6 +1,7 @@
 """A look at a result: a before/after picture of one frame and an A/B video with a border that wanders over the frame."""
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 
 from .clip import Clip
+from .progress import Progress
 from .video import probe, read, write_image, write_video
 from .video_out import OutputOptions
 
@@ -20,13 +22,18 @@ def preview_paths(target: Path) -> tuple[Path, Path]:
     return target.with_name(target.name + ".preview.png"), target.with_name(target.name + ".preview.mp4")
 
 
-def write_preview(before: Clip, target: Path) -> list[str]:
-    """Compare `before` with the finished `target`, both read again from their files. Returns notes naming what was written."""
+def write_preview(before: Clip, target: Path, *, quiet: bool = False) -> list[str]:
+    """Compare `before` with the finished `target`, both read again from their files. Returns notes naming what was written.
+
+    Shows its progress unless `quiet`.
+    """
     picture, video = preview_paths(target)
     after = probe(target, rate=before.rate)
     middle = after.num_frames // 2
     second = before.num_frames / float(before.rate)
     period = max(1.0, min(4.0, second)) * float(before.rate)   # frames for the border to wander there and back
+
+    bar = Progress(picture.name.removesuffix(".png"), after.num_frames, quiet=quiet)
 
     def frames() -> Iterator[torch.Tensor]:
         """Pictures (H, W, 3) of the A/B clip; one of them is also written as the still."""
@@ -34,11 +41,13 @@ def write_preview(before: Clip, target: Path) -> list[str]:
             if a.index == middle:
                 gap = torch.ones(a.rgb.shape[0], 2 * LINE, 3)
                 write_image(picture, torch.cat([a.rgb, gap, b.rgb], dim=1).clamp(0, 1))
+            bar.update(a.index)
             yield wipe(a.rgb, b.rgb, 0.5 - 0.5 * math.cos(2 * math.pi * a.index / period + math.pi / 2))
 
     plain = dataclasses.replace(before, has_alpha=False, gray=False, bit_depth=8, sound=(), metadata=(), timecode="", chapters=(),
                                 light="", extras=())
-    write_video(video, frames(), like=plain, options=OutputOptions(codec="h264", quality=18, audio=False))
+    with contextlib.closing(bar):
+        write_video(video, frames(), like=plain, options=OutputOptions(codec="h264", quality=18, audio=False))
     return [f"preview: {picture} and {video} (left of the border: before)"]
 
 

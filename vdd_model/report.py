@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import metrics
 from .errors import UserError
+from .progress import Progress
 
 CHUNK = 4                             # frames scored together by `compare`
 ERROR_LIMIT = 48 / 255                # error that gets the brightest colour of an error map
@@ -298,13 +299,13 @@ def compare_frames(output: Iterable[Tensor], truth: Iterable[Tensor], blurred: I
 
 
 def compare(a: str | os.PathLike, b: str | os.PathLike, out_dir: str | os.PathLike, blurred: str | os.PathLike | None = None, *,
-            zoom_box: Sequence[int] | None = None, lpips: bool = True, warp: bool = True, say: Callable[[str], None] | None = print,
-            progress: Callable[[int], None] | None = None) -> dict:
+            zoom_box: Sequence[int] | None = None, lpips: bool = True, warp: bool = True,
+            say: Callable[[str], None] | None = print) -> dict:
     """Score clip `a` against the truth `b` (video files, or folders and patterns of pictures), and `blurred`, what `a` was made from.
 
-    Streams: memory does not grow with length. Prints a table with `say`; writes `panel.png` (Fig. 3), `error_map.png` (Fig. 4), both of
-    the middle frame, `scores.csv` per frame and `scores.json` into `out_dir`. Returns {"frames", "scores": {name: means}, "notes",
-    "files"}. Raises UserError for clips that cannot be read or do not fit each other.
+    Streams: memory does not grow with length. Shows its progress and prints a table with `say`, unless that is None; writes `panel.png`
+    (Fig. 3), `error_map.png` (Fig. 4), both of the middle frame, `scores.csv` per frame and `scores.json` into `out_dir`. Returns
+    {"frames", "scores": {name: means}, "notes", "files"}. Raises UserError for clips that cannot be read or do not fit each other.
     """
     from .video import probe, read
 
@@ -323,7 +324,9 @@ def compare(a: str | os.PathLike, b: str | os.PathLike, out_dir: str | os.PathLi
     readers = [read(c) for c in clips]
     shown = min(c.num_frames for c in clips) // 2
     frames = [(f.rgb for f in reader) for reader in readers]
-    scorers, middle, count, uneven = compare_frames(*frames, shown=shown, lpips=lpips, warp=warp, progress=progress)
+    bar = Progress("comparing", min(c.num_frames for c in clips), quiet=say is None)
+    with contextlib.closing(bar):
+        scorers, middle, count, uneven = compare_frames(*frames, shown=shown, lpips=lpips, warp=warp, progress=bar.update)
     if not count:
         raise UserError(f"{a} and {b} have no frame in common to compare")
     notes = [f"one clip is longer: only the first {count} frames were compared"] if uneven else []

@@ -10,8 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
+import av
 import pytest
 import torch
+
+from vdd_model.video import read_clip, write_video
 
 ROOT = Path(__file__).resolve().parents[2]
 PACK = "pack_under_test"
@@ -139,8 +142,8 @@ def reshape_mask(mask, shape):
 
 
 class VideoFromFile:
-    def __init__(self, file, start_time=0.0):
-        self.file, self.start_time = file, start_time
+    def __init__(self, file, start_time=0.0, crop=None):
+        self.file, self.start_time, self.__crop = file, start_time, crop
 
     def get_stream_source(self):
         return self.file
@@ -148,8 +151,17 @@ class VideoFromFile:
     def get_active_trim_window(self):
         return self.start_time, 0.0
 
+    def get_dimensions(self):
+        with av.open(self.file) as container:
+            stream = container.streams.video[0]
+            return self.__crop[2:] if self.__crop else (stream.width, stream.height)
+
     def save_to(self, path):
-        shutil.copy(self.file, path)
+        if not self.__crop:
+            shutil.copy(self.file, path)
+            return
+        x, y, width, height = self.__crop
+        write_video(path, read_clip(self.file)[:, y:y + height, x:x + width], 24)
 
 
 class VideoFromComponents:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from media_tools import pattern, save_clip
 
-from vdd_model.video import probe, read, write_video
+from vdd_model.video import probe, read, read_clip, write_video
 
 TINY = "vdd-tiny.safetensors"
 WIDGETS = {"checkpoint": TINY, "steps": 1, "guidance": 1.0, "fidelity": 1.0, "color": "wavelet", "seed": 0, "window": 4, "overlap": 1}
@@ -101,6 +101,19 @@ def test_a_trimmed_video_and_a_buffer_go_on_and_are_found_again(pack, deblurred,
     if kind != "buffer":
         with pytest.raises(Cancelled):
             node.execute(Video(video().file, start_time=0.02), **WIDGETS)
+
+
+def test_a_cropped_video_is_deblurred_cropped(pack, deblurred, tmp_path):
+    """Newer hosts crop without a new file; two parts of one size are two videos."""
+    source = write_video(tmp_path / "clip.mp4", list(torch.rand(3, 32, 64, 3, generator=torch.Generator().manual_seed(0))), 24)
+    node, video = pack.nodes["VDDDeblurVideo"], pack.host["comfy_api.latest"].InputImpl.VideoFromFile
+    found = [node.execute(video(str(source), crop=(x, 0, 32, 32)), **WIDGETS).result[0].file for x in (0, 32)]
+    assert len(set(found)) == 2
+    for path, x in zip(found, (0, 32)):
+        clip = probe(path)
+        assert (clip.width, clip.height, clip.num_frames) == (32, 32, 3)
+        errors = [(read_clip(path) - read_clip(source)[:, :, at:at + 32]).abs().mean() for at in (x, 32 - x)]
+        assert errors[0] < errors[1]
 
 
 def test_a_cut_that_fails_leaves_nothing(pack, deblurred, tmp_path):
