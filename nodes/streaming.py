@@ -151,7 +151,6 @@ class Source(NamedTuple):
 def _source_of(video) -> Source:
     given = video.get_stream_source()
     trim = getattr(video, "get_active_trim_window", lambda: (0.0, 0.0))()
-    crop = getattr(video, "_VideoFromFile__crop", None) or ()        # newer hosts tell a part's size, but not its place
     if isinstance(given, (str, os.PathLike)):
         path, clip = Path(given), probe(given)
         facts = os.stat(path)
@@ -160,9 +159,19 @@ def _source_of(video) -> Source:
         data = given.getvalue()
         name, key = "video", hashlib.sha256(data).hexdigest()
         clip = None if any(trim) else probe(_stored(data, key))
-    if any(trim) or sorted(video.get_dimensions()) != sorted((clip.width, clip.height)):
-        return Source(name, f"{key} {trim} {crop}" if crop else f"{key} {trim}", None)
-    return Source(name, key, clip)
+    edits = _edits(video, clip)
+    return Source(name, f"{key} {trim}{edits}", None) if any(trim) or edits else Source(name, key, clip)
+
+
+def _edits(video, clip: Clip | None) -> str:
+    """What the host will do to the frames of `clip`, "" for nothing: newer ones crop and resize without a new file.
+
+    They tell that there is something and the size that comes of it; the rest is in the object's state.
+    """
+    pending = getattr(video, "has_pending_frame_edits", lambda: False)()
+    if not pending and (clip is None or sorted(video.get_dimensions()) == sorted((clip.width, clip.height))):
+        return ""
+    return f" {sorted((name, repr(value)) for name, value in vars(video).items() if not hasattr(value, 'read'))}"
 
 
 def _stored(data: bytes, key: str) -> Path:

@@ -4,12 +4,13 @@ from __future__ import annotations
 import io
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from vdd_model.errors import UserError
+
+if TYPE_CHECKING:
+    from vdd_model.video_in import VideoReader
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".ts")
@@ -104,7 +108,7 @@ class VideoFrames:
     path: Path
 
     def __len__(self) -> int:
-        return self._clip.num_frames
+        return self._index.number
 
     @cached_property
     def _clip(self):
@@ -113,14 +117,18 @@ class VideoFrames:
         return probe_video(self.path)
 
     @cached_property
-    def _times(self) -> list[int]:
-        """The frames' times in ticks, by which to seek; none where they do not tell the frames apart."""
+    def _index(self) -> Index:
         from vdd_model.container import open_container, video_stream
 
         with open_container(self.path) as container:
-            packets = container.demux(video_stream(container, self.path))
-            times = sorted({p.pts for p in packets if p.pts is not None and p.size and not p.is_discard})
-        return times if len(times) == len(self) and not self._clip.untimed and not self._clip.joins else []
+            packets = [(p.pts, p.is_keyframe) for p in container.demux(video_stream(container, self.path)) if p.size and not p.is_discard]
+        times = sorted({pts for pts, _ in packets if pts is not None})
+        if len(times) == len(packets) and packets[0][1] and not self._clip.untimed and not self._clip.joins:
+            return Index(len(times), times, {pts for pts, key in packets if key})
+        with open_container(self.path) as container:           # its packets do not tell how many can be decoded
+            stream = video_stream(container, self.path)
+            stream.thread_type = "SLICE"                       # as `VideoReader` does
+            return Index(sum(1 for _ in container.decode(stream)), [], set())
 
     @property
     def size(self) -> tuple[int, int]:
@@ -155,36 +163,69 @@ class VideoFrames:
         from vdd_model.container import open_container, video_stream
         from vdd_model.video_in import upright_rgb
 
-        wanted = {self._times[i] for i in numbers} if self._times else set()
+        _, times, keys = self._index
+        wanted = {times[i] for i in numbers} if times else set()
         for back in SEEK_BACK if wanted else ():
             found: dict[int, Tensor] = {}
             with open_container(self.path) as container:
                 stream = video_stream(container, self.path)
-                container.seek(max(self._times[0], min(wanted) - round(back / stream.time_base)), stream=stream)
+                container.seek(max(times[0], min(wanted) - round(back / stream.time_base)), stream=stream)
                 key = None
                 for frame in container.decode(stream):
                     if key is None and frame.key_frame:
                         key = frame.pts
-                    if key is None or frame.pts is None:       # what comes before a key frame lacks its references
+                        if key not in keys or key > min(wanted):       # behind them, or with a time that is not its own
+                            break
+                    if key is None or frame.pts is None:               # what comes before a key frame lacks its references
                         continue
                     if frame.pts in wanted:
                         found[frame.pts] = picture(upright_rgb(frame, self._clip)[0])
-                    if len(found) == len(wanted) or key > min(wanted) or frame.pts > max(wanted):
+                    if len(found) == len(wanted) or frame.pts > max(wanted):
                         break
             if len(found) == len(wanted):
                 return [found[time] for time in sorted(wanted)]
         return []
 
     def _walked(self, numbers: range, picture: Callable[[np.ndarray], Tensor]) -> list[Tensor]:
-        """The frames, decoded from the file's first on: as many as there are before any damage, behind which numbers no longer hold."""
+        """The frames, decoded from the file's first on, or from where this thread stopped: as many as there are before any damage, behind
+        which numbers no longer hold.
+        """
         from vdd_model.video_in import VideoReader
 
-        reader, frames = VideoReader(self._clip, numbers.start), []
-        for frame in reader:
-            if reader.notes or frame.index >= numbers.stop:
-                break
+        walk = getattr(_thread, "walk", None)
+        if walk is None or walk.clip is not self or walk.following > numbers.start:
+            reader = VideoReader(self._clip)
+            walk = Walk(self, reader, iter(reader))
+        _thread.walk, walk.reader.start, frames = None, numbers.start, []
+        for frame in walk.frames:
+            if walk.reader.notes:
+                return frames
             frames.append(picture(frame.rgb.numpy()))
+            if frame.index == numbers.stop - 1:
+                _thread.walk, walk.following = walk, numbers.stop
+                break
         return frames
+
+
+class Index(NamedTuple):
+    """How many frames a video has, their times in ticks, and the key frames' among them; no times where they do not lead to a frame."""
+
+    number: int
+    times: list[int]
+    keys: set[int]
+
+
+@dataclass
+class Walk:
+    """A video that is read from its start on: the next frame that its reader gives is `following`."""
+
+    clip: VideoFrames
+    reader: VideoReader
+    frames: Iterator
+    following: int = 0
+
+
+_thread = threading.local()              # the last `walk` of each thread, so that reading on is not starting anew
 
 
 @dataclass(frozen=True)

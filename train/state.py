@@ -200,7 +200,8 @@ def restore(state: State, work, progress: Progress) -> None:
             work.average.values[i].copy_(part_of(average[name], parameter))
         if name not in moments[0]:
             continue
-        held = {"step": steps.get(name, torch.tensor(float(progress.step))).to(parameter.device)}      # none: a state of an older version
+        count = steps.get(name, torch.tensor(float(progress.step)))        # states of older versions have none
+        held = {"step": count.to(parameter.device, copy=True)}              # the state's file must not stay mapped
         for key, values in zip(MOMENTS, moments):
             if name not in values:
                 continue                                # a matrix that Muon steps has no second moment

@@ -177,8 +177,8 @@ def info(path: str | os.PathLike) -> str:
         lines.append(_row(part, parts[part]))
     lines += [_row("total", list(header.entries.values())), ""]
     sources, untrained = (known if isinstance(known := training.pop(key, []), list) else [known] for key in ("sources", "untrained"))
-    lines += [f"source: {s.get('file')} ({s.get('kind')}, {megabytes(s.get('bytes', 0))})" if isinstance(s, dict) else f"source: {s}"
-              for s in sources]
+    lines += [f"source: {s.get('file')} ({s.get('kind')}, {megabytes(s['bytes'])})"
+              if isinstance(s, dict) and isinstance(s.get("bytes"), int) else f"source: {s}" for s in sources]
     if untrained:
         lines.append(f"lacks trained weights for: {', '.join(map(str, untrained))} (initial values; train before use)")
     lines.append(_lacking(header))

@@ -180,18 +180,22 @@ def _explain(error: Exception, debug: bool) -> int:
 
 def _deblur(arguments: argparse.Namespace, deblurrer=None) -> int:
     from .inputs import plan, share
+    from .jobs import add_preview, check_previews, check_target, is_finished, precision_of, run
+    from .preview import preview_paths
     from .video_out import OutputOptions
     output = OutputOptions(arguments.codec, arguments.quality, arguments.preset, arguments.bit_depth, arguments.chroma,
                            not arguments.no_audio)
     jobs = plan(arguments.inputs, arguments.output, output, arguments.fps)
+    if arguments.preview:
+        check_previews(jobs)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     jobs = share(jobs, rank, world_size)
-    from .jobs import add_preview, check_target, is_finished, precision_of, run
     if arguments.resume and not arguments.force:
         for job in [job for job in jobs if is_finished(job)]:
             _note(f"{job.target} is there already and was left as it is")
-            for note in add_preview(job, quiet=arguments.quiet) if arguments.preview else ():
-                _note(note)
+            if arguments.preview and not all(path.exists() for path in preview_paths(job.target)):
+                for note in add_preview(job, quiet=arguments.quiet):
+                    _note(note)
             jobs.remove(job)
     for job in jobs:                                           # all of them, before hours are spent on the first
         check_target(job, force=arguments.force, resume=arguments.resume, preview=arguments.preview)

@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -71,15 +71,24 @@ def check_target(job: Job, *, force: bool, resume: bool, preview: bool = False) 
     if target.exists() and not force and (not job.as_images or target.is_file() or any(target.iterdir())) \
             and not (resume and (folder / "moving").exists()):
         raise MediaError(f"{target} exists already; use --force to replace it, or another output")
+    if preview:
+        check_previews([job])
     for path in preview_paths(target) if preview else ():
-        if path.exists() and any(path.resolve() == source.resolve() for source in sources):
-            raise MediaError(f"the preview {path} would replace the input itself; choose another output, or leave --preview away")
         if path.exists() and not (force or resume):
             raise MediaError(f"{path} exists already; use --force to replace it, or leave --preview away")
     if target.is_dir() and not job.as_images:
         raise MediaError(f"{target} is a folder; give the name of a file")
     if folder.exists() and not (resume or force):
         raise MediaError(f"{folder} holds an unfinished run; use --resume to go on with it, or --force to start again")
+
+
+def check_previews(jobs: Sequence[Job]) -> None:
+    """Refuse previews that would replace an input or an output of any of these jobs. Raises MediaError."""
+    taken = {path.resolve(): "an output" for path in (job.target for job in jobs)}
+    taken |= {path.resolve(): "an input" for job in jobs for path in (job.source if isinstance(job.source, tuple) else (job.source,))}
+    for path in (path for job in jobs for path in preview_paths(job.target)):
+        if path.resolve() in taken:
+            raise MediaError(f"the preview {path} would replace {taken[path.resolve()]}; choose another output, or leave --preview away")
 
 
 def is_finished(job: Job) -> bool:
@@ -105,7 +114,7 @@ def run(job: Job, make_deblurrer: Callable, options: DeblurOptions, output: Outp
     Raises UserError; on any exception the work done so far stays beside the output for `resume`.
     """
     started = time.monotonic()
-    clip = probe(job.source if isinstance(job.source, Path) else list(job.source), rate=job.rate)
+    clip = _probe(job)
     check_target(job, force=force, resume=resume, preview=preview)
     encoding = None if job.as_images else choose_encoding(clip, job.target, output)
     notes = list(encoding.notes) if encoding else []
@@ -153,23 +162,21 @@ def run(job: Job, make_deblurrer: Callable, options: DeblurOptions, output: Outp
                 raise
             raise MediaError(f"{job.target} cannot be written ({error.strerror or error})") from error
     if preview:
-        notes += try_preview(clip, job.target, quiet)
+        notes += add_preview(job, quiet=quiet)
     return Outcome(job.target, sink.done, time.monotonic() - started, reader.lost, notes)
 
 
-def try_preview(clip: Clip, target: Path, quiet: bool) -> list[str]:
-    """`write_preview`; when it fails, a note says so: the result itself is there."""
+def add_preview(job: Job, *, quiet: bool = False) -> list[str]:
+    """Write the preview of a finished job. Returns notes, also when it cannot be written: the result itself is there."""
     try:
-        return write_preview(clip, target, quiet=quiet)
+        check_previews([job])
+        return write_preview(_probe(job), job.target, quiet=quiet)
     except (UserError, OSError) as error:
         return [f"the preview could not be written ({error})"]
 
 
-def add_preview(job: Job, *, quiet: bool = False) -> list[str]:
-    """The preview of a finished job, unless it is there. Returns notes. Raises MediaError."""
-    if all(path.exists() for path in preview_paths(job.target)):
-        return []
-    return try_preview(probe(job.source if isinstance(job.source, Path) else list(job.source), rate=job.rate), job.target, quiet)
+def _probe(job: Job) -> Clip:
+    return probe(job.source if isinstance(job.source, Path) else list(job.source), rate=job.rate)
 
 
 def _empty(folder: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from .clip import Clip
+from .clip import Clip, MediaError
 from .progress import Progress
 from .video import probe, read, write_image, write_video
 from .video_out import OutputOptions
@@ -25,10 +25,12 @@ def preview_paths(target: Path) -> tuple[Path, Path]:
 def write_preview(before: Clip, target: Path, *, quiet: bool = False) -> list[str]:
     """Compare `before` with the finished `target`, both read again from their files. Returns notes naming what was written.
 
-    Shows its progress unless `quiet`.
+    Shows its progress unless `quiet`. Raises MediaError.
     """
     picture, video = preview_paths(target)
     after = probe(target, rate=before.rate)
+    if (after.width, after.height) != (before.width, before.height):
+        raise MediaError(f"{target} has frames of {after.width}x{after.height} pixels, its input of {before.width}x{before.height}")
     middle = after.num_frames // 2
     second = before.num_frames / float(before.rate)
     period = max(1.0, min(4.0, second)) * float(before.rate)   # frames for the border to wander there and back

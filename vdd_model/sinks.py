@@ -35,7 +35,10 @@ _TIMES = struct.Struct("<qq")
 
 
 class VideoSink:
-    """Frames -> packets of one video stream, kept in `folder`. `done` frames are safe on disk after each `flush`."""
+    """Frames -> packets of one video stream, kept in `folder`. `done` frames are safe on disk after each `flush`.
+
+    Raises MediaError for what the encoder refuses.
+    """
 
     def __init__(self, folder: Path, encoding: Encoding):
         self.folder, self.encoding = folder, encoding
@@ -49,6 +52,7 @@ class VideoSink:
         self._spool = None
         if not encoding.intra:
             self._replay()
+        self.encoder = self.encoder or SegmentEncoder(encoding)      # what it refuses is refused before the work
 
     def _spool_path(self) -> Path:
         return self.folder / f"spool-{self.segment:06d}.raw"

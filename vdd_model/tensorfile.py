@@ -92,7 +92,9 @@ def read_header(path: str | os.PathLike) -> Header:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     try:
         table = json.loads(text)
-        metadata = dict(table.pop("__metadata__", None) or {})
+        metadata = table.pop("__metadata__", None) or {}
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("its metadata are not texts under names")
         entries = {name: _entry(value) for name, value in table.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} has a damaged header ({error})") from None

@@ -220,6 +220,8 @@ class SegmentEncoder:
         configure(self.context, encoding)
         try:
             self.context.open()
+        except av.error.MemoryError:
+            raise
         except av.FFmpegError as error:
             raise MediaError(f"{encoding.codec} cannot store frames of {encoding.width}x{encoding.height} pixels as {encoding.pix_fmt} "
                              f"({reason(error)}); use another --codec") from None

@@ -60,9 +60,11 @@ def probe_video(path: str | Path, *, scan: bool = True) -> Clip:
     if scan:
         # AVI tells when a frame is decoded, which is when it is shown only where none is reordered
         times, count, hidden, first_time, last_time, joins = _scan(path, timed=family != "avi" or not context.codec.reorder)
-        if "mp4" in family and samples > count + hidden:
-            missing = samples - hidden - count
-            breaks_off = f"the last {missing} of its {samples - hidden} frames are missing"
+        # an AVI's header is written when the recording ends, and not by every program to the frame
+        promised, slack = (samples, 0) if "mp4" in family else (header_frames, header_frames // 100) if family == "avi" else (0, 0)
+        if promised - slack > count + hidden:
+            missing = promised - hidden - count
+            breaks_off = f"the last {missing} of its {promised - hidden} frames are missing"
         elif duration and last_time is not None and duration - float(last_time) > max(0.3, 0.01 * duration):
             missing = max(1, round((duration - float(last_time)) * float(rates[0] if rates else 25)))
             breaks_off = f"it breaks off after {float(last_time):.1f} of {duration:.1f} s"
@@ -178,7 +180,7 @@ def _extras(container, video, frame: av.VideoFrame) -> tuple[str, ...]:
 
 def _scan(path: Path, timed: bool) -> tuple[np.ndarray, int, int, Fraction | None, Fraction | None, tuple[Fraction, ...]]:
     """Sorted times of the video's packets in ticks (none if they carry no times), their number, the number of those that an edit list
-    hides, the first moment of picture or sound and the last of any stream in seconds, and what `Joins` found.
+    hides or that hold nothing, the first moment of picture or sound and the last of any stream in seconds, and what `Joins` found.
     """
     times: list[int] = []
     untimed = hidden = 0
@@ -195,8 +197,8 @@ def _scan(path: Path, timed: bool) -> tuple[np.ndarray, int, int, Fraction | Non
             for packet in container.demux(streams):
                 joins.correct(packet)
                 index = packet.stream_index
-                if not packet.size or packet.is_discard:
-                    hidden += bool(packet.size) and index == video.index
+                if not packet.size or packet.is_discard:       # an empty one with a time stands for a frame that was dropped
+                    hidden += index == video.index and (packet.size > 0 or packet.dts is not None)
                     continue
                 if packet.pts is None:
                     untimed += index == video.index

@@ -156,6 +156,9 @@ class VideoFromFile:
             stream = container.streams.video[0]
             return self.__crop[2:] if self.__crop else (stream.width, stream.height)
 
+    def has_pending_frame_edits(self):
+        return bool(self.__crop)
+
     def save_to(self, path):
         if not self.__crop:
             shutil.copy(self.file, path)

@@ -107,7 +107,8 @@ def test_not_safetensors(tmp_path, head, words):
 
 @pytest.mark.parametrize("header", [b"{nonsense", b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
                                     b'{"a": {"dtype": "F31", "shape": [2], "data_offsets": [0, 8]}}', b'{"a": 3}',
-                                    b'{"__metadata__": "x"}'])
+                                    b'{"__metadata__": "x"}', b'{"__metadata__": {"vdd.format": 1}}',
+                                    b'{"__metadata__": {"vdd.config": {}}}'])
 def test_damaged_header(tmp_path, header):
     path = tmp_path / "model.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 8)
@@ -182,9 +183,9 @@ def test_a_configuration_without_a_model(tiny_checkpoint, tmp_path, part, key, v
 
 
 def test_odd_training_records_are_shown(tiny_model, tmp_path):
-    save(tiny_model, tmp_path / "model.safetensors", training={"sources": 3, "untrained": "adapter"})
+    save(tiny_model, tmp_path / "model.safetensors", training={"sources": [3, {"file": "a.pth", "bytes": "12"}], "untrained": "adapter"})
     text = info(tmp_path / "model.safetensors")
-    assert "source: 3" in text and "lacks trained weights for: adapter" in text
+    assert "source: 3" in text and "a.pth" in text and "lacks trained weights for: adapter" in text
 
 
 def test_info(tiny_model, tmp_path):

@@ -403,7 +403,12 @@ def test_a_preview_replaces_nothing(tmp_path, capsys):
     before = source.read_bytes()
     command = ["deblur", str(source), "-o", str(tmp_path / "k.mp4"), "--preview"]
     assert main([*command, "--force"], IdentityDeblurrer()) == 1 and source.read_bytes() == before
-    assert "would replace the input itself" in capsys.readouterr().err and not (tmp_path / "k.mp4").exists()
+    assert "would replace an input" in capsys.readouterr().err and not (tmp_path / "k.mp4").exists()
+    assert main(command[:-1], IdentityDeblurrer()) == 0
+    assert main([*command, "--resume"], IdentityDeblurrer()) == 1 and source.read_bytes() == before
+    other = save_clip(tmp_path / "k.mp4", [pattern(0)] * 2)
+    assert main(["deblur", str(source), str(other), "-o", str(tmp_path / "both"), "--preview"], IdentityDeblurrer()) == 1
+    assert "would replace an output" in capsys.readouterr().err and not (tmp_path / "both").exists()
     inputs = [save_clip(tmp_path / f"d{suffix}", [pattern(0)] * 2) for suffix in (".mp4", ".mov")]
     several = ["deblur", *map(str, inputs), "-o", str(tmp_path / "out"), "--preview"]
     assert main(several, IdentityDeblurrer()) == 0
@@ -421,6 +426,17 @@ def test_resume_adds_a_preview_that_is_missing(tmp_path):
     written = (tmp_path / "o.mp4").stat().st_mtime_ns
     assert main([*command, "--resume", "--preview"], IdentityDeblurrer()) == 0
     assert probe(tmp_path / "o.mp4.preview.mp4").num_frames == 3 and (tmp_path / "o.mp4").stat().st_mtime_ns == written
+    (tmp_path / "o.mp4.preview.mp4").unlink()
+    save_clip(tmp_path / "o.mp4", [np.tile(pattern(0), (2, 2, 1))] * 3)              # an upscaled one
+    assert main([*command, "--resume", "--preview"], IdentityDeblurrer()) == 0
+    assert not (tmp_path / "o.mp4.preview.mp4").exists()
+
+
+def test_what_an_encoder_refuses_costs_no_work_and_leaves_nothing(tmp_path):
+    write_image(tmp_path / "in.png", torch.zeros(16, 17000, 3))
+    with pytest.raises(MediaError, match="h264 cannot store frames of 17000x16"):
+        deblur([tmp_path / "in.png"], tmp_path / "o.mp4", stand_in=IdentityDeblurrer(stop_after=0, error=AssertionError()))
+    assert [p.name for p in tmp_path.iterdir()] == ["in.png"]
 
 
 @pytest.mark.parametrize("force", [False, True])
