@@ -1,6 +1,7 @@
 """Where clips lie on a disk: published folder layouts, pictures, videos, packs of photographs. Nothing here is random."""
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -118,17 +119,24 @@ class VideoFrames:
 
     @cached_property
     def _index(self) -> Index:
+        import av
+
         from vdd_model.container import open_container, video_stream
 
-        with open_container(self.path) as container:
-            packets = [(p.pts, p.is_keyframe) for p in container.demux(video_stream(container, self.path)) if p.size and not p.is_discard]
+        clip, packets, number = self._clip, [], 0
+        with open_container(self.path) as container, contextlib.suppress(av.FFmpegError):     # as far as the file goes
+            for packet in container.demux(video_stream(container, self.path)):
+                if packet.size and not packet.is_discard:
+                    packets.append((packet.pts, packet.is_keyframe))
         times = sorted({pts for pts, _ in packets if pts is not None})
-        if len(times) == len(packets) and packets[0][1] and not self._clip.untimed and not self._clip.joins:
+        if packets and len(times) == len(packets) and packets[0][1] and not clip.untimed and not clip.joins:
             return Index(len(times), times, {pts for pts, key in packets if key})
-        with open_container(self.path) as container:           # its packets do not tell how many can be decoded
+        with open_container(self.path) as container, contextlib.suppress(av.FFmpegError):     # packets do not tell how many can be decoded
             stream = video_stream(container, self.path)
             stream.thread_type = "SLICE"                       # as `VideoReader` does
-            return Index(sum(1 for _ in container.decode(stream)), [], set())
+            for _ in container.decode(stream):
+                number += 1
+        return Index(number, [], set())
 
     @property
     def size(self) -> tuple[int, int]:
@@ -151,21 +159,23 @@ class VideoFrames:
             return torch.from_numpy(np.rint(rgb[y0:y1, x0:x1].clip(0, 1) * 255).astype(np.uint8)).permute(2, 0, 1)
 
         try:
-            frames = self._sought(numbers, picture) or self._walked(numbers, picture)
+            frames = self._sought(numbers, picture)
+            if frames is None:
+                frames = self._walked(numbers, picture)
         except (av.FFmpegError, UserError) as error:
             raise DataError(f"{self.path}: cannot be decoded ({error})") from None
         if len(frames) < len(numbers):
             raise DataError(f"{self.path}: frames {numbers.start} to {numbers.stop - 1} cannot be decoded")
         return torch.stack(frames)
 
-    def _sought(self, numbers: range, picture: Callable[[np.ndarray], Tensor]) -> list[Tensor]:
-        """The frames, decoded from the key frame before them; none where no seek leads there, as in some transport streams."""
+    def _sought(self, numbers: range, picture: Callable[[np.ndarray], Tensor]) -> list[Tensor] | None:
+        """The frames that can be decoded from the key frame before them; None where no seek leads there, as in some transport streams."""
         from vdd_model.container import open_container, video_stream
         from vdd_model.video_in import upright_rgb
 
         _, times, keys = self._index
         wanted = {times[i] for i in numbers} if times else set()
-        for back in SEEK_BACK if wanted else ():
+        for back in SEEK_BACK if times else ():
             found: dict[int, Tensor] = {}
             with open_container(self.path) as container:
                 stream = video_stream(container, self.path)
@@ -174,7 +184,7 @@ class VideoFrames:
                 for frame in container.decode(stream):
                     if key is None and frame.key_frame:
                         key = frame.pts
-                        if key not in keys or key > min(wanted):       # behind them, or with a time that is not its own
+                        if key not in keys or key > min(wanted):       # a time that is not its own, or behind them
                             break
                     if key is None or frame.pts is None:               # what comes before a key frame lacks its references
                         continue
@@ -182,9 +192,9 @@ class VideoFrames:
                         found[frame.pts] = picture(upright_rgb(frame, self._clip)[0])
                     if len(found) == len(wanted) or frame.pts > max(wanted):
                         break
-            if len(found) == len(wanted):
-                return [found[time] for time in sorted(wanted)]
-        return []
+            if key in keys and key <= min(wanted):
+                return [found[time] for time in sorted(found)]
+        return None
 
     def _walked(self, numbers: range, picture: Callable[[np.ndarray], Tensor]) -> list[Tensor]:
         """The frames, decoded from the file's first on, or from where this thread stopped: as many as there are before any damage, behind

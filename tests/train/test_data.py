@@ -145,6 +145,26 @@ def test_a_recording_that_begins_between_key_frames_has_the_frames_that_can_be_d
         assert (frames.read(range(start, start + 4)).movedim(1, -1) / 255 - whole[start:start + 4]).abs().max() < 0.51 / 255
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".avi"])
+def test_damaged_videos_give_the_right_frames_or_none(tmp_path, suffix):
+    front = {"movflags": "faststart"} if suffix == ".mp4" else None
+    path = save_clip(tmp_path / f"a{suffix}", [pattern(i) for i in range(60)], options={"bf": "2", "g": "12"}, container_options=front)
+    whole, data = read_clip(path), bytearray(path.read_bytes())
+    start = len(data) * 6 // 10
+    data[start:start + 300] = bytes(i * 77 % 256 for i in range(300))
+    path.write_bytes(data)
+    frames, right = readers.VideoFrames("a", path), 0
+    for i in range(len(frames)):
+        try:
+            found = frames.read(range(i, i + 1))[0].movedim(0, -1) / 255
+        except DataError:
+            continue
+        near = (whole - found).abs().mean((1, 2, 3))
+        assert near[i] < 0.01 or near.min() > 0.01              # itself, damaged, but no other
+        right += bool(near[i] < 0.01)
+    assert 5 < right < 60
+
+
 def test_frames_that_an_edit_list_hides_are_none(tmp_path):
     source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(60)], options={"crf": "4", "g": "15", "bf": "0"})
     frames = readers.VideoFrames("a", shifted(source, tmp_path / "cut.mp4", 15, 22))
