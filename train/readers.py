@@ -1,6 +1,7 @@
 """Where clips lie on a disk: published folder layouts, pictures, videos, packs of photographs. Nothing here is random."""
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import os
@@ -236,6 +237,7 @@ class Walk:
 
 
 _thread = threading.local()              # the last `walk` of each thread, so that reading on is not starting anew
+atexit.register(lambda: setattr(_thread, "walk", None))        # while PyAV is still there to close the file
 
 
 @dataclass(frozen=True)
