@@ -15,7 +15,11 @@ import av
 import numpy as np
 import torch
 
+from vdd_model.images import write_image
+from vdd_model.jobs import Job, run
+from vdd_model.pipeline import DeblurOptions
 from vdd_model.planes import ColorTags, from_rgb
+from vdd_model.video_out import OutputOptions
 
 
 class IdentityDeblurrer:
@@ -114,6 +118,25 @@ def packets(path: Path, kind: str) -> list[tuple[float, bytes]]:
     with av.open(str(path)) as container:
         stream = getattr(container.streams, kind)[0]
         return [(float(p.pts * p.time_base), bytes(p)) for p in container.demux(stream) if p.size]
+
+
+OPTIONS = DeblurOptions(window=6, overlap=2)
+
+
+def deblur(source, target: Path, *, stand_in=None, options=OPTIONS, output=None, **more):
+    """`run` with the stand-in for the model, quiet."""
+    source = tuple(source) if isinstance(source, (list, tuple)) else source
+    job = Job(source, target, as_images=not target.suffix or target.suffix == ".png")
+    return run(job, lambda: stand_in or IdentityDeblurrer(), options, output or OutputOptions(preset="veryfast"), quiet=True,
+               **{"say": lambda text: None, **more})
+
+
+def pictures(folder: Path, *numbers: int) -> list[Path]:
+    """Picture files shot1_0007.png and so on."""
+    folder.mkdir(exist_ok=True)
+    for i in numbers:
+        write_image(folder / f"shot1_{i:04d}.png", torch.from_numpy(pattern(i)))
+    return sorted(folder.iterdir())
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def find_clips(inputs: Sequence[str]) -> list[tuple[str, Path | tuple[Path, ...]
     """(name, video file or pictures) of every clip that the inputs mean.
 
     A folder is the sequence of its pictures, or all its videos; a pattern (`*`, `?`, `%06d`) likewise. Pictures of one folder that
-    are named one by one, as the shell does with `*.png`, are one sequence. Raises MediaError.
+    are named one by one, as the shell does with `*.png`, are one sequence, in the order of their numbers. Raises MediaError.
     """
     clips: list[tuple[str, Path | tuple[Path, ...]]] = []
     loose: dict[Path, list[Path]] = {}

@@ -41,6 +41,7 @@ class Entry:
 
     @property
     def numel(self) -> int:
+        """Number of values."""
         return math.prod(self.shape)
 
 

@@ -122,21 +122,27 @@ def test_minutes_end_a_call_and_resume_goes_on(tmp_path):
             run(other, resume=True, say=quiet)
 
 
+def whole_and_stopped(tmp_path: Path, stage: dict, step: int, **changes) -> tuple[Path, Path]:
+    """Folders of a run of this stage from end to end, and of the same one that was killed behind `step`."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    for folder in (whole, stopped):
+        folder.mkdir()
+        path = write_config(folder, [stage], validation=NO_VALIDATION, log_every=1, **changes)
+    run(configs.load(whole / path.name), say=quiet)
+
+    def stop(text: str) -> None:
+        if f" step {step}/" in text:
+            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        run(configs.load(path), say=stop)
+    return whole, stopped
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_parameters_that_no_gradient_reaches_do_not_hinder_a_resume(tmp_path, optimizer):
     """Encoder 2's last convolution makes latents alone, which this stage's loss never sees."""
     stage = {**STAGES[4], "steps": 4, "denoise": False, "trainable": ["vae.fidelity.", "encoder2."], "optimizer": optimizer}
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    for folder in (whole, halves):
-        folder.mkdir()
-        path = write_config(folder, [stage], validation=NO_VALIDATION, log_every=1, ema=0.0)
-    run(configs.load(whole / path.name), say=quiet)
-
-    def stop(text: str) -> None:
-        if " step 3/" in text:
-            raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt):
-        run(configs.load(path), say=stop)
+    whole, halves = whole_and_stopped(tmp_path, stage, 3, ema=0.0)
     found = state.newest(halves / "run" / "states")
     assert found.progress.step == 2
     assert 0 < len(found.part("exp_avg")) < len([n for n in found.part("model") if n.startswith(("vae.fidelity.", "encoder2."))])
@@ -152,20 +158,10 @@ def test_parameters_that_no_gradient_reaches_do_not_hinder_a_resume(tmp_path, op
 def test_branches_that_train_in_turn_go_on_with_their_own_step_counts(tmp_path):
     """Stage 3 trains one of two branches in every batch; Adam corrects the moments of each by how often it was stepped."""
     stage = {**STAGES[4], "steps": 10, "last_timestep": 0.3}
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    for folder in (whole, halves):
-        folder.mkdir()
-        path = write_config(folder, [stage], validation=NO_VALIDATION, log_every=1, save_every=5)
-    run(configs.load(whole / path.name), say=quiet)
-
-    def stop(text: str) -> None:
-        if " step 6/" in text:
-            raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt):
-        run(configs.load(path), say=stop)
+    whole, halves = whole_and_stopped(tmp_path, stage, 6, save_every=5)
     counts = {name.split(".")[1]: float(count) for name, count in state.newest(halves / "run" / "states").part("step").items()}
     assert counts["fidelity"] != counts["detail"] and sum(counts.values()) == 5
-    run(configs.load(path), resume=True, say=quiet)
+    run(configs.load(halves / "config.yaml"), resume=True, say=quiet)
     assert losses(halves / "run") == losses(whole / "run")
 
 

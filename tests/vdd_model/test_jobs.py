@@ -16,27 +16,16 @@ import av
 import numpy as np
 import pytest
 import torch
-from media_tools import IdentityDeblurrer, packets, pattern, save_clip
+from media_tools import OPTIONS, IdentityDeblurrer, deblur, packets, pattern, pictures, save_clip
 
 from vdd_model import jobs, sinks, video_out
 from vdd_model.cli import main
 from vdd_model.clip import MediaError
-from vdd_model.images import gaps
-from vdd_model.inputs import plan, share
 from vdd_model.jobs import Job, run
 from vdd_model.pipeline import DeblurOptions, Deblurrer
 from vdd_model.video import OutputOptions, part_folder, probe, read_clip, read_image, write_image, write_video
 
 TOOLS = Path(__file__).resolve().parents[1] / "media_tools.py"
-OPTIONS = DeblurOptions(window=6, overlap=2)
-
-
-def deblur(source, target: Path, *, stand_in=None, options=OPTIONS, output=None, **more):
-    """`run` with the stand-in for the model, quiet."""
-    source = tuple(source) if isinstance(source, (list, tuple)) else source
-    job = Job(source, target, as_images=not target.suffix or target.suffix == ".png")
-    return run(job, lambda: stand_in or IdentityDeblurrer(), options, output or OutputOptions(preset="veryfast"), quiet=True,
-               **{"say": lambda text: None, **more})
 
 
 def decoded(path: Path) -> list[bytes]:
@@ -268,14 +257,6 @@ def test_other_files_of_an_output_folder_stay(tmp_path):
     assert sorted(p.name for p in out.iterdir()) == ["a.png", "keep.txt"]
 
 
-def pictures(folder: Path, *numbers: int) -> list[Path]:
-    """Picture files shot1_0007.png and so on."""
-    folder.mkdir(exist_ok=True)
-    for i in numbers:
-        write_image(folder / f"shot1_{i:04d}.png", torch.from_numpy(pattern(i)))
-    return sorted(folder.iterdir())
-
-
 def test_a_longer_run_before_leaves_no_pictures(tmp_path, clip_150):
     """--force replaces the pictures of that naming, and touches nothing else."""
     out = tmp_path / "out"
@@ -367,20 +348,6 @@ def test_pictures_to_video_and_back(tmp_path):
     assert len(list((tmp_path / "frames").glob("frame_*.png"))) == 9
 
 
-def test_preview(tmp_path, clip_150):
-    class Brighter(IdentityDeblurrer):
-        def stream(self, *args, **keys):
-            yield from ((chunk + 0.2).clamp(0, 1) for chunk in super().stream(*args, **keys))
-
-    outcome = deblur(clip_150, tmp_path / "o.mp4", stand_in=Brighter(), preview=True)
-    assert "preview" in outcome.notes[-1]
-    picture = read_clip(tmp_path / "o.mp4.preview.png")[0]
-    assert picture.shape == (48, 2 * 64 + 4, 3)
-    assert 0.15 < (picture[:, 68:] - picture[:, :64]).mean() < 0.25
-    video = probe(tmp_path / "o.mp4.preview.mp4")
-    assert (video.num_frames, video.rate, video.width) == (150, 25, 64)
-
-
 def test_pictures_lose_pixel_shape_and_times_but_not_in_silence(tmp_path):
     source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(5)], times=[0, 40, 95, 120, 181], time_base=Fraction(1, 1000))
     clip = dataclasses.replace(probe(source), pixel_aspect=Fraction(16, 15))
@@ -390,62 +357,11 @@ def test_pictures_lose_pixel_shape_and_times_but_not_in_silence(tmp_path):
     assert deblur(save_clip(tmp_path / "plain.mp4", [pattern(0)] * 2), tmp_path / "c").notes == []
 
 
-def test_a_preview_that_fails_is_only_a_note(tmp_path):
-    write_image(tmp_path / "in.png", torch.zeros(16, 17000, 3))          # wider than H.264 can be
-    outcome = deblur([tmp_path / "in.png"], tmp_path / "o.png", preview=True)
-    assert outcome.frames == 1 and (tmp_path / "o.png").exists()
-    assert any("preview could not be written (h264 cannot store frames of 17000x16" in note for note in outcome.notes)
-
-
-def test_a_preview_replaces_nothing(tmp_path, capsys):
-    """Not the input, no file that was there, nor the preview of another output."""
-    source = save_clip(tmp_path / "k.mp4.preview.mp4", [pattern(i) for i in range(3)])
-    before = source.read_bytes()
-    command = ["deblur", str(source), "-o", str(tmp_path / "k.mp4"), "--preview"]
-    assert main([*command, "--force"], IdentityDeblurrer()) == 1 and source.read_bytes() == before
-    assert "would replace an input" in capsys.readouterr().err and not (tmp_path / "k.mp4").exists()
-    assert main(command[:-1], IdentityDeblurrer()) == 0
-    assert main([*command, "--resume"], IdentityDeblurrer()) == 1 and source.read_bytes() == before
-    other = save_clip(tmp_path / "k.mp4", [pattern(0)] * 2)
-    assert main(["deblur", str(source), str(other), "-o", str(tmp_path / "both"), "--preview"], IdentityDeblurrer()) == 1
-    assert "would replace an output" in capsys.readouterr().err and not (tmp_path / "both").exists()
-    inputs = [save_clip(tmp_path / f"d{suffix}", [pattern(0)] * 2) for suffix in (".mp4", ".mov")]
-    several = ["deblur", *map(str, inputs), "-o", str(tmp_path / "out"), "--preview"]
-    assert main(several, IdentityDeblurrer()) == 0
-    assert sorted(p.name for p in (tmp_path / "out").glob("*.preview.mp4")) == ["d.mov.preview.mp4", "d.mp4.preview.mp4"]
-    for target in ("d.mp4", "d.mov"):
-        (tmp_path / "out" / target).unlink()
-    assert main(several, IdentityDeblurrer()) == 1 and "exists already" in capsys.readouterr().err
-    assert main([*several, "--force"], IdentityDeblurrer()) == 0
-
-
-def test_resume_adds_a_preview_that_is_missing(tmp_path):
-    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(3)])
-    command = ["deblur", str(source), "-o", str(tmp_path / "o.mp4")]
-    assert main(command, IdentityDeblurrer()) == 0
-    written = (tmp_path / "o.mp4").stat().st_mtime_ns
-    assert main([*command, "--resume", "--preview"], IdentityDeblurrer()) == 0
-    assert probe(tmp_path / "o.mp4.preview.mp4").num_frames == 3 and (tmp_path / "o.mp4").stat().st_mtime_ns == written
-    (tmp_path / "o.mp4.preview.mp4").unlink()
-    save_clip(tmp_path / "o.mp4", [np.tile(pattern(0), (2, 2, 1))] * 3)              # an upscaled one
-    assert main([*command, "--resume", "--preview"], IdentityDeblurrer()) == 0
-    assert not (tmp_path / "o.mp4.preview.mp4").exists()
-
-
 def test_what_an_encoder_refuses_costs_no_work_and_leaves_nothing(tmp_path):
     write_image(tmp_path / "in.png", torch.zeros(16, 17000, 3))
     with pytest.raises(MediaError, match="h264 cannot store frames of 17000x16"):
         deblur([tmp_path / "in.png"], tmp_path / "o.mp4", stand_in=IdentityDeblurrer(stop_after=0, error=AssertionError()))
     assert [p.name for p in tmp_path.iterdir()] == ["in.png"]
-
-
-@pytest.mark.parametrize("force", [False, True])
-def test_a_picture_is_never_its_own_output(tmp_path, force):
-    write_image(tmp_path / "x.png", torch.from_numpy(pattern(0)))
-    before = (tmp_path / "x.png").read_bytes()
-    with pytest.raises(MediaError, match="is the input itself"):
-        deblur([tmp_path / "x.png"], tmp_path / "x.png", force=force)
-    assert (tmp_path / "x.png").read_bytes() == before
 
 
 def test_pictures_of_an_unknown_run_are_not_resumed(tmp_path, clip_150):
@@ -569,13 +485,6 @@ def test_resume_refuses_another_frame_rate(tmp_path):
             resume=True)
 
 
-def test_gaps_in_the_numbering_are_said(tmp_path):
-    assert deblur(pictures(tmp_path / "in", 1, 2, 3), tmp_path / "a").notes == []
-    notes = deblur(pictures(tmp_path / "in", 1, 2, 3, 4, 8, 9), tmp_path / "b").notes
-    assert len(notes) == 1 and "1 gap, the first behind" in notes[0] and "4" in notes[0]
-    assert gaps([Path(f"{n}.png") for n in (10, 20, 30)]) == gaps([Path(f"{n}.png") for n in (3, 11, 70, 72)]) == ""
-
-
 def test_reading_computing_and_writing_overlap(tmp_path, clip_150):
     """While the model holds a chunk, the next frames are already read."""
     seen = []
@@ -590,46 +499,3 @@ def test_reading_computing_and_writing_overlap(tmp_path, clip_150):
     assert "writer" in seen
     import threading
     assert not [t for t in threading.enumerate() if t.name in ("reader", "writer")]
-
-
-def test_plan_and_share(tmp_path):
-    for name, length in (("a.mp4", 500), ("b.mp4", 300), ("c.mov", 200), ("d.mkv", 50), ("e.avi", 10)):
-        (tmp_path / name).write_bytes(bytes(length))
-    work = plan([str(tmp_path)], str(tmp_path / "out"), OutputOptions())
-    assert [j.target.name for j in work] == ["a.mp4", "b.mp4", "c.mov", "d.mkv", "e.mkv"]
-    shares = [share(work, rank, 3) for rank in range(3)]
-    assert sorted(j.target.name for part in shares for j in part) == sorted(j.target.name for j in work)
-    assert [[j.target.name for j in part] for part in shares] == [["a.mp4"], ["b.mp4"], ["c.mov", "d.mkv", "e.mkv"]]
-    with pytest.raises(MediaError, match="cannot go into the one file"):
-        plan([str(tmp_path)], str(tmp_path / "out.mp4"), OutputOptions())
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "a.mp4").write_bytes(b"x")
-    with pytest.raises(MediaError, match="would both be written"):
-        plan([str(tmp_path / "a.mp4"), str(tmp_path / "sub" / "a.mp4")], str(tmp_path / "out"), OutputOptions())
-
-
-def test_odd_names_around_the_clips(tmp_path):
-    folder = tmp_path / "b [1]"
-    folder.mkdir()
-    for name in ("c.mp4", "._c.mp4", "d.y4m"):
-        (folder / name).write_bytes(b"x")
-    write_image(tmp_path / "b [1]" / "e.png", torch.zeros(8, 8, 3))
-    assert [job.source.name for job in plan([str(folder / "*.mp4")], str(tmp_path / "out"), OutputOptions())] == ["c.mp4"]
-    assert plan([str(folder / "*.png")], str(tmp_path / "out"), OutputOptions())[0].source == (folder / "e.png",)
-    (folder / "e.png").unlink()
-    assert [job.source.name for job in plan([str(folder)], str(tmp_path / "out"), OutputOptions())] == ["c.mp4", "d.y4m"]
-
-
-def test_pictures_named_one_by_one_are_one_sequence(tmp_path):
-    for i in range(3):
-        write_image(tmp_path / f"{i}.png", torch.from_numpy(pattern(i)))
-    for inputs in ([str(tmp_path / f"{i}.png") for i in range(3)], [str(tmp_path)], [str(tmp_path / "*.png")], [str(tmp_path / "%d.png")]):
-        (job,) = plan(inputs, str(tmp_path / "out"), OutputOptions())
-        assert len(job.source) == 3 and job.as_images and job.target == tmp_path / "out"
-    (job,) = plan([str(tmp_path / "1.png")], str(tmp_path / "sharp.png"), OutputOptions())
-    assert len(job.source) == 1 and job.as_images
-    (tmp_path / "10.png").write_bytes((tmp_path / "2.png").read_bytes())
-    (job,) = plan([str(tmp_path / f"{i}.png") for i in (0, 1, 10, 2)], str(tmp_path / "out"), OutputOptions())     # as a shell sorts them
-    assert [p.stem for p in job.source] == ["0", "1", "2", "10"]
-    (job,) = plan([str(tmp_path / "1.png")], str(tmp_path / "sharp.png"), OutputOptions())
-    assert deblur(job.source, job.target).frames == 1 and job.target.is_file()

@@ -2,8 +2,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
 import struct
 from fractions import Fraction
 
@@ -18,7 +16,7 @@ from vdd_model.clip import MediaError
 from vdd_model.images import find_images, read_image, write_image
 from vdd_model.planes import ColorTags, _downsample, _upsample, complete_tags, from_rgb, layout, to_rgb
 from vdd_model.video import OutputOptions, describe, probe, read, read_clip, write_video
-from vdd_model.video_out import SegmentEncoder, choose_encoding
+from vdd_model.video_out import choose_encoding
 
 FORMATS = ["yuv420p", "yuv422p", "yuv444p", "yuvj420p", "yuv420p10le", "yuv422p10le", "yuv444p12le", "yuva444p10le", "yuv411p",
            "gbrp", "gbrap", "gbrp16le", "rgb24", "rgba", "rgb48be", "rgba64be"]
@@ -460,33 +458,6 @@ def test_the_last_frame_is_held_as_long_as_before(tmp_path):
     assert clip.constant_rate and clip.rate == 25
     assert [frame.duration * clip.time_base * 25 for frame in read(clip)] == [1, 1, 1, 6]
     assert [frame.duration * clip.time_base * 25 for frame in read(clip, 3)] == [6]
-
-
-def test_what_prores_and_ffv1_cannot_store_is_refused(tmp_path):
-    clip = probe(save_clip(tmp_path / "in.mp4", [pattern(0)] * 2))
-    encode = functools.partial(choose_encoding, clip, tmp_path / "o.mov")
-    assert encode(OutputOptions(codec="prores", chroma=444)).pix_fmt == "yuv444p10le"
-    assert encode(OutputOptions(codec="prores")).pix_fmt == encode(OutputOptions(codec="prores", chroma=422)).pix_fmt == "yuv422p10le"
-    for options in ({"chroma": 420}, {"chroma": 444, "quality": 2}, {"chroma": 422, "quality": 4}, {"bit_depth": 8}):
-        with pytest.raises(MediaError, match="ProRes .* stores 4:.* with 10 bits"):
-            encode(OutputOptions(codec="prores", **options))
-    odd = dataclasses.replace(clip, width=67)
-    with pytest.raises(MediaError, match="odd side .* 4:2:0 in ffv1"):
-        choose_encoding(odd, tmp_path / "o.mkv", OutputOptions(codec="ffv1", chroma=420))
-    wide = choose_encoding(dataclasses.replace(clip, width=17000), tmp_path / "o.mp4", OutputOptions())
-    with pytest.raises(MediaError, match="h264 cannot store frames of 17000x48 pixels"):
-        SegmentEncoder(wide)
-
-
-@pytest.mark.parametrize("size", [(18, 34), (48, 48), (62, 62), (8, 640), (640, 14), (640, 48)])
-def test_hevc_refuses_what_its_encoder_cannot_take(tmp_path, size):
-    frames = torch.from_numpy(np.stack([pattern(i, *size) for i in range(3)]))
-    with pytest.raises(MediaError, match="too small for hevc"):
-        write_video(tmp_path / "o.mp4", frames, options=OutputOptions(codec="hevc"))
-    clip = probe(write_video(tmp_path / "o.mp4", frames, options=OutputOptions(bit_depth=10)))
-    assert (clip.codec, clip.bit_depth) == ("h264", 10)
-    note = choose_encoding(clip, tmp_path / "o.mp4", OutputOptions()).notes
-    assert any("too small for hevc" in text for text in note)
 
 
 def test_reading_from_a_later_frame_is_the_same(tmp_path):
