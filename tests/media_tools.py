@@ -127,8 +127,8 @@ def deblur(source, target: Path, *, stand_in=None, options=OPTIONS, output=None,
     """`run` with the stand-in for the model, quiet."""
     source = tuple(source) if isinstance(source, (list, tuple)) else source
     job = Job(source, target, as_images=not target.suffix or target.suffix == ".png")
-    return run(job, lambda: stand_in or IdentityDeblurrer(), options, output or OutputOptions(preset="veryfast"), quiet=True,
-               **{"say": lambda text: None, **more})
+    output = output or OutputOptions(preset="veryfast" if target.suffix == ".mp4" else "medium")
+    return run(job, lambda: stand_in or IdentityDeblurrer(), options, output, quiet=True, **{"say": lambda text: None, **more})
 
 
 def pictures(folder: Path, *numbers: int) -> list[Path]:

@@ -26,10 +26,12 @@ def _fraction(text: str) -> Fraction:
         value = Fraction(text)
     except (ValueError, ZeroDivisionError):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number or a fraction such as 30000/1001") from None
-    if not 0 < value <= 1000:
+    if not Fraction(1, 1000) <= value <= 1000:
         raise argparse.ArgumentTypeError(f"{text} frames per second cannot be used")
     exact = Fraction(1000 * round(value * Fraction(1001, 1000)), 1001)         # 23.976, 23.98, 29.97, 59.94 stand for these
-    return exact if "." in text and value.denominator > 1 and abs(value - exact) < Fraction(1, 200) else value
+    if exact and "." in text and value.denominator > 1 and abs(value - exact) < Fraction(1, 200):
+        return exact
+    return value.limit_denominator(100_000)                                    # FFmpeg's fractions have 32 bits
 
 
 def parser() -> argparse.ArgumentParser:
@@ -88,9 +90,10 @@ def _add_deblur(commands, common: argparse.ArgumentParser) -> None:
     model.add_argument("--steps", type=int, default=1, help="1: the most faithful result; more: sharper, less exact (default: %(default)s)")
     model.add_argument("--ensemble", type=int, default=1, metavar="1..8",
                        help="mean of one step over so many orientations: more faithful, as many times the work (default: %(default)s)")
-    model.add_argument("--guidance", type=float, default=1.0, help="guidance scale; 1 costs nothing (default: %(default)s)")
-    model.add_argument("--guidance-rescale", type=float, default=0.0, help="0 to 1 (default: %(default)s)")
-    model.add_argument("--eta", type=float, default=0.0, help="0: DDIM, 1: ancestral (default: %(default)s)")
+    model.add_argument("--guidance", type=float, default=1.0, help="guidance scale; 1: none, and half the work (default: %(default)s)")
+    model.add_argument("--guidance-rescale", type=float, default=0.0,
+                       help="0 to 1, against the contrast that guidance adds (default: %(default)s)")
+    model.add_argument("--eta", type=float, default=0.0, help="0: DDIM, 1: ancestral, from 2 steps on (default: %(default)s)")
     model.add_argument("--spacing", choices=("trailing", "vgen"), default="trailing",
                        help="timesteps; vgen: from 4 steps on (default: %(default)s)")
     model.add_argument("--fidelity", type=float, default=1.0, help="0 to 1: how much the decoder sees of the input (default: %(default)s)")
@@ -102,7 +105,8 @@ def _add_deblur(commands, common: argparse.ArgumentParser) -> None:
     work.add_argument("--dtype", choices=("float32", "bfloat16", "float16"),
                       help="default: bfloat16 where the processor computes in it, else float32 (float16 on a GPU)")
     work.add_argument("--window", type=int, default=16, help="frames deblurred together (default: %(default)s)")
-    work.add_argument("--overlap", type=int, default=4, help="frames that neighbouring windows share (default: %(default)s)")
+    work.add_argument("--overlap", type=int, default=4,
+                      help="frames that neighbouring windows share, at most half a window (default: %(default)s)")
     work.add_argument("--tile", type=int, help="side of the tiles in pixels; 0: whole frames (default: by size)")
     work.add_argument("--tile-overlap", type=int, help="pixels that neighbouring tiles share")
 
@@ -118,7 +122,7 @@ def _add_deblur(commands, common: argparse.ArgumentParser) -> None:
     out.add_argument("--bit-depth", type=int, choices=(8, 10, 16), help="default: the input's")
     out.add_argument("--chroma", type=int, choices=(420, 422, 444),
                      help="default: h264, hevc: 420, 444 where a side is odd; ffv1: 444; prores: 422, 444 where the input has it")
-    out.add_argument("--fps", type=_fraction, default=Fraction(24), help="frame rate of picture sequences, e.g. 30000/1001 (default: 24)")
+    out.add_argument("--fps", type=_fraction, help="frame rate of picture sequences, e.g. 30000/1001 (default: 24); a video has its own")
     out.add_argument("--no-audio", action="store_true", help="leave sound and subtitles away")
 
 
@@ -138,10 +142,10 @@ def main(argv: list[str] | None = None, deblurrer=None) -> int:
     try:
         command = {"deblur": _deblur, "compare": _compare, "convert": _convert, "info": _info}[arguments.command]
         return command(arguments, deblurrer) if command is _deblur else command(arguments)
-    except Terminated:
-        return _say_error("terminated; what is finished is kept, --resume goes on with it", EXIT_TERMINATED)
-    except KeyboardInterrupt:
-        return _say_error("interrupted; what is finished is kept, --resume goes on with it", EXIT_INTERRUPTED)
+    except KeyboardInterrupt as error:
+        kept = "; what is finished is kept, --resume goes on with it" if arguments.command == "deblur" else ""
+        what, code = ("terminated", EXIT_TERMINATED) if isinstance(error, Terminated) else ("interrupted", EXIT_INTERRUPTED)
+        return _say_error(what + kept, code)
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")                     # whoever read our output has gone
         return EXIT_ERROR
@@ -185,7 +189,9 @@ def _deblur(arguments: argparse.Namespace, deblurrer=None) -> int:
     from .video_out import OutputOptions
     output = OutputOptions(arguments.codec, arguments.quality, arguments.preset, arguments.bit_depth, arguments.chroma,
                            not arguments.no_audio)
-    jobs = plan(arguments.inputs, arguments.output, output, arguments.fps)
+    jobs = plan(arguments.inputs, arguments.output, output, arguments.fps or Fraction(24))
+    if arguments.fps and any(isinstance(job.source, os.PathLike) for job in jobs):
+        _note("--fps is the rate of picture sequences; a video keeps its own")
     if arguments.preview:
         check_previews(jobs)
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -228,8 +234,9 @@ def _deblur(arguments: argparse.Namespace, deblurrer=None) -> int:
             _explain(error, arguments.debug)
             failed += 1
             continue
-        speed = outcome.frames / outcome.seconds
-        print(f"{job.label} -> {outcome.target}: {outcome.frames} frames in {outcome.seconds:.1f} s ({speed:.2f} frames/s)", flush=True)
+        speed, own = outcome.made / outcome.seconds, "" if outcome.made == outcome.frames else f", {outcome.made} of them"
+        print(f"{job.label} -> {outcome.target}: {outcome.frames} frames{own} in {outcome.seconds:.1f} s ({speed:.2f} frames/s)",
+              flush=True)
         for note in outcome.notes:
             _note(f"{job.label}: {note}" if not note.startswith("preview") else note)
         if outcome.lost:
@@ -272,7 +279,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     from . import report
     result = report.compare(arguments.a, arguments.b, arguments.output, arguments.blurred, zoom_box=arguments.zoom)
     print("wrote " + ", ".join(result["files"]))
-    return EXIT_OK
+    return EXIT_PARTIAL if result["lost"] else EXIT_OK
 
 
 def _convert(arguments: argparse.Namespace) -> int:

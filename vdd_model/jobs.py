@@ -22,11 +22,11 @@ from .images import ImageReader, gaps, png_chunks
 from .pipeline import DeblurOptions, first_input_frame
 from .preview import preview_paths, write_preview
 from .progress import Progress
-from .sinks import SEGMENT, ImageSink, VideoSink, remove, sync
+from .sinks import NUMBERED_PICTURE, SEGMENT, ImageSink, VideoSink, remove, sync
 from .threads import WriteBehind, read_ahead
 from .video import part_folder, probe, read
 from .video_in import VideoReader
-from .video_out import Encoding, OutputOptions, choose_encoding, no_room, unsupported_sound
+from .video_out import Encoding, OutputOptions, choose_encoding, no_room, unsupported_sound, without_effect
 
 READ_AHEAD_BYTES = 96 * 2**20
 # bytes per pixel that a finished frame takes at least; used only to refuse what cannot end well
@@ -48,13 +48,29 @@ class Job:
         """The input as the user knows it."""
         return self.name or str(self.source if isinstance(self.source, Path) else self.source[0])
 
+    @property
+    def picture_names(self) -> list[str]:
+        """Names of the pictures that it writes, those of its input; none where they are numbered (`numbered_picture`)."""
+        names = [file.stem + ".png" for file in self.source] if isinstance(self.source, tuple) else []
+        return names if len(set(names)) == len(names) else []
+
+    def pictures(self) -> list[Path]:
+        """Those of its pictures that are in the folder `target`, in order. Other files there are none of its business."""
+        if not self.target.is_dir():
+            return []
+        found = {path.name for path in self.target.iterdir()}
+        numbered = sorted(filter(NUMBERED_PICTURE.fullmatch, found), key=lambda name: (len(name), name))
+        return [self.target / name for name in self.picture_names or numbered if name in found]
+
 
 @dataclass
 class Outcome:
-    """What came of a job. `lost` frames of the input could not be read; `notes` are sentences for the user."""
+    """What came of a job: `frames` in all, `made` of them in `seconds` by this run. `lost` frames of the input could not be read; `notes`
+    are sentences for the user."""
 
     target: Path
     frames: int
+    made: int
     seconds: float
     lost: int = 0
     notes: list[str] = field(default_factory=list)
@@ -68,9 +84,10 @@ def check_target(job: Job, *, force: bool, resume: bool, preview: bool = False) 
         raise MediaError(f"{target} is the input itself; choose another output")
     if isinstance(job.source, tuple) and target.is_dir() and any(target.resolve() == p.resolve().parent for p in job.source):
         raise MediaError(f"{target} is the folder of the input pictures; choose another output")
-    if target.exists() and not force and (not job.as_images or target.is_file() or any(target.iterdir())) \
-            and not (resume and (folder / "moving").exists()):
-        raise MediaError(f"{target} exists already; use --force to replace it, or another output")
+    if not force and not (resume and (folder / "moving").exists()):
+        old = job.pictures() if job.as_images and target.is_dir() else [target] if target.exists() else []
+        if old:
+            raise MediaError(f"{old[0]} exists already; use --force to replace it, or another output")
     if preview:
         check_previews([job])
     for path in preview_paths(target) if preview else ():
@@ -94,7 +111,7 @@ def check_previews(jobs: Sequence[Job]) -> None:
 def is_finished(job: Job) -> bool:
     """Whether the output is there and no unfinished work beside it. What a kill behind the end left is deleted."""
     target, folder = job.target, part_folder(job.target)
-    there = target.is_file() or job.as_images and target.is_dir() and any(target.iterdir())
+    there = target.is_file() or job.as_images and bool(job.pictures())
     if there and folder.exists():
         with contextlib.suppress(MediaError), _locked(folder):
             moving = (folder / "moving").exists()
@@ -117,7 +134,7 @@ def run(job: Job, make_deblurrer: Callable, options: DeblurOptions, output: Outp
     clip = _probe(job)
     check_target(job, force=force, resume=resume, preview=preview)
     encoding = None if job.as_images else choose_encoding(clip, job.target, output)
-    notes = list(encoding.notes) if encoding else []
+    notes = list(encoding.notes) if encoding else without_effect(output, "png")
     if clip.interlaced:
         notes.append("it is interlaced; deinterlace it first for a better result")
     if job.as_images and clip.pixel_aspect != 1:
@@ -146,7 +163,7 @@ def run(job: Job, make_deblurrer: Callable, options: DeblurOptions, output: Outp
             sink = _make_sink(job, clip, encoding, folder, output, force)
             with contextlib.closing(sink):
                 check_room(job, clip, encoding, folder, sink.done)
-                if sink.done:
+                if begun := sink.done:
                     say(f"{job.label}: goes on after {sink.done} finished frames")
                 reader, extra = _work(job, clip, sink, make_deblurrer, options, quiet, say)
                 notes += reader.notes + extra
@@ -163,14 +180,14 @@ def run(job: Job, make_deblurrer: Callable, options: DeblurOptions, output: Outp
             raise MediaError(f"{job.target} cannot be written ({error.strerror or error})") from error
     if preview:
         notes += add_preview(job, quiet=quiet)
-    return Outcome(job.target, sink.done, time.monotonic() - started, reader.lost, notes)
+    return Outcome(job.target, sink.done, sink.done - begun, time.monotonic() - started, reader.lost, notes)
 
 
 def add_preview(job: Job, *, quiet: bool = False) -> list[str]:
     """Write the preview of a finished job. Returns notes, also when it cannot be written: the result itself is there."""
     try:
         check_previews([job])
-        return write_preview(_probe(job), job.target, quiet=quiet)
+        return write_preview(_probe(job), job.target, job.pictures(), quiet=quiet)
     except (UserError, OSError) as error:
         return [f"the preview could not be written ({error})"]
 
@@ -203,11 +220,8 @@ def _make_sink(job: Job, clip: Clip, encoding: Encoding | None, folder: Path, ou
                force: bool) -> VideoSink | ImageSink:
     if encoding:
         return VideoSink(folder, encoding)
-    names = [file.stem + ".png" for file in clip.files]
-    if len(set(names)) < len(names):
-        names = []
     depth = output.bit_depth or (16 if clip.bit_depth > 8 else 8)
-    return ImageSink(folder, job.target, names, 8 if depth == 8 else 16, clip.gray, clip.has_alpha, replace=force,
+    return ImageSink(folder, job.target, job.picture_names, 8 if depth == 8 else 16, clip.gray, clip.has_alpha, replace=force,
                      chunks=png_chunks(clip))
 
 
@@ -248,7 +262,8 @@ def _work(job: Job, clip: Clip, sink, make_deblurrer: Callable, options: DeblurO
             for chunk in deblurrer.stream(frames, options, first_frame=first, input_start=start, total=clip.num_frames, notice=say):
                 sides = [waiting.popleft() for _ in range(len(chunk))]
                 if not torch.isfinite(chunk).all():
-                    raise UserError(f"{job.label}: the model's answer at frame {done} is not a number; try --dtype float32")
+                    raise UserError(f"{job.label}: the model's answer at frame {done} is not a number"
+                                    + ("" if getattr(deblurrer, "dtype", None) == torch.float32 else "; try --dtype float32"))
                 writer.put(chunk.float().clamp(0, 1).cpu().numpy(), [a for a, _ in sides], [t for _, t in sides])
                 done += len(chunk)
                 progress.update(done)

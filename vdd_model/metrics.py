@@ -214,7 +214,7 @@ def mean(values: list[float]) -> float | None:
 class Scorer:
     """Collects every measure over a clip that arrives in pieces; memory does not grow with the clip but for the numbers.
 
-    `warp` and `lpips` switch the two slow ones off. `rows` holds the values per frame; `result` their means.
+    `warp` and `lpips` switch the two slow ones off. `values` holds the values per frame; `result` gives their means.
     """
 
     def __init__(self, *, lpips: bool = True, warp: bool = True):

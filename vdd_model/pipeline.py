@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import platform
 import warnings
@@ -67,6 +68,7 @@ class DeblurOptions:
                 raise ConfigError(f"{name} must be {allowed}, not {getattr(self, name)!r}")
 
         check(1 <= self.steps <= MAX_STEPS, "steps", f"between 1 and {MAX_STEPS}")
+        check(math.isfinite(self.guidance), "guidance", "a finite number")
         check(0 <= self.guidance_rescale <= 1, "guidance_rescale", "between 0 and 1")
         check(len(self.guidance_interval) == 2, "guidance_interval", "two numbers between 0 and 1")
         check(0 <= self.eta <= 1, "eta", "between 0 and 1")

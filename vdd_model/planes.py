@@ -28,7 +28,11 @@ PACKED |= {"ya8": ("ya", "u1"), "ya16le": ("ya", "<u2"), "ya16be": ("ya", ">u2")
 SAME_DEPTH = {
     "pal8": "rgba", "gray16be": "gray16le", "nv12": "yuv420p", "nv21": "yuv420p", "nv16": "yuv422p", "nv24": "yuv444p",
     "yuyv422": "yuv422p", "uyvy422": "yuv422p", "p010le": "yuv420p10le", "p016le": "yuv420p16le", "p210le": "yuv422p10le",
-    "y210le": "yuv422p10le", "monob": "gray", "monow": "gray",
+    "y210le": "yuv422p10le", "monob": "gray", "monow": "gray", "yvyu422": "yuv422p", "uyva": "yuva444p", "vuya": "yuva444p",
+    "ayuv": "yuva444p", "vuyx": "yuv444p", "vyu444": "yuv444p", "xv30le": "yuv444p10le", "v30xle": "yuv444p10le",
+    "p012le": "yuv420p12le", "p212le": "yuv422p12le", "p216le": "yuv422p16le", "p410le": "yuv444p10le", "p412le": "yuv444p12le",
+    "p416le": "yuv444p16le", "y212le": "yuv422p12le", "y216le": "yuv422p16le", "xv36le": "yuv444p12le", "xv48le": "yuv444p16le",
+    "ayuv64le": "yuva444p16le",
 }
 _FORMAT = re.compile(r"^(?P<kind>yuvj|yuva|yuv|gbra|gbr|gray)(?P<sub>4\d\d)?p?(?P<depth>f32|f16|\d+)?(?P<endian>le|be)?$")
 
@@ -74,7 +78,15 @@ def layout_of(picture: av.VideoFrame | av.VideoCodecContext) -> Layout:
     try:
         return layout(picture.format.name)
     except ValueError:
-        return layout("rgba64le" if "a" in picture.format.name else "rgb48le")
+        return layout(_sixteen_bits(picture.format))
+
+
+def _sixteen_bits(format: av.VideoFormat) -> str:
+    """The format of 16 bits, RGB or Y'CbCr like `format`, that takes the place of a rare one."""
+    alpha = any(component.is_alpha for component in format.components)
+    if format.is_rgb or format.is_bayer or format.name.startswith("xyz"):
+        return "rgba64le" if alpha else "rgb48le"
+    return "yuva444p16le" if alpha else "yuv444p16le"
 
 
 def complete_tags(tags: ColorTags, kind: str, height: int, width: int) -> ColorTags:
@@ -182,9 +194,8 @@ def to_rgb(frame: av.VideoFrame, tags: ColorTags, *, centred_chroma: bool = Fals
         frame = frame.reformat(format=SAME_DEPTH[frame.format.name])
     try:
         kind = layout(frame.format.name)
-    except ValueError:                                         # rare formats: let libswscale make 16-bit RGB of them
-        frame = frame.reformat(format="rgba64le" if "a" in frame.format.name else "rgb48le", src_colorspace=_swscale(tags.matrix),
-                               src_color_range=2 if tags.full_range else 1)
+    except ValueError:                                         # rare: libswscale widens it, matrix and range stay what they are
+        frame = frame.reformat(format=_sixteen_bits(frame.format))
         kind = layout(frame.format.name)
     if frame.format.name in PACKED:
         return _unpack(frame)
@@ -230,10 +241,6 @@ def _unpack(frame: av.VideoFrame) -> tuple[np.ndarray, np.ndarray | None]:
         np.multiply(values[..., channels.index("y" if "y" in channels else channel)], scale, out=rgb[..., i], casting="unsafe")
     alpha = values[..., channels.index("a")].astype(np.float32) * scale if "a" in channels else None
     return rgb, alpha
-
-
-def _swscale(matrix: int) -> int:
-    return matrix if matrix in LUMA and matrix != 10 else BT709
 
 
 def luma_of(rgb: np.ndarray, matrix: int = BT709) -> np.ndarray:

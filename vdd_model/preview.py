@@ -4,7 +4,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -22,13 +22,13 @@ def preview_paths(target: Path) -> tuple[Path, Path]:
     return target.with_name(target.name + ".preview.png"), target.with_name(target.name + ".preview.mp4")
 
 
-def write_preview(before: Clip, target: Path, *, quiet: bool = False) -> list[str]:
+def write_preview(before: Clip, target: Path, pictures: Sequence[Path] = (), *, quiet: bool = False) -> list[str]:
     """Compare `before` with the finished `target`, both read again from their files. Returns notes naming what was written.
 
-    Shows its progress unless `quiet`. Raises MediaError.
+    pictures: those in the folder `target` that belong to it. Shows its progress unless `quiet`. Raises MediaError.
     """
     picture, video = preview_paths(target)
-    after = probe(target, rate=before.rate)
+    after = probe(list(pictures) or target, rate=before.rate)
     if (after.width, after.height) != (before.width, before.height):
         raise MediaError(f"{target} has frames of {after.width}x{after.height} pixels, its input of {before.width}x{before.height}")
     middle = after.num_frames // 2

@@ -305,7 +305,8 @@ def compare(a: str | os.PathLike, b: str | os.PathLike, out_dir: str | os.PathLi
 
     Streams: memory does not grow with length. Shows its progress and prints a table with `say`, unless that is None; writes `panel.png`
     (Fig. 3), `error_map.png` (Fig. 4), both of the middle frame, `scores.csv` per frame and `scores.json` into `out_dir`. Returns
-    {"frames", "scores": {name: means}, "notes", "files"}. Raises UserError for clips that cannot be read or do not fit each other.
+    {"frames", "lost" of all clips, "scores": {name: means}, "notes", "files"}. Raises UserError for clips that cannot be read or do not fit
+    each other.
     """
     from .video import probe, read
 
@@ -340,7 +341,8 @@ def compare(a: str | os.PathLike, b: str | os.PathLike, out_dir: str | os.PathLi
     files = [save_image(panel(pictures, labels, zoom_box), out / "panel.png"),
              save_image(error_map(middle[0], middle[1]), out / "error_map.png"),
              save_text(frames_csv(scorers["output"]), out / "scores.csv")]
-    result = {"frames": count, "scores": scores, "notes": notes, "files": [str(f) for f in files]}
+    result = {"frames": count, "lost": sum(reader.lost for reader in readers), "scores": scores, "notes": notes,
+              "files": [str(f) for f in files]}
     files.append(save_text(json.dumps(result, indent=1), out / "scores.json"))
     result["files"].append(str(files[-1]))
     if say is not None:

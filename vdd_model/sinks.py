@@ -31,6 +31,7 @@ from .video_out import (
 )
 
 SEGMENT = 64                                                   # frames of a segment: one key frame at least every 64 frames
+NUMBERED_PICTURE = re.compile(r"frame_\d{6,}\.png")            # names of a video's pictures
 _TIMES = struct.Struct("<qq")
 
 
@@ -189,7 +190,7 @@ class ImageSink:
         target.mkdir(parents=True, exist_ok=True)
         if not self._moving().exists():
             mine = {self.name(index) for index in range(self.done)}
-            kind = naming(mine if self.names else {"frame_000000.png", "frame_000001.png"})
+            kind = naming(mine) if self.names else NUMBERED_PICTURE
             old = [p.name for p in target.iterdir() if self.replace and p.name not in mine and p.is_file() and kind.fullmatch(p.name)]
             aside = self._moving().with_suffix(".new")
             aside.write_bytes(b"\n".join(map(os.fsencode, old)))

@@ -51,6 +51,14 @@ class OutputOptions:
     audio: bool = True
 
 
+def without_effect(options: OutputOptions, codec: str) -> list[str]:
+    """A note for every option that is set and means nothing to `codec`."""
+    given = {"--quality": options.quality is not None and codec in ("ffv1", "png"), "--chroma": options.chroma and codec == "png",
+             "--preset": options.preset != OutputOptions.preset and codec not in ("h264", "hevc")}
+    notes = [f"{codec} has no use for {name}" for name, unused in given.items() if unused]
+    return notes + ["PNG holds 8 or 16 bits a value: 16 are written"] * (codec == "png" and options.bit_depth == 10)
+
+
 @dataclass(frozen=True)
 class Encoding:
     """One video stream to be written: everything an encoder has to be told. Two encoders made from the same one agree in their
@@ -104,7 +112,7 @@ def choose_encoding(clip: Clip, path: Path, options: OutputOptions) -> Encoding:
         raise MediaError(f"{path}: files ending in {suffix or 'nothing'} cannot be written; "
                          "use .mp4, .mov or .mkv, or --codec png for a folder")
     codec = choose_codec(clip, suffix, options)
-    notes: list[str] = []
+    notes = without_effect(options, codec)
     odd = clip.width % 2 or clip.height % 2
     chroma = options.chroma or (422 if codec == "prores" else 444 if odd or codec == "ffv1" else 420)
     if chroma != 444 and (odd and codec in ("h264", "hevc") or clip.width % 2 and codec == "ffv1"):

@@ -183,8 +183,10 @@ def test_a_model_that_answers_nan(tmp_path, capfd, whole):
             for count, chunk in enumerate(super().stream(*args, **keys)):
                 yield chunk * float("nan") if count == 2 else chunk
 
-    code, error = vdd(capfd, whole, "-o", tmp_path / "out.mp4", model=Broken())
-    assert code == 1 and "not a number" in error and "--dtype float32" in error and not (tmp_path / "out.mp4").exists()
+    broken = Broken()
+    for broken.dtype, advice in ((torch.bfloat16, True), (torch.float32, False)):
+        code, error = vdd(capfd, whole, "-o", tmp_path / "out.mp4", "--force", model=broken)
+        assert code == 1 and "not a number" in error and ("--dtype float32" in error) == advice and not (tmp_path / "out.mp4").exists()
 
 
 def test_out_of_memory_is_said(tmp_path, capfd, whole):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -46,7 +47,8 @@ def test_usage_errors(capsys):
 
 @pytest.mark.parametrize("text, rate", [("24", Fraction(24)), ("23.976", Fraction(24000, 1001)), ("23.98", Fraction(24000, 1001)),
                                         ("29.97", Fraction(30000, 1001)), ("59.94", Fraction(60000, 1001)), ("12.5", Fraction(25, 2)),
-                                        ("2997/100", Fraction(2997, 100)), ("5", Fraction(5)), ("25.0", Fraction(25))])
+                                        ("2997/100", Fraction(2997, 100)), ("5", Fraction(5)), ("25.0", Fraction(25)),
+                                        ("0.004", Fraction(1, 250)), ("33.333333333", Fraction(100, 3))])
 def test_rates_are_what_people_mean(text, rate):
     assert parser().parse_args(["deblur", "a", "-o", "b", "--fps", text]).fps == rate
 
@@ -54,6 +56,7 @@ def test_rates_are_what_people_mean(text, rate):
 def test_wrong_settings_are_one_sentence(tmp_path, capsys):
     source = str(clip(tmp_path / "a.mp4"))
     for more in (["--steps", "0"], ["--fidelity", "2"], ["--quality", "99"], ["--window", "0"], ["--codec", "prores"], ["--ensemble", "9"],
+                 ["--guidance", "nan"],
                  ["--device", "cuda:99"], ["--checkpoint", "nowhere.safetensors"]):
         given = None if more[0] in ("--device", "--checkpoint") else IdentityDeblurrer()
         assert main(["deblur", source, "-o", str(tmp_path / "o.mp4"), *more], given) == 1, more
@@ -126,6 +129,60 @@ def test_a_folder_with_a_dot_in_its_name(tmp_path, monkeypatch, capsys):
 def test_debug_shows_the_traceback(tmp_path, capsys):
     assert main(["deblur", str(tmp_path / "none.mp4"), "-o", str(tmp_path / "o.mp4"), "--debug"], IdentityDeblurrer()) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_folder_may_hold_other_files(tmp_path, capsys):
+    """What is not the job's own neither finishes it nor is replaced, refused or shown."""
+    taken, out = tmp_path / "taken", tmp_path / "out"
+    for folder in (taken, out):
+        folder.mkdir()
+    for i in range(3):
+        write_image(taken / f"{i}.png", torch.from_numpy(pattern(i)))
+    write_image(out / "0_cover.png", torch.ones(48, 64, 3))
+    cover = (out / "0_cover.png").read_bytes()
+    command = ["deblur", str(taken), "-o", str(out)]
+    assert main([*command, "--resume", "--preview"], IdentityDeblurrer()) == 0
+    assert [p.name for p in sorted(out.iterdir())] == ["0.png", "0_cover.png", "1.png", "2.png"]
+    assert (out / "0_cover.png").read_bytes() == cover
+    still = read_clip(tmp_path / "out.preview.png")[0]
+    assert torch.equal(still[:, :64], still[:, 68:])
+    assert main([*command, "--resume"], IdentityDeblurrer()) == 0 and "was left as it is" in capsys.readouterr().err
+    assert main(command, IdentityDeblurrer()) == 1 and f"{out / '0.png'} exists already" in capsys.readouterr().err
+    (out / "2.png").unlink()
+    assert main(["deblur", str(taken / "2.png"), "-o", str(out)], IdentityDeblurrer()) == 0 and (out / "2.png").exists()
+    frames = ["deblur", str(clip(tmp_path / "a.mp4")), "-o", str(out), "--codec", "png"]
+    assert main(frames, IdentityDeblurrer()) == 0 and (out / "frame_000004.png").exists()
+    assert main(frames, IdentityDeblurrer()) == 1 and "frame_000000.png exists already" in capsys.readouterr().err
+
+
+def test_a_comparison_of_damaged_clips_is_partial(tmp_path, capsys):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    for i in range(4):
+        write_image(folder / f"{i}.png", torch.from_numpy(pattern(i)))
+    command = ["compare", str(folder), str(folder), "-o", str(tmp_path / "report")]
+    assert main(command) == 0
+    (folder / "2.png").write_bytes(b"damaged")
+    assert main(command) == 3 and "left out" in capsys.readouterr().out
+
+
+def test_only_what_can_be_resumed_says_so(tmp_path, capsys, monkeypatch):
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+    monkeypatch.setattr("vdd_model.report.compare", stop)
+    assert main(["compare", "a", "b"]) == 130 and "resume" not in capsys.readouterr().err
+    source = clip(tmp_path / "a.mp4", 12)
+    assert main(["deblur", str(source), "-o", str(tmp_path / "o.mp4")], IdentityDeblurrer(stop_after=0)) == 130
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_a_resumed_run_counts_its_own_frames(tmp_path, capsys):
+    source, target = clip(tmp_path / "a.mp4", 40), str(tmp_path / "o.mp4")
+    assert main(["deblur", str(source), "-o", target], IdentityDeblurrer(stop_after=20)) == 130
+    assert main(["deblur", str(source), "-o", target, "--resume"], IdentityDeblurrer()) == 0
+    found = capsys.readouterr()
+    begun = int(re.search(r"goes on after (\d+)", found.err)[1])
+    assert 0 < begun < 40 and f"40 frames, {40 - begun} of them in" in found.out
 
 
 def test_several_inputs(tmp_path, capsys):

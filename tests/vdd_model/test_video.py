@@ -14,7 +14,7 @@ from media_tools import chart, packets, pattern, save_clip, shifted
 from vdd_model import images
 from vdd_model.clip import MediaError
 from vdd_model.images import find_images, read_image, write_image
-from vdd_model.planes import ColorTags, _downsample, _upsample, complete_tags, from_rgb, layout, to_rgb
+from vdd_model.planes import SAME_DEPTH, ColorTags, _downsample, _upsample, complete_tags, from_rgb, layout, layout_of, to_rgb
 from vdd_model.video import OutputOptions, describe, probe, read, read_clip, write_video
 from vdd_model.video_out import choose_encoding
 
@@ -60,6 +60,19 @@ def test_every_packed_format_is_read(packed):
     else:
         assert np.abs(rgb - picture).mean() < 0.012
     assert alpha is None or (alpha == 1).all()
+
+
+YUV_OTHERWISE = [name for name in SAME_DEPTH if name not in ("pal8", "gray16be", "monob", "monow")] + ["nv42", "p010be", "xv36be"]
+
+
+@pytest.mark.parametrize("packed", YUV_OTHERWISE)
+@pytest.mark.parametrize("tags", [ColorTags(5, 5, 6, False), ColorTags(9, 9, 14, True)])
+def test_a_packed_format_is_what_its_planar_one_is(packed, tags):
+    """Matrix and range are the stream's own, also where libswscale has to widen a format that is not known here."""
+    kind, picture = layout(SAME_DEPTH.get(packed, "yuv444p16le")), chart()
+    frame = from_rgb(picture, None, f"yuv444p{'' if kind.depth == 8 else f'{kind.depth}le'}", tags).reformat(format=packed)
+    assert layout_of(frame).kind == "yuv" and complete_tags(tags, layout_of(frame).kind, 64, 96) == tags
+    assert np.abs(centres(to_rgb(frame, tags)[0]) - centres(picture)).max() < 0.012
 
 
 def test_palettes_are_read(tmp_path):

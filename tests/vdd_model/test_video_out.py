@@ -1,4 +1,4 @@
-"""What a codec cannot store is refused before any work."""
+"""What a codec cannot store is refused before any work; what it has no use for is named."""
 from __future__ import annotations
 
 import dataclasses
@@ -7,7 +7,7 @@ import functools
 import numpy as np
 import pytest
 import torch
-from media_tools import pattern, save_clip
+from media_tools import deblur, pattern, save_clip
 
 from vdd_model.clip import MediaError
 from vdd_model.video import OutputOptions, probe, write_video
@@ -28,6 +28,16 @@ def test_what_prores_and_ffv1_cannot_store_is_refused(tmp_path):
     wide = choose_encoding(dataclasses.replace(clip, width=17000), tmp_path / "o.mp4", OutputOptions())
     with pytest.raises(MediaError, match="h264 cannot store frames of 17000x48 pixels"):
         SegmentEncoder(wide)
+
+
+def test_options_without_effect_are_named(tmp_path):
+    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(2)])
+    for options, target, named in (({"quality": 7, "preset": "slow"}, "o.mkv", ["--quality", "--preset"]),
+                                   ({"preset": "slow"}, "o.mov", ["--preset"]),
+                                   ({"quality": 7, "chroma": 444, "bit_depth": 10}, "out", ["--quality", "--chroma", "16 are written"])):
+        codec = {"o.mkv": "ffv1", "o.mov": "prores", "out": "png"}[target]
+        notes = deblur(source, tmp_path / target, output=OutputOptions(codec=codec, **options)).notes
+        assert len(notes) == len(named) and all(word in note for word, note in zip(named, notes)), notes
 
 
 @pytest.mark.parametrize("size", [(18, 34), (48, 48), (62, 62), (8, 640), (640, 14), (640, 48)])
