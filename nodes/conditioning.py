@@ -43,7 +43,10 @@ class EncodeBlurredClip(io.ComfyNode):
         native.use([encoders.semantic, encoders.spatial], native.encode_memory(config, tiling, height, width, encoders.dtype))
         progress = comfy.utils.ProgressBar(len(frames))
         blur, image = [], []
-        for part in rgb_of(frames).split(native.FRAMES_PER_CHUNK):
+        for number, part in enumerate(rgb_of(frames).split(native.FRAMES_PER_CHUNK)):
+            if not torch.isfinite(part).all():
+                first = number * native.FRAMES_PER_CHUNK
+                raise UserError(f"frames {first} to {first + len(part) - 1} hold NaN or infinite values; replace them or cut them out")
             pixels = to_pixels(list(part), config.divisor, encoders.device)
             blur.append(encode_frames(encoders.spatial.model, pixels, tiling, mm.throw_exception_if_processing_interrupted).float())
             image.append(encoders.semantic.model.encoder1.semantic(pixels[0].movedim(1, 0)).float())

@@ -79,6 +79,7 @@ class DecodeDeblurredFrames(io.ComfyNode):
                 pixels = to_pixels(list(rgb_of(blurred[first:stop + 1])), config.divisor, encoders.device)
             decoded = decode_frames(model, latents, pixels, start - first, fidelity=fidelity, sampled=sampled,
                                     tiling=tiling, tick=mm.throw_exception_if_processing_interrupted)
+            native.need_numbers(decoded, start)
             like = list(rgb_of(blurred[start:stop])) if blurred is not None else [decoded.new_empty(height, width, 3)]
             out[start:stop, ..., :3] = to_frames(decoded, like, color, tiling.tile)
             progress.update(stop - start)

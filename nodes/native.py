@@ -266,6 +266,7 @@ class HostDeblurrer(Deblurrer):
 
         done = keywords.get("first_frame", 0)
         for chunk in super().stream(frames, options, total=total, progress=tick, **keywords):
+            need_numbers(chunk, done)
             done += len(chunk)
             bar.update_absolute(done, total, ("JPEG", to_image(chunk[-1]), PREVIEW_SIZE))
             yield chunk
@@ -395,6 +396,12 @@ def need_video_latent(samples: Tensor, channels: int) -> None:
         raise UserError(f"this latent has the shape {tuple(samples.shape)}: connect the latent of 'Encode Blurred Clip'")
 
 
+def need_numbers(frames: Tensor, first: int) -> None:
+    """Raise UserError where the model's answer from frame `first` on holds NaN or infinite values."""
+    if not torch.isfinite(frames).all():
+        raise UserError(f"the model's answer from frame {first} on is not a number: load it in float32, or start ComfyUI with --fp32-vae")
+
+
 def cut(conditioning: list, start: int, stop: int, frames: int) -> list:
     """The frames [start, stop) of a conditioning over `frames` frames, and of its mask where that has one entry per frame."""
     def part(key: str, value):
@@ -406,10 +413,20 @@ def cut(conditioning: list, start: int, stop: int, frames: int) -> list:
     return [[text, {key: part(key, value) for key, value in extra.items()}] for text, extra in conditioning]
 
 
-def with_mask_per_frame(latent: dict) -> dict:
-    """A LATENT with its noise mask, where it has one, as the host's samplers make it: of the latents' shape, stretched over all frames."""
-    mask = latent.get("noise_mask")
-    return latent if mask is None else {**latent, "noise_mask": comfy.utils.reshape_mask(mask, latent["samples"].shape)}
+def with_mask_per_frame(latent: dict, factor: int) -> dict:
+    """A LATENT with its noise mask, where it has one, as the host's samplers make it: of the latents' shape, stretched over all frames.
+
+    A mask of pixels is padded at first, as the frames were to multiples of `factor` pixels: else it would lie beside what it masks.
+    """
+    mask, shape, size = latent.get("noise_mask"), latent["samples"].shape, latent.get(SIZE)
+    if mask is None:
+        return latent
+    if size and mask.ndim <= 4 and mask.shape[-2:] != shape[-2:]:
+        below, right = (n * factor - pixels for n, pixels in zip(shape[-2:], size))
+        if 0 <= min(below, right) and max(below, right) < 16 * factor:          # else another node has resized the latent
+            mask = torch.nn.functional.interpolate(mask.reshape(-1, 1, *mask.shape[-2:]).float(), size, mode="bilinear")
+            mask = torch.nn.functional.pad(mask, (0, right, 0, below), mode="replicate")
+    return {**latent, "noise_mask": comfy.utils.reshape_mask(mask, shape)}
 
 
 def cut_latent(latent: dict, start: int, stop: int) -> dict:

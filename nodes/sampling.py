@@ -53,8 +53,9 @@ class DeblurSampler(io.ComfyNode):
                 guidance_rescale=0.0, guidance_from=0.0, guidance_to=1.0) -> io.NodeOutput:
         native.need_deblur_model(model)
         samples = latent["samples"]
-        native.need_video_latent(samples, model.get_model_object("latent_format").latent_channels)
-        masked = native.with_mask_per_frame(latent)
+        layout = model.get_model_object("latent_format")
+        native.need_video_latent(samples, layout.latent_channels)
+        masked = native.with_mask_per_frame(latent, layout.spacial_downscale_ratio)
         frames, (height, width) = samples.shape[2], samples.shape[-2:]
         shared = min(overlap, window // 2)
         windows = time_windows(frames, window, shared) if 0 < window < frames else [(0, frames)]

@@ -17,6 +17,7 @@ from comfy_api.latest import InputImpl, Types, io
 from ..vdd_model import jobs
 from ..vdd_model.clip import Clip
 from ..vdd_model.ensemble import ORIENTATIONS
+from ..vdd_model.errors import UserError
 from ..vdd_model.pipeline import COLORS, DeblurOptions
 from ..vdd_model.sinks import remove
 from ..vdd_model.video import OutputOptions, part_folder, probe
@@ -25,6 +26,7 @@ from . import folders, native
 from .frames import rgb_of, with_alpha
 from .schema import advanced, schema, seed_input
 
+CUT_CRF = 4                   # of the file that the host writes of a trimmed video: hardly a difference to see, or for the model
 FOLDER = "deblurred"          # below the host's output folder: finished files, and the unfinished ones that a later run goes on with
 
 
@@ -125,14 +127,14 @@ class DeblurVideo(io.ComfyNode):
         output = OutputOptions(quality=None if suffix == ".mov" else quality)          # .mov: ProRes, which has no CRF
         identity, device = "{} {}".format(*folders.mark_of(checkpoint)), mm.get_torch_device()
         precision = jobs.precision_of(native.autoencoder_dtype(device), device)
-        target = _target(source, f"{identity} {precision} {options} {output.quality}", suffix)
+        target = _target(source, f"{jobs.PROCESSING} {identity} {precision} {options} {output.quality}", suffix)
         if target.exists():          # it appears under its name whole or not at all, made with exactly these settings
             remove(part_folder(target))
         else:
             path = source.clip.path if source.clip else _cut(video, part_folder(target))
             job = jobs.Job(path, target, name=source.name)
             outcome = jobs.run(job, lambda: native.HostDeblurrer(weights), options, output, identity=identity, precision=precision,
-                               resume=True, quiet=True, say=logging.info)
+                               resume=True, quiet=True, say=logging.info, tick=mm.throw_exception_if_processing_interrupted)
             for note in outcome.notes:
                 logging.warning("Deblur Video: %s: %s", source.name, note)
         _handed_on.setdefault(str(target), HandedOn({})).there = True
@@ -150,7 +152,7 @@ class Source(NamedTuple):
 
 def _source_of(video) -> Source:
     given = video.get_stream_source()
-    trim = getattr(video, "get_active_trim_window", lambda: (0.0, 0.0))()
+    trim = _trim(video)
     if isinstance(given, (str, os.PathLike)):
         path, clip = Path(given), probe(given)
         facts = os.stat(path)
@@ -161,6 +163,14 @@ def _source_of(video) -> Source:
         clip = None if any(trim) else probe(_stored(data, key))
     edits = _edits(video, clip)
     return Source(name, f"{key} {trim}{edits}", None) if any(trim) or edits else Source(name, key, clip)
+
+
+def _trim(video) -> tuple[float, float]:
+    """Start and duration in seconds that Trim Video has left; (0, 0) for all of it. Hosts before 0.23 keep them in fields only."""
+    if hasattr(video, "get_active_trim_window"):
+        return video.get_active_trim_window()
+    fields = {name.rpartition("__")[2]: value for name, value in vars(video).items()}
+    return fields.get("start_time") or 0.0, fields.get("duration") or 0.0
 
 
 def _edits(video, clip: Clip | None) -> str:
@@ -193,10 +203,14 @@ def _cut(video, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         aside = folder / "cut.new.mp4"
         try:
-            video.save_to(str(aside))
+            known = inspect.signature(video.save_to).parameters            # hosts before July 2026 encode at x264's default, 23
+            video.save_to(str(aside), **({"crf": CUT_CRF} if "crf" in known else {}))
             os.replace(aside, path)
-        except BaseException:
+        except BaseException as error:
             remove(folder)
+            if isinstance(error, ValueError):
+                raise UserError(f"ComfyUI cannot write what is left of this video ({error}): "
+                                "trim or crop it with another program") from error
             raise
     return path
 

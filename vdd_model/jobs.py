@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +30,7 @@ from .video_in import VideoReader
 from .video_out import Encoding, OutputOptions, choose_encoding, no_room, unsupported_sound, without_effect
 
 READ_AHEAD_BYTES = 96 * 2**20
+PROCESSING = 1                # raised when the same frames, weights and settings give other pictures: old results and new ones do not mix
 # bytes per pixel that a finished frame takes at least; used only to refuse what cannot end well
 _BYTES_PER_PIXEL = {"h264": 0.01, "hevc": 0.01, "prores": 0.2, "ffv1": 0.4, "png": 0.5}
 
@@ -124,10 +126,11 @@ def is_finished(job: Job) -> bool:
 
 def run(job: Job, make_deblurrer: Callable, options: DeblurOptions, output: OutputOptions, *, identity: str = "", precision: str = "",
         resume: bool = False, force: bool = False, preview: bool = False, quiet: bool = False,
-        say: Callable[[str], None] = print) -> Outcome:
+        say: Callable[[str], None] = print, tick: Callable[[], None] = lambda: None) -> Outcome:
     """Deblur one clip. `make_deblurrer()` is called when everything else is in order.
 
-    `identity` names the weights and `precision` the dtype and the kind of device: a job is resumed only with the same ones.
+    `identity` names the weights and `precision` the dtype and the kind of device: a job is resumed only with the same ones. `tick` is
+    called for every frame that a resumed run passes over; what it raises ends the run.
     Raises UserError; on any exception the work done so far stays beside the output for `resume`.
     """
     started = time.monotonic()
@@ -165,7 +168,7 @@ def run(job: Job, make_deblurrer: Callable, options: DeblurOptions, output: Outp
                 check_room(job, clip, encoding, folder, sink.done)
                 if begun := sink.done:
                     say(f"{job.label}: goes on after {sink.done} finished frames")
-                reader, extra = _work(job, clip, sink, make_deblurrer, options, quiet, say)
+                reader, extra = _work(job, clip, sink, make_deblurrer, options, quiet, say, tick)
                 notes += reader.notes + extra
                 notes += sink.finish(job.target, clip, audio=output.audio)
             _discard(folder)
@@ -226,11 +229,18 @@ def _make_sink(job: Job, clip: Clip, encoding: Encoding | None, folder: Path, ou
 
 
 def _work(job: Job, clip: Clip, sink, make_deblurrer: Callable, options: DeblurOptions, quiet: bool,
-          say: Callable[[str], None]) -> tuple[VideoReader | ImageReader, list[str]]:
+          say: Callable[[str], None], tick: Callable[[], None]) -> tuple[VideoReader | ImageReader, list[str]]:
     """Read, deblur and write, all three at once. Returns the reader, which knows what was lost, and further notes."""
     deblurrer = make_deblurrer()
     start = first_input_frame(sink.done, options)
-    reader = read(clip, start)
+    ended = threading.Event()
+
+    def passing() -> None:
+        """The reader goes on passing over frames only as long as somebody waits for those behind them."""
+        tick()
+        if ended.is_set():
+            raise InterruptedError
+    reader = read(clip, start, passing)
     waiting: deque = deque()                                   # alpha and times of the frames inside the model
     bad: list[int] = []
     beyond: list[int] = []
@@ -271,6 +281,7 @@ def _work(job: Job, clip: Clip, sink, make_deblurrer: Callable, options: DeblurO
             raise UserError(f"{job.label}: {len(waiting)} frames did not come back from the model")
         finished = True
     finally:
+        ended.set()
         ahead.close()
         writer.close(wait_for_all=finished)
         progress.close()
@@ -312,6 +323,7 @@ def _check_journal(folder: Path, job: Job, clip: Clip, options: DeblurOptions, o
     files = clip.files or (clip.path,)
     journal = {"input": [str(files[0].resolve()), clip.size_bytes, len(files), max(f.stat().st_mtime_ns for f in files)],
                **({"fps": str(job.rate)} if clip.files else {}),
+               "version of the processing": PROCESSING,
                "weights": identity, "precision": precision, **{k: _plain(v) for k, v in dataclasses.asdict(options).items()},
                # the sound is only added at the end, and left away where that fails
                **{f"output {k}": v for k, v in dataclasses.asdict(output).items() if k != "audio"}}

@@ -4,7 +4,7 @@ video_in.py, video_out.py, images.py (picture sequences) and planes.py (exact co
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -34,9 +34,12 @@ def probe(source: str | Path | Sequence[Path], *, rate: Fraction | int = 24) -> 
     return probe_video(path)
 
 
-def read(clip: Clip, start: int = 0) -> VideoReader | ImageReader:
-    """An iterable of the clip's `Frame`s from index `start` on; afterwards its `lost` and `notes` say what could not be read."""
-    return (ImageReader if clip.is_sequence else VideoReader)(clip, start)
+def read(clip: Clip, start: int = 0, passing: Callable[[], None] = lambda: None) -> VideoReader | ImageReader:
+    """An iterable of the clip's `Frame`s from index `start` on; afterwards its `lost` and `notes` say what could not be read.
+
+    `passing` is called for every frame of a video before `start`, which has to be decoded; what it raises ends the reading.
+    """
+    return ImageReader(clip, start) if clip.is_sequence else VideoReader(clip, start, passing)
 
 
 def read_clip(source: str | Path | Clip, limit: int | None = None) -> torch.Tensor:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 
 import av
@@ -17,11 +17,11 @@ from .planes import to_rgb
 class VideoReader:
     """Iterate over a clip's frames, upright, as `Frame`s. After the last one `lost` and `notes` say what could not be read.
 
-    `start`: frames before this index are decoded but neither converted nor yielded.
+    `start`: frames before this index are decoded but neither converted nor yielded; `passing` is called for each of them.
     """
 
-    def __init__(self, clip: Clip, start: int = 0):
-        self.clip, self.start = clip, start
+    def __init__(self, clip: Clip, start: int = 0, passing: Callable[[], None] = lambda: None):
+        self.clip, self.start, self.passing = clip, start, passing
         self.lost = 0
         self.notes: list[str] = []
 
@@ -57,6 +57,8 @@ class VideoReader:
                         held = round(duration * tick * clip.rate) if index == clip.num_frames - 1 and not clip.untimed else 1
                         duration = self._one_frame() * max(1, held)
                     yield self._convert(item, pts, int(duration) or self._one_frame(), index)
+                else:
+                    self.passing()
                 index += 1
         if changed:
             self.notes = [changed]

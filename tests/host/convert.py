@@ -36,7 +36,8 @@ def to_prompt(workflow: dict, object_info: dict) -> dict:
                 inputs[name] = value
                 if dynamic and name == "format":          # the core's Save Video nests its codec below the format
                     inputs["format.codec"] = "auto"
-            if name in linked:
-                inputs[name] = [str(linked[name][1]), linked[name][2]]
+            for key, link in linked.items():              # an input that grows: its parts are called "name.a", "name.b"
+                if key == name or key.startswith(f"{name}."):
+                    inputs[key] = [str(link[1]), link[2]]
         prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return prompt

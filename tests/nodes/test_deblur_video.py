@@ -76,7 +76,8 @@ def test_a_trimmed_video_and_a_buffer_go_on_and_are_found_again(pack, deblurred,
     cuts = []
 
     class Video(VideoFromFile):
-        def save_to(self, path):
+        def save_to(self, path, crf=23):
+            assert crf <= 4                                                    # what the model sees should be what was filmed
             cuts.append(path)
             with open(path, "wb") as file:
                 file.write(source.read_bytes())
@@ -103,6 +104,51 @@ def test_a_trimmed_video_and_a_buffer_go_on_and_are_found_again(pack, deblurred,
             node.execute(Video(video().file, start_time=0.02), **WIDGETS)
 
 
+def test_a_trim_is_seen_on_hosts_that_only_keep_it(pack, deblurred, tmp_path):
+    """ComfyUI 0.14 to 0.22 have Trim Video and nothing that tells of it."""
+    source = write_video(tmp_path / "clip.mp4", list(torch.rand(6, 32, 48, 3, generator=torch.Generator().manual_seed(0))), 24)
+
+    class Older(pack.host["comfy_api.latest"].InputImpl.VideoFromFile):
+        get_active_trim_window = property()                                    # an AttributeError, as if it were not there
+
+        def __init__(self, file, start_time=0, duration=0):
+            super().__init__(file)
+            self.__start_time, self.__duration = start_time, duration
+
+        def save_to(self, path):
+            write_video(path, read_clip(self.file)[round(24 * self.__start_time):][:round(24 * self.__duration)], 24)
+
+    run = pack.nodes["VDDDeblurVideo"].execute
+    counts = [probe(run(Older(str(source), *trim), **WIDGETS).result[0].file).num_frames for trim in ((), (1 / 24, 4 / 24), (0, 3 / 24))]
+    assert counts == [6, 4, 3]
+
+
+def test_cancel_is_looked_at_while_a_resumed_run_passes_over_frames(pack, deblurred, tmp_path, monkeypatch):
+    source = write_video(tmp_path / "clip.mp4", list(torch.rand(40, 32, 48, 3, generator=torch.Generator().manual_seed(0))), 24)
+    node, video = pack.nodes["VDDDeblurVideo"], pack.host["comfy_api.latest"].InputImpl.VideoFromFile(str(source))
+    with monkeypatch.context() as patch, pytest.raises(Cancelled):
+        cancel_after(pack, patch, 9)
+        node.execute(video, **WIDGETS)
+    passed, reader = [], pack.module("vdd_model.video_in").VideoReader
+    convert = reader._convert
+
+    def interrupt():
+        raise Cancelled
+    monkeypatch.setattr(reader, "_convert", lambda self, *given: passed.append(given[-1]) or convert(self, *given))
+    monkeypatch.setattr(pack.host["comfy.model_management"], "throw_exception_if_processing_interrupted", interrupt)
+    with pytest.raises(Cancelled):
+        node.execute(video, **WIDGETS)
+    assert not passed and list(deblurred.glob("*.part/*"))                     # the first frame that it had to look at was not reached
+
+
+def test_other_processing_is_another_result(pack, deblurred, tmp_path, monkeypatch):
+    source = write_video(tmp_path / "clip.mp4", list(torch.rand(3, 32, 48, 3)), 24)
+    video = pack.host["comfy_api.latest"].InputImpl.VideoFromFile(str(source))
+    before = pack.nodes["VDDDeblurVideo"].execute(video, **WIDGETS).result[0].file
+    monkeypatch.setattr(pack.module("vdd_model.jobs"), "PROCESSING", 1000)
+    assert pack.nodes["VDDDeblurVideo"].execute(video, **WIDGETS).result[0].file != before
+
+
 def test_a_cropped_video_is_deblurred_cropped(pack, deblurred, tmp_path):
     """Newer hosts crop without a new file; two parts of one size are two videos."""
     source = write_video(tmp_path / "clip.mp4", list(torch.rand(3, 32, 64, 3, generator=torch.Generator().manual_seed(0))), 24)
@@ -125,7 +171,7 @@ def test_a_cut_that_fails_leaves_nothing(pack, deblurred, tmp_path):
             open(path, "wb").close()
             raise ValueError("no frames")
 
-    with pytest.raises(ValueError, match="no frames"):
+    with pytest.raises(RuntimeError, match="no frames"):
         pack.nodes["VDDDeblurVideo"].execute(Fails(str(source), start_time=9.0), **WIDGETS)
     assert list(deblurred.iterdir()) == []
 

@@ -74,6 +74,18 @@ def test_encode_and_decode(pack, frames, vae_and_encoders):
         pack.nodes["VDDDecode"].execute({"samples": torch.zeros(1, 16, 5, 10, 12)}, vae)
 
 
+def test_numbers_that_are_none_stop_the_graph(pack, frames, vae_and_encoders):
+    vae, encoders = vae_and_encoders
+    broken = frames.clone()
+    broken[4, 3, 3, 0] = float("nan")
+    with pytest.raises(RuntimeError, match="frames 4 to 4 hold NaN"):
+        pack.nodes["VDDEncodeClip"].execute(broken, encoders, vae)
+    samples = torch.randn(1, 4, 5, 10, 12)
+    samples[0, 0, 4] = float("inf")
+    with pytest.raises(RuntimeError, match="from frame 4 on is not a number"):
+        pack.nodes["VDDDecode"].execute({"samples": samples}, vae, frames)
+
+
 def test_decode_takes_the_branch_of_how_the_latent_was_drawn(pack, frames, vae_and_encoders, monkeypatch):
     vae, encoders = vae_and_encoders
     native, decoding, seen = pack.module("nodes.native"), pack.module("nodes.decoding"), []
@@ -229,14 +241,27 @@ def test_cutting_a_latent_cuts_its_mask(pack):
     samples = torch.arange(10.0).view(1, 1, 10, 1, 1).expand(1, 4, 10, 2, 2)
 
     def cut(mask):
-        return native.cut_latent(native.with_mask_per_frame({"samples": samples, "noise_mask": mask}), 3, 6)
+        return native.cut_latent(native.with_mask_per_frame({"samples": samples, "noise_mask": mask}, 8), 3, 6)
 
     per_frame = cut(torch.arange(10.0).view(10, 1, 1, 1).expand(10, 1, 16, 16))
     assert per_frame["samples"][0, 0, :, 0, 0].tolist() == per_frame["noise_mask"][0, 0, :, 0, 0].tolist() == [3, 4, 5]
     assert torch.equal(cut(torch.ones(1, 2, 2))["noise_mask"], torch.ones(1, 4, 3, 2, 2))
     halves = cut(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1))["noise_mask"][0, 0, :, 0, 0]        # two masks for ten frames: stretched
     torch.testing.assert_close(halves, torch.tensor([0.2, 0.4, 0.6]))
-    assert set(native.cut_latent(native.with_mask_per_frame({"samples": samples}), 3, 6)) == {"samples"}
+    assert set(native.cut_latent(native.with_mask_per_frame({"samples": samples}, 8), 3, 6)) == {"samples"}
+
+
+@pytest.mark.parametrize("size", [(40, 52), (88, 72), (64, 64)])
+def test_a_mask_lies_where_the_frames_do(pack, size):
+    """Also where frames were padded: half of the picture is half of the pixels, not half of the padded ones."""
+    native, (height, width) = pack.module("nodes.native"), size
+    padded = [n + -n % 16 for n in size]
+    mask = (torch.arange(width) >= width // 2).float().expand(2, height, width)
+    latent = {"samples": torch.zeros(1, 4, 2, *(n // 4 for n in padded)), "noise_mask": mask, native.SIZE: size}
+    made = native.with_mask_per_frame(latent, 4)["noise_mask"]
+    assert made.shape == latent["samples"].shape
+    edge = (made[0, 0, 0, 0] >= 0.5).nonzero()[0].item() * 4
+    assert abs(edge - width // 2) <= 2
 
 
 def test_cutting_a_conditioning_cuts_its_mask(pack):
@@ -326,7 +351,7 @@ def test_sampling_needs_no_float64_on_the_device(pack):
 
 @pytest.mark.parametrize("node_id", ["VDDSampler", "VDDSigmas"])
 def test_too_few_steps_for_the_official_spacing_are_refused(pack, node_id, monkeypatch):
-    sampling = SimpleNamespace(sigmas=torch.linspace(0.03, 4000, 1000), latent_channels=4)
+    sampling = SimpleNamespace(sigmas=torch.linspace(0.03, 4000, 1000), latent_channels=4, spacial_downscale_ratio=4)
     model = SimpleNamespace(model=SimpleNamespace(diffusion_model=SimpleNamespace(adapter=None)), get_model_object=lambda name: sampling)
     given = {"positive": [], "negative": [], "latent": {"samples": torch.zeros(1, 4, 2, 8, 8)}, "seed": 0, "guidance": 1.0, "eta": 0.0}
     with pytest.raises(RuntimeError, match="'vgen' needs at least 4 steps, not 1"):
@@ -334,7 +359,7 @@ def test_too_few_steps_for_the_official_spacing_are_refused(pack, node_id, monke
 
 
 def test_a_latent_of_another_model_is_refused(pack):
-    known = SimpleNamespace(latent_channels=4)
+    known = SimpleNamespace(latent_channels=4, spacial_downscale_ratio=4)
     model = SimpleNamespace(model=SimpleNamespace(diffusion_model=SimpleNamespace(adapter=None)), get_model_object=lambda name: known)
     with pytest.raises(RuntimeError, match=r"\(1, 16, 5, 8, 8\): connect the latent of 'Encode Blurred Clip'"):
         pack.nodes["VDDSampler"].execute(model, [], [], {"samples": torch.zeros(1, 16, 5, 8, 8)}, 0, 1, 1.0, 0.0)

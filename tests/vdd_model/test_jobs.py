@@ -132,12 +132,15 @@ def test_a_folder_without_work_beside_the_output_is_cleared_away(tmp_path):
     assert not jobs.is_finished(Job((source,), out, as_images=True))
 
 
-def test_resume_refuses_other_settings(tmp_path, clip_150):
+def test_resume_refuses_other_settings(tmp_path, clip_150, monkeypatch):
     target = tmp_path / "o.mp4"
     with pytest.raises(KeyboardInterrupt):
         deblur(clip_150, target, stand_in=IdentityDeblurrer(stop_after=20))
     with pytest.raises(MediaError, match="steps was 1, is 4"):
         deblur(clip_150, target, resume=True, options=dataclasses.replace(OPTIONS, steps=4))
+    with monkeypatch.context() as patch, pytest.raises(MediaError, match="version of the processing was"):
+        patch.setattr(jobs, "PROCESSING", 1000)
+        deblur(clip_150, target, resume=True)
     with pytest.raises(MediaError, match="weights"):
         deblur(clip_150, target, resume=True, identity="others")
     with pytest.raises(MediaError, match="precision was"):
