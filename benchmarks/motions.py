@@ -20,7 +20,8 @@ from torch import Tensor
 from benchmarks import common
 from train.blur import synthesize
 from train.evaluate import exit_code, pairs_of
-from train.readers import find, read_photos
+from train.photos import read_photos
+from train.readers import find
 from train.scene import BlurConfig
 from vdd_model.metrics import psnr
 from vdd_model.pipeline import DeblurOptions, Deblurrer

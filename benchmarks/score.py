@@ -23,7 +23,8 @@ from torch import Tensor
 
 from train.blur import synthesize
 from train.evaluate import Pair, Scored, exit_code, fingerprint_of, pairs_of, run, settings_of, steps_curve, steps_name
-from train.readers import find, read_photos
+from train.photos import read_photos
+from train.readers import find
 from train.scene import BlurConfig
 from vdd_model import report
 from vdd_model.errors import UserError

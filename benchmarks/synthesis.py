@@ -43,7 +43,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.photos:
-        from train.readers import read_photos
+        from train.photos import read_photos
 
         photos = read_photos(args.photos)[1]
     else:

@@ -61,7 +61,7 @@ class DecodeDeblurredFrames(io.ComfyNode):
                             f"{padded[0]}: connect the frames that were encoded")
         if blurred is None:
             fidelity, color = 0.0, "none"
-        if config.vae.fidelity is None:                    # this checkpoint has no such branch
+        if model.vae.fidelity is None:                     # this checkpoint has no such branch, or has not trained it
             fidelity = 0.0
         sampled = latent.get(native.ONE_STEP) is not z if detail == "auto" else detail == "sampled"
         tiling = make_tiling(None if tile < 0 else tile, None if tile_overlap < 0 else tile_overlap, height, width, config.divisor)

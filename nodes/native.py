@@ -30,7 +30,7 @@ from ..vdd_model.config import ModelConfig
 from ..vdd_model.diffusion import make_schedule
 from ..vdd_model.errors import UserError
 from ..vdd_model.inference import Tiling
-from ..vdd_model.model import DeblurModel
+from ..vdd_model.model import DeblurModel, drop_untrained_branch
 from ..vdd_model.pipeline import Deblurrer, default_dtype
 from ..vdd_model.report import to_image
 from ..vdd_model.unet3d import UNet3D
@@ -290,6 +290,7 @@ def _assign(config: ModelConfig, state: dict[str, Tensor], dtype: torch.dtype) -
         setattr(model, part, None)
     state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
     model.load_state_dict(state, strict=False, assign=True)
+    drop_untrained_branch(model)
     return model.eval().requires_grad_(False)
 
 

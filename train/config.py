@@ -174,7 +174,10 @@ def check(config: TrainConfig) -> TrainConfig:
     _require(0 <= config.ema < 1, f"ema: a decay in [0, 1), found {config.ema}")
     for key in ("keep", "save_every", "log_every"):
         _require(getattr(config, key) >= 1, f"{key}: at least 1, found {getattr(config, key)}")
+    _require(not (config.fsdp and config.channels_last), "channels_last: not with fsdp, which shares out contiguous weights only")
     divisor = model_config(config).divisor
+    _require(not config.validation.photos or config.validation.crop > 0 and config.validation.crop % divisor == 0,
+             f"validation.crop: {config.validation.crop} is no multiple of {divisor}, the model's divisor")
     for number, stage in enumerate(config.stages):
         at = f"stages[{number}]"
         _require(stage.kind in KINDS, f"{at}.kind: one of {', '.join(KINDS)}, found {stage.kind!r}")

@@ -17,6 +17,7 @@ from vdd_model.errors import UserError
 
 from . import readers
 from .data import open_clips
+from .photos import read_photos, write_pack
 from .scene import BlurConfig
 
 
@@ -29,11 +30,10 @@ def psnr(blurred: Tensor, sharp: Tensor) -> float:
 def check(root: Path, layout: str, split: str, blur_folder: str, every: int) -> int:
     """Read everything (or every n-th frame), print what was found; returns 1 when something is missing or unreadable."""
     if root.is_file():
-        names, photos, unreadable = readers.read_photos(root)
-        return _report_photos(root, names, photos, unreadable)
+        return _report_photos(root, *read_photos(root))
     found = readers.find(root, layout, split, blur_folder)
     if found.layout == "photos":
-        return _report_photos(root, *readers.read_photos(root))
+        return _report_photos(root, *read_photos(root, split))
     problems = list(found.problems)
     frames = sum(len(s) for s in found.sequences)
     print(f"{root}: layout {found.layout}, {len(found.sequences)} clips, {frames} frames")
@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.command == "check":
             return check(args.root, args.layout, args.split, args.blur_folder, max(1, args.every))
         if args.command == "pack":
-            count, unreadable = readers.write_pack(args.root, args.output, args.max_side)
+            count, unreadable = write_pack(args.root, args.output, args.max_side)
             print(f"{args.output}: {count} photographs")
             return _problems(list(unreadable.values()))
         pairs = [text.partition("=") for text in args.set]

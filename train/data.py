@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,25 +18,29 @@ import einops
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vdd_model.flow import dense_flow, warp
 
-from . import camera, readers
+from . import camera, photos, readers
 from .blur import synthesize
 from .readers import DataError, Found
 from .scene import BlurConfig
 from .source import Clips
 
 ATTEMPTS = 20                            # draws for one sample before its folder is given up as unreadable
+CUT, ALIKE = 0.06, 0.5                   # two scenes: a mean difference above the one and a correlation below the other
 MARGIN = 16                              # pixels read around a crop of a sharp video, for flow that points outside
 
 
 class PhotoClips:
     """Photographs, decoded once and kept (uint8) where training happens, seen by a moving camera."""
 
-    def __init__(self, source: str | Path, blur: BlurConfig | None = None) -> None:
+    blur_keys = frozenset(field.name for field in fields(BlurConfig))
+
+    def __init__(self, source: str | Path, blur: BlurConfig | None = None, split: str = "") -> None:
         self.source, self.blur = source, blur or BlurConfig()
-        self.names, self.originals, self.unreadable = _photos(Path(source))
+        self.names, self.originals, self.unreadable = _photos(Path(source), split)
         self.photos = self.originals                           # where the last batch was asked for
 
     def batch(self, seed: int, indices: Sequence[int], *, num_frames: int, size: int, device: torch.device | str) -> Clips:
@@ -63,21 +68,23 @@ def _turns(seed: int, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 @lru_cache(maxsize=2)
-def _photos(source: Path) -> tuple[list[str], list[Tensor], dict[str, str]]:
+def _photos(source: Path, split: str) -> tuple[list[str], list[Tensor], dict[str, str]]:
     """Read once, shared by the stages of a run."""
-    return readers.read_photos(source)
+    return photos.read_photos(source, split)
 
 
 class RecordedClips:
     """Base of the clips that are read from recorded frames: draws a clip, a start, a crop and flips; skips what cannot be read.
 
-    `unreadable` names every file that failed so far, with the reason. A sample that meets one is drawn anew from the same stream of
+    `unreadable` names all that is left out, with the reason. A sample that meets such a file is drawn anew from the same stream of
     random numbers, so it still depends on the files, the seed and the index alone.
     """
 
+    blur_keys: frozenset[str] = frozenset()
+
     def __init__(self, found: Found) -> None:
         self.sequences = found.sequences
-        self.unreadable: dict[str, str] = {}
+        self.unreadable: dict[str, str] = {problem: problem for problem in found.problems}
         self._fitting: dict[tuple[int, int], list] = {}
 
     def batch(self, seed: int, indices: Sequence[int], *, num_frames: int, size: int, device: torch.device | str) -> Clips:
@@ -92,12 +99,12 @@ class RecordedClips:
     def _candidates(self, needed: int, size: int) -> list:
         """Sequences that are long and large enough."""
         if (needed, size) not in self._fitting:
-            fitting, unusable = [], {}
+            fitting, unusable, small = [], {}, []
             for sequence in self.sequences:
                 try:
                     self._check_sizes(sequence)
-                    if len(sequence) >= needed and min(sequence.sharp.size) >= size:
-                        fitting.append(sequence)
+                    fits = len(sequence) >= needed and min(sequence.sharp.size) >= size
+                    (fitting if fits else small).append(sequence)
                 except DataError as error:
                     unusable[sequence.name] = str(error)
             self.unreadable |= unusable
@@ -106,6 +113,10 @@ class RecordedClips:
             if not fitting:
                 raise DataError(f"none of the {len(self.sequences)} clips has {needed} frames of at least {size} x {size} pixels; "
                                 f"ask for fewer frames or a smaller crop (the first is {self.sequences[0].name})")
+            if small:
+                self.unreadable[f"below {needed} x {size}"] = (
+                    f"{len(small)} of {len(self.sequences)} clips have fewer than {needed} frames or a side below {size} pixels "
+                    f"(the first is {small[0].name})")
             self._fitting[needed, size] = fitting
         return self._fitting[needed, size]
 
@@ -121,13 +132,18 @@ class RecordedClips:
         needed = self._needed(num_frames)
         candidates = self._candidates(needed, size)
         lengths = np.array([len(s) - needed + 1 for s in candidates], float)
-        for _ in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS):
             sequence = candidates[int(rng.choice(len(candidates), p=lengths / lengths.sum()))]
             width, height = sequence.sharp.size
             left, top = (int(rng.integers(0, n - size + 1)) for n in (width, height))
             mirror, reverse = rng.random(2) < 0.5
             try:
                 blurred, sharp, name = self._read(rng, sequence, num_frames, (left, top, left + size, top + size))
+            except SceneCut as cut:
+                if attempt + 1 < ATTEMPTS:
+                    continue
+                raise DataError(f"{sequence.name}: {ATTEMPTS} draws in a row met a cut between scenes, the last {cut}; "
+                                "ask for fewer frames, or split the videos where scenes change") from None
             except DataError as error:
                 self.unreadable[str(error).partition(": ")[0]] = str(error)
                 continue
@@ -137,6 +153,10 @@ class RecordedClips:
 
     def _read(self, rng: np.random.Generator, sequence, num_frames: int, box: readers.Box) -> tuple[Tensor, Tensor, str]:
         raise NotImplementedError
+
+
+class SceneCut(Exception):
+    """Two neighbouring frames of a video are of different scenes; the text says where."""
 
 
 class PairClips(RecordedClips):
@@ -151,7 +171,10 @@ class PairClips(RecordedClips):
 
 class VideoClips(RecordedClips):
     """Sharp videos: an exposure is the average of neighbouring frames, with frames interpolated between them when things move more
-    than about a pixel from one to the next. The truth is always a frame of the video, the exposure's centre."""
+    than about a pixel from one to the next. The truth is always a frame of the video, the exposure's centre. No clip holds a cut between
+    scenes: an exposure would mix them."""
+
+    blur_keys = frozenset({"duty", "linear", "noise", "shot", "read", "noise_gain", "codec", "quality", "h264", "crf"})
 
     def __init__(self, found: Found, blur: BlurConfig | None = None, max_interval: int = 12) -> None:
         super().__init__(found)
@@ -175,16 +198,32 @@ class VideoClips(RecordedClips):
         width, height = video.size
         outer = (max(box[0] - MARGIN, 0), max(box[1] - MARGIN, 0), min(box[2] + MARGIN, width), min(box[3] + MARGIN, height))
         frames = video.read(range(start, start + span), outer).float() / 255
+        if cut := scene_cut(frames):
+            raise SceneCut(f"before frame {start + cut}")
         linear = rng.random() < config.linear
         light = camera.srgb_to_linear(frames) if linear else frames
         centres = [reach + j * interval for j in range(num_frames)]
         flows: dict[int, Tensor] = {}
-        blurred = torch.stack([expose(frames, light, centre, interval * duty / 2, flows) for centre in centres])
         sharp = frames[centres]
+        if config.max_subsamples > 1:
+            blurred = torch.stack([expose(frames, light, centre, interval * duty / 2, flows) for centre in centres])
+        else:                                            # nobody looks at the blurred frames
+            blurred = light[centres]
         top, left, size = box[1] - outer[1], box[0] - outer[0], box[2] - box[0]
         blurred, sharp = (x[:, :, top:top + size, left:left + size] for x in (blurred, sharp))
         blurred = camera.degrade(blurred, linear, **camera.draw(rng, config, num_frames))
         return blurred.transpose(0, 1), sharp.transpose(0, 1), f"{sequence.name} frames {start}..{start + span - 1}"
+
+
+def scene_cut(frames: Tensor) -> int:
+    """Number of the first of frames (N, 3, H, W) in [0, 1] that shows another scene than the one before, 0 for none: it differs from that
+    one, and not as a moved camera or a flash would have it, after which what is bright and what is dark still agree (correlation)."""
+    luma = F.avg_pool2d(frames.mean(1, keepdim=True), 8, ceil_mode=True).flatten(1)
+    luma = luma - luma.mean(dim=1, keepdim=True)
+    product, norm = (luma[1:] * luma[:-1]).sum(1), luma.norm(dim=1)
+    alike = product / (norm[1:] * norm[:-1]).clamp(min=1e-6)
+    cuts = (frames.diff(dim=0).abs().mean(dim=(1, 2, 3)) > CUT) & (alike < ALIKE)
+    return int(cuts.int().argmax()) + 1 if cuts.any() else 0
 
 
 def expose(frames: Tensor, light: Tensor, centre: int, half: float, flows: dict[int, Tensor], max_subsamples: int = 33) -> Tensor:
@@ -221,10 +260,10 @@ def between(pair: Tensor, flow: Tensor, a: float) -> Tensor:
 def open_clips(folder: str | Path, layout: str = "auto", split: str = "", *, blur_folder: str = "blur", blur: BlurConfig | None = None):
     """The clips of a folder (or a pack of photographs) for training, in any of `train.readers.LAYOUTS`. Raises DataError."""
     if layout == "photos" or Path(folder).is_file():
-        return PhotoClips(folder, blur)
+        return PhotoClips(folder, blur, split)
     found = readers.find(folder, layout, split, blur_folder)
     if found.layout == "photos":
-        return PhotoClips(folder, blur)
+        return PhotoClips(folder, blur, split)
     return VideoClips(found, blur) if found.layout == "videos" else PairClips(found)
 
 

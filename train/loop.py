@@ -90,6 +90,8 @@ class Run:
             self.say(f"this processor only emulates {asked.precision}, a hundred times slower: training in {config.precision}")
         self.device = start.exact_device(self.accelerator.device)
         start.check_split(config, self.accelerator.num_processes)
+        if main and (shared := checks.seen_in_training(config)):
+            self.say(f"validation sees what training sees ({len(shared)} clips, the first is {shared[0]}): its scores will flatter")
         self.restored = start.find_state(config, self.states, resume, self.say)
         model = start.make_model(config, self.restored, self.say)
         size = sum(p.numel() for p in model.parameters())
@@ -101,7 +103,9 @@ class Run:
         self.last_state = self.restored.path if self.restored else None
         self.accelerator.wait_for_everyone()             # nobody writes before everybody has looked
         self.log = states.Log(self.folder / "log.jsonl", self.progress.total) if main else None
-        self.clips: list[checks.Clip] | None = None
+        self.clips: list[checks.Clip] = []               # read before the first step: what is wrong with them should not cost one
+        if main or config.fsdp:
+            self.clips = checks.load_clips(config, self.model.config.divisor)
         self.pending: list[tuple[int, Tensor, list[str]]] = []
         self.saved_at = time.monotonic()
         self.work: Work | None = None
@@ -169,7 +173,10 @@ class Run:
     def _begin(self, stage: StageConfig) -> Work:
         """Module, optimiser, averages and data of a stage; where the restored state belongs to it, as they were."""
         config, number, accelerator = self.config, self.progress.stage, self.accelerator
-        source = Ahead(open_source(config, stage), config.data.workers)
+        clips = open_source(config, stage)
+        if ignored := sorted({*config.data.blur, *stage.blur} - clips.blur_keys):
+            self.say(f"these clips do not look at blur.{', blur.'.join(ignored)}")
+        source = Ahead(clips, config.data.workers)
         if stage.rescale and not self.progress.step:
             self._rescale(source, stage)
         names = set_trainable(self.model, stage)
@@ -360,7 +367,7 @@ class Run:
 
     def _left_out(self, work: Work) -> None:
         """Say once of every file that could not be read that the run goes on without it."""
-        for name, reason in work.source.source.unreadable.items():
+        for name, reason in list(work.source.source.unreadable.items()):       # threads add to it
             if name not in self.unreadable:
                 self.unreadable.add(name)
                 self.say(f"left out: {reason}")
@@ -371,8 +378,6 @@ class Run:
         work, main = self.work, self.accelerator.is_main_process
         if not (main or self.config.fsdp):
             return
-        if self.clips is None:
-            self.clips = checks.load_clips(self.config, self.model.config.divisor)
         panel = self.folder / "panels" / f"{work.number:02d}-{work.stage.kind}-{self.progress.step:07d}.png"
         work.average.swap()
         self.model.eval()
@@ -417,7 +422,8 @@ class Run:
         if self.accelerator.is_main_process:
             # where files lay on the machine that trained is nobody else's business
             config = {k: v for k, v in dataclasses.asdict(self.config).items() if k not in ("root", "out", "init")}
-            training = {"run": note, "steps": self.progress.total, "hours": self._hours(), "stage": self.progress.stage,
+            training = {**start.origin(self.config, self.progress.stage),
+                        "run": note, "steps": self.progress.total, "hours": self._hours(), "stage": self.progress.stage,
                         "scores": self.scores, "config": config}
             checkpoint.save_state(state, self.model.config, path, training, getattr(torch, self.config.export_dtype))
             self.say(f"wrote {path} ({note})")

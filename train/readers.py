@@ -94,7 +94,7 @@ class PictureFrames:
             """One of them, (3, H, W) uint8."""
             return read_picture(path, box, size=size)
 
-        frames = list(_pool().map(read, paths)) if len(paths) > 1 else [read(paths[0])]
+        frames = list(pool().map(read, paths)) if len(paths) > 1 else [read(paths[0])]
         for path, frame in zip(paths, frames):
             if frame.shape != frames[0].shape:
                 sizes = [f"{f.shape[2]} x {f.shape[1]}" for f in (frame, frames[0])]
@@ -272,20 +272,38 @@ def find(root: str | Path, layout: str = "auto", split: str = "", blur: str = "b
         raise DataError(f"there is no folder {root}")
     if layout not in (*LAYOUTS, "auto"):
         raise DataError(f"no layout is called {layout!r}; there are: auto, {', '.join(LAYOUTS)}")
+    problems: list[str] = []
     for name in LAYOUTS[:-1] if layout == "auto" else (layout,):
+        if name == "videos" and (problems or _side_by_side(root, split, blur)):       # blurred frames are no sharp video
+            break
         finder = {"gopro": _gopro, "reds": _reds, "bsd": _bsd, "dvd": _dvd, "pairs": _pairs, "videos": _videos}.get(name)
         if finder is None:
             break
-        problems: list[str] = []
         sequences = [s for s in finder(root, SPLITS.get(split, split), blur, problems) if len(s) > 0]
         if sequences:
             return Found(name, sorted(sequences, key=lambda s: s.name), problems)
+    if problems:
+        raise DataError(f"no pair of blurred and sharp frames below {root} can be used; the first: {problems[0]}")
+    if layout in ("auto", "videos", "photos") and (folder := _side_by_side(root, split, blur)):
+        raise DataError(f"{folder} holds blurred and sharp frames side by side, which cannot be used as "
+                        f"{'clips' if layout == 'auto' else layout}: ask for the layout 'pairs', or for the folder of the sharp ones alone")
     if layout in ("auto", "photos"):
         paths = [p for p in _walk_files(root) if p.suffix.lower() in PICTURES and _in_split(root, p.parent, split)]
         if paths:
             return Found("photos", [Sequence(str(p.relative_to(root)), PictureFrames(str(p), [p])) for p in paths], [])
     kind = "clips or photographs" if layout == "auto" else f"clips in the layout {layout!r}"
     raise DataError(f"the folder {root} holds no {kind}" + (f" of the split {split!r}" if split else ""))
+
+
+def _side_by_side(root: Path, split: str, blur: str) -> Path | None:
+    """The first folder of a split below root that holds one of blurred and one of sharp frames, by their names."""
+    for folder in _folders(root):
+        if not _in_split(root, folder, split):
+            continue
+        inner = {p.name.lower() for p in folder.iterdir() if p.is_dir()}
+        if any(b in inner and s in inner for b, s in ((blur, "sharp"), *PAIR_NAMES)):
+            return folder
+    return None
 
 
 def _folders(root: Path) -> Iterator[Path]:
@@ -350,7 +368,8 @@ def _dvd(root: Path, split: str, blur: str, problems: list[str]) -> Iterator[Seq
         if not ((folder / "input").is_dir() and (folder / "GT").is_dir()):
             continue
         named = any(part.lower() in SPLITS for part in (root.name, *folder.relative_to(root).parts))
-        wanted = _in_split(root, folder, split) if named or not split else (folder.name in DVD_TEST) == (split == "test")
+        published = "test" if folder.name in DVD_TEST else "train"           # it has no validation part
+        wanted = _in_split(root, folder, split) if named or not split else split == published
         if wanted:
             yield from _match(root, _relative(root, folder), folder / "input", folder / "GT", problems)
 
@@ -417,79 +436,9 @@ def _videos(root: Path, split: str, blur: str, problems: list[str]) -> Iterator[
 _threads: ThreadPoolExecutor | None = None
 
 
-def _pool() -> ThreadPoolExecutor:
+def pool() -> ThreadPoolExecutor:
+    """The threads in which pictures are decoded."""
     global _threads
     if _threads is None:
         _threads = ThreadPoolExecutor(max_workers=max(1, min(16, os.cpu_count() or 1)))
     return _threads
-
-
-def read_photos(source: str | Path) -> tuple[list[str], list[Tensor], dict[str, str]]:
-    """Photographs of a folder, or of a pack made by `write_pack`: names, uint8 (3, H, W) tensors, and what could not be read.
-
-    Raises DataError when there is none.
-    """
-    source = Path(source)
-    if source.is_file():
-        items = [(name, io.BytesIO(data)) for name, data in _read_pack(source)]
-    else:
-        items = [(s.name, s.sharp.paths[0]) for s in find(source, "photos").sequences]
-
-    def load(item):
-        """One photograph, uint8 (3, H, W), or the reason why it cannot be read."""
-        try:
-            return read_picture(item[1], name=str(source / item[0]))
-        except DataError as error:
-            return str(error)
-
-    loaded = list(_pool().map(load, items))
-    unreadable = {name: text for (name, _), text in zip(items, loaded) if isinstance(text, str)}
-    pairs = [(name, photo) for (name, _), photo in zip(items, loaded) if not isinstance(photo, str)]
-    if not pairs:
-        raise DataError(f"{source}: not one photograph could be read; the first: {next(iter(unreadable.values()))}")
-    return [name for name, _ in pairs], [photo for _, photo in pairs], unreadable
-
-
-def _read_pack(path: Path) -> Iterator[tuple[str, bytes]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("vdd.pack") != "1":
-                raise DataError(f"{path}: not a pack of photographs (made by `python -m train.data pack`)")
-            for name in sorted(file.keys()):
-                yield name, file.get_tensor(name).numpy().tobytes()
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{path}: cannot be read as a pack of photographs ({error})") from None
-
-
-def write_pack(root: str | Path, out: str | Path, max_side: int = 0) -> tuple[int, dict[str, str]]:
-    """Put a folder's photographs into one safetensors file, as the bytes of their files; those with a side beyond `max_side` are
-    reduced and stored as WebP of quality 95. Returns the number packed and what could not be read."""
-    from safetensors.torch import save_file
-
-    packed: dict[str, Tensor] = {}
-    unreadable: dict[str, str] = {}
-    for item in find(root, "photos").sequences:
-        path = item.sharp.paths[0]
-        try:
-            data = path.read_bytes()
-            with Image.open(io.BytesIO(data)) as image:
-                image.load()
-                if max_side and max(image.size) > max_side:
-                    scale = max_side / max(image.size)
-                    small = image.convert("RGB").resize([round(n * scale) for n in image.size], Image.Resampling.LANCZOS)
-                    buffer = io.BytesIO()
-                    small.save(buffer, "WEBP", quality=95, method=4)
-                    data = buffer.getvalue()
-        except (OSError, SyntaxError, ValueError) as error:
-            unreadable[item.name] = f"{path}: {error}"
-            continue
-        packed[item.name] = torch.from_numpy(np.frombuffer(data, np.uint8).copy())
-    if not packed:
-        raise DataError(f"{root}: not one photograph could be read")
-    out = Path(out)
-    aside = out.with_name(out.name + ".part")
-    save_file(packed, aside, metadata={"vdd.pack": "1"})
-    aside.replace(out)
-    return len(packed), unreadable

@@ -26,6 +26,7 @@ class ClipSource(Protocol):
     """Sample `index` is the same on every machine, in every process and after every restart."""
 
     unreadable: dict[str, str]           # files that were left out so far, with the reason
+    blur_keys: frozenset[str]            # keys of BlurConfig that these clips look at
 
     def batch(self, seed: int, indices: Sequence[int], *, num_frames: int, size: int, device: torch.device | str) -> Clips:
         """Samples `indices` of stream `seed`, each of `num_frames` frames of `size` x `size` pixels. Raises DataError."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from vdd_model.model import DeblurModel
 from vdd_model.pipeline import cpu_has_bfloat16
 
 from . import state as states
-from .config import TrainConfig, blur_config, differences, model_config
+from .config import TRAINABLE, TrainConfig, blur_config, differences, model_config
 from .groupnorm import use_rows
 from .stages import set_latent_scale, trainable_names
 
@@ -104,6 +105,19 @@ def make_model(config: TrainConfig, restored: states.State | None, say=print) ->
     return model
 
 
+def origin(config: TrainConfig, stages_done: int) -> dict:
+    """What the record of the checkpoint `init` says of where weights come from, and which parts no stage has trained since."""
+    try:
+        known = checkpoint.read_training(config.init) if config.init else {}
+    except UserError:                                        # it is gone; a resumed run does not need it
+        known = {}
+    trained = [prefix for stage in config.stages[:stages_done] for prefix in stage.trainable or TRAINABLE[stage.kind]]
+    untrained = [part for part in known.get("untrained", [])
+                 if not any(f"{part}.".startswith(prefix) or prefix.startswith(f"{part}.") for prefix in trained)]
+    found = {"sources": known.get("sources"), "untrained": untrained}
+    return {key: value for key, value in found.items() if value}
+
+
 def exact_device(device: torch.device) -> torch.device:
     """The device as tensors name it: "cpu" without an index, others with one. torch compares names, so what is already there would
     be copied at every step."""
@@ -171,9 +185,16 @@ def _on_cpu() -> bool:
 def make_accelerator(config: TrainConfig):
     """accelerate for this process: precision, trackers, gradients shared by DDP (`fsdp` is ours, see `train.shard`)."""
     from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs
+    from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     shared = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
-    return Accelerator(mixed_precision="bf16" if config.precision == "bfloat16" else "no", log_with=list(config.trackers) or None,
-                       project_dir=config.out if config.trackers else None, kwargs_handlers=[shared],
-                       cpu=_on_cpu())
+    patient = InitProcessGroupKwargs(timeout=timedelta(hours=2))         # the others wait while one writes a state or validates
+    try:
+        accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bfloat16" else "no",
+                                  log_with=list(config.trackers) or None, project_dir=config.out if config.trackers else None,
+                                  kwargs_handlers=[shared, patient], cpu=_on_cpu())
+    except ValueError as error:                                          # an unknown tracker
+        raise ConfigError(f"trackers: {error}") from None
+    if config.fsdp and not torch.distributed.is_initialized():
+        raise ConfigError("fsdp: start the processes with torchrun or `accelerate launch`; a single one has nothing to share out")
+    return accelerator

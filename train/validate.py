@@ -58,6 +58,26 @@ def load_clips(config: TrainConfig, divisor: int) -> list[Clip]:
     return clips
 
 
+def seen_in_training(config: TrainConfig) -> list[str]:
+    """Names of validation clips whose sharp frames the run trains on. Raises DataError."""
+    data, validation, root = config.data, config.validation, Path(config.root)
+    if (root / data.folder).is_file():
+        return []
+    seen = _sources(readers.find(root / data.folder, data.layout, data.split, data.blur_folder).sequences)
+    found: dict[str, set[Path]] = {}
+    if validation.pairs:
+        found |= _sources(readers.find(root / validation.pairs, "auto", validation.split, data.blur_folder).sequences)
+    if validation.photos:
+        found |= _sources(readers.find(root / validation.photos, "photos").sequences)
+    trained = set().union(*seen.values())
+    return [name for name, files in found.items() if files & trained]
+
+
+def _sources(sequences: list[readers.Sequence]) -> dict[str, set[Path]]:
+    """name -> the files of its sharp frames."""
+    return {s.name: {Path(p).resolve() for p in getattr(s.sharp, "paths", [getattr(s.sharp, "path", None)]) if p} for s in sequences}
+
+
 def _spread(items: list, count: int) -> list:
     """At most `count` of them, evenly spread."""
     count = min(count, len(items))
@@ -110,7 +130,8 @@ def validate(model: nn.Module, clips: list[Clip], kind: str, device, panel: Path
         shown = decoded
         if kind.startswith("stage"):
             plain = restore(model, blurred, fidelity=0.0)
-            shown = restore(model, blurred) if model.vae.fidelity is not None else plain
+            branch = model.vae.fidelity                        # before stage 3 it would show the blurred frame itself
+            shown = restore(model, blurred) if branch is not None and branch.head.weight.any() else plain
             row |= {"plain": psnr(plain[0].cpu(), clip.sharp), "output": psnr(shown[0].cpu(), clip.sharp)}
             if kind != "stage3":
                 shown = plain

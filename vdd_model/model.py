@@ -37,6 +37,14 @@ def unfold_time(x: Tensor, batch: int) -> Tensor:
     return x.unflatten(0, (batch, -1)).movedim(1, 2)
 
 
+def drop_untrained_branch(model: DeblurModel) -> None:
+    """Leave the fidelity branches away where no stage 3 has trained one: their last convolutions are zero, which shows the blurred frame
+    itself, whatever the denoiser found. `decode` then is the plain decoder."""
+    branches = [branch for branch in (model.vae.fidelity, model.vae.detail) if branch is not None] if model.vae is not None else []
+    if branches and not any(p.any() for branch in branches for p in branch.head.parameters()):
+        model.vae.fidelity = model.vae.detail = None
+
+
 def with_neighbours(x: Tensor) -> Tensor:
     """(B, C, F, h, w) -> (B, 3 C, F, h, w): the frames before, at and after; the clip's ends repeat themselves."""
     before = torch.cat([x[:, :, :1], x[:, :, :-1]], dim=2)

@@ -32,7 +32,7 @@ from .inference import (
     to_pixels,
     window_v_model,
 )
-from .model import DeblurModel, with_neighbours
+from .model import DeblurModel, drop_untrained_branch, with_neighbours
 from .sampler import SPACINGS, VGEN_MIN_STEPS
 from .windows import crossfade
 
@@ -129,6 +129,7 @@ class Deblurrer:
         if isinstance(checkpoint, (str, os.PathLike)):
             from .checkpoint import load
             self.model = load(checkpoint, self.device, dtype or default_dtype(self.device))
+            drop_untrained_branch(self.model)
             if self.device.type == "cuda":
                 channels_last(self.model.unet)
             elif self.device.type == "cpu" and self.model.config.unet.dim >= PACKED_FROM_DIM:
@@ -188,6 +189,8 @@ class _Run:
         self.dtype = self.model.null_text.dtype
         self.options, self.first_frame, self.total = options, first_frame, total
         self.fidelity = options.fidelity if self.model.vae.fidelity is not None else 0.0
+        if options.fidelity and not self.fidelity and self.model.config.vae.fidelity is not None:
+            notice("the fidelity branch of this checkpoint is not trained: edges and details are the latents' alone")
         self.progress, self.notice = progress, notice
         self.orientation = orientation                   # of what the model sees; all that is kept of the clip itself is not turned
         self.done = first_frame

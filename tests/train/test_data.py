@@ -4,13 +4,14 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
 from media_tools import pattern, save_clip, shifted
 from PIL import Image
 
-from train import contact, readers
+from train import contact, data, photos, readers
 from train.blur import synthesize
 from train.data import PairClips, PhotoClips, VideoClips, between, expose, open_clips
 from train.readers import DataError
@@ -33,7 +34,6 @@ def write(folder: Path, count: int, first: int = 0, suffix: str = ".png", digits
 
 
 def write_video(path: Path, frames: int, seed: int = 0, rate: int = 30, speed: int = 2, size=(64, 48)) -> None:
-    av = pytest.importorskip("av")
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": "4", "g": "5"})
@@ -200,6 +200,85 @@ def test_nothing_found_is_one_clear_sentence(tmp_path):
         readers.find(tmp_path, "gopr")
 
 
+def test_blurred_frames_never_become_the_truth(tmp_path):
+    """A pair that cannot be used is refused with its reason, and not read as two sharp videos or as photographs."""
+    write_video(tmp_path / "v" / "blurred" / "x.mp4", 6)
+    write_video(tmp_path / "v" / "sharp" / "x.mp4", 5)
+    for layout in ("auto", "pairs"):
+        with pytest.raises(readers.DataError, match="no pair .* can be used; the first: .*x.mp4: 6 frames"):
+            readers.find(tmp_path / "v", layout)
+    write(tmp_path / "p" / "blur", 3)
+    write(tmp_path / "p" / "sharp", 3)
+    for folder, layout in (("p", "photos"), ("v", "videos")):
+        with pytest.raises(readers.DataError, match="side by side"):
+            readers.find(tmp_path / folder, layout)
+    assert len(readers.find(tmp_path / "p" / "sharp", "photos").sequences) == 3
+
+
+def test_photographs_of_another_split_are_not_trained_on(tmp_path):
+    for split, seed in (("train", 1), ("val", 2)):
+        write(tmp_path / split, 2, seed=seed, digits=3 + seed)
+    for layout in ("photos", "auto"):
+        assert open_clips(tmp_path, layout, "train").names == ["train/0000.png", "train/0001.png"]
+
+
+def test_what_is_left_out_of_training_is_named(tmp_path):
+    for name, count in (("a", 6), ("b", 3), ("c", 3)):
+        for kind in ("blur", "sharp"):
+            write(tmp_path / name / kind, count)
+    (tmp_path / "a" / "sharp" / "000005.png").unlink()
+    clips = open_clips(tmp_path, "gopro")
+    clips.batch(0, [0], num_frames=4, size=32, device="cpu")
+    told = " ".join(clips.unreadable.values())
+    assert "no partner of 000005.png" in told and "2 of 3 clips have fewer than 4 frames" in told
+
+
+def test_no_clip_holds_a_cut_between_scenes(tmp_path):
+    def scenes(path, *lengths):
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=30, options={"crf": "4"})
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            for seed, length in enumerate(lengths):
+                for i in range(length):
+                    container.mux(stream.encode(av.VideoFrame.from_image(picture(seed, 64, 48, shift=2 * i))))
+            container.mux(stream.encode(None))
+
+    scenes(tmp_path / "a.mp4", 12, 12)
+    clips, starts = open_clips(tmp_path, "videos"), set()
+    for index in range(12):
+        name = clips.batch(0, [index], num_frames=4, size=32, device="cpu").names[0]
+        first, last = map(int, name.rpartition(" ")[2].split(".."))
+        assert last < 12 or first >= 12
+        starts.add(first >= 12)
+    assert starts == {False, True} and not clips.unreadable
+    (tmp_path / "a.mp4").unlink()
+    scenes(tmp_path / "b.mp4", *[2] * 6)
+    with pytest.raises(readers.DataError, match="met a cut between scenes"):
+        open_clips(tmp_path, "videos").batch(0, [0], num_frames=4, size=32, device="cpu")
+
+
+def test_motion_and_flashes_are_no_cuts(shared):
+    """Real walking footage has none; any two photographs behind each other are one."""
+    for name in ("GOPRO7_WALK", "GOPROMAX_WALK"):
+        frames = read_clip(shared / "data" / "gopro_layout" / "test" / name / "sharp", 24).movedim(-1, 1)
+        for top, left in ((0, 0), (40, 80), (100, 200)):
+            crop = frames[:, :, top:top + 160, left:left + 160].clone()
+            assert data.scene_cut(crop) == 0
+            crop[3] = (2 * crop[3]).clamp(max=1)
+            assert data.scene_cut(crop) == 0
+    scenes = [photo[:, 100:260, 100:260].float() / 255 for photo in photos.read_photos(shared / "data" / "val_photos")[1]]
+    assert all(data.scene_cut(torch.stack([a, a, b])) == 2 for a, b in zip(scenes, scenes[1:]))
+
+
+def test_blur_that_nobody_looks_at_is_not_computed(tmp_path, monkeypatch):
+    """The autoencoder and the denoiser learn from sharp frames alone."""
+    write_video(tmp_path / "a.mp4", 24, speed=4)
+    monkeypatch.setattr(data, "expose", None)
+    clips = open_clips(tmp_path, "videos", blur=BlurConfig(max_subsamples=1, noise=0, codec=0))
+    batch = clips.batch(0, [0], num_frames=3, size=32, device="cpu")
+    assert (batch.blurred - batch.sharp).abs().max() < 3 / 255
+
+
 def test_samples_are_pure_and_pairs_stay_aligned(tmp_path):
     root = gopro(tmp_path)
     for path in root.rglob("blur/*.png"):                        # blurred = sharp: any difference in crop or flip would show
@@ -330,14 +409,14 @@ def test_photographs_folder_and_pack_give_the_same_samples(tmp_path):
         picture(i, 160, 120).save(folder / f"{i}.webp", lossless=True)
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     pack = tmp_path / "photos.safetensors"
-    count, unreadable = readers.write_pack(folder, pack)
+    count, unreadable = photos.write_pack(folder, pack)
     assert count == 3 and list(unreadable) == ["broken.jpg"]
     a, b = PhotoClips(folder), PhotoClips(pack)
     assert list(a.unreadable) == ["broken.jpg"] and not b.unreadable
     x, y = (s.batch(0, [0, 1], num_frames=2, size=32, device="cpu") for s in (a, b))
     assert torch.equal(x.blurred, y.blurred) and torch.equal(x.sharp, y.sharp)
-    readers.write_pack(folder, pack, max_side=80)
-    assert {p.shape[-1] for p in readers.read_photos(pack)[1]} == {80}
+    photos.write_pack(folder, pack, max_side=80)
+    assert {p.shape[-1] for p in photos.read_photos(pack)[1]} == {80}
 
 
 def test_a_file_that_is_no_pack_is_refused(tmp_path):

@@ -3,11 +3,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from training_tools import NO_VALIDATION, STAGES, write_config
+from training_tools import BLUR, NO_VALIDATION, STAGES, write_config
 
 from train import config as configs
 from train import start
 from train.loop import run
+from vdd_model.checkpoint import load, read_training, save
+from vdd_model.config import ConfigError
+from vdd_model.errors import UserError
+from vdd_model.pipeline import Deblurrer
 
 
 @pytest.mark.parametrize("precision, has_bfloat16, trains_in", [
@@ -28,6 +32,55 @@ def test_the_change_of_precision_is_said_and_nothing_runs_in_bfloat16(tmp_path, 
     run(configs.load(write_config(tmp_path, [STAGES[0]], precision="bfloat16", validation=NO_VALIDATION)), say=said.append)
     assert any("only emulates bfloat16" in text and "training in float32" in text for text in said)
     assert types == {torch.float32}
+
+
+def test_validation_is_looked_at_before_the_first_step(tmp_path):
+    """What is wrong with it costs no step, and what it shares with training is said."""
+    path = write_config(tmp_path, [STAGES[0]])
+    for change, words in (({"pairs": "train_photos"}, "holds no pairs"), ({"split": "val"}, "of the split 'val'"),
+                          ({"crop": 30}, "no multiple of")):
+        with pytest.raises((UserError, ConfigError), match=words):
+            run(configs.load(path, [f"validation.{key}={value}" for key, value in change.items()]), say=lambda text: None)
+        assert not (tmp_path / "run" / "log.jsonl").exists()
+    said = []
+    run(configs.load(path, ["validation.photos=train_photos", "stages.0.steps=1"]), say=said.append)
+    assert any("validation sees what training sees (2 clips, the first is a.png)" in text for text in said)
+
+
+def test_options_that_the_clips_do_not_look_at_are_named(tmp_path):
+    said = []
+    write_config(tmp_path)
+    config = write_config(tmp_path, [{**STAGES[2], "steps": 1, "crop": 16, "frames": 1, "blur": {"kinks": 0.5}}], validation=NO_VALIDATION,
+                          data={"folder": "gopro_layout", "layout": "gopro", "split": "test", "blur": BLUR})
+    run(configs.load(config), say=said.append)
+    assert "these clips do not look at blur.extent, blur.kinks, blur.max_subsamples" in said
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"fsdp": True}, "torchrun"), ({"fsdp": True, "channels_last": True}, "channels_last: not with fsdp"),
+    ({"trackers": ["tensorbord"]}, "trackers: .*tensorbord")])
+def test_mistakes_of_the_configuration_are_one_sentence(tmp_path, changes, words):
+    with pytest.raises((UserError, ConfigError), match=words):
+        run(configs.load(write_config(tmp_path, [STAGES[0]], **changes)), say=lambda text: None)
+
+
+def test_a_model_without_stage_3_is_its_decoder_and_not_the_blurred_frame(tmp_path):
+    """The branch that no stage has trained is left out, in validation too; where the weights came from stays known."""
+    said, told = [], []
+    first = run(configs.load(write_config(tmp_path, STAGES[:1], validation=NO_VALIDATION)), say=lambda text: None)
+    save(load(first), tmp_path / "init.safetensors",
+         {"sources": [{"file": "tft2v.pth", "kind": "unet", "bytes": 7}], "untrained": ["adapter", "vae.detail", "vae.fidelity"]})
+    path = run(configs.load(write_config(tmp_path, STAGES[2:4], init=str(tmp_path / "init.safetensors"), out=str(tmp_path / "two"))),
+               say=said.append)
+    frames = torch.rand(3, 32, 32, 3, generator=torch.Generator().manual_seed(0))
+    for steps in (1, 2):
+        sharp = Deblurrer(path, device="cpu").deblur(frames, steps=steps, color="none", notice=told.append)
+        assert (sharp - frames).abs().max() > 0.01
+    assert len(told) == 2 and "is not trained" in told[0]
+    row = next(text for text in said if "output" in text).splitlines()[1].split()
+    assert row[3] == row[4] != row[1]                                      # plain and output, not blurred
+    training = read_training(path)
+    assert training["sources"][0]["file"] == "tft2v.pth" and training["untrained"] == ["vae.detail", "vae.fidelity"]
 
 
 def _noted(types: set, output: torch.Tensor) -> torch.Tensor:
