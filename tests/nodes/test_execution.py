@@ -1,7 +1,6 @@
 """The nodes themselves with a tiny random model: the stand-in host, no sampling by the host."""
 from __future__ import annotations
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -126,10 +125,10 @@ def test_room_is_asked_for_before_encoding(pack, frames, vae_and_encoders, monke
 
 def test_without_a_fidelity_branch_encoder_2_is_not_loaded(pack, frames, vae_and_encoders, monkeypatch):
     vae, encoders = vae_and_encoders
-    loaded, host, config = [], pack.host["comfy.model_management"], encoders.config
+    loaded, host, autoencoder = [], pack.host["comfy.model_management"], vae.vdd_decoder.model.vae
     monkeypatch.setattr(host, "load_models_gpu", lambda models, memory_required=0: loaded.append(models))
-    for kept in (config, replace(config, vae=replace(config.vae, fidelity=None))):
-        monkeypatch.setattr(encoders, "config", kept)
+    for branch in (autoencoder.fidelity, None):
+        monkeypatch.setitem(autoencoder._modules, "fidelity", branch)
         pack.nodes["VDDDecode"].execute({"samples": torch.zeros(1, 4, 5, 10, 12)}, vae, frames)
     assert loaded == [[vae.patcher, encoders.spatial], [vae.patcher]]
 
