@@ -9,7 +9,7 @@ demo: $(STAMP)
 	$(BIN)/python -m vdd_model.demo --out outputs
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
