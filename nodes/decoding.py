@@ -7,7 +7,7 @@ import torch
 from comfy_api.latest import io
 
 from ..vdd_model.errors import UserError
-from ..vdd_model.inference import decode_frames, make_tiling, to_frames, to_pixels
+from ..vdd_model.inference import decode_frames, make_tiling, need_numbers, to_frames, to_pixels
 from ..vdd_model.pipeline import COLORS
 from . import native
 from .frames import rgb_of
@@ -79,7 +79,7 @@ class DecodeDeblurredFrames(io.ComfyNode):
                 pixels = to_pixels(list(rgb_of(blurred[first:stop + 1])), config.divisor, encoders.device)
             decoded = decode_frames(model, latents, pixels, start - first, fidelity=fidelity, sampled=sampled,
                                     tiling=tiling, tick=mm.throw_exception_if_processing_interrupted)
-            native.need_numbers(decoded, start)
+            need_numbers(decoded, start, encoders.dtype)
             like = list(rgb_of(blurred[start:stop])) if blurred is not None else [decoded.new_empty(height, width, 3)]
             out[start:stop, ..., :3] = to_frames(decoded, like, color, tiling.tile)
             progress.update(stop - start)

@@ -266,7 +266,6 @@ class HostDeblurrer(Deblurrer):
 
         done = keywords.get("first_frame", 0)
         for chunk in super().stream(frames, options, total=total, progress=tick, **keywords):
-            need_numbers(chunk, done)
             done += len(chunk)
             bar.update_absolute(done, total, ("JPEG", to_image(chunk[-1]), PREVIEW_SIZE))
             yield chunk
@@ -395,12 +394,6 @@ def need_video_latent(samples: Tensor, channels: int) -> None:
     """Raise UserError unless latents are those of one clip, (1, channels, F, h, w)."""
     if samples.ndim != 5 or samples.shape[:2] != (1, channels):
         raise UserError(f"this latent has the shape {tuple(samples.shape)}: connect the latent of 'Encode Blurred Clip'")
-
-
-def need_numbers(frames: Tensor, first: int) -> None:
-    """Raise UserError where the model's answer from frame `first` on holds NaN or infinite values."""
-    if not torch.isfinite(frames).all():
-        raise UserError(f"the model's answer from frame {first} on is not a number: load it in float32, or start ComfyUI with --fp32-vae")
 
 
 def cut(conditioning: list, start: int, stop: int, frames: int) -> list:

@@ -30,6 +30,7 @@ from .source import Clips
 
 ATTEMPTS = 20                            # draws for one sample before its folder is given up as unreadable
 CUT, ALIKE = 0.06, 0.5                   # two scenes: a mean difference above the one and a correlation below the other
+MAX_BETWEEN = 33                         # frames interpolated between two of a sharp video
 MARGIN = 16                              # pixels read around a crop of a sharp video, for flow that points outside
 
 
@@ -174,7 +175,8 @@ class VideoClips(RecordedClips):
     than about a pixel from one to the next. The truth is always a frame of the video, the exposure's centre. No clip holds a cut between
     scenes: an exposure would mix them."""
 
-    blur_keys = frozenset({"duty", "linear", "noise", "shot", "read", "noise_gain", "codec", "quality", "h264", "crf"})
+    blur_keys = frozenset({"duty", "linear", "noise", "shot", "read", "noise_gain", "codec", "quality", "h264", "crf",
+                           "max_subsamples"})
 
     def __init__(self, found: Found, blur: BlurConfig | None = None, max_interval: int = 12) -> None:
         super().__init__(found)
@@ -206,7 +208,8 @@ class VideoClips(RecordedClips):
         flows: dict[int, Tensor] = {}
         sharp = frames[centres]
         if config.max_subsamples > 1:
-            blurred = torch.stack([expose(frames, light, centre, interval * duty / 2, flows) for centre in centres])
+            blurred = torch.stack([expose(frames, light, centre, interval * duty / 2, flows, min(MAX_BETWEEN, config.max_subsamples))
+                                   for centre in centres])
         else:                                            # nobody looks at the blurred frames
             blurred = light[centres]
         top, left, size = box[1] - outer[1], box[0] - outer[0], box[2] - box[0]
@@ -226,7 +229,7 @@ def scene_cut(frames: Tensor) -> int:
     return int(cuts.int().argmax()) + 1 if cuts.any() else 0
 
 
-def expose(frames: Tensor, light: Tensor, centre: int, half: float, flows: dict[int, Tensor], max_subsamples: int = 33) -> Tensor:
+def expose(frames: Tensor, light: Tensor, centre: int, half: float, flows: dict[int, Tensor], max_subsamples: int = MAX_BETWEEN) -> Tensor:
     """Average of `light` (N, 3, H, W) over centre - half .. centre + half, in units of frames; (3, H, W).
 
     Between two frames that differ by more than a pixel's motion (95th percentile), frames are interpolated along the optical flow of

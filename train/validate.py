@@ -39,18 +39,12 @@ def temporal_error(a: Tensor, b: Tensor) -> float:
 
 def load_clips(config: TrainConfig, divisor: int) -> list[Clip]:
     """The validation clips of a run, on the CPU; frames cut to multiples of `divisor`. Raises ConfigError for a missing folder."""
-    validation, root = config.validation, Path(config.root)
-    clips: list[Clip] = []
-    if validation.pairs:
-        found = readers.find(root / validation.pairs, "auto", validation.split, config.data.blur_folder).sequences
-        pairs = [sequence for sequence in found if sequence.blurred is not None]
-        if not pairs:
-            raise ConfigError(f"validation.pairs: the folder {root / validation.pairs} holds no pairs of blurred and sharp frames")
-        clips += [_pair_clip(sequence, validation.frames, validation.pairs_crop, divisor) for sequence in _spread(pairs, validation.clips)]
-    if validation.photos:
+    validation, clips = config.validation, []
+    pairs, photos = _sets(config)
+    clips += [_pair_clip(sequence, validation.frames, validation.pairs_crop, divisor) for sequence in _spread(pairs, validation.clips)]
+    if photos:
         from .blur import synthesize
 
-        photos = readers.find(root / validation.photos, "photos").sequences
         for number, photo in enumerate(_spread(photos, validation.clips)):   # one at a time: whichever sample is drawn, it shows this one
             blurred, sharp = synthesize([photo.sharp.read(range(1))[0]], SEED, [number], num_frames=validation.frames,
                                         size=validation.crop, config=blur_config(config), device="cpu")
@@ -58,24 +52,32 @@ def load_clips(config: TrainConfig, divisor: int) -> list[Clip]:
     return clips
 
 
-def seen_in_training(config: TrainConfig) -> list[str]:
-    """Names of validation clips whose sharp frames the run trains on. Raises DataError."""
-    data, validation, root = config.data, config.validation, Path(config.root)
-    if (root / data.folder).is_file():
-        return []
-    seen = _sources(readers.find(root / data.folder, data.layout, data.split, data.blur_folder).sequences)
-    found: dict[str, set[Path]] = {}
+def _sets(config: TrainConfig) -> tuple[list[readers.Sequence], list[readers.Sequence]]:
+    """All pairs and all photographs that a run may validate on; an empty list for a set that is left out. Raises ConfigError, DataError."""
+    validation, root, pairs, photos = config.validation, Path(config.root), [], []
     if validation.pairs:
-        found |= _sources(readers.find(root / validation.pairs, "auto", validation.split, data.blur_folder).sequences)
+        found = readers.find(root / validation.pairs, "auto", validation.split, config.data.blur_folder).sequences
+        pairs = [sequence for sequence in found if sequence.blurred is not None]
+        if not pairs:
+            raise ConfigError(f"validation.pairs: the folder {root / validation.pairs} holds no pairs of blurred and sharp frames")
     if validation.photos:
-        found |= _sources(readers.find(root / validation.photos, "photos").sequences)
-    trained = set().union(*seen.values())
-    return [name for name, files in found.items() if files & trained]
+        photos = readers.find(root / validation.photos, "photos").sequences
+    return pairs, photos
 
 
-def _sources(sequences: list[readers.Sequence]) -> dict[str, set[Path]]:
-    """name -> the files of its sharp frames."""
-    return {s.name: {Path(p).resolve() for p in getattr(s.sharp, "paths", [getattr(s.sharp, "path", None)]) if p} for s in sequences}
+def seen_in_training(config: TrainConfig) -> list[str]:
+    """Names of validation clips whose sharp frames the run trains on. Raises ConfigError, DataError."""
+    data, folder = config.data, Path(config.root) / config.data.folder
+    if folder.is_file():                                       # a pack: its photographs have no files any more
+        return []
+    trained = set().union(*map(_files, readers.find(folder, data.layout, data.split, data.blur_folder).sequences))
+    return [sequence.name for sequences in _sets(config) for sequence in sequences if _files(sequence) & trained]
+
+
+def _files(sequence: readers.Sequence) -> set[Path]:
+    """The files of its sharp frames."""
+    sharp = sequence.sharp
+    return {path.resolve() for path in (sharp.paths if isinstance(sharp, readers.PictureFrames) else [sharp.path])}
 
 
 def _spread(items: list, count: int) -> list:

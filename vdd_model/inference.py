@@ -16,6 +16,7 @@ from torch import Tensor
 from .color import levels_for, wavelet_color_transfer
 from .config import ModelConfig
 from .diffusion import Schedule
+from .errors import UserError
 from .model import BlurCode, Condition, DeblurModel
 from .sampler import SPACINGS, VModel, ddim, guided
 from .windows import Box, blend, boxes, frame_noise
@@ -228,6 +229,13 @@ def to_frames(pixels: Tensor, blurred: Sequence[Tensor], color: str = "wavelet",
         reference = torch.stack([frame.to(x) for frame in blurred]).movedim(3, 1)
         x = wavelet_color_transfer(x, reference, levels_for(tile))
     return x.clamp_(0, 1).movedim(1, 3).contiguous().cpu()
+
+
+def need_numbers(pixels: Tensor, first: int, dtype: torch.dtype) -> None:
+    """Raise UserError where decoded `pixels` of the frames from index `first` on, by a model of `dtype`, hold NaN or infinite values."""
+    if not torch.isfinite(pixels).all():
+        advice = "" if dtype == torch.float32 else "; compute in float32 (--dtype float32, in ComfyUI --fp32-vae)"
+        raise UserError(f"the model's answer from frame {first} on is not a number{advice}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

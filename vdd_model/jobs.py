@@ -52,7 +52,7 @@ class Job:
 
     @property
     def picture_names(self) -> list[str]:
-        """Names of the pictures that it writes, those of its input; none where they are numbered (`numbered_picture`)."""
+        """Names of the pictures that it writes, those of its input; none where they are numbered."""
         names = [file.stem + ".png" for file in self.source] if isinstance(self.source, tuple) else []
         return names if len(set(names)) == len(names) else []
 
@@ -271,9 +271,6 @@ def _work(job: Job, clip: Clip, sink, make_deblurrer: Callable, options: DeblurO
         with contextlib.closing(feed()) as frames:
             for chunk in deblurrer.stream(frames, options, first_frame=first, input_start=start, total=clip.num_frames, notice=say):
                 sides = [waiting.popleft() for _ in range(len(chunk))]
-                if not torch.isfinite(chunk).all():
-                    raise UserError(f"{job.label}: the model's answer at frame {done} is not a number"
-                                    + ("" if getattr(deblurrer, "dtype", None) == torch.float32 else "; try --dtype float32"))
                 writer.put(chunk.float().clamp(0, 1).cpu().numpy(), [a for a, _ in sides], [t for _, t in sides])
                 done += len(chunk)
                 progress.update(done)

@@ -115,6 +115,7 @@ def ssim_matlab(output: Tensor, truth: Tensor) -> Tensor:
     kernel = gaussian_kernel(1.5, 5)
 
     def smooth(x: Tensor) -> Tensor:
+        """Weighted mean over the window's 11 rows, 11 columns and 3 channels; (F, 15, H, W), five pictures of three channels, stays so."""
         x = _smooth(F.pad(x, (5, 5, 5, 5), mode="replicate"), kernel)
         x = x.unflatten(1, (5, 3))
         return torch.einsum("rc,nkchw->nkrhw", _across_channels().to(x), x).flatten(1, 2)

@@ -27,6 +27,7 @@ from .inference import (
     free_memory,
     is_out_of_memory,
     make_tiling,
+    need_numbers,
     sample_window,
     to_frames,
     to_pixels,
@@ -327,6 +328,7 @@ class _Run:
         """Frames [start, stop), each decoded once, a chunk at a time."""
         while start < stop:
             pixels = self._attempt(self._decode_chunk, x0[:, :, start - x0_start:stop - x0_start], start)
+            need_numbers(pixels, start, self.dtype)
             end = start + pixels.shape[2]
             if end > self.first_frame:
                 pixels, blurred = self.orientation.turn_back(pixels), [self.frames[i] for i in range(start, end)]

@@ -12,6 +12,7 @@ import torch
 from media_tools import IdentityDeblurrer, pattern, save_clip
 
 from vdd_model.cli import main
+from vdd_model.pipeline import Deblurrer
 from vdd_model.video import part_folder, probe, read, read_clip, write_image
 
 
@@ -177,15 +178,12 @@ def test_values_beyond_white_are_said(tmp_path, capfd):
     assert "EXR holds linear light" in error
 
 
-def test_a_model_that_answers_nan(tmp_path, capfd, whole):
-    class Broken(IdentityDeblurrer):
-        def stream(self, *args, **keys):
-            for count, chunk in enumerate(super().stream(*args, **keys)):
-                yield chunk * float("nan") if count == 2 else chunk
-
-    broken = Broken()
-    for broken.dtype, advice in ((torch.bfloat16, True), (torch.float32, False)):
-        code, error = vdd(capfd, whole, "-o", tmp_path / "out.mp4", "--force", model=broken)
+def test_a_model_that_answers_nan(tmp_path, capfd, tiny_model):
+    tiny_model.vae.fidelity.head.bias[0] = float("nan")
+    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(3)])
+    for dtype, advice in ((torch.bfloat16, True), (torch.float32, False)):
+        model = Deblurrer(tiny_model, device="cpu", dtype=dtype)
+        code, error = vdd(capfd, source, "-o", tmp_path / "out.mp4", "--force", model=model)
         assert code == 1 and "not a number" in error and ("--dtype float32" in error) == advice and not (tmp_path / "out.mp4").exists()
 
 

@@ -131,30 +131,6 @@ def test_debug_shows_the_traceback(tmp_path, capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_folder_may_hold_other_files(tmp_path, capsys):
-    """What is not the job's own neither finishes it nor is replaced, refused or shown."""
-    taken, out = tmp_path / "taken", tmp_path / "out"
-    for folder in (taken, out):
-        folder.mkdir()
-    for i in range(3):
-        write_image(taken / f"{i}.png", torch.from_numpy(pattern(i)))
-    write_image(out / "0_cover.png", torch.ones(48, 64, 3))
-    cover = (out / "0_cover.png").read_bytes()
-    command = ["deblur", str(taken), "-o", str(out)]
-    assert main([*command, "--resume", "--preview"], IdentityDeblurrer()) == 0
-    assert [p.name for p in sorted(out.iterdir())] == ["0.png", "0_cover.png", "1.png", "2.png"]
-    assert (out / "0_cover.png").read_bytes() == cover
-    still = read_clip(tmp_path / "out.preview.png")[0]
-    assert torch.equal(still[:, :64], still[:, 68:])
-    assert main([*command, "--resume"], IdentityDeblurrer()) == 0 and "was left as it is" in capsys.readouterr().err
-    assert main(command, IdentityDeblurrer()) == 1 and f"{out / '0.png'} exists already" in capsys.readouterr().err
-    (out / "2.png").unlink()
-    assert main(["deblur", str(taken / "2.png"), "-o", str(out)], IdentityDeblurrer()) == 0 and (out / "2.png").exists()
-    frames = ["deblur", str(clip(tmp_path / "a.mp4")), "-o", str(out), "--codec", "png"]
-    assert main(frames, IdentityDeblurrer()) == 0 and (out / "frame_000004.png").exists()
-    assert main(frames, IdentityDeblurrer()) == 1 and "frame_000000.png exists already" in capsys.readouterr().err
-
-
 def test_a_comparison_of_damaged_clips_is_partial(tmp_path, capsys):
     folder = tmp_path / "a"
     folder.mkdir()
