@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 .PHONY: demo test lint bench score clean
 
 demo: $(STAMP)
-	$(BIN)/python -m vdd_model.demo --out outputs
+	$(BIN)/python -m vdd_model.app.demo --out outputs
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -13,7 +13,7 @@ from benchmarks import common
 
 def cases(model, frames: int, height: int, width: int, dtype: torch.dtype, device: str) -> dict:
     """What is measured: name -> function. Frames go through in the pipeline's own chunks."""
-    from vdd_model.inference import Tiling
+    from vdd_model.inference.window import Tiling
     chunk = Tiling().chunk(height, width)
     pixels = torch.rand(1, 3, frames, height, width, device=device).mul_(2).sub_(1)
     code = model.encode_blurred(pixels, chunk)
@@ -30,7 +30,7 @@ def cases(model, frames: int, height: int, width: int, dtype: torch.dtype, devic
 def rows(checkpoint: str, frames: int = 16, size: tuple[int, int] = (256, 256), device: str = "cpu",
          repeats: int = common.REPEATS) -> tuple[list[dict], list[str]]:
     """One row per part and type; sentences on the fidelity branch's share."""
-    from vdd_model.checkpoint import load
+    from vdd_model.checkpoint.store import load
     width, height = size
     found, notes = [], []
     for name in common.computed_types(device):

@@ -25,7 +25,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def computed_types(device: torch.device | str = "cpu") -> tuple[str, ...]:
     """What of float32 and bfloat16 the device multiplies itself. PyTorch emulates the other, a hundred times slower: nothing to measure."""
-    from vdd_model.pipeline import cpu_has_bfloat16
+    from vdd_model.inference.pipeline import cpu_has_bfloat16
     return ("float32", "bfloat16") if torch.device(device).type == "cuda" or cpu_has_bfloat16() else ("float32",)
 
 
@@ -198,7 +198,7 @@ def checkpoint_file(folder: Path | str, name: str = "small") -> tuple[str, str]:
 
     Speed does not depend on the values of the weights, quality does.
     """
-    from vdd_model.checkpoint import BUILT_IN, save
+    from vdd_model.checkpoint.store import BUILT_IN, save
     if name not in BUILT_IN or BUILT_IN[name].exists():
         return str(name), Path(name).name
     path = Path(folder) / f"{name}-random.safetensors"
@@ -210,7 +210,7 @@ def checkpoint_file(folder: Path | str, name: str = "small") -> tuple[str, str]:
 def random_model(name: str = "small"):
     """A preset's model with random weights in every layer, those that training starts at zero included."""
     from vdd_model.config import preset
-    from vdd_model.model import DeblurModel
+    from vdd_model.networks.model import DeblurModel
     torch.manual_seed(0)
     model = DeblurModel(preset(name)).eval().requires_grad_(False)
     for parameter in model.parameters():
@@ -233,5 +233,5 @@ def parser(description: str | None, size: tuple[int, int] = (256, 256)) -> argpa
 
 def as_command_line() -> None:
     """Set this process up as the command line does (threads, memory allocator), so that figures are those that users see."""
-    from vdd_model import allocator
+    from vdd_model.cpu import allocator
     allocator.keep_freed_memory()

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from benchmarks import common
 from benchmarks.score import photo_pairs
-from train.evaluate import exit_code, pairs_of
-from train.readers import find
-from vdd_model.metrics import psnr
+from train.data.readers import find
+from train.tools.evaluate import exit_code, pairs_of
+from vdd_model.measure.metrics import psnr
 
 LENGTHS = (2.0, 3.0, 4.0, 5.5, 7.5, 10.0, 13.0, 17.0, 22.0, 28.0)    # pixels
 ANGLES = 12

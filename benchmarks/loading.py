@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.memory import run
-from vdd_model import tensorfile
-from vdd_model.checkpoint import load, save_state
+from vdd_model.checkpoint import tensorfile
+from vdd_model.checkpoint.store import load, save_state
 from vdd_model.config import preset
-from vdd_model.model import DeblurModel
+from vdd_model.networks.model import DeblurModel
 
 TEXT_TOWER = {"width": 1024, "layers": 24, "words": 49408, "positions": 77}        # OpenCLIP ViT-H/14
 
@@ -76,7 +76,7 @@ def step(name: str, folder: Path, model: str, dtype: torch.dtype) -> None:
     elif name == "official":
         write_official(folder, model, dtype)
     elif name == "convert":
-        from vdd_model.convert import convert
+        from vdd_model.checkpoint.convert import convert
         files = [folder / name for name in ("tft2v.pth", "sd.ckpt", "clip.bin")]
         convert(files, folder / "converted.safetensors", config=preset(model), dtype=dtype)
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.motions [--checkpoint small] [--data FOLDER] [--clips 8] [--size 160] [--steps 1]
 
-Test photographs and the sharp frames of the test footage are blurred by train/blur.py with one kind of motion at a time: smooth paths
-before a plane, paths that turn in the middle of the exposure, smooth paths before a relief. Full shutter, no noise, no moving things, no
-codec: only the motion differs. The middle frame of three is scored. The real blurred footage stands in `make score`.
+Test photographs and the sharp frames of the test footage are blurred by train/synthesis/blur.py with one kind of motion at a time: smooth
+paths before a plane, paths that turn in the middle of the exposure, smooth paths before a relief. Full shutter, no noise, no moving
+things, no codec: only the motion differs. The middle frame of three is scored. The real blurred footage stands in `make score`.
 """
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from benchmarks import common
-from train.blur import synthesize
-from train.evaluate import exit_code, pairs_of
-from train.photos import read_photos
-from train.readers import find
-from train.scene import BlurConfig
-from vdd_model.metrics import psnr
-from vdd_model.pipeline import DeblurOptions, Deblurrer
+from train.data.photos import read_photos
+from train.data.readers import find
+from train.synthesis.blur import synthesize
+from train.synthesis.scene import BlurConfig
+from train.tools.evaluate import exit_code, pairs_of
+from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
+from vdd_model.measure.metrics import psnr
 
 LENGTHS = ((2.0, 4.0), (4.0, 8.0), (8.0, 16.0), (16.0, 24.0))         # mean blur of a clip, pixels
 KINDS = {"smooth": {"kinks": 0.0, "relief": 0.0}, "turns in the exposure": {"kinks": 1.0, "relief": 0.0},

@@ -22,7 +22,7 @@ WINDOWS = ((16, 4), (24, 4), (32, 4), (16, 8))           # window, overlap
 
 def denoiser_call(model, frames: int, height: int, width: int, device: str) -> Callable[[], Tensor]:
     """One call of the denoiser on fixed inputs, the same for every type."""
-    from vdd_model.fused import channels_last
+    from vdd_model.cpu.onednn import channels_last
     generator, factor, dtype = torch.Generator().manual_seed(0), model.config.vae.factor, model.null_text.dtype
     if torch.device(device).type == "cuda":                  # as the pipeline does
         channels_last(model.unet)
@@ -45,8 +45,8 @@ def against(output: Tensor, exact: Tensor) -> float:
 @torch.no_grad()
 def weight_rows(checkpoint: str, frames: int, size: tuple[int, int], device: str, repeats: int, compiled: bool) -> list[dict]:
     """One denoiser call with weights of every type, packed and compiled."""
-    from vdd_model.checkpoint import load
-    from vdd_model.fused import pack
+    from vdd_model.checkpoint.store import load
+    from vdd_model.cpu.onednn import pack
     width, height = size
     rows, exact = [], None
 
@@ -101,9 +101,9 @@ def compiled_row(name: str, model, frames: int, height: int, width: int, device:
 @torch.no_grad()
 def step_rows(checkpoint: str, frames: int, size: tuple[int, int], steps: int, device: str, repeats: int) -> list[dict]:
     """Sampling with `steps` steps, the latents alone: features kept between steps, guidance always and in an interval."""
-    from vdd_model.diffusion import make_schedule
-    from vdd_model.inference import sample_window, window_v_model
-    from vdd_model.pipeline import Deblurrer, default_dtype
+    from vdd_model.diffusion.schedule import make_schedule
+    from vdd_model.inference.pipeline import Deblurrer, default_dtype
+    from vdd_model.inference.window import sample_window, window_v_model
     width, height = size
     model = Deblurrer(checkpoint, device=device, dtype=default_dtype(device)).model
     schedule, factor = make_schedule(model.config.diffusion), model.config.vae.factor
@@ -130,7 +130,7 @@ def step_rows(checkpoint: str, frames: int, size: tuple[int, int], steps: int, d
 @torch.no_grad()
 def window_rows(checkpoint: str, size: tuple[int, int], device: str, repeats: int) -> list[dict]:
     """One denoiser call per window, by the frames that each window finishes."""
-    from vdd_model.pipeline import DeblurOptions, Deblurrer, default_dtype
+    from vdd_model.inference.pipeline import DeblurOptions, Deblurrer, default_dtype
     width, height = size
     model = Deblurrer(checkpoint, device=device, dtype=default_dtype(device)).model
     rows = []

@@ -111,10 +111,12 @@ class Meter:
 
 def run_once(clip: Path, target: Path, deblurrer, options, device: str) -> tuple[float, Meter]:
     """Deblur one file into another; seconds in all, and by stage."""
-    from vdd_model import inference, jobs, pipeline
-    from vdd_model.sinks import VideoSink
-    from vdd_model.video_in import VideoReader
-    from vdd_model.video_out import OutputOptions
+    from vdd_model.app import jobs
+    from vdd_model.inference import pipeline
+    from vdd_model.inference import window as inference
+    from vdd_model.media.encoding import OutputOptions
+    from vdd_model.media.reader import VideoReader
+    from vdd_model.media.sinks import VideoSink
     meter = Meter(device)
     run = pipeline._Run
     places = [(run, "_encode", "encode"), (run, "_denoise", "denoise"), (run, "_decode_chunk", "decode"), (VideoSink, "write", "write"),
@@ -137,7 +139,7 @@ def run_once(clip: Path, target: Path, deblurrer, options, device: str) -> tuple
 def run_case(case: Case, clip: Path, folder: Path, checkpoint: str, device: str) -> dict:
     """What one process measures: medians over the runs, in all and by stage."""
     common.as_command_line()
-    from vdd_model.pipeline import DeblurOptions, Deblurrer
+    from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
     deblurrer = Deblurrer(checkpoint, device=device, dtype=common.DTYPES[case.dtype])
     options, target = DeblurOptions(steps=case.steps), folder / "out.mp4"
     for _ in range(case.warmup):
@@ -151,7 +153,7 @@ def run_case(case: Case, clip: Path, folder: Path, checkpoint: str, device: str)
 
 def deblurrer_tiling(case: Case, deblurrer) -> str:
     """How the frames were cut."""
-    from vdd_model.inference import make_tiling
+    from vdd_model.inference.window import make_tiling
     return str(make_tiling(None, None, case.height, case.width, deblurrer.model.config.divisor))
 
 

@@ -51,8 +51,8 @@ def pattern(frames: int, size: int, shift: int = 9) -> tuple[Tensor, Tensor]:
 def clips(folder: Path, count: int, frames: int, crop: int) -> tuple[list[tuple[Tensor, Tensor]], str]:
     """[(blurred, sharp)] and where they come from."""
     if folder.is_dir():
-        from train.evaluate import pairs_of
-        from train.readers import find
+        from train.data.readers import find
+        from train.tools.evaluate import pairs_of
         pairs = pairs_of(find(folder, "auto", "test"), frames, crop)[:count]
         tensors = [(torch.stack(list(pair.blurred())), torch.stack(list(pair.sharp()))) for pair in pairs]
         return tensors, f"{folder.name}, {len(pairs)} clips"
@@ -61,7 +61,7 @@ def clips(folder: Path, count: int, frames: int, crop: int) -> tuple[list[tuple[
 
 def score(outputs: list[Tensor], found: list[tuple[Tensor, Tensor]], exact: list[Tensor] | None, seconds: float) -> dict:
     """Columns of a row: means over all frames."""
-    from vdd_model.metrics import psnr, sharpness
+    from vdd_model.measure.metrics import psnr, sharpness
     truth = [sharp for _, sharp in found]
     row = {"PSNR dB": float(torch.cat([psnr(o, t) for o, t in zip(outputs, truth)]).mean()),
            "sharpness": float(torch.cat([sharpness(o) for o in outputs]).mean()), "s": seconds}
@@ -73,7 +73,7 @@ def score(outputs: list[Tensor], found: list[tuple[Tensor, Tensor]], exact: list
 
 def rows(checkpoint: str, found: list[tuple[Tensor, Tensor]], steps: tuple[int, ...] = STEPS, device: str = "cpu") -> list[dict]:
     """One row per shortcut and number of steps."""
-    from vdd_model.pipeline import DeblurOptions, Deblurrer
+    from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
     table = [{"shortcut": "blurred input", **score([blurred for blurred, _ in found], found, None, 0.0)},
              {"shortcut": "truth", "sharpness": score([sharp for _, sharp in found], found, None, 0.0)["sharpness"]}]
     fast = common.computed_types(device)[-1]

@@ -21,15 +21,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from train.blur import synthesize
-from train.evaluate import Pair, Scored, exit_code, fingerprint_of, pairs_of, run, settings_of, steps_curve, steps_name
-from train.photos import read_photos
-from train.readers import find
-from train.scene import BlurConfig
-from vdd_model import report
+from train.data.photos import read_photos
+from train.data.readers import find
+from train.synthesis.blur import synthesize
+from train.synthesis.scene import BlurConfig
+from train.tools.evaluate import Pair, Scored, exit_code, fingerprint_of, pairs_of, run, settings_of, steps_curve, steps_name
 from vdd_model.errors import UserError
-from vdd_model.inference import decode_frames, to_frames, to_pixels
-from vdd_model.pipeline import DeblurOptions, Deblurrer
+from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
+from vdd_model.inference.window import decode_frames, to_frames, to_pixels
+from vdd_model.measure import report
 
 STEPS = (1, 2, 4, 10, 50)
 ENSEMBLES = (2, 4)
@@ -156,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(a: argparse.Namespace, deblurrer: Deblurrer, sets: dict[str, list[Pair]]) -> None:
     """Score, print and write."""
-    from vdd_model.checkpoint import resolve
+    from vdd_model.checkpoint.store import resolve
 
     options = DeblurOptions()
     settings = settings_of(deblurrer, a.steps, options, a.ensemble)

@@ -17,11 +17,11 @@ FIRST_FRAME = """
 import time; started = time.perf_counter()
 import json, sys
 checkpoint, device, frames, width, height = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
-from vdd_model.allocator import keep_freed_memory
+from vdd_model.cpu.allocator import keep_freed_memory
 keep_freed_memory()
 import torch
 imported = time.perf_counter()
-from vdd_model.pipeline import Deblurrer
+from vdd_model.inference.pipeline import Deblurrer
 deblurrer = Deblurrer(checkpoint, device=device)
 loaded = time.perf_counter()
 clip = torch.rand(frames, height, width, 3)

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from train.blur import synthesize
-from train.scene import BlurConfig, plan
+from train.synthesis.blur import synthesize
+from train.synthesis.scene import BlurConfig, plan
 
 CASES = (("short", 5, 128, (1.0, 6.0)), ("default", 5, 128, (1.0, 40.0)), ("long", 5, 128, (20.0, 40.0)), ("paper", 16, 256, (1.0, 40.0)))
 
@@ -43,7 +43,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.photos:
-        from train.photos import read_photos
+        from train.data.photos import read_photos
 
         photos = read_photos(args.photos)[1]
     else:

@@ -5,7 +5,7 @@
 diffusers lives in its own environment, benchmarks/.venv, made from benchmarks/requirements.txt when it is missing; torch is the
 project's own on both sides. Every network has random weights; ours and another make their calls in turn, so that a slow minute of the
 machine hits both (two full-size networks in memory: 13 GB in float32). The others run as their users find them: keeping freed memory
-(vdd_model/allocator.py) is one of this project's means. "official, memory kept" is VGen's module with it.
+(vdd_model/cpu/allocator.py) is one of this project's means. "official, memory kept" is VGen's module with it.
 """
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 
 from vdd_model.config import UNetConfig
-from vdd_model.fused import channels_last, pack
-from vdd_model.unet3d import UNet3D
+from vdd_model.cpu.onednn import channels_last, pack
+from vdd_model.networks.unet3d import UNet3D
 
 from .common import (
     DTYPES,

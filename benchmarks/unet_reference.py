@@ -76,7 +76,7 @@ def main() -> None:
         torch.set_num_threads(case["threads"])
     if case.get("keep_memory"):
         sys.path.append(str(Path(__file__).resolve().parents[1]))
-        from vdd_model.allocator import keep_freed_memory
+        from vdd_model.cpu.allocator import keep_freed_memory
         keep_freed_memory()
     clock = time.process_time if case.get("processor_time") else time.perf_counter
     make = {"diffusers": diffusers_unet, "official": official_unet}[name]

@@ -7,7 +7,7 @@ import torch
 from comfy_api.latest import io
 
 from ..vdd_model.errors import UserError
-from ..vdd_model.inference import encode_frames, make_tiling, to_pixels
+from ..vdd_model.inference.window import encode_frames, make_tiling, to_pixels
 from . import native
 from .frames import rgb_of
 from .schema import Encoders, schema

@@ -7,8 +7,8 @@ import torch
 from comfy_api.latest import io
 
 from ..vdd_model.errors import UserError
-from ..vdd_model.inference import decode_frames, make_tiling, need_numbers, to_frames, to_pixels
-from ..vdd_model.pipeline import COLORS
+from ..vdd_model.inference.pipeline import COLORS
+from ..vdd_model.inference.window import decode_frames, make_tiling, need_numbers, to_frames, to_pixels
 from . import native
 from .frames import rgb_of
 from .schema import advanced, schema

@@ -1,4 +1,4 @@
-"""`vdd_model.sampler` inside the host's sampling: its guider loads the model, its callback shows previews, its Cancel works."""
+"""`vdd_model.diffusion.sampler` inside the host's sampling: its guider loads the model, its callback shows previews, its Cancel works."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -10,8 +10,8 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ..vdd_model import sampler as samplers
-from ..vdd_model.diffusion import Schedule
+from ..vdd_model.diffusion import sampler as samplers
+from ..vdd_model.diffusion.schedule import Schedule
 
 Spacing = Callable[[int, int], list[int]]
 
@@ -40,7 +40,7 @@ GUIDANCE_PATCHES = ("sampler_calc_cond_batch_function", "sampler_pre_cfg_functio
 
 
 class Guider(comfy.samplers.CFGGuider):
-    """Guidance by `vdd_model.sampler.guided`: in v, with rescale and an interval."""
+    """Guidance by `vdd_model.diffusion.sampler.guided`: in v, with rescale and an interval."""
 
     def set_guidance(self, scale: float, rescale: float, interval: tuple[float, float]) -> None:
         self.cfg, self.rescale, self.interval = scale, rescale, interval

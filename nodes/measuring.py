@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..vdd_model import metrics, report
 from ..vdd_model.errors import UserError
+from ..vdd_model.measure import metrics, report
 from .frames import rgb_of
 from .schema import schema, seed_input
 
@@ -109,6 +109,6 @@ class SynthesizeMotionBlur(io.ComfyNode):
 
     @classmethod
     def execute(cls, image, frames, strength, seed) -> io.NodeOutput:
-        from ..vdd_model.motion import camera_shake
+        from ..vdd_model.measure.motion import camera_shake
         blurred, sharp = camera_shake(rgb_of(image[:1])[0].cpu(), frames, strength, seed, progress=_progress(frames))
         return io.NodeOutput(*(clip.to(mm.intermediate_device()) for clip in (blurred, sharp)))

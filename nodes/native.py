@@ -25,15 +25,15 @@ from comfy.cli_args import args
 from torch import Tensor
 
 from ..vdd_model import checkpoint
-from ..vdd_model.adapter import Adapter
 from ..vdd_model.config import ModelConfig
-from ..vdd_model.diffusion import make_schedule
+from ..vdd_model.diffusion.schedule import make_schedule
 from ..vdd_model.errors import UserError
-from ..vdd_model.inference import Tiling
-from ..vdd_model.model import DeblurModel, drop_untrained_branch
-from ..vdd_model.pipeline import Deblurrer, default_dtype
-from ..vdd_model.report import to_image
-from ..vdd_model.unet3d import UNet3D
+from ..vdd_model.inference.pipeline import Deblurrer, default_dtype
+from ..vdd_model.inference.window import Tiling
+from ..vdd_model.measure.report import to_image
+from ..vdd_model.networks.adapter import Adapter
+from ..vdd_model.networks.model import DeblurModel, drop_untrained_branch
+from ..vdd_model.networks.unet3d import UNet3D
 from .preview import latent_rgb
 
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,

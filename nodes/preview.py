@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ..vdd_model.model import DeblurModel
+from ..vdd_model.networks.model import DeblurModel
 
 IMAGES, SIZE = 8, 64
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..vdd_model.sampler import SPACINGS
-from ..vdd_model.windows import continue_clip, frame_noise, time_windows
+from ..vdd_model.diffusion.sampler import SPACINGS
+from ..vdd_model.inference.windows import continue_clip, frame_noise, time_windows
 from . import hostsampler, native
 from .schema import advanced, schema, seed_input
 

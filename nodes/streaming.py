@@ -14,14 +14,14 @@ import folder_paths
 import torch
 from comfy_api.latest import InputImpl, Types, io
 
-from ..vdd_model import jobs
-from ..vdd_model.clip import Clip
-from ..vdd_model.ensemble import ORIENTATIONS
+from ..vdd_model.app import jobs
 from ..vdd_model.errors import UserError
-from ..vdd_model.pipeline import COLORS, DeblurOptions
-from ..vdd_model.sinks import remove
-from ..vdd_model.video import OutputOptions, part_folder, probe
-from ..vdd_model.video_out import unsupported_sound
+from ..vdd_model.inference.ensemble import ORIENTATIONS
+from ..vdd_model.inference.pipeline import COLORS, DeblurOptions
+from ..vdd_model.media.clip import Clip
+from ..vdd_model.media.encoding import unsupported_sound
+from ..vdd_model.media.sinks import remove
+from ..vdd_model.media.video import OutputOptions, part_folder, probe
 from . import folders, native
 from .frames import rgb_of, with_alpha
 from .schema import advanced, schema, seed_input

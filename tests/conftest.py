@@ -47,7 +47,7 @@ def make_tiny_model(seed: int = 0):
     """A tiny model with random weights everywhere (zero-initialised layers too, so that every path matters)."""
     import torch
 
-    from vdd_model.model import DeblurModel
+    from vdd_model.networks.model import DeblurModel
     torch.manual_seed(seed)
     model = DeblurModel(tiny_config())
     with torch.no_grad():
@@ -73,7 +73,7 @@ def tiny_model():
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Path:
     """A checkpoint file of the tiny model."""
-    from vdd_model.checkpoint import save
+    from vdd_model.checkpoint.store import save
     path = tmp_path_factory.mktemp("checkpoint") / "vdd-tiny.safetensors"
     save(make_tiny_model(), path)
     return path

@@ -15,11 +15,11 @@ import av
 import numpy as np
 import torch
 
-from vdd_model.images import write_image
-from vdd_model.jobs import Job, run
-from vdd_model.pipeline import DeblurOptions
-from vdd_model.planes import ColorTags, from_rgb
-from vdd_model.video_out import OutputOptions
+from vdd_model.app.jobs import Job, run
+from vdd_model.inference.pipeline import DeblurOptions
+from vdd_model.media.encoding import OutputOptions
+from vdd_model.media.images import write_image
+from vdd_model.media.pixel_formats import ColorTags, from_rgb
 
 
 class IdentityDeblurrer:
@@ -68,7 +68,7 @@ def save_clip(path: Path, frames: Sequence[np.ndarray], *, codec: str = "libx264
               times: Sequence[int] | None = None, time_base: Fraction | None = None, tags: ColorTags | None = None, alpha=None,
               audio: bool = False, rotation: float | None = None, options: dict | None = None,
               container_options: dict | None = None) -> Path:
-    """Write a clip straight with PyAV, independently of vdd_model.video_out."""
+    """Write a clip straight with PyAV, independently of vdd_model.media.encoding."""
     tags = tags or ColorTags(1, 1, 1, False)
     height, width = frames[0].shape[:2]
     with av.open(str(path), "w", options=container_options or {}) as out:
@@ -140,5 +140,5 @@ def pictures(folder: Path, *numbers: int) -> list[Path]:
 
 
 if __name__ == "__main__":
-    from vdd_model.cli import main
+    from vdd_model.app.cli import main
     sys.exit(main(sys.argv[1:], IdentityDeblurrer(float(os.environ.get("STAND_IN_DELAY", "0")))))

@@ -52,7 +52,7 @@ class StageConfig:
     lr: float = 5e-5
     min_lr: float = 0.0                   # where the cosine ends, as a fraction of lr
     warmup: int = 100                     # steps
-    optimizer: str = "adamw"              # or muon: matrices take orthogonalised steps (train.muon); not with fsdp
+    optimizer: str = "adamw"              # or muon: matrices take orthogonalised steps (train.backend.muon); not with fsdp
     weight_decay: float = 0.01
     betas: tuple[float, ...] = (0.9, 0.999)
     eps: float = 1e-8
@@ -67,7 +67,7 @@ class StageConfig:
     compile: bool = True                  # false: eager in a run that compiles, for a stage too short to win back what compiling takes
     denoise: bool = True                  # stage 3: latents from the UNet; false: without it, at last_timestep 1 encoder 2's own (cheap)
     rescale: bool = False                 # before it, scale the latents to what encoder 2's estimate leaves open (stages.rescale_latents)
-    blur: dict[str, object] = field(default_factory=dict)   # keys of train.scene.BlurConfig that differ in this stage
+    blur: dict[str, object] = field(default_factory=dict)   # keys of train.synthesis.scene.BlurConfig that differ in this stage
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class DataConfig:
     blur_folder: str = "blur"             # GoPro's layout: blur (the plain average, as in papers) or blur_gamma
     samples: int = 0                      # 0: a fresh sample every time; n: n fixed samples, repeated (then latents are cached)
     workers: int = 0                      # batches prepared ahead, in threads
-    blur: dict[str, object] = field(default_factory=dict)   # train.scene.BlurConfig
+    blur: dict[str, object] = field(default_factory=dict)   # train.synthesis.scene.BlurConfig
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class ValidationConfig:
     """Few frames, fixed: the same on every run. An empty folder name leaves the set out."""
 
     every: int = 500                      # steps; 0 = only at a stage's end
-    pairs: str = "gopro_layout"           # pairs in any layout that train.readers knows
+    pairs: str = "gopro_layout"           # pairs in any layout that train.data.readers knows
     split: str = "test"
     pairs_crop: int = 0                   # of the pairs: their middle square; 0 = whole frames
     photos: str = "val_photos"            # photographs, blurred with a fixed seed
@@ -197,8 +197,8 @@ def check(config: TrainConfig) -> TrainConfig:
 
 
 def blur_config(config: TrainConfig, stage: StageConfig | None = None):
-    """train.scene.BlurConfig of the run, with the stage's changes. Raises ConfigError."""
-    from .scene import BlurConfig
+    """train.synthesis.scene.BlurConfig of the run, with the stage's changes. Raises ConfigError."""
+    from .synthesis.scene import BlurConfig
 
     return from_dict(BlurConfig, {**config.data.blur, **(stage.blur if stage else {})}, "blur.")
 

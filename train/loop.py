@@ -16,16 +16,16 @@ from torch import Tensor, nn
 
 from vdd_model import checkpoint
 from vdd_model.errors import UserError
-from vdd_model.model import DeblurModel
+from vdd_model.networks.model import DeblurModel
 
-from . import shard as sharding
 from . import start
 from . import state as states
 from . import validate as checks
-from .cache import FrozenCache, cache_key
+from .backend import shard as sharding
+from .backend.cache import FrozenCache, cache_key
+from .backend.muon import Muon
 from .config import StageConfig, TrainConfig
-from .muon import Muon
-from .source import Ahead, Clips, open_source
+from .data.source import Ahead, Clips, open_source
 from .stages import (
     StageLoss,
     estimate_errors,

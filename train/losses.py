@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vdd_model.diffusion import LOG_STD_RANGE
+from vdd_model.diffusion.schedule import LOG_STD_RANGE
 
 
 def v_loss(v_hat: Tensor, v: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vdd_model import diffusion
-from vdd_model.model import BlurCode, Condition, fold_time
+from vdd_model.networks.model import BlurCode, Condition, fold_time
 
 from . import losses
 from .config import TRAINABLE, ConfigError, StageConfig

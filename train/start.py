@@ -13,12 +13,12 @@ from torch import Tensor
 from vdd_model import checkpoint
 from vdd_model.config import ConfigError, ModelConfig
 from vdd_model.errors import UserError
-from vdd_model.model import DeblurModel
-from vdd_model.pipeline import cpu_has_bfloat16
+from vdd_model.inference.pipeline import cpu_has_bfloat16
+from vdd_model.networks.model import DeblurModel
 
 from . import state as states
+from .backend.groupnorm import use_rows
 from .config import TRAINABLE, TrainConfig, blur_config, differences, model_config
-from .groupnorm import use_rows
 from .stages import set_latent_scale, trainable_names
 
 FREE_TO_CHANGE = ("root", "out", "init", "threads", "log_every", "keep", "save_every", "save_minutes", "validation", "trackers")
@@ -183,7 +183,7 @@ def _on_cpu() -> bool:
 
 
 def make_accelerator(config: TrainConfig):
-    """accelerate for this process: precision, trackers, gradients shared by DDP (`fsdp` is ours, see `train.shard`)."""
+    """accelerate for this process: precision, trackers, gradients shared by DDP (`fsdp` is ours, see `train.backend.shard`)."""
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 

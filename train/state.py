@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vdd_model.checkpoint.tensorfile import CheckpointError, read_header, read_tensors, write_tensors
 from vdd_model.errors import UserError
-from vdd_model.tensorfile import CheckpointError, read_header, read_tensors, write_tensors
 
+from .backend.muon import Muon, is_matrix
+from .backend.shard import local, part_of, whole, whole_state
 from .config import TRAINABLE
-from .muon import Muon, is_matrix
-from .shard import local, part_of, whole, whole_state
 
 
 @dataclass

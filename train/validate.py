@@ -7,12 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vdd_model import diffusion, metrics
+from vdd_model import diffusion
 from vdd_model.config import ConfigError
-from vdd_model.model import fold_time, unfold_time
+from vdd_model.measure import metrics
+from vdd_model.networks.model import fold_time, unfold_time
 
-from . import readers
 from .config import TrainConfig, blur_config
+from .data import readers
 from .stages import generator
 
 SEED = 20_250_101          # of the validation's blur and noise: never a training seed
@@ -43,7 +44,7 @@ def load_clips(config: TrainConfig, divisor: int) -> list[Clip]:
     pairs, photos = _sets(config)
     clips += [_pair_clip(sequence, validation.frames, validation.pairs_crop, divisor) for sequence in _spread(pairs, validation.clips)]
     if photos:
-        from .blur import synthesize
+        from .synthesis.blur import synthesize
 
         for number, photo in enumerate(_spread(photos, validation.clips)):   # one at a time: whichever sample is drawn, it shows this one
             blurred, sharp = synthesize([photo.sharp.read(range(1))[0]], SEED, [number], num_frames=validation.frames,

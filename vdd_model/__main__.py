@@ -1,6 +1,6 @@
 """`python -m vdd_model` is `vdd`."""
 import sys
 
-from .cli import main
+from .app.cli import main
 
 sys.exit(main())

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import __main__ as bench
 from benchmarks import autoencoder, common, options, pipeline, quality, shortcuts, startup, unet
-from vdd_model.pipeline import Deblurrer
+from vdd_model.inference.pipeline import Deblurrer
 
 
 @pytest.fixture(autouse=True)

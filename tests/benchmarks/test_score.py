@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import headroom, score
-from train import evaluate
-from vdd_model import report
-from vdd_model.pipeline import DeblurOptions, Deblurrer
+from train.tools import evaluate
+from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
+from vdd_model.measure import report
 
 
 @pytest.fixture(scope="module")

@@ -47,8 +47,8 @@ def host(tiny_checkpoint, tmp_path_factory):
     import torch
     from host.client import Host
 
-    from vdd_model.motion import camera_shake
-    from vdd_model.video import write_video
+    from vdd_model.measure.motion import camera_shake
+    from vdd_model.media.video import write_video
 
     path, python = comfyui()
     base = tmp_path_factory.mktemp("host")

@@ -90,8 +90,8 @@ def checks(folder, checkpoint):
     name = module.__name__
     native, sampling = sys.modules[f"{name}.nodes.native"], sys.modules[f"{name}.nodes.sampling"]
     folders = sys.modules[f"{name}.nodes.folders"]
-    diffusion, sampler = sys.modules[f"{name}.vdd_model.diffusion"], sys.modules[f"{name}.vdd_model.sampler"]
-    package = sys.modules[f"{name}.vdd_model.checkpoint"].load(checkpoint)
+    diffusion, sampler = sys.modules[f"{name}.vdd_model.diffusion.schedule"], sys.modules[f"{name}.vdd_model.diffusion.sampler"]
+    package = sys.modules[f"{name}.vdd_model.checkpoint.store"].load(checkpoint)
     folder_paths.add_model_folder_path("vdd", os.path.dirname(checkpoint))
     choice = os.path.basename(checkpoint)
 

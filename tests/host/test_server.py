@@ -137,7 +137,7 @@ def deblur_video(name: str, **inputs) -> dict:
 
 def test_cancel_stops_within_a_chunk_and_the_next_run_goes_on(host):
     """Interrupted in the middle of a long clip; queued again, it ends with every frame."""
-    from vdd_model.video import probe
+    from vdd_model.media.video import probe
     prompt = deblur_video("long.mp4", steps=4, window=8, overlap=2)
     since = time.monotonic()
     running = host.post(prompt)
@@ -175,7 +175,7 @@ def test_a_clip_with_transparency(host):
     import numpy as np
     from media_tools import pattern, save_clip
 
-    from vdd_model.video import probe
+    from vdd_model.media.video import probe
     save_clip(host.base / "input" / "clear.mov", [pattern(i) for i in range(5)], codec="prores_ks", pix_fmt="yuva444p10le",
               alpha=np.full((48, 64), 0.5, np.float32), options={"profile": "4"})
     host.run(ours_alone("clear.mov"))
@@ -203,7 +203,7 @@ def test_a_deleted_result_is_made_again(host):
 
 
 def test_a_trimmed_video_is_found_again(host, object_info):
-    from vdd_model.video import probe
+    from vdd_model.media.video import probe
     if "Video Slice" not in object_info:
         pytest.skip("this ComfyUI does not trim videos")
     prompt = ours_alone("long.mp4", seed=12)
@@ -225,7 +225,7 @@ def test_memory_does_not_grow_with_the_clip(host):
     """Peak of the server for 60 and for 600 frames through the one-node way; kept in memory, the longer clip would take 187 MB more."""
     import torch
 
-    from vdd_model.video import write_video
+    from vdd_model.media.video import write_video
     clip = torch.rand(8, 120, 160, 3, generator=torch.Generator().manual_seed(0)).clamp(0.3, 0.7)
     peaks = {}
     for count in (60, 600):

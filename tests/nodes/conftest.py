@@ -14,7 +14,7 @@ import av
 import pytest
 import torch
 
-from vdd_model.video import read_clip, write_video
+from vdd_model.media.video import read_clip, write_video
 
 ROOT = Path(__file__).resolve().parents[2]
 PACK = "pack_under_test"
@@ -274,7 +274,7 @@ def pack(tmp_path_factory, tiny_checkpoint):
 @pytest.fixture(scope="session")
 def vae_and_encoders(pack):
     """The loader without its first output, which needs the host's model classes."""
-    native, checkpoint = pack.module("nodes.native"), pack.module("vdd_model.checkpoint")
+    native, checkpoint = pack.module("nodes.native"), pack.module("vdd_model.checkpoint.store")
     kept, native._unet_patcher = native._unet_patcher, lambda *_: SimpleNamespace()
     try:
         return native.load(str(checkpoint.resolve(pack.models / "vdd" / "vdd-tiny.safetensors")))[1:]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from media_tools import pattern, save_clip
 
-from vdd_model.video import probe, read, read_clip, write_video
+from vdd_model.media.video import probe, read, read_clip, write_video
 
 TINY = "vdd-tiny.safetensors"
 WIDGETS = {"checkpoint": TINY, "steps": 1, "guidance": 1.0, "fidelity": 1.0, "color": "wavelet", "seed": 0, "window": 4, "overlap": 1}
@@ -129,7 +129,7 @@ def test_cancel_is_looked_at_while_a_resumed_run_passes_over_frames(pack, deblur
     with monkeypatch.context() as patch, pytest.raises(Cancelled):
         cancel_after(pack, patch, 9)
         node.execute(video, **WIDGETS)
-    passed, reader = [], pack.module("vdd_model.video_in").VideoReader
+    passed, reader = [], pack.module("vdd_model.media.reader").VideoReader
     convert = reader._convert
 
     def interrupt():
@@ -145,7 +145,7 @@ def test_other_processing_is_another_result(pack, deblurred, tmp_path, monkeypat
     source = write_video(tmp_path / "clip.mp4", list(torch.rand(3, 32, 48, 3)), 24)
     video = pack.host["comfy_api.latest"].InputImpl.VideoFromFile(str(source))
     before = pack.nodes["VDDDeblurVideo"].execute(video, **WIDGETS).result[0].file
-    monkeypatch.setattr(pack.module("vdd_model.jobs"), "PROCESSING", 1000)
+    monkeypatch.setattr(pack.module("vdd_model.app.jobs"), "PROCESSING", 1000)
     assert pack.nodes["VDDDeblurVideo"].execute(video, **WIDGETS).result[0].file != before
 
 
@@ -193,7 +193,7 @@ def test_what_a_kill_at_the_end_left_does_not_lock_the_node_out(pack, deblurred,
     write_video(source, list(torch.rand(3, 32, 48, 3)), 24)
     node, video = pack.nodes["VDDDeblurVideo"], pack.host["comfy_api.latest"].InputImpl.VideoFromFile
     with monkeypatch.context() as patch:
-        patch.setattr(pack.module("vdd_model.jobs"), "_discard", lambda folder: None)
+        patch.setattr(pack.module("vdd_model.app.jobs"), "_discard", lambda folder: None)
         found = node.execute(video(str(source)), **WIDGETS).result[0].file
     assert len(list(deblurred.iterdir())) == 2
     cancel_after(pack, monkeypatch, 0)

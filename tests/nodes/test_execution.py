@@ -119,7 +119,7 @@ def test_room_is_asked_for_before_encoding(pack, frames, vae_and_encoders, monke
     asked, host = [], pack.host["comfy.model_management"]
     monkeypatch.setattr(host, "load_models_gpu", lambda models, memory_required=0: asked.append(memory_required))
     pack.nodes["VDDEncodeClip"].execute(frames, encoders, vae)
-    whole = pack.module("vdd_model.inference").Tiling()
+    whole = pack.module("vdd_model.inference.window").Tiling()
     assert asked == [native.encode_memory(encoders.config, whole, *frames.shape[1:3], encoders.dtype)] and asked[0] > 0
 
 
@@ -143,7 +143,7 @@ def test_pictures_are_where_the_host_keeps_them(pack, monkeypatch):
 
 def test_encoding_equals_the_pipeline(pack, frames, vae_and_encoders, tiny_model):
     """The conditioning is what the package computes for the same frames."""
-    from vdd_model.inference import to_pixels
+    from vdd_model.inference.window import to_pixels
     vae, encoders = vae_and_encoders
     native = pack.module("nodes.native")
     positive, _, _ = pack.nodes["VDDEncodeClip"].execute(frames, encoders, vae).result
@@ -161,7 +161,7 @@ def test_the_hosts_unet_is_the_models(pack, tiny_model):
     unet.load_state_dict(state)
     x, blur, images = torch.randn(1, 4, 5, 8, 8), torch.randn(1, 4, 5, 8, 8), torch.randn(1, 1, 5, 16)
     t = torch.tensor([500.0])
-    from vdd_model.model import Condition
+    from vdd_model.networks.model import Condition
     with torch.no_grad():
         expected = tiny_model.predict_v(x, t, Condition(tiny_model.adapter(blur), images[:, 0, 2]))
         found = unet(x, t, tiny_model.null_text, vdd_blur=blur, vdd_image=images)
@@ -204,7 +204,7 @@ def test_a_context_window_leaves_the_text_whole(pack):
 
 def test_the_host_can_load_the_denoiser_again(pack, monkeypatch):
     """For another GPU, and for hooks where it has dynamic VRAM."""
-    native, checkpoint = pack.module("nodes.native"), pack.module("vdd_model.checkpoint")
+    native, checkpoint = pack.module("nodes.native"), pack.module("vdd_model.checkpoint.store")
     made = []
 
     def patcher(config, state, dtype, rgb, disable_dynamic):
@@ -221,8 +221,8 @@ def test_the_host_can_load_the_denoiser_again(pack, monkeypatch):
 
 def test_parts_without_weights_are_never_filled(pack, monkeypatch):
     """A host with dynamic VRAM makes zeros for a linear layer that a checkpoint leaves out."""
-    native, model = pack.module("nodes.native"), pack.module("vdd_model.model").DeblurModel
-    config, state = pack.module("vdd_model.checkpoint").read_state(pack.models / "vdd" / TINY)
+    native, model = pack.module("nodes.native"), pack.module("vdd_model.networks.model").DeblurModel
+    config, state = pack.module("vdd_model.checkpoint.store").read_state(pack.models / "vdd" / TINY)
     rest = {k: v for k, v in state.items() if not k.startswith(native.DENOISER)}
     held, load = [], model.load_state_dict
 
@@ -411,7 +411,7 @@ def test_cancel_is_looked_at_in_every_step(pack, monkeypatch):
     monkeypatch.setattr(hostsampler.latent_preview, "prepare_callback", lambda model, steps: lambda *_: None, raising=False)
     monkeypatch.setattr(pack.host["comfy.model_management"], "throw_exception_if_processing_interrupted", cancel)
     model = SimpleNamespace(get_model_object=lambda name: SimpleNamespace(sigmas=torch.linspace(0.03, 4000, 1000)))
-    run = hostsampler.Run(model, 1.0, 0.0, (0.0, 1.0), 0.0, 1, pack.module("vdd_model.sampler").trailing_timesteps, 0, 1)
+    run = hostsampler.Run(model, 1.0, 0.0, (0.0, 1.0), 0.0, 1, pack.module("vdd_model.diffusion.sampler").trailing_timesteps, 0, 1)
     with pytest.raises(Cancelled):
         run.window([], [], {"samples": torch.zeros(1, 4, 2, 8, 8)}, lambda step: torch.zeros(1, 4, 2, 8, 8))
 
@@ -433,10 +433,10 @@ def test_preview_colours_follow_the_autoencoder(pack, tiny_model):
 
 
 def test_schedule_and_sigmas_of_the_host(pack, tiny_model):
-    from vdd_model.diffusion import make_schedule
+    from vdd_model.diffusion.schedule import make_schedule
     hostsampler = pack.module("nodes.hostsampler")
     alpha_bar = make_schedule(tiny_model.config.diffusion).alpha_bar.clamp_min(4.8973451890853435e-08)
     sampling = type("Sampling", (), {"sigmas": ((1 - alpha_bar) / alpha_bar).sqrt().float()})()
     torch.testing.assert_close(hostsampler.schedule_of(sampling).alpha_bar, alpha_bar, rtol=1e-5, atol=1e-9)
-    sigmas = hostsampler.sigmas_of(sampling, pack.module("vdd_model.sampler").trailing_timesteps, 4)
+    sigmas = hostsampler.sigmas_of(sampling, pack.module("vdd_model.diffusion.sampler").trailing_timesteps, 4)
     assert sigmas.tolist() == [*sampling.sigmas[[999, 749, 499, 249]].tolist(), 0.0]

@@ -43,7 +43,7 @@ def meta(*shape: int, dtype=HALF) -> torch.Tensor:
 def peak(pack, monkeypatch):
     """peak(function, module, *inputs) -> bytes."""
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", lambda q, k, v, **_: torch.empty_like(q))
-    monkeypatch.setattr(pack.module("vdd_model.diffusion"), "_at",                       # the schedule's tables have values
+    monkeypatch.setattr(pack.module("vdd_model.diffusion.schedule"), "_at",                       # the schedule's tables have values
                         lambda table, t, like: like.new_empty(len(t), *[1] * (like.ndim - 1)))
 
     def measure(function, module, *inputs) -> int:
@@ -64,7 +64,7 @@ def vae(pack, config):
     """The host's VAE object around a model on the meta device."""
     native = pack.module("nodes.native")
     with torch.device("meta"):
-        model = pack.module("vdd_model.model").DeblurModel(config)
+        model = pack.module("vdd_model.networks.model").DeblurModel(config)
     model.unet = None
     model.half()
     return native._video_vae(model, native.Decoder(SimpleNamespace(config=config, dtype=HALF), model))
@@ -97,9 +97,9 @@ def test_encoding_and_decoding(config, vae, peak, frames):
 @pytest.mark.parametrize(("height", "width"), [(256, 256), (HEIGHT - 1, WIDTH), (2159, 3840)])
 def test_encoding_a_clip(pack, config, peak, height, width):
     """Encoder 2 on one chunk of frames, as Encode Blurred Clip runs it, from the frames on."""
-    native, inference = pack.module("nodes.native"), pack.module("vdd_model.inference")
+    native, inference = pack.module("nodes.native"), pack.module("vdd_model.inference.window")
     with torch.device("meta"):
-        model = pack.module("vdd_model.model").DeblurModel(config).half()
+        model = pack.module("vdd_model.networks.model").DeblurModel(config).half()
     tiling = inference.make_tiling(None, None, height, width, config.divisor)
     frames = [meta(height, width, 3, dtype=torch.float32) for _ in range(native.FRAMES_PER_CHUNK)]
 
@@ -113,7 +113,7 @@ def test_encoding_a_clip(pack, config, peak, height, width):
 @pytest.mark.parametrize("frames", [1, 4])
 @pytest.mark.parametrize("fidelity", [0.0, 1.0])
 def test_decoding_with_the_blurred_frames(pack, config, vae, peak, frames, fidelity):
-    decode, factor = pack.module("vdd_model.inference").decode_frames, config.vae.factor
+    decode, factor = pack.module("vdd_model.inference.window").decode_frames, config.vae.factor
     pixels = meta(1, 3, frames + 2, HEIGHT, WIDTH, dtype=torch.float32)                  # both neighbours of the chunk
     latents = meta(1, 4, frames, HEIGHT // factor, WIDTH // factor)
     model = vae.vdd_decoder.model

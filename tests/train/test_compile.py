@@ -11,7 +11,7 @@ from training_tools import NO_VALIDATION, STAGES, write_config
 from train import config as configs
 from train import start
 from train.loop import Run, run
-from vdd_model.model import DeblurModel
+from vdd_model.networks.model import DeblurModel
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

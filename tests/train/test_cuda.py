@@ -11,11 +11,12 @@ from conftest import tiny_config
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from train import blur, camera, stages, start, validate
+from train import stages, start, validate
 from train.config import LossConfig, StageConfig, TrainConfig
-from vdd_model.fused import channels_last
-from vdd_model.model import DeblurModel
-from vdd_model.pipeline import DeblurOptions, Deblurrer
+from train.synthesis import blur, camera
+from vdd_model.cpu.onednn import channels_last
+from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
+from vdd_model.networks.model import DeblurModel
 
 CUDA = torch.device("cuda:0")
 

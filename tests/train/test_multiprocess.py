@@ -11,12 +11,12 @@ from training_tools import NO_VALIDATION, STAGES, losses, write_config
 
 from train import config as configs
 from train.__main__ import main
-from train.data import PhotoClips
+from train.data.clips import PhotoClips
 from train.loop import run
-from vdd_model.checkpoint import load
+from vdd_model.checkpoint.store import load
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["train.loop", "train.data"])
+CONTEXT.set_forkserver_preload(["train.loop", "train.data.clips"])
 
 
 def process(rank: int, world: int, port: int, arguments: list[str]) -> None:

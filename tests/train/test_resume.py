@@ -17,14 +17,14 @@ from train import config as configs
 from train import start, state
 from train.__main__ import main
 from train.loop import NotFinite, Run, run
-from vdd_model import tensorfile
-from vdd_model.checkpoint import load, read_training
+from vdd_model.checkpoint import tensorfile
+from vdd_model.checkpoint.store import load, read_training
 from vdd_model.config import ConfigError
 from vdd_model.errors import UserError
 
 # A server that has imported everything once and forks the runs that are to be killed.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["train.loop", "train.data"])
+CONTEXT.set_forkserver_preload(["train.loop", "train.data.clips"])
 STEPS = [{**stage, "steps": 6} for stage in STAGES[2:4]]
 
 
@@ -221,7 +221,7 @@ def test_damaged_state_is_passed_over(tmp_path):
 
 
 def test_nan_stops_with_the_step_the_files_and_the_last_state(tmp_path, monkeypatch):
-    from train.data import PhotoClips
+    from train.data.clips import PhotoClips
 
     batch, calls = PhotoClips.batch, []
 

@@ -21,9 +21,9 @@ from train.stages import (
     start_from_estimate,
     trainable_names,
 )
-from vdd_model.checkpoint import load
+from vdd_model.checkpoint.store import load
 from vdd_model.config import ConfigError
-from vdd_model.model import DeblurModel
+from vdd_model.networks.model import DeblurModel
 
 MOVES = {
     "autoencoder": ("vae.encoder.", "vae.decoder.", "vae.quant_conv.", "vae.post_quant_conv."),

@@ -8,10 +8,10 @@ from training_tools import BLUR, NO_VALIDATION, STAGES, write_config
 from train import config as configs
 from train import start
 from train.loop import run
-from vdd_model.checkpoint import load, read_training, save
+from vdd_model.checkpoint.store import load, read_training, save
 from vdd_model.config import ConfigError
 from vdd_model.errors import UserError
-from vdd_model.pipeline import Deblurrer
+from vdd_model.inference.pipeline import Deblurrer
 
 
 @pytest.mark.parametrize("precision, has_bfloat16, trains_in", [

@@ -1,0 +1,86 @@
+"""Muon: what its steps are, which parameters take them, and that a run with it continues as if it had never stopped."""
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import make_tiny_model
+from training_tools import NO_VALIDATION, STAGES, losses, write_config
+
+from train import config as configs
+from train.backend.muon import Muon, is_matrix, orthogonalised
+from train.loop import run
+from vdd_model.config import ConfigError
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (24, 80), (80, 24)])
+def test_orthogonalised_keeps_the_singular_vectors_and_evens_out_the_values(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    found = u.T @ orthogonalised(matrix) @ v.T
+    values = found.diagonal()
+    assert (s.max() / s.min() > 1.3) and values.min() > 0.5 and values.max() < 1.3
+    assert (found - values.diag()).abs().max() < 1e-3
+    assert torch.allclose(orthogonalised(1e4 * matrix), orthogonalised(matrix), atol=1e-4)
+    coarse = u.T @ orthogonalised(matrix, torch.bfloat16) @ v.T
+    assert coarse.dtype == torch.float32 and coarse.diagonal().min() > 0.5 and coarse.diagonal().max() < 1.3
+    assert (coarse - coarse.diagonal().diag()).abs().max() < 0.05
+
+
+def test_a_matrix_moves_by_the_learning_rate_and_the_rest_as_with_adamw():
+    torch.manual_seed(0)
+    weight, bias = (torch.nn.Parameter(torch.randn(shape)) for shape in ((32, 8, 3, 3), (32,)))
+    twin = torch.nn.Parameter(bias.detach().clone())
+    optimizers = Muon([weight, bias], lr=1e-3, weight_decay=0.1), torch.optim.AdamW([twin], lr=1e-3, weight_decay=0.1)
+    for _ in range(3):
+        before = weight.detach().clone()
+        gradient = torch.randn_like(bias)
+        weight.grad, bias.grad, twin.grad = torch.randn_like(weight), gradient, gradient.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+        moved = weight.detach() - before * (1 - 1e-4)
+        assert 0.15e-3 < moved.square().mean().sqrt() < 0.25e-3          # 0.2 lr, as AdamW's steps are about
+        assert torch.equal(bias, twin)
+
+
+def test_a_momentum_is_made_once(monkeypatch):
+    weight = torch.nn.Parameter(torch.randn(32, 32))
+    optimizer, made, zeros = Muon([weight], lr=1e-3), [], torch.zeros_like
+    monkeypatch.setattr(torch, "zeros_like", lambda p, **options: made.append(p) or zeros(p, **options))
+    for _ in range(3):
+        weight.grad = torch.randn_like(weight)
+        optimizer.step()
+    assert len(made) == 1
+
+
+def test_which_parameters_are_matrices():
+    model = make_tiny_model()
+    chosen = {name for name, p in model.named_parameters() if is_matrix(p)}
+    for name, p in model.named_parameters():
+        if p.ndim == 1 or "depthwise" in name or name in ("null_text", "vae.fidelity.head.weight"):
+            assert name not in chosen
+    assert any(name.startswith("unet.") for name in chosen)
+
+
+def test_resume_equals_no_interruption(tmp_path):
+    stages = [{**stage, "steps": 4, "optimizer": "muon"} for stage in STAGES if stage["kind"] == "stage2"]
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    for folder in (whole, halves):
+        folder.mkdir()
+        path = write_config(folder, stages, validation=NO_VALIDATION, save_every=2, log_every=1)
+    run(configs.load(whole / path.name), say=lambda text: None)
+
+    def stop(text: str) -> None:
+        if " step 3/" in text:
+            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):                  # the newest state is that of step 2, with momenta
+        run(configs.load(path), say=stop)
+    run(configs.load(path), resume=True, say=lambda text: None)
+    assert losses(halves / "run") == losses(whole / "run")
+
+
+def test_is_refused_with_fsdp(tmp_path):
+    stages = [{**STAGES[0], "optimizer": "muon"}]
+    with pytest.raises(ConfigError, match=r"stages\[0\].optimizer: muon needs whole matrices"):
+        configs.load(write_config(tmp_path, stages, fsdp=True))
+    with pytest.raises(ConfigError, match="adamw or muon, found 'sgd'"):
+        configs.load(write_config(tmp_path, [{**STAGES[0], "optimizer": "sgd"}]))

@@ -1,0 +1,493 @@
+"""Readers and sources: published layouts, pairs, videos, photographs; broken files; purity of samples; the command line."""
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from media_tools import pattern, save_clip, shifted
+from PIL import Image
+
+from train.data import __main__ as contact
+from train.data import clips as data
+from train.data import photos, readers
+from train.data.clips import PairClips, PhotoClips, VideoClips, between, expose, open_clips
+from train.data.readers import DataError
+from train.synthesis.blur import synthesize
+from train.synthesis.scene import BlurConfig
+from vdd_model.measure.flow import dense_flow
+from vdd_model.media.video import probe, read_clip
+
+
+def picture(seed: int, width: int = 48, height: int = 40, shift: int = 0) -> Image.Image:
+    """Smooth random texture, moved right by `shift`."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (10, 24, 3), dtype=np.uint8)
+    large = Image.fromarray(coarse).resize((width * 2, height), Image.Resampling.BICUBIC)
+    return large.crop((shift, 0, shift + width, height))
+
+
+def write(folder: Path, count: int, first: int = 0, suffix: str = ".png", digits: int = 6, seed: int = 0, size=(48, 40)) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(first, first + count):
+        picture(seed, *size, shift=2 * (i - first)).save(folder / f"{i:0{digits}d}{suffix}", quality=95)
+
+
+def write_video(path: Path, frames: int, seed: int = 0, rate: int = 30, speed: int = 2, size=(64, 48)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "4", "g": "5"})
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        for i in range(frames):
+            container.mux(stream.encode(av.VideoFrame.from_image(picture(seed, *size, shift=speed * i))))
+        container.mux(stream.encode(None))
+
+
+def gopro(root: Path) -> Path:
+    for split, name in (("train", "GOPR0001"), ("train", "GOPR0002"), ("test", "GOPR0003")):
+        for kind, seed in (("blur", 1), ("blur_gamma", 2), ("sharp", 3)):
+            write(root / split / name / kind, 6, first=1, seed=seed)
+    return root
+
+
+def test_gopro(tmp_path):
+    root = gopro(tmp_path)
+    assert [s.name for s in readers.find(root, split="train").sequences] == ["train/GOPR0001", "train/GOPR0002"]
+    found = readers.find(root, split="test")
+    assert found.layout == "gopro" and [len(s) for s in found.sequences] == [6] and not found.problems
+    assert len(readers.find(root).sequences) == 3
+    assert len(readers.find(root / "train", split="train").sequences) == 2
+    gamma = readers.find(root, "gopro", "test", "blur_gamma").sequences[0]
+    assert gamma.blurred.paths[0].parent.name == "blur_gamma"
+
+
+def test_dvd_splits_by_the_published_list(tmp_path):
+    for name in ("IMG_0003", "IMG_0001"):
+        for kind in ("input", "GT"):
+            write(tmp_path / "quantitative_datasets" / name / kind, 4, suffix=".jpg", digits=5)
+    for split, name in (("test", "IMG_0003"), ("train", "IMG_0001")):
+        found = readers.find(tmp_path, split=split)
+        assert found.layout == "dvd" and [s.name for s in found.sequences] == [f"quantitative_datasets/{name}"]
+
+
+def test_reds(tmp_path):
+    for split in ("train", "val"):
+        for kind in ("blur", "sharp"):
+            for name in ("000", "001"):
+                write(tmp_path / split / f"{split}_{kind}" / name, 5, digits=8)
+    found = readers.find(tmp_path, split="val")
+    assert found.layout == "reds" and [s.name for s in found.sequences] == ["val/val_blur/000", "val/val_blur/001"]
+    assert found.sequences[0].sharp.paths[0] == tmp_path / "val/val_sharp/000/00000000.png"
+
+
+def test_bsd(tmp_path):
+    for split in ("train", "valid", "test"):
+        for kind in ("Blur", "Sharp"):
+            write(tmp_path / "BSD_2ms16ms" / split / "071" / kind / "RGB", 3, digits=8)
+    found = readers.find(tmp_path, split="val")
+    assert found.layout == "bsd" and [s.name for s in found.sequences] == ["BSD_2ms16ms/valid/071"]
+
+
+def test_any_folder_of_pairs(tmp_path):
+    for kind in ("blurry", "gt"):
+        write(tmp_path / "frames" / kind / "a", 3)
+        write(tmp_path / "flat" / kind, 3)
+    found = readers.find(tmp_path)
+    assert found.layout == "pairs" and [s.name for s in found.sequences] == ["flat", "frames/a"]
+
+
+def test_pairs_of_videos(tmp_path):
+    write_video(tmp_path / "blur" / "a.mp4", 12, seed=1)
+    write_video(tmp_path / "sharp" / "a.mp4", 12, seed=2)
+    write_video(tmp_path / "blur" / "b.mp4", 5)
+    found = readers.find(tmp_path)
+    assert found.layout == "pairs" and [(s.name, len(s)) for s in found.sequences] == [(f"{tmp_path.name}/a", 12)]
+    assert "b.mp4: no partner" in found.problems[0]
+    clips = PairClips(found).batch(0, [0, 1], num_frames=4, size=32, device="cpu")
+    assert clips.blurred.shape == (2, 3, 4, 32, 32)
+
+
+def test_video_frames_are_the_ones_asked_for(tmp_path):
+    write_video(tmp_path / "a.mp4", 20, speed=3)
+    frames = readers.VideoFrames("a", tmp_path / "a.mp4")
+    assert len(frames) == 20 and frames.size == (64, 48) and frames.rate == 30
+    drawn = torch.stack([torch.from_numpy(np.array(picture(0, 64, 48, shift=3 * i))).permute(2, 0, 1).float() for i in range(20)])
+    for start in (0, 4, 13, 17):                                 # keyframes are five apart; chroma is halved, so compare, not equal
+        for k, frame in enumerate(frames.read(range(start, start + 3)).float()):
+            assert (frame - drawn).abs().mean((1, 2, 3)).argmin() == start + k
+    assert torch.equal(frames.read(range(5, 6), (8, 4, 40, 36))[0], frames.read(range(5, 6))[0, :, 4:36, 8:40])
+
+
+@pytest.mark.parametrize("suffix, codec, options", [
+    (".ts", "libx264", {"bf": "3", "g": "12"}), (".mpg", "mpeg2video", {"bf": "2", "g": "12", "threads": "1"}),
+    (".avi", "libx264", {"bf": "3", "g": "12"}), (".avi", "mpeg4", {"bf": "2"}),
+    (".mkv", "libx264", {"bf": "3", "g": "12", "x264-params": "open-gop=1"})])
+def test_frames_of_any_container_are_those_of_the_reader(tmp_path, suffix, codec, options):
+    """Some containers seek to places behind the one asked for, some do not tell when a frame is shown."""
+    path = save_clip(tmp_path / f"a{suffix}", [pattern(i) for i in range(60)], codec=codec, options=options)
+    whole = read_clip(path)
+    frames = readers.VideoFrames("a", path)
+    assert len(frames) == len(whole) >= 59
+    for start in (0, 1, 11, 13, 30, 35, 47, 54, 20):
+        numbers = range(start, start + 5)
+        found = frames.read(numbers).movedim(1, -1).float() / 255
+        assert (found - whole[start:start + 5]).abs().max() < 0.51 / 255
+
+
+def test_a_recording_that_begins_between_key_frames_has_the_frames_that_can_be_decoded(tmp_path):
+    data = save_clip(tmp_path / "a.ts", [pattern(i) for i in range(60)], options={"bf": "0", "g": "20", "sc_threshold": "0"}).read_bytes()
+    packets = [data[i:i + 188] for i in range(0, len(data), 188)]
+    tables = [p for p in packets if (p[1] & 0x1F) << 8 | p[2] in (0, 0x1000, 0x11)]           # what the stream is
+    (tmp_path / "cut.ts").write_bytes(b"".join(tables[:3] + packets[len(packets) // 6:]))
+    whole, frames = read_clip(tmp_path / "cut.ts"), readers.VideoFrames("a", tmp_path / "cut.ts")
+    assert 30 < len(frames) == len(whole) < probe(tmp_path / "cut.ts").num_frames
+    for start in (0, 7, len(whole) - 4):
+        assert (frames.read(range(start, start + 4)).movedim(1, -1) / 255 - whole[start:start + 4]).abs().max() < 0.51 / 255
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".avi"])
+def test_damaged_videos_give_the_right_frames_or_none(tmp_path, suffix):
+    front = {"movflags": "faststart"} if suffix == ".mp4" else None
+    path = save_clip(tmp_path / f"a{suffix}", [pattern(i) for i in range(60)], options={"bf": "2", "g": "12"}, container_options=front)
+    whole, data = read_clip(path), bytearray(path.read_bytes())
+    start = len(data) * 6 // 10
+    data[start:start + 300] = bytes(i * 77 % 256 for i in range(300))
+    path.write_bytes(data)
+    frames, right = readers.VideoFrames("a", path), 0
+    for i in range(len(frames)):
+        try:
+            found = frames.read(range(i, i + 1))[0].movedim(0, -1) / 255
+        except DataError:
+            continue
+        near = (whole - found).abs().mean((1, 2, 3))
+        assert near[i] < 0.01 or near.min() > 0.01              # itself, damaged, but no other
+        right += bool(near[i] < 0.01)
+    assert 5 < right < 60
+
+
+def test_frames_that_an_edit_list_hides_are_none(tmp_path):
+    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(60)], options={"crf": "4", "g": "15", "bf": "0"})
+    frames = readers.VideoFrames("a", shifted(source, tmp_path / "cut.mp4", 15, 22))
+    assert len(frames) == 38
+    assert (frames.read(range(0, 2))[0] / 255 - torch.from_numpy(pattern(22)).movedim(-1, 0)).abs().mean() < 0.01
+
+
+def test_missing_partner_ends_a_run_and_is_named(tmp_path):
+    root = gopro(tmp_path)
+    (root / "test/GOPR0003/sharp/000003.png").unlink()
+    found = readers.find(root, split="test")
+    assert [(s.name, len(s)) for s in found.sequences] == [("test/GOPR0003#0", 2), ("test/GOPR0003#1", 3)]
+    assert "no partner of 000003.png" in found.problems[0]
+
+
+def test_a_gap_in_both_folders_ends_a_run(tmp_path):
+    """A frame of which either side is missing lies between its neighbours, whichever folder is looked at first."""
+    for kind, numbers in (("blur", (1, 2, 4, 5, 6, 9, 10)), ("sharp", (1, 2, 3, 4, 5, 9, 10))):
+        for number in numbers:
+            write(tmp_path / "SEQ" / kind, 1, first=number, digits=1)
+    found = readers.find(tmp_path)
+    assert [[p.stem for p in s.sharp.paths] for s in found.sequences] == [["1", "2"], ["4", "5"], ["9", "10"]]
+    assert [[p.stem for p in s.blurred.paths] for s in found.sequences] == [["1", "2"], ["4", "5"], ["9", "10"]]
+    assert "no partner of 6.png" in found.problems[0] and "no partner of 3.png" in found.problems[1]
+
+
+def test_nothing_found_is_one_clear_sentence(tmp_path):
+    with pytest.raises(DataError, match="holds no clips or photographs"):
+        readers.find(tmp_path)
+    with pytest.raises(DataError, match="there is no folder"):
+        readers.find(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="no layout is called 'gopr'"):
+        readers.find(tmp_path, "gopr")
+
+
+def test_blurred_frames_never_become_the_truth(tmp_path):
+    """A pair that cannot be used is refused with its reason, and not read as two sharp videos or as photographs."""
+    write_video(tmp_path / "v" / "blurred" / "x.mp4", 6)
+    write_video(tmp_path / "v" / "sharp" / "x.mp4", 5)
+    for layout in ("auto", "pairs"):
+        with pytest.raises(readers.DataError, match="no pair .* can be used; the first: .*x.mp4: 6 frames"):
+            readers.find(tmp_path / "v", layout)
+    write(tmp_path / "p" / "blur", 3)
+    write(tmp_path / "p" / "sharp", 3)
+    for folder, layout in (("p", "photos"), ("v", "videos")):
+        with pytest.raises(readers.DataError, match="side by side"):
+            readers.find(tmp_path / folder, layout)
+    assert len(readers.find(tmp_path / "p" / "sharp", "photos").sequences) == 3
+
+
+def test_photographs_of_another_split_are_not_trained_on(tmp_path):
+    for split, seed in (("train", 1), ("val", 2)):
+        write(tmp_path / split, 2, seed=seed, digits=3 + seed)
+    for layout in ("photos", "auto"):
+        assert open_clips(tmp_path, layout, "train").names == ["train/0000.png", "train/0001.png"]
+
+
+def test_what_is_left_out_of_training_is_named(tmp_path):
+    for name, count in (("a", 6), ("b", 3), ("c", 3)):
+        for kind in ("blur", "sharp"):
+            write(tmp_path / name / kind, count)
+    (tmp_path / "a" / "sharp" / "000005.png").unlink()
+    clips = open_clips(tmp_path, "gopro")
+    clips.batch(0, [0], num_frames=4, size=32, device="cpu")
+    told = " ".join(clips.unreadable.values())
+    assert "no partner of 000005.png" in told and "2 of 3 clips have fewer than 4 frames" in told
+
+
+def test_no_clip_holds_a_cut_between_scenes(tmp_path):
+    def scenes(path, *lengths):
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=30, options={"crf": "4"})
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            for seed, length in enumerate(lengths):
+                for i in range(length):
+                    container.mux(stream.encode(av.VideoFrame.from_image(picture(seed, 64, 48, shift=2 * i))))
+            container.mux(stream.encode(None))
+
+    scenes(tmp_path / "a.mp4", 12, 12)
+    clips, starts = open_clips(tmp_path, "videos"), set()
+    for index in range(12):
+        name = clips.batch(0, [index], num_frames=4, size=32, device="cpu").names[0]
+        first, last = map(int, name.rpartition(" ")[2].split(".."))
+        assert last < 12 or first >= 12
+        starts.add(first >= 12)
+    assert starts == {False, True} and not clips.unreadable
+    (tmp_path / "a.mp4").unlink()
+    scenes(tmp_path / "b.mp4", *[2] * 6)
+    with pytest.raises(readers.DataError, match="met a cut between scenes"):
+        open_clips(tmp_path, "videos").batch(0, [0], num_frames=4, size=32, device="cpu")
+
+
+def test_motion_and_flashes_are_no_cuts(shared):
+    """Real walking footage has none; any two photographs behind each other are one."""
+    for name in ("GOPRO7_WALK", "GOPROMAX_WALK"):
+        frames = read_clip(shared / "data" / "gopro_layout" / "test" / name / "sharp", 24).movedim(-1, 1)
+        for top, left in ((0, 0), (40, 80), (100, 200)):
+            crop = frames[:, :, top:top + 160, left:left + 160].clone()
+            assert data.scene_cut(crop) == 0
+            crop[3] = (2 * crop[3]).clamp(max=1)
+            assert data.scene_cut(crop) == 0
+    scenes = [photo[:, 100:260, 100:260].float() / 255 for photo in photos.read_photos(shared / "data" / "val_photos")[1]]
+    assert all(data.scene_cut(torch.stack([a, a, b])) == 2 for a, b in zip(scenes, scenes[1:]))
+
+
+def test_blur_that_nobody_looks_at_is_not_computed(tmp_path, monkeypatch):
+    """The autoencoder and the denoiser learn from sharp frames alone."""
+    write_video(tmp_path / "a.mp4", 24, speed=4)
+    monkeypatch.setattr(data, "expose", None)
+    clips = open_clips(tmp_path, "videos", blur=BlurConfig(max_subsamples=1, noise=0, codec=0))
+    batch = clips.batch(0, [0], num_frames=3, size=32, device="cpu")
+    assert (batch.blurred - batch.sharp).abs().max() < 3 / 255
+
+
+def test_samples_are_pure_and_pairs_stay_aligned(tmp_path):
+    root = gopro(tmp_path)
+    for path in root.rglob("blur/*.png"):                        # blurred = sharp: any difference in crop or flip would show
+        path.write_bytes((path.parents[1] / "sharp" / path.name).read_bytes())
+    source = open_clips(root, "auto", "train")
+    clips = source.batch(3, [10, 11, 12, 13], num_frames=3, size=24, device="cpu")
+    assert torch.equal(clips.blurred, clips.sharp)
+    again = open_clips(root, "auto", "train")
+    assert torch.equal(again.batch(3, [12], num_frames=3, size=24, device="cpu").sharp[0], clips.sharp[2])
+    assert clips.names[0].startswith("train/GOPR")
+    many = source.batch(3, range(40), num_frames=3, size=24, device="cpu")
+    assert len(set(many.names)) > 5
+    starts = {name.split()[-1] for name in many.names}
+    assert {"0..2", "3..5"} <= starts
+
+
+def test_flips_and_time_reversal_happen(tmp_path):
+    root = gopro(tmp_path)
+    source = open_clips(root, "auto", "test")
+    original = source.sequences[0].sharp.read(range(6)).transpose(0, 1).float() / 255
+    seen = set()
+    for index in range(24):
+        sample = source.batch(0, [index], num_frames=6, size=40, device="cpu").sharp[0]
+        for mirror in (False, True):
+            for reverse in (False, True):
+                flipped = original.flip([d for d, on in ((3, mirror), (1, reverse)) if on])
+                if any(torch.equal(sample, flipped[..., x:x + 40]) for x in range(9)):
+                    seen.add((mirror, reverse))
+    assert len(seen) == 4
+
+
+def test_unreadable_files_are_skipped_counted_and_named(tmp_path):
+    root = gopro(tmp_path)
+    broken = root / "train/GOPR0001/blur/000004.png"
+    broken.write_bytes(broken.read_bytes()[:200])
+    source = open_clips(root, "auto", "train")
+    clips = source.batch(0, range(30), num_frames=3, size=24, device="cpu")
+    assert len(clips.sharp) == 30
+    assert list(source.unreadable) == [str(broken)]
+    again = open_clips(root, "auto", "train").batch(0, [17], num_frames=3, size=24, device="cpu")
+    assert torch.equal(again.sharp[0], clips.sharp[17])
+
+
+def test_frames_that_differ_in_size_are_left_out_and_named(tmp_path):
+    """A whole clip of smaller blurred frames, and one frame inside another clip: no crop ever gets a black border."""
+    root = gopro(tmp_path)
+    for path in root.rglob("*.png"):
+        Image.new("L", (48, 40), 200).save(path)
+    for path in (root / "train/GOPR0001/blur").iterdir():
+        Image.new("L", (36, 30), 200).save(path)
+    odd = root / "train/GOPR0002/sharp/000005.png"
+    Image.new("L", (48, 30), 200).save(odd)
+    source = open_clips(root, "auto", "train")
+    clips = source.batch(0, range(30), num_frames=3, size=24, device="cpu")
+    assert clips.blurred.min() == clips.sharp.min() == 200 / 255
+    assert list(source.unreadable) == ["train/GOPR0001", str(odd)]
+    assert "differ in size (36 x 30 and 48 x 40 pixels)" in source.unreadable["train/GOPR0001"]
+    assert "48 x 30 pixels, the clip's first frame has 48 x 40" in source.unreadable[str(odd)]
+    for path in (root / "train/GOPR0002/blur").iterdir():
+        Image.new("L", (50, 40), 200).save(path)
+    with pytest.raises(DataError, match="none of the 2 clips can be used; the first: train/GOPR0001: its blurred and sharp"):
+        open_clips(root, "auto", "train").batch(0, [0], num_frames=3, size=24, device="cpu")
+
+
+def test_too_short_and_too_small_clips_are_refused(tmp_path):
+    source = open_clips(gopro(tmp_path), "auto", "train")
+    with pytest.raises(DataError, match="none of the 2 clips has 16 frames of at least 24 x 24"):
+        source.batch(0, [0], num_frames=16, size=24, device="cpu")
+    with pytest.raises(DataError, match="256 x 256"):
+        source.batch(0, [0], num_frames=3, size=256, device="cpu")
+
+
+@pytest.mark.parametrize("matrix", [(-1, 0, 0, 1), (0, 1, 1, 0), (0, 1, -1, 0)])
+def test_videos_are_shown_as_players_show_them(tmp_path, matrix):
+    """Mirrored, mirrored and turned, turned: training sees the pictures that deblurring sees."""
+    path = save_clip(tmp_path / "a.mp4", [pattern(i) for i in range(3)])
+    data = bytearray(path.read_bytes())
+    a, b, c, d = (n << 16 for n in matrix)
+    struct.pack_into(">9i", data, data.find(b"tkhd") + 44, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    seen = readers.VideoFrames("a", path).read(range(3))
+    assert torch.equal(seen, (read_clip(path) * 255).round().to(torch.uint8).permute(0, 3, 1, 2))
+
+
+def test_sharp_videos(tmp_path):
+    write_video(tmp_path / "a.mp4", 24, speed=4)
+    write_video(tmp_path / "fast.mp4", 40, rate=240, speed=1)
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    found = readers.find(tmp_path)
+    assert found.layout == "videos" and len(found.sequences) == 2 and "broken.mp4" in found.problems[0]
+    source = VideoClips(found, BlurConfig(noise=0.0, codec=0.0))
+    clips = source.batch(0, range(3), num_frames=3, size=32, device="cpu")
+    assert clips.blurred.shape == clips.sharp.shape == (3, 3, 3, 32, 32)
+    assert 1e-6 < (clips.blurred - clips.sharp).square().mean() < 0.01
+    again = VideoClips(found, BlurConfig(noise=0.0, codec=0.0)).batch(0, [2], num_frames=3, size=32, device="cpu")
+    assert torch.equal(again.sharp[0], clips.sharp[2])
+
+
+def test_interpolated_exposure_equals_the_average_of_real_frames():
+    """Frames 4 pixels apart, interpolated, against the true average of frames a quarter pixel apart; plain blending is far off."""
+    wide = np.asarray(picture(5, 400, 40)).astype(np.float32) / 255
+    texture = torch.from_numpy(wide).permute(2, 0, 1)
+
+    def at(position: float) -> torch.Tensor:
+        low = int(np.floor(position))
+        return (1 - position + low) * texture[:, :, low:low + 120] + (position - low) * texture[:, :, low + 1:low + 121]
+
+    frames = torch.stack([at(40 + 4 * i) for i in range(3)])
+    truth = torch.stack([at(44 + 0.25 * k) for k in range(-15, 16)]).mean(0)
+    ours = expose(frames, frames, 1, 0.96, {})
+    inside = (slice(None), slice(4, -4), slice(10, -10))
+    error = (ours - truth)[inside].square().mean()
+    blend = (frames.mean(0) - truth)[inside].square().mean()
+    assert error < 0.1 * blend
+
+
+def test_between_ends_at_the_frames():
+    pair = torch.stack([torch.from_numpy(np.array(picture(2, shift=s))).permute(2, 0, 1).float() / 255 for s in (0, 1)])
+    flow = dense_flow(pair.mean(1, keepdim=True), pair.mean(1, keepdim=True).flip(0))
+    assert torch.allclose(between(pair, flow, 0.0), pair[0], atol=1e-5)
+    assert torch.allclose(between(pair, flow, 1.0), pair[1], atol=1e-5)
+
+
+def test_photographs_folder_and_pack_give_the_same_samples(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(3):
+        picture(i, 160, 120).save(folder / f"{i}.webp", lossless=True)
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    pack = tmp_path / "photos.safetensors"
+    count, unreadable = photos.write_pack(folder, pack)
+    assert count == 3 and list(unreadable) == ["broken.jpg"]
+    a, b = PhotoClips(folder), PhotoClips(pack)
+    assert list(a.unreadable) == ["broken.jpg"] and not b.unreadable
+    x, y = (s.batch(0, [0, 1], num_frames=2, size=32, device="cpu") for s in (a, b))
+    assert torch.equal(x.blurred, y.blurred) and torch.equal(x.sharp, y.sharp)
+    photos.write_pack(folder, pack, max_side=80)
+    assert {p.shape[-1] for p in photos.read_photos(pack)[1]} == {80}
+
+
+def test_a_file_that_is_no_pack_is_refused(tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"nothing of the kind")
+    with pytest.raises(DataError, match="cannot be read as a pack"):
+        PhotoClips(path)
+
+
+def test_check_prints_what_is_there(tmp_path, capsys):
+    root = gopro(tmp_path)
+    assert contact.main(["check", str(root), "--split", "train"]) == 0
+    out = capsys.readouterr().out
+    assert "layout gopro, 2 clips, 12 frames" in out and "dB PSNR, mean of 12 frames" in out and "nothing is missing" in out
+    (root / "train/GOPR0001/sharp/000002.png").write_bytes(b"broken")
+    (root / "train/GOPR0002/sharp/000005.png").unlink()
+    assert contact.main(["check", str(root), "--split", "train"]) == 1
+    out = capsys.readouterr().out
+    assert "1 unreadable" in out and "000002.png: cannot be read" in out and "no partner of 000005.png" in out
+    assert contact.main(["check", str(tmp_path / "nowhere")]) == 2
+
+
+def test_check_measures_the_real_clips(shared, capsys):
+    root = shared / "data/gopro_layout"
+    if not root.is_dir():
+        pytest.skip(f"needs {root}, which is not here")
+    assert contact.main(["check", str(root), "--every", "6"]) == 0
+    out = capsys.readouterr().out
+    assert "GOPRO7_WALK" in out and "GOPROMAX_WALK" in out and "448 x 256" in out
+
+
+def test_contact_sheet(tmp_path, capsys):
+    root = gopro(tmp_path / "clips")
+    sheet = tmp_path / "sheet.png"
+    assert contact.main(["contact", str(root), "-o", str(sheet), "--count", "2", "--frames", "3", "--size", "16", "--zoom", "2"]) == 0
+    assert Image.open(sheet).size == (3 * 16 * 2, 2 * 2 * 16 * 2)
+    assert contact.main(["contact", str(root), "-o", str(sheet), "--set", "extnt=3"]) == 2
+    assert "did you mean 'extent'" in capsys.readouterr().err
+
+
+def test_scenes_are_cut_into_samples_that_depend_on_their_index_alone(tmp_path):
+    for i in range(2):
+        picture(i, 300, 240).save(tmp_path / f"{i}.png")
+    source = PhotoClips(tmp_path, BlurConfig(cut=2, extent=(1.0, 3.0)))
+    shape = {"num_frames": 2, "size": 32, "device": "cpu"}
+    together = source.batch(5, [3, 4, 7], **shape)
+    for row, index in enumerate((3, 4, 7)):
+        alone = source.batch(5, [index], **shape)
+        assert torch.equal(together.blurred[row], alone.blurred[0]) and torch.equal(together.sharp[row], alone.sharp[0])
+    scene = synthesize(source.photos, 5, [1], num_frames=2, size=64, config=BlurConfig(extent=(1.0, 3.0)))[1][0]
+    for sample, part in ((together.sharp[1], scene[:, :, :32, :32]), (together.sharp[2], scene[:, :, 32:, 32:])):   # samples 4 and 7
+        assert any(torch.allclose(sample, turned) for turned in turns(part))
+
+
+def turns(x):
+    """Upright, rows and columns swapped, on its head, both."""
+    return x, x.mT, x.flip(-2), x.mT.flip(-2)
+
+
+def test_photographs_come_in_every_orientation_and_both_sides_of_a_pair_in_the_same(tmp_path):
+    picture(0, 200, 160).save(tmp_path / "0.png")
+    config = BlurConfig(extent=(2.0, 4.0))
+    source = PhotoClips(tmp_path, config)
+    clips = source.batch(7, range(24), num_frames=2, size=24, device="cpu")
+    seen = set()
+    for i in range(24):
+        blurred, sharp = synthesize(source.photos, 7, [i], num_frames=2, size=24, config=config)
+        same = [k for k, pair in enumerate(zip(turns(blurred[0]), turns(sharp[0])))
+                if torch.equal(pair[0], clips.blurred[i]) and torch.equal(pair[1], clips.sharp[i])]
+        assert len(same) == 1
+        seen |= set(same)
+    assert seen == {0, 1, 2, 3}

@@ -1,0 +1,243 @@
+"""What users really give: broken, empty, changing, full. One sentence each, no traceback, nothing lost."""
+from __future__ import annotations
+
+import shutil
+import wave
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+from media_tools import IdentityDeblurrer, pattern, save_clip
+
+from vdd_model.app.cli import main
+from vdd_model.inference.pipeline import Deblurrer
+from vdd_model.media.video import part_folder, probe, read, read_clip, write_image
+
+
+def vdd(capfd, *command, model=None) -> tuple[int, str]:
+    """(exit code, stderr) of `vdd deblur`."""
+    capfd.readouterr()
+    code = main(["deblur", *map(str, command), "--quiet"], model or IdentityDeblurrer())
+    error = capfd.readouterr().err
+    assert "Traceback" not in error
+    return code, "\n".join(line for line in error.splitlines() if line.startswith("vdd:"))
+
+
+@pytest.fixture()
+def whole(tmp_path):
+    """A clip of 60 frames whose index is at its start, so that it can be read when it is cut off."""
+    return save_clip(tmp_path / "whole.mp4", [pattern(i) for i in range(60)], container_options={"movflags": "faststart"})
+
+
+def expect_error(capfd, tmp_path, source, text: str) -> None:
+    """Exit code 1, one sentence with `text`, and nothing left behind."""
+    before = set(tmp_path.iterdir())
+    code, error = vdd(capfd, source, "-o", tmp_path / "out.mp4")
+    assert code == 1 and text in error and error.count("\n") == 0, error
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_missing_file(tmp_path, capfd):
+    expect_error(capfd, tmp_path, tmp_path / "nothing.mp4", "does not exist")
+    expect_error(capfd, tmp_path, tmp_path / "*.mp4", "nothing fits the pattern")
+
+
+def test_empty_file(tmp_path, capfd):
+    (tmp_path / "empty.mp4").touch()
+    expect_error(capfd, tmp_path, tmp_path / "empty.mp4", "is empty (0 bytes)")
+    (tmp_path / "folder").mkdir()
+    expect_error(capfd, tmp_path, tmp_path / "folder", "holds no video and no pictures")
+
+
+@pytest.mark.parametrize("data", [b"\x00" * 5000, b"just some text\n" * 100, b"%PDF-1.4 " + bytes(range(256)) * 20,
+                                  b"\x89PNG\r\n\x1a\n" + b"x" * 99])
+def test_files_that_are_no_video(tmp_path, capfd, data):
+    (tmp_path / "film.mp4").write_bytes(data)
+    expect_error(capfd, tmp_path, tmp_path / "film.mp4", "film.mp4")
+
+
+def test_sound_only(tmp_path, capfd):
+    with wave.open(str(tmp_path / "sound.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(bytes(8000))
+    expect_error(capfd, tmp_path, tmp_path / "sound.wav", "no video in it, only sound")
+
+
+def test_zero_frames(tmp_path, capfd):
+    path = tmp_path / "none.mkv"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        out.start_encoding()
+    expect_error(capfd, tmp_path, path, "not one frame")
+
+
+def test_truncated_header(tmp_path, capfd):
+    source = save_clip(tmp_path / "a.mp4", [pattern(i) for i in range(30)])       # its index is at the end
+    data = source.read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(data[: len(data) // 2])
+    expect_error(capfd, tmp_path, tmp_path / "cut.mp4", "header is missing")
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
+def test_a_clip_that_breaks_off(tmp_path, capfd, whole, suffix):
+    """What can be decoded is delivered and the loss is said."""
+    source = whole
+    if suffix != ".mp4":
+        source = save_clip(tmp_path / f"whole{suffix}", [pattern(i) for i in range(60)])
+    data = source.read_bytes()
+    (tmp_path / f"cut{suffix}").write_bytes(data[: int(len(data) * 0.6)])
+    code, error = vdd(capfd, tmp_path / f"cut{suffix}", "-o", tmp_path / "out.mp4")
+    out = probe(tmp_path / "out.mp4")
+    assert code == 3 and 20 < out.num_frames < 50
+    lost = 60 - out.num_frames + ("1 frame is damaged" in error)
+    if suffix != ".mkv":                                   # its header tells how many there were
+        assert "are missing" in error and f"{lost} frames lost" in error
+    else:
+        assert "breaks off" in error and "lost" in error
+    assert (read_clip(out) - read_clip(source)[: out.num_frames]).square().mean() < 1e-3
+
+
+def test_damage_in_the_middle(tmp_path, capfd, whole):
+    data = bytearray(whole.read_bytes())
+    for i in range(len(data) // 2, len(data) // 2 + 700):
+        data[i] = (i * 77) % 256
+    (tmp_path / "bad.mp4").write_bytes(data)
+    code, error = vdd(capfd, tmp_path / "bad.mp4", "-o", tmp_path / "out.mp4")
+    assert code == 3 and "could not be decoded" in error or "damaged" in error
+    out = list(read(probe(tmp_path / "out.mp4")))
+    assert 40 <= len(out) <= 60
+    clip = probe(tmp_path / "out.mp4")
+    assert clip.rate == 25 and abs(float(out[-1].pts * clip.time_base) - 59 / 25) < 0.3       # the rest stays in its place in time
+
+
+def test_frame_size_changes(tmp_path, capfd):
+    """H.264 may change its size in the middle of a stream."""
+    parts = [save_clip(tmp_path / f"{i}.h264", [pattern(k, *size) for k in range(12)]) for i, size in enumerate([(48, 64), (64, 96)])]
+    (tmp_path / "both.h264").write_bytes(parts[0].read_bytes() + parts[1].read_bytes())
+    code, error = vdd(capfd, tmp_path / "both.h264", "-o", tmp_path / "out.mp4")
+    assert code == 3 and "the frame size changes from 64x48 to 96x64 at frame 12" in error and "12 frames lost" in error
+    assert probe(tmp_path / "out.mp4").num_frames == 12
+
+
+def test_pictures_of_different_sizes_and_a_broken_one(tmp_path, capfd):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(6):
+        write_image(folder / f"{i}.png", torch.from_numpy(pattern(i, *((48, 64) if i < 4 else (32, 32)))))
+    code, error = vdd(capfd, folder, "-o", tmp_path / "out")
+    assert code == 3 and "from 64x48 to 32x32" in error and "2 frames lost" in error
+    assert len(list((tmp_path / "out").iterdir())) == 4
+    (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:60])
+    code, error = vdd(capfd, folder, "-o", tmp_path / "out2")
+    assert code == 3 and "2.png is not a picture that can be read" in error
+    assert len(list((tmp_path / "out2").iterdir())) == 2
+    (folder / "0.png").write_bytes(b"")
+    code, error = vdd(capfd, folder, "-o", tmp_path / "out3")
+    assert code == 1 and "0.png is empty" in error and not (tmp_path / "out3").exists()
+
+
+def save_exr(path, rgb: np.ndarray) -> None:
+    context = av.CodecContext.create("exr", "w")
+    context.height, context.width = rgb.shape[:2]
+    context.pix_fmt, context.time_base = "gbrpf32le", Fraction(1, 25)
+    frame = av.VideoFrame(rgb.shape[1], rgb.shape[0], "gbrpf32le")
+    for plane, channel in zip(frame.planes, (1, 2, 0)):
+        rows = np.zeros((plane.height, plane.line_size // 4), np.float32)
+        rows[:, : rgb.shape[1]] = rgb[..., channel]
+        plane.update(rows)
+    path.write_bytes(b"".join(bytes(p) for p in [*context.encode(frame), *context.encode(None)]))
+
+
+def test_nan_frames(tmp_path, capfd):
+    """Pixels that are not numbers are set to black, counted and said."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(4):
+        rgb = pattern(i)
+        if i == 2:
+            rgb[10:20, 10:20] = np.nan
+        save_exr(folder / f"{i}.exr", rgb)
+    code, error = vdd(capfd, folder, "-o", tmp_path / "out")
+    assert code == 3 and "1 frame (the first is 2) held pixels that are not numbers" in error
+    frames = read_clip(tmp_path / "out")
+    assert torch.isfinite(frames).all() and frames[2, 15, 15].max() == 0
+    assert np.abs(frames[1].numpy() - pattern(1)).max() < 1e-3
+
+
+def test_values_beyond_white_are_said(tmp_path, capfd):
+    for i in range(3):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        save_exr(tmp_path / "in" / f"{i}.exr", pattern(i) * (3 if i == 1 else 1))
+    code, error = vdd(capfd, tmp_path / "in", "-o", tmp_path / "out")
+    assert code == 0 and "1 frame (the first is 1) held values below 0 or above 1, which were cut off" in error
+    assert "EXR holds linear light" in error
+
+
+def test_a_model_that_answers_nan(tmp_path, capfd, tiny_model):
+    tiny_model.vae.fidelity.head.bias[0] = float("nan")
+    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(3)])
+    for dtype, advice in ((torch.bfloat16, True), (torch.float32, False)):
+        model = Deblurrer(tiny_model, device="cpu", dtype=dtype)
+        code, error = vdd(capfd, source, "-o", tmp_path / "out.mp4", "--force", model=model)
+        assert code == 1 and "not a number" in error and ("--dtype float32" in error) == advice and not (tmp_path / "out.mp4").exists()
+
+
+def test_out_of_memory_is_said(tmp_path, capfd, whole):
+    for problem in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")):
+        code, error = vdd(capfd, whole, "-o", tmp_path / "out.mp4", "--force", model=IdentityDeblurrer(stop_after=0, error=problem))
+        assert code == 1 and "not enough memory" in error and "--tile" in error
+
+
+def test_existing_output_is_not_touched(tmp_path, capfd, whole):
+    target = tmp_path / "out.mp4"
+    target.write_bytes(b"precious")
+    code, error = vdd(capfd, whole, "-o", target)
+    assert code == 1 and "exists already; use --force" in error and target.read_bytes() == b"precious"
+    code, error = vdd(capfd, whole, "-o", target, "--force", model=IdentityDeblurrer(stop_after=20, error=ValueError("broken")))
+    assert code == 1 and "broken" in error and target.read_bytes() == b"precious"     # replaced only by a whole one
+    assert vdd(capfd, whole, "-o", target, "--force")[0] == 0
+    assert probe(target).num_frames == 60 and not part_folder(target).exists()
+
+
+def test_input_is_not_overwritten(tmp_path, capfd, whole):
+    data = whole.read_bytes()
+    code, error = vdd(capfd, whole, "-o", whole, "--force")
+    assert code == 1 and "is the input itself" in error and whole.read_bytes() == data
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_image(folder / "a.png", torch.from_numpy(pattern(0)))
+    code, error = vdd(capfd, folder, "-o", folder, "--force")
+    assert code == 1 and "folder of the input pictures" in error
+
+
+def test_outputs_that_cannot_be(tmp_path, capfd, whole):
+    for name, text in (("out.xyz", "cannot be written"), ("out.png", "holds one picture"), ("whole.mp4/x.mp4", "cannot be made")):
+        code, error = vdd(capfd, whole, "-o", tmp_path / name)
+        assert code == 1 and text in error, error
+    shutil.copy(whole, tmp_path / "second.mp4")
+    code, error = vdd(capfd, whole, tmp_path / "second.mp4", "-o", tmp_path / "one.mp4")
+    assert code == 1 and "cannot go into the one file" in error
+
+
+def test_sound_that_does_not_fit(tmp_path, capfd):
+    source = tmp_path / "in.mkv"
+    with av.open(str(source), "w") as out:
+        video = out.add_stream("libx264", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        sound = out.add_stream("wavpack", rate=44100, layout="mono")
+        for _ in range(5):
+            out.mux(video.encode(av.VideoFrame(64, 48, "yuv420p")))
+        out.mux(video.encode(None))
+        piece = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.int16).astype(np.float32), "fltp", "mono")
+        piece.sample_rate = 44100
+        out.mux(sound.encode(piece))
+        out.mux(sound.encode(None))
+    code, error = vdd(capfd, source, "-o", tmp_path / "out.mp4")
+    assert code == 1 and "wavpack" in error and "--no-audio" in error and not part_folder(tmp_path / "out.mp4").exists()
+    assert vdd(capfd, source, "-o", tmp_path / "out.mp4", "--no-audio")[0] == 0
+    assert vdd(capfd, source, "-o", tmp_path / "out.mkv")[0] == 0

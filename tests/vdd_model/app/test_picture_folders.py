@@ -1,0 +1,139 @@
+"""Jobs that end in a folder of pictures: names, what else is in the folder, interruptions, other disks."""
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from media_tools import IdentityDeblurrer, deblur, pattern, pictures, save_clip
+
+from vdd_model.app.cli import main
+from vdd_model.media import sinks
+from vdd_model.media.clip import MediaError
+from vdd_model.media.video import part_folder, read_clip, read_image, write_image
+
+
+def test_pictures_keep_names_depth_and_alpha(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(20):
+        write_image(folder / f"shot_{i + 7:03d}.png", torch.from_numpy(pattern(i)), torch.full((48, 64), i / 20), bit_depth=16)
+    files = sorted(folder.iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        deblur(files, tmp_path / "out", stand_in=IdentityDeblurrer(stop_after=9))
+    assert not (tmp_path / "out").exists()
+    assert deblur(files, tmp_path / "out", resume=True).frames == 20
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [f.name for f in files]
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(files, sorted((tmp_path / "out").iterdir())))
+    assert not part_folder(tmp_path / "out").exists()
+
+
+def test_other_files_of_an_output_folder_stay(tmp_path):
+    write_image(tmp_path / "a.png", torch.from_numpy(pattern(0)))
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "keep.txt").write_text("mine")
+    deblur([tmp_path / "a.png"], out)
+    with pytest.raises(MediaError, match="--force"):
+        deblur([tmp_path / "a.png"], out)
+    deblur([tmp_path / "a.png"], out, force=True)
+    assert sorted(p.name for p in out.iterdir()) == ["a.png", "keep.txt"]
+
+
+def test_a_longer_run_before_leaves_no_pictures(tmp_path):
+    """--force replaces the pictures of that naming, and touches nothing else."""
+    out = tmp_path / "out"
+    deblur(pictures(tmp_path / "long", *range(7, 27)), out)
+    others = ["frame_000001.png", "keep.txt", "shot1_0020.jpg", "shot1_002x.png", "shot2_0020.png"]
+    for name in others:
+        (out / name).write_bytes(b"mine")
+    deblur(pictures(tmp_path / "short", *range(7, 12)), out, force=True)
+    assert sorted(p.name for p in out.iterdir()) == sorted([*others, *(f"shot1_{i:04d}.png" for i in range(7, 12))])
+    deblur(save_clip(tmp_path / "long.mp4", [pattern(i) for i in range(40)]), tmp_path / "video")
+    short = save_clip(tmp_path / "short.mp4", [pattern(i) for i in range(3)])
+    deblur(short, tmp_path / "video", force=True)
+    assert sorted(p.name for p in (tmp_path / "video").iterdir()) == [f"frame_{i:06d}.png" for i in range(3)]
+    deblur(save_clip(tmp_path / "one.mp4", [pattern(0)]), tmp_path / "video", force=True)
+    assert [p.name for p in (tmp_path / "video").iterdir()] == ["frame_000000.png"]
+
+
+@pytest.mark.parametrize("place", ["removing", "moving"])
+def test_old_pictures_go_also_after_an_interruption(tmp_path, monkeypatch, place):
+    """A kill while the old ones are removed, or the new ones moved in: --resume needs no --force and counts no old picture as its own."""
+    out, real = tmp_path / "out", os.replace
+    deblur(save_clip(tmp_path / "long.mp4", [pattern(i) for i in range(12)]), out)
+    short = save_clip(tmp_path / "short.mp4", [pattern(i) for i in range(5)])
+
+    def killed(*names, **keys):
+        if place == "removing" or str(names[1]).endswith("frame_000002.png") and out in Path(names[1]).parents:
+            raise KeyboardInterrupt
+        return real(*names)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*(Path, "unlink") if place == "removing" else (os, "replace"), killed)
+        with pytest.raises(KeyboardInterrupt):
+            deblur(short, out, force=True)
+    assert len(list(out.iterdir())) == (12 if place == "removing" else 5)
+    assert deblur(short, out, resume=True).frames == 5
+    assert sorted(p.name for p in out.iterdir()) == [f"frame_{i:06d}.png" for i in range(5)]
+    assert not part_folder(out).exists()
+
+
+def test_pictures_of_the_same_kind():
+    assert sinks.naming(["a1_08.png", "a1_09.png"]).fullmatch("a1_10.png")
+    assert not sinks.naming(["a1_08.png", "a1_09.png"]).fullmatch("a2_08.png")
+    assert not sinks.naming(["a1_08.png"]).fullmatch("a1_09.png")              # one name alone does not tell which number counts
+    assert not sinks.naming(["a.png", "b.png"]).fullmatch("c.png")
+    assert sinks.naming(["a1.png", "a2.png", "b.png"]).fullmatch("a30.png")
+
+
+def test_pictures_of_an_unknown_run_are_not_resumed(tmp_path):
+    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(20)])
+    folder = part_folder(tmp_path / "out") / "pictures"
+    folder.mkdir(parents=True)
+    for i in range(3):
+        write_image(folder / f"frame_{i:06d}.png", torch.zeros(48, 64, 3))
+    (folder.parent / "job.json").touch()
+    assert deblur(source, tmp_path / "out", resume=True).frames == 20
+    assert read_image(tmp_path / "out" / "frame_000000.png")[0].mean() > 0.1
+
+
+def test_pictures_go_to_another_disk(tmp_path, monkeypatch):
+    """The output folder may be a link to one there."""
+    real = os.replace
+
+    def replace(source, target):
+        if Path(source).parent.name == "pictures" and Path(target).parent.name == "out":
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        real(source, target)
+
+    monkeypatch.setattr(sinks.os, "replace", replace)
+    deblur(pictures(tmp_path / "in", 0, 1, 2), tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [p.stem + ".png" for p in sorted((tmp_path / "in").iterdir())]
+    assert read_clip(tmp_path / "out").equal(read_clip(tmp_path / "in")) and not part_folder(tmp_path / "out").exists()
+
+
+def test_a_folder_may_hold_other_files(tmp_path, capsys):
+    """What is not the job's own neither finishes it nor is replaced, refused or shown."""
+    taken, out = tmp_path / "taken", tmp_path / "out"
+    for folder in (taken, out):
+        folder.mkdir()
+    for i in range(3):
+        write_image(taken / f"{i}.png", torch.from_numpy(pattern(i)))
+    write_image(out / "0_cover.png", torch.ones(48, 64, 3))
+    cover = (out / "0_cover.png").read_bytes()
+    command = ["deblur", str(taken), "-o", str(out)]
+    assert main([*command, "--resume", "--preview"], IdentityDeblurrer()) == 0
+    assert [p.name for p in sorted(out.iterdir())] == ["0.png", "0_cover.png", "1.png", "2.png"]
+    assert (out / "0_cover.png").read_bytes() == cover
+    still = read_clip(tmp_path / "out.preview.png")[0]
+    assert torch.equal(still[:, :64], still[:, 68:])
+    assert main([*command, "--resume"], IdentityDeblurrer()) == 0 and "was left as it is" in capsys.readouterr().err
+    assert main(command, IdentityDeblurrer()) == 1 and f"{out / '0.png'} exists already" in capsys.readouterr().err
+    (out / "2.png").unlink()
+    assert main(["deblur", str(taken / "2.png"), "-o", str(out)], IdentityDeblurrer()) == 0 and (out / "2.png").exists()
+    frames = ["deblur", str(save_clip(tmp_path / "a.mp4", [pattern(i) for i in range(5)])), "-o", str(out), "--codec", "png"]
+    assert main(frames, IdentityDeblurrer()) == 0 and (out / "frame_000004.png").exists()
+    assert main(frames, IdentityDeblurrer()) == 1 and "frame_000000.png exists already" in capsys.readouterr().err

@@ -1,0 +1,67 @@
+"""Previews: what they show, and that they replace nothing."""
+from __future__ import annotations
+
+import numpy as np
+import torch
+from media_tools import IdentityDeblurrer, deblur, pattern, save_clip
+
+from vdd_model.app.cli import main
+from vdd_model.media.video import probe, read_clip, write_image
+
+
+def test_preview(tmp_path):
+    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(150)])
+
+    class Brighter(IdentityDeblurrer):
+        def stream(self, *args, **keys):
+            yield from ((chunk + 0.2).clamp(0, 1) for chunk in super().stream(*args, **keys))
+
+    outcome = deblur(source, tmp_path / "o.mp4", stand_in=Brighter(), preview=True)
+    assert "preview" in outcome.notes[-1]
+    picture = read_clip(tmp_path / "o.mp4.preview.png")[0]
+    assert picture.shape == (48, 2 * 64 + 4, 3)
+    assert 0.15 < (picture[:, 68:] - picture[:, :64]).mean() < 0.25
+    video = probe(tmp_path / "o.mp4.preview.mp4")
+    assert (video.num_frames, video.rate, video.width) == (150, 25, 64)
+
+
+def test_a_preview_that_fails_is_only_a_note(tmp_path):
+    write_image(tmp_path / "in.png", torch.zeros(16, 17000, 3))          # wider than H.264 can be
+    outcome = deblur([tmp_path / "in.png"], tmp_path / "o.png", preview=True)
+    assert outcome.frames == 1 and (tmp_path / "o.png").exists()
+    assert any("preview could not be written (h264 cannot store frames of 17000x16" in note for note in outcome.notes)
+
+
+def test_a_preview_replaces_nothing(tmp_path, capsys):
+    """Not the input, no file that was there, nor the preview of another output."""
+    source = save_clip(tmp_path / "k.mp4.preview.mp4", [pattern(i) for i in range(3)])
+    before = source.read_bytes()
+    command = ["deblur", str(source), "-o", str(tmp_path / "k.mp4"), "--preview"]
+    assert main([*command, "--force"], IdentityDeblurrer()) == 1 and source.read_bytes() == before
+    assert "would replace an input" in capsys.readouterr().err and not (tmp_path / "k.mp4").exists()
+    assert main(command[:-1], IdentityDeblurrer()) == 0
+    assert main([*command, "--resume"], IdentityDeblurrer()) == 1 and source.read_bytes() == before
+    other = save_clip(tmp_path / "k.mp4", [pattern(0)] * 2)
+    assert main(["deblur", str(source), str(other), "-o", str(tmp_path / "both"), "--preview"], IdentityDeblurrer()) == 1
+    assert "would replace an output" in capsys.readouterr().err and not (tmp_path / "both").exists()
+    inputs = [save_clip(tmp_path / f"d{suffix}", [pattern(0)] * 2) for suffix in (".mp4", ".mov")]
+    several = ["deblur", *map(str, inputs), "-o", str(tmp_path / "out"), "--preview"]
+    assert main(several, IdentityDeblurrer()) == 0
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.preview.mp4")) == ["d.mov.preview.mp4", "d.mp4.preview.mp4"]
+    for target in ("d.mp4", "d.mov"):
+        (tmp_path / "out" / target).unlink()
+    assert main(several, IdentityDeblurrer()) == 1 and "exists already" in capsys.readouterr().err
+    assert main([*several, "--force"], IdentityDeblurrer()) == 0
+
+
+def test_resume_adds_a_preview_that_is_missing(tmp_path):
+    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(3)])
+    command = ["deblur", str(source), "-o", str(tmp_path / "o.mp4")]
+    assert main(command, IdentityDeblurrer()) == 0
+    written = (tmp_path / "o.mp4").stat().st_mtime_ns
+    assert main([*command, "--resume", "--preview"], IdentityDeblurrer()) == 0
+    assert probe(tmp_path / "o.mp4.preview.mp4").num_frames == 3 and (tmp_path / "o.mp4").stat().st_mtime_ns == written
+    (tmp_path / "o.mp4.preview.mp4").unlink()
+    save_clip(tmp_path / "o.mp4", [np.tile(pattern(0), (2, 2, 1))] * 3)              # an upscaled one
+    assert main([*command, "--resume", "--preview"], IdentityDeblurrer()) == 0
+    assert not (tmp_path / "o.mp4.preview.mp4").exists()

@@ -1,0 +1,200 @@
+"""Checkpoints: what is written comes back, and every damaged file is one clear sentence."""
+from __future__ import annotations
+
+import errno
+import json
+import os
+import struct
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vdd_model import checkpoint
+from vdd_model.checkpoint.store import CheckpointError, info, load, read_config, read_training, save
+from vdd_model.checkpoint.tensorfile import read_header, read_tensors, write_tensors
+
+
+def rewrite(source, target, change):
+    """Copy a checkpoint with its tensors and metadata changed by `change(tensors, metadata)`."""
+    tensors, metadata = load_file(source), dict(read_header(source).metadata)
+    change(tensors, metadata)
+    save_file(tensors, target, metadata=metadata)
+    return target
+
+
+def test_round_trip_is_exact(tiny_model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save(tiny_model, path, training={"stages": ["stage 1"], "steps": 7})
+    model = load(path)
+    expected = tiny_model.state_dict()
+    assert list(expected) == list(model.state_dict())
+    assert all(torch.equal(expected[k], v) for k, v in model.state_dict().items())
+    assert model.config == tiny_model.config == read_config(path)
+    assert not model.training and read_training(path) == {"stages": ["stage 1"], "steps": 7}
+    assert os.listdir(tmp_path) == ["model.safetensors"]
+
+
+def test_file_agrees_with_the_safetensors_library(tiny_model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save(tiny_model, path)
+    library = load_file(path)
+    assert all(torch.equal(library[k], v) for k, v in tiny_model.state_dict().items())
+
+
+def test_stored_and_asked_types(tiny_model, tmp_path):
+    path = tmp_path / "half.safetensors"
+    save(tiny_model, path, dtype=torch.float16)
+    assert {p.dtype for p in load(path).parameters()} == {torch.float16}
+    asked = load(path, device="cpu", dtype=torch.float32).state_dict()
+    assert all(torch.equal(asked[k], v.half().float()) for k, v in tiny_model.state_dict().items())
+
+
+def test_mixed_types_stay_aligned_and_empty_tensors_survive(tmp_path):
+    tensors = {"a": torch.ones(3, dtype=torch.uint8), "b": torch.arange(5.0), "c": torch.tensor(2.5, dtype=torch.float64),
+               "d": torch.empty(0, 4), "e": torch.ones(3, 2, dtype=torch.bfloat16).T}
+    write_tensors(tmp_path / "x.safetensors", tensors, {})
+    back = read_tensors(tmp_path / "x.safetensors")
+    assert all(torch.equal(back[k], t) and back[k].dtype == t.dtype for k, t in tensors.items())
+
+
+def test_loaded_tensors_never_write_to_the_file(tiny_checkpoint):
+    before = tiny_checkpoint.read_bytes()
+    with torch.no_grad():
+        for p in load(tiny_checkpoint).parameters():
+            p.add_(1.0)
+    assert tiny_checkpoint.read_bytes() == before
+
+
+def test_a_full_disk_leaves_the_older_file(tiny_model, tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"older")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match="no room on the disk .* are free"):
+        save(tiny_model, path)
+    assert path.read_bytes() == b"older" and os.listdir(tmp_path) == ["model.safetensors"]
+
+
+def test_a_folder_that_cannot_be_written(tiny_model, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        save(tiny_model, tmp_path / "file" / "model.safetensors")
+
+
+@pytest.mark.parametrize("keep, words", [(0, "is empty"), (5, "is truncated"), (100, "its header alone needs"), (-10, "its tensors need")])
+def test_truncated(tiny_checkpoint, tmp_path, keep, words):
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(tiny_checkpoint.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match=words):
+        load(path)
+
+
+@pytest.mark.parametrize("head, words", [
+    (b"PK\x03\x04" + b"\0" * 100, "PyTorch pickle"), (b"\x80\x02" + b"}" * 100, "PyTorch pickle"),
+    (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer"), (b"<!DOCTYPE html><html>404", "web page"),
+    (b"RIFF" + b"\xff" * 100, "does not begin with"),
+])
+def test_not_safetensors(tmp_path, head, words):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(head)
+    with pytest.raises(CheckpointError, match=words):
+        load(path)
+
+
+@pytest.mark.parametrize("header", [b"{nonsense", b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
+                                    b'{"a": {"dtype": "F31", "shape": [2], "data_offsets": [0, 8]}}', b'{"a": 3}',
+                                    b'{"__metadata__": "x"}', b'{"__metadata__": {"vdd.format": 1}}',
+                                    b'{"__metadata__": {"vdd.config": {}}}'])
+def test_damaged_header(tmp_path, header):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 8)
+    with pytest.raises(CheckpointError, match="damaged header"):
+        load(path)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(CheckpointError, match="there is no checkpoint .*built-in ones are: small"):
+        load(tmp_path / "no.safetensors")
+    with pytest.raises(CheckpointError, match="is a folder"):
+        load(tmp_path)
+
+
+def test_built_in_that_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(checkpoint.BUILT_IN, "small", tmp_path / "gone.safetensors")
+    with pytest.raises(CheckpointError, match="not part of this installation"):
+        load("small")
+
+
+def test_another_model(tmp_path):
+    path = tmp_path / "other.safetensors"
+    save_file({"lora.weight": torch.ones(2)}, path)
+    with pytest.raises(CheckpointError, match="is of another model: .*lora.weight"):
+        load(path)
+
+
+def test_wrong_shapes_missing_and_unknown_tensors(tiny_checkpoint, tmp_path):
+    def change(tensors, _):
+        tensors["vae.decoder.conv_in.weight"] = torch.ones(3, 2)
+        del tensors["null_text"]
+        tensors["extra"] = torch.ones(1)
+
+    path = rewrite(tiny_checkpoint, tmp_path / "wrong.safetensors", change)
+    with pytest.raises(CheckpointError) as error:
+        load(path)
+    text = str(error.value)
+    assert "vae.decoder.conv_in.weight is (3, 2), expected (16, 4, 3, 3)" in text
+    assert "1 missing (null_text)" in text and "1 unknown (extra)" in text and str(path) in text
+    assert "cannot be loaded" in info(path)
+
+
+def test_newer_format(tiny_checkpoint, tmp_path):
+    path = rewrite(tiny_checkpoint, tmp_path / "new.safetensors", lambda _, m: m.update({"vdd.format": "2"}))
+    with pytest.raises(CheckpointError, match="has format 2, this version reads up to 1: update the package"):
+        load(path)
+
+
+def test_unknown_configuration_key(tiny_checkpoint, tmp_path):
+    def change(_, metadata):
+        config = json.loads(metadata["vdd.config"])
+        config["unet"]["dimm"] = 3
+        metadata["vdd.config"] = json.dumps(config)
+
+    path = rewrite(tiny_checkpoint, tmp_path / "key.safetensors", change)
+    with pytest.raises(CheckpointError, match="does not know .*dimm.*did you mean 'dim'"):
+        load(path)
+
+
+@pytest.mark.parametrize("part, key, value", [("vae", "norm_groups", 7), ("tower", "head_width", 0), ("vae", "channel_mult", [1])])
+def test_a_configuration_without_a_model(tiny_checkpoint, tmp_path, part, key, value):
+    def change(_, metadata):
+        config = json.loads(metadata["vdd.config"])
+        config[part][key] = value
+        metadata["vdd.config"] = json.dumps(config)
+
+    path = rewrite(tiny_checkpoint, tmp_path / "odd.safetensors", change)
+    for read in (load, checkpoint.read_state):
+        with pytest.raises(CheckpointError, match="odd.safetensors has a configuration of which no model can be built"):
+            read(path)
+    assert "cannot be loaded" in info(path)
+
+
+def test_odd_training_records_are_shown(tiny_model, tmp_path):
+    save(tiny_model, tmp_path / "model.safetensors", training={"sources": [3, {"file": "a.pth", "bytes": "12"}], "untrained": "adapter"})
+    text = info(tmp_path / "model.safetensors")
+    assert "source: 3" in text and "a.pth" in text and "lacks trained weights for: adapter" in text
+
+
+def test_info(tiny_model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save(tiny_model, path, training={"sources": [{"file": "a.pth", "kind": "denoiser", "bytes": 1_500_000}], "untrained": ["adapter"],
+                                     "steps": 12})
+    text = info(path)
+    total = sum(p.numel() for p in tiny_model.parameters())
+    assert f"{total:,}" in text and "complete:" in text and "steps: 12" in text
+    assert "source: a.pth (denoiser, 1.5 MB)" in text and "lacks trained weights for: adapter" in text
+    for part in ("unet", "encoder1.semantic_head", "encoder2.spatial_head", "vae.fidelity", "null_text"):
+        assert part in text

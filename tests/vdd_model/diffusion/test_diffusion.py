@@ -1,0 +1,142 @@
+"""The forward process against the official code's golden values, and its algebra."""
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vdd_model.config import DiffusionConfig
+from vdd_model.diffusion.sampler import SPACINGS, ddim
+from vdd_model.diffusion.schedule import Schedule, about, eps_from_v, make_schedule, offset_noise, posterior, q_sample, v_target, x0_from_v
+
+
+@pytest.fixture(scope="module")
+def schedule() -> Schedule:
+    return make_schedule(DiffusionConfig())
+
+
+@pytest.fixture(scope="module")
+def traces(shared):
+    return load_file(shared / "golden/diffusion_traces.safetensors")
+
+
+@pytest.mark.parametrize("name, zero_terminal_snr", [("linear_sd", False), ("linear_sd_zsnr", True)])
+def test_schedule_equals_the_official_one(shared, name, zero_terminal_snr):
+    golden = load_file(shared / "golden/diffusion_schedules.safetensors")
+    schedule = make_schedule(DiffusionConfig(zero_terminal_snr=zero_terminal_snr))
+    for ours, theirs in [(schedule.alpha_bar, "alphas_cumprod"), (schedule.sqrt_alpha_bar, "sqrt_alphas_cumprod"),
+                         (schedule.sqrt_one_minus_alpha_bar, "sqrt_one_minus_alphas_cumprod")]:
+        torch.testing.assert_close(ours, golden[f"{name}.{theirs}"], rtol=1e-9, atol=1e-12)
+
+
+def test_terminal_snr_is_exactly_zero(schedule):
+    assert schedule.alpha_bar[-1] == 0 and schedule.sqrt_one_minus_alpha_bar[-1] == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_q_sample_and_v_target_golden(schedule, traces, dtype):
+    x0, t, noise = traces["q_x0"].to(dtype), traces["q_t"], traces["q_noise"].to(dtype)
+    for ours, name in [(q_sample(schedule, x0, t, noise), "q_xt"), (v_target(schedule, x0, t, noise), "v_target")]:
+        assert (ours - traces[f"{name}_f64"]).abs().max() < 1e-6
+    loss = v_target(schedule, x0, t, noise).square().flatten(1).mean(1)
+    assert (loss - traces["loss_of_zero_model_f64"]).abs().max() < 1e-6
+
+
+def toy_v(x, t, cond):
+    """The v-model behind the golden posterior values."""
+    return torch.tanh(0.3 * x) + 0.1 * (t.to(x).view(-1, 1, 1, 1, 1) / 1000) * cond
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_posterior_golden(schedule, traces, dtype):
+    x, cond, t = traces["q_x0"].to(dtype), traces["q_noise"].to(dtype), traces["pmv_t"]
+    x0 = x0_from_v(schedule, x, t, toy_v(x, t, cond))
+    mean, variance, log_variance = posterior(schedule, x0, x, t)
+    for ours, name in [(x0, "x0"), (mean, "mu"), (variance, "var"), (log_variance, "logvar")]:
+        assert (ours - traces[f"pmv_{name}_f64"]).abs().max() < 1e-6, name
+
+
+def test_posterior_golden_at_the_last_timestep(schedule, traces):
+    x, cond, t = traces["q_x0"][:1], traces["q_noise"][:1], torch.tensor([999])
+    x0 = x0_from_v(schedule, x, t, toy_v(x, t, cond))
+    assert (x0 - traces["t999_x0"]).abs().max() < 1e-6
+    assert (posterior(schedule, x0, x, t)[0] - traces["t999_mu"]).abs().max() < 1e-6
+
+
+def test_finite_at_the_last_timestep(schedule):
+    x, v, t = torch.randn(2, 4, 3, 4, 4), torch.randn(2, 4, 3, 4, 4), torch.full((2,), 999)
+    x0, eps = x0_from_v(schedule, x, t, v), eps_from_v(schedule, x, t, v)
+    torch.testing.assert_close(x0, -v)
+    torch.testing.assert_close(eps, x)
+    assert all(torch.isfinite(part).all() for part in posterior(schedule, x0, x, t))
+
+
+def test_v_gives_back_x0_and_eps(schedule):
+    x0, eps, t = torch.randn(5, 4, 2, 3, 3).double(), torch.randn(5, 4, 2, 3, 3).double(), torch.tensor([0, 1, 500, 981, 999])
+    x_t, v = q_sample(schedule, x0, t, eps), v_target(schedule, x0, t, eps)
+    torch.testing.assert_close(x0_from_v(schedule, x_t, t, v), x0)
+    torch.testing.assert_close(eps_from_v(schedule, x_t, t, v), eps)
+
+
+def test_offset_noise_draws_as_the_official_code(schedule, traces):
+    base = traces["offset_seed77_base"]
+    noise = offset_noise(base.shape, 0.1, torch.Generator().manual_seed(77))
+    assert (noise - traces["offset_seed77_noise"]).abs().max() < 1e-6
+    assert (offset_noise(base.shape, 0.0, torch.Generator().manual_seed(77)) - base).abs().max() < 1e-6
+    x_t = q_sample(schedule, traces["q_x0"], traces["q_t"], noise)
+    assert (x_t - traces["offset_seed77_q_sample"]).abs().max() < 1e-6
+
+
+def estimate(shape: tuple[int, ...] = (3, 4, 2, 64, 64)) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mean and log std of a Gaussian estimate whose std differs from point to point, and an x0 drawn from it."""
+    mean, log_std = torch.randn(shape), torch.rand(shape) * 5 - 3
+    return mean, log_std, mean + log_std.exp() * torch.randn(shape)
+
+
+def test_about_an_estimate_of_unit_std_is_the_diffusion_of_the_residual(schedule):
+    """The noisy residual is the residual's own noisy state, and the two v differ by what `about` says, at every timestep."""
+    mean, _, x0 = estimate((3, 4, 2, 3, 3))
+    eps, t = torch.randn_like(x0), torch.tensor([0, 400, 999])
+    x_t, residual = q_sample(schedule, x0, t, eps), x0 - mean
+    found = about(schedule, x_t, t, mean, torch.zeros_like(mean))
+    torch.testing.assert_close(found.r_t, q_sample(schedule, residual, t, eps))
+    torch.testing.assert_close(found.v_mean + found.v_scale * v_target(schedule, residual, t, eps), v_target(schedule, x0, t, eps))
+    torch.testing.assert_close(about(schedule, x_t, t.float() + 0.2, mean, torch.zeros_like(mean)), found)
+
+
+def test_about_shows_a_network_unit_variance_and_asks_unit_variance_of_it(schedule):
+    """Whatever the estimate's std at a point, and at every timestep; and what is asked for is not in what is shown."""
+    mean, log_std, x0 = estimate()
+    eps, t = torch.randn_like(x0), torch.tensor([0, 400, 999])
+    x_t = q_sample(schedule, x0, t, eps)
+    found = about(schedule, x_t, t, mean, log_std)
+    wanted = (v_target(schedule, x0, t, eps) - found.v_mean) / found.v_scale
+    for certain in (log_std < -2, log_std > 1):
+        for shown, asked, points in zip(found.r_t, wanted, certain):
+            assert abs(shown[points].std() - 1) < 0.05 and abs(asked[points].std() - 1) < 0.05
+            assert abs((shown * asked)[points].mean()) < 0.05
+
+
+def test_a_silent_network_about_an_estimate_gives_the_posterior_mean(schedule):
+    """Kalman gain of one observation x_t = a x0 + s eps: a std^2 / (a^2 std^2 + s^2). At the last timestep it is the estimate itself."""
+    mean, log_std, x0 = estimate((3, 4, 2, 3, 3))
+    t = torch.tensor([0, 400, 999])
+    x_t = q_sample(schedule, x0, t, torch.randn_like(x0))
+    found = x0_from_v(schedule, x_t, t, about(schedule, x_t, t, mean, log_std).v_mean)
+    a, s = (table[t].view(-1, 1, 1, 1, 1).float() for table in (schedule.sqrt_alpha_bar, schedule.sqrt_one_minus_alpha_bar))
+    variance = (2 * log_std).exp()
+    torch.testing.assert_close(found, mean + a * variance / (a**2 * variance + s**2) * (x_t - a * mean), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[2], mean[2])
+
+
+def test_samples_about_an_estimate_have_its_std_at_every_point(schedule):
+    """A network that knows nothing more samples the estimate: steps bring detail where the estimate leaves it open, and only there."""
+    mean, log_std, _ = estimate((1, 4, 2, 64, 64))
+
+    def sampled(steps: int) -> torch.Tensor:
+        v_model = lambda x, t: about(schedule, x, t, mean, log_std).v_mean          # noqa: E731
+        x0 = ddim(v_model, torch.randn_like(mean), schedule, SPACINGS["trailing"](steps, schedule.num_timesteps))
+        return (x0 - mean) / log_std.exp()
+
+    torch.testing.assert_close(sampled(1), torch.zeros_like(mean))
+    few, many = sampled(4), sampled(500)
+    for points in ((log_std > -2) & (log_std < -1), log_std > 1):
+        assert few[points].std() < 0.9 < many[points].std() < 1.02

@@ -1,0 +1,77 @@
+"""Wavelet colour transfer: what it moves, what it leaves alone."""
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vdd_model.inference.color import levels_for, wavelet_color_transfer
+
+
+def picture(height=70, width=91, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    smooth = F.interpolate(torch.rand(2, 3, 3, 3, generator=generator), size=(height, width), mode="bicubic", align_corners=False)
+    return smooth + 0.1 * torch.rand(2, 3, height, width, generator=generator)
+
+
+def test_the_same_picture_stays_itself():
+    x = picture()
+    torch.testing.assert_close(wavelet_color_transfer(x, x), x, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [0.2, torch.tensor([0.1, -0.2, 0.05]).view(1, 3, 1, 1)])
+def test_a_colour_cast_is_removed_exactly(shift):
+    x = picture()
+    torch.testing.assert_close(wavelet_color_transfer(x + shift, x), x, rtol=0, atol=1e-5)
+
+
+def test_slow_drift_is_mostly_removed():
+    x = picture(256, 1280)
+    drift = F.interpolate(torch.tensor([[[[0.0, 0.2]]]]), size=(256, 1280), mode="bilinear", align_corners=True)
+    left = (wavelet_color_transfer(x + drift, x) - x).abs()
+    assert left[..., 256:-256].max() < 1e-3 and left.max() < 0.03
+
+
+def test_what_a_blur_moves_is_kept():
+    """A bright bar of 24 pixels, spread over 48 by a blur: restored, it stays as bright as it is, which with 5 levels it would not."""
+    x = torch.zeros(1, 1, 256, 256)
+    x[..., 116:140] = 1
+    blurred = F.avg_pool2d(F.pad(x, (12, 12, 0, 0)), (1, 25), stride=1)
+    kept, narrow = (wavelet_color_transfer(x, blurred, levels)[..., 120:136].mean() for levels in (8, 5))
+    assert kept > 0.99 and narrow < 0.96
+
+
+def test_details_of_the_output_are_kept():
+    """A fine checkerboard passes through although the reference has none."""
+    x = picture(96, 96)
+    board = 0.1 * ((torch.arange(96)[:, None] + torch.arange(96)) % 2 * 2 - 1)
+    torch.testing.assert_close(wavelet_color_transfer(x + board, x)[..., 8:-8, 8:-8], (x + board)[..., 8:-8, 8:-8], rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (2, 3), (5, 64), (33, 17)])
+def test_any_size(size):
+    x = torch.rand(1, 3, *size)
+    y = wavelet_color_transfer(x + 0.25, x)
+    assert y.shape == x.shape
+    torch.testing.assert_close(y, x, rtol=0, atol=1e-5)
+
+
+def test_equals_the_plain_transform_for_smooth_differences():
+    """Against all eight levels at full size, written out."""
+    x, reference = picture(600, 680, 1), picture(600, 680, 2)
+    low = reference - x
+    for level in range(8):
+        step = 2**level
+        for axis in (2, 3):
+            pad = (0, 0, step, step) if axis == 2 else (step, step, 0, 0)
+            padded, n = F.pad(low, pad, mode="replicate"), low.shape[axis]
+            low = 0.25 * padded.narrow(axis, 0, n) + 0.5 * low + 0.25 * padded.narrow(axis, 2 * step, n)
+    error = (wavelet_color_transfer(x, reference) - (x + low)).abs()
+    assert error[..., 260:-260, 260:-260].max() < 0.005 and error.max() < 0.06
+
+
+def test_too_few_levels_are_refused():
+    with pytest.raises(ValueError, match="levels"):
+        wavelet_color_transfer(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8), levels=1)
+
+
+def test_small_tiles_are_evened_out_at_a_third_of_their_size():
+    assert [levels_for(tile) for tile in (0, 64, 128, 256, 384, 768, 2048)] == [8, 5, 5, 6, 7, 8, 8]

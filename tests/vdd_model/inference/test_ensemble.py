@@ -1,0 +1,130 @@
+"""The mean over orientations: what it is, that it turns with the clip, and that it is nearer to the truth."""
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vdd_model.app.demo import bundled_photo
+from vdd_model.config import ConfigError
+from vdd_model.inference.ensemble import ORIENTATIONS, hand_out, mean
+from vdd_model.inference.pipeline import DeblurOptions, Deblurrer, first_input_frame
+from vdd_model.measure import metrics
+from vdd_model.measure.motion import camera_shake
+from vdd_model.media.video import read_image
+
+
+def clip(frames, height, width, seed=0):
+    """Smooth moving colours, float32 (F, H, W, 3)."""
+    x = torch.rand(1, 3, max(2, frames // 4), 4, 4, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(x, size=(frames, height, width), mode="trilinear", align_corners=True)[0].permute(1, 2, 3, 0)
+
+
+def turned(frames, orientation):
+    """(F, H, W, 3) in another orientation."""
+    return orientation.turn(frames.movedim(-1, 1)).movedim(1, -1)
+
+
+def turned_back(frames, orientation):
+    return orientation.turn_back(frames.movedim(-1, 1)).movedim(1, -1)
+
+
+def test_eight_orientations_that_turn_back():
+    x = torch.arange(6.0).view(2, 3)
+    seen = {(tuple(o.turn(x).shape), tuple(o.turn(x).flatten().tolist())) for o in ORIENTATIONS}
+    assert len(seen) == 8 and ORIENTATIONS[0].turn(x) is x
+    assert all(torch.equal(o.turn_back(o.turn(x)), x) for o in ORIENTATIONS)
+
+
+def test_items_handed_out_reach_everyone_in_order():
+    first, second = hand_out(iter(range(5)), 2)
+    assert [next(first) for _ in range(3)] == [0, 1, 2]
+    assert list(second) == [0, 1, 2, 3, 4] and list(first) == [3, 4] and list(second) == []
+
+
+def test_streams_are_averaged_however_they_are_cut():
+    x = torch.rand(7, 2, 2, 3)
+    chunks = list(mean([iter(x.split(3)), iter((3 * x).split(1)), iter((2 * x).split(5))]))
+    assert [len(chunk) for chunk in chunks] == [3, 3, 1]
+    torch.testing.assert_close(torch.cat(chunks), 2 * x)
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_it_is_the_mean_of_turned_clips(tiny_model, count):
+    """Sides that need no padding: else the padding would be turned along."""
+    x, deblurrer = clip(9, 32, 64), Deblurrer(tiny_model, device="cpu")
+    options = DeblurOptions(window=6, overlap=2, tile=48, tile_overlap=16)
+    by_hand = sum(turned_back(deblurrer.deblur(turned(x, o), options), o) for o in ORIENTATIONS[:count]) / count
+    found = deblurrer.deblur(x, options, ensemble=count)
+    torch.testing.assert_close(found, by_hand, rtol=0, atol=1e-6)
+    assert (found - deblurrer.deblur(x, options)).abs().max() > 1 / 255      # or the mean would be one of equals
+
+
+def test_all_eight_turn_with_the_clip(tiny_model):
+    x, deblurrer = clip(3, 32, 32), Deblurrer(tiny_model, device="cpu")
+    reference = deblurrer.deblur(x, ensemble=8)
+    for orientation in ORIENTATIONS[1:]:
+        torch.testing.assert_close(deblurrer.deblur(turned(x, orientation), ensemble=8), turned(reference, orientation), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("first", [1, 14])
+def test_a_restart_gives_the_same_bits(tiny_model, first):
+    x, options = clip(19, 21, 16), DeblurOptions(window=6, overlap=2, ensemble=3)        # 21 rows: padded
+    deblurrer, start = Deblurrer(tiny_model, device="cpu"), first_input_frame(first, options)
+    rest = torch.cat(list(deblurrer.stream(iter(x[start:]), options, first_frame=first, input_start=start)))
+    assert torch.equal(rest, deblurrer.deblur(x, options)[first:])
+
+
+def test_progress_never_goes_back_and_cancel_works(tiny_model):
+    seen, deblurrer = [], Deblurrer(tiny_model, device="cpu")
+    options = DeblurOptions(window=6, overlap=2, ensemble=4)
+    deblurrer.deblur(clip(19, 16, 16), options, progress=lambda state: seen.append(state.frames_done))
+    assert seen == sorted(seen) and seen[0] == 0 and seen[-1] > 12
+
+    def cancel(state):
+        if state.frames_done:
+            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        deblurrer.deblur(clip(19, 16, 16), options, progress=cancel)
+
+
+def test_memory_does_not_grow_with_the_clip(tiny_model):
+    """The runs read the clip together: about one window of frames is alive, however many orientations there are."""
+    alive, most = weakref.WeakSet(), 0
+
+    def source():
+        for i in range(60):
+            frame = torch.full((8, 8, 3), i / 60)
+            alive.add(frame)
+            yield frame
+
+    for _ in Deblurrer(tiny_model, device="cpu").stream(source(), DeblurOptions(window=6, overlap=2, ensemble=4)):
+        most = max(most, len(alive))
+    assert most <= 2 * 6 + 1
+
+
+def test_a_lack_of_memory_is_told_once(tiny_model, monkeypatch):
+    whole = type(tiny_model).encode_each
+
+    def too_large(self, pixels, chunk=0):
+        if pixels.shape[-1] > 128:
+            raise torch.OutOfMemoryError("out of memory")
+        return whole(self, pixels, chunk)
+    monkeypatch.setattr(type(tiny_model), "encode_each", too_large)
+    said = []
+    out = Deblurrer(tiny_model, device="cpu").deblur(clip(2, 192, 192), ensemble=3, notice=said.append)
+    assert out.isfinite().all() and len(said) == 1 and "going on with" in said[0]
+
+
+@pytest.mark.parametrize("options", [{"ensemble": 0}, {"ensemble": 9}, {"ensemble": 2, "steps": 4}])
+def test_what_cannot_be_is_refused(options):
+    with pytest.raises(ConfigError, match="ensemble must be"):
+        DeblurOptions(**options)
+
+
+def test_the_built_in_model_gains_by_it():
+    photo, _ = read_image(bundled_photo())
+    blurred, truth = camera_shake(photo, 3, 8.0, 7, size=(160, 160))
+    deblurrer = Deblurrer("small", device="cpu")
+    one, two, eight = (metrics.psnr(deblurrer.deblur(blurred, ensemble=n), truth).mean() for n in (1, 2, 8))
+    assert one < two < eight and eight - one > 0.05

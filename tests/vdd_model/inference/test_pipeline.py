@@ -1,0 +1,467 @@
+"""Deblurrer on a stand-in whose answer is known, and on a tiny real model: windows, tiles, restarts, bad input, lack of memory."""
+import dataclasses
+import types
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from vdd_model.app.demo import bundled_photo
+from vdd_model.checkpoint.store import BUILT_IN
+from vdd_model.config import AutoencoderConfig, ConfigError, ModelConfig, UNetConfig
+from vdd_model.diffusion.schedule import make_schedule
+from vdd_model.errors import UserError
+from vdd_model.inference import window as inference
+from vdd_model.inference.pipeline import DeblurOptions, Deblurrer, default_dtype, first_input_frame
+from vdd_model.inference.window import decode_frames, to_frames, to_pixels
+from vdd_model.measure import metrics
+from vdd_model.measure.motion import camera_shake
+from vdd_model.media.video import read_image
+from vdd_model.networks.model import BlurCode, with_neighbours
+
+CONFIG = ModelConfig(name="stub", null_tokens=1,
+                     unet=UNetConfig(dim_mult=(1, 2, 4)),
+                     vae=AutoencoderConfig(patch_size=1, channel_mult=(1,), latent_scale=1.0, channels=4, fidelity=None))
+
+
+class Stub:
+    """Has DeblurModel's methods; its latents are the pixels and its answer is the input (plus `answer(frames)`)."""
+
+    def __init__(self, fidelity=False):
+        self.config = CONFIG
+        self.null_text = torch.zeros(1, 1, 4)
+        self.vae = types.SimpleNamespace(fidelity=object() if fidelity else None)
+        self.encoder1 = types.SimpleNamespace(semantic=self._semantic)
+        self.unet = types.SimpleNamespace(cache_context=lambda tokens: tokens)
+        self.schedule = make_schedule(CONFIG.diffusion)
+        self.calls = {"encode": 0, "adapter": 0, "semantic": 0, "predict": 0, "unconditional": 0, "decode": 0}
+        self.seen = []
+
+    def to(self, *args):
+        return self
+
+    def _semantic(self, images):
+        self.calls["semantic"] += 1
+        return images.mean(dim=(2, 3))
+
+    def encode_blurred(self, pixels, chunk=0):
+        latents, features = self.encode_each(pixels)
+        return BlurCode(latents, [with_neighbours(features[-1])])
+
+    def encode_each(self, pixels, chunk=0):
+        self.calls["encode"] += pixels.shape[2]
+        return BlurCode(F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, 1)), [pixels])
+
+    def adapter(self, latents):
+        self.calls["adapter"] += 1
+        return torch.cat([latents, torch.zeros_like(latents)], dim=1)
+
+    def context(self, image, drop=False):
+        return image[:, None] * (0.0 if drop is True else 1.0)
+
+    def answer(self, x0, box):
+        return x0
+
+    def predict_v(self, x, t, condition, context=None):
+        self.calls["predict"] += 1
+        self.calls["unconditional"] += bool(not context.any())
+        self.seen.append((int(t[0]), x.clone()))
+        a, s = self.schedule.sqrt_alpha_bar[t].float(), self.schedule.sqrt_one_minus_alpha_bar[t].float()
+        return (a * x - self.answer(condition.concat[:, :4], x)) / s
+
+    def decode(self, z, code=None, blurred=None, fidelity=0.0, chunk=0, *, sampled=False):
+        self.calls["decode"] += z.shape[2]
+        if not fidelity:
+            return z[:, :3]
+        return torch.lerp(z[:, :3], 0.5 * (code.features[0][:, :3] + code.features[0][:, 6:]), fidelity)   # of the neighbours
+
+
+def clip(frames, height=24, width=32, seed=0):
+    """Smooth moving colours, float32 (F, H, W, 3)."""
+    x = torch.rand(1, 3, max(2, frames // 4), 4, 4, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(x, size=(frames, height, width), mode="trilinear", align_corners=True)[0].permute(1, 2, 3, 0)
+
+
+def run(model, frames, **options):
+    first, start = options.pop("first_frame", 0), options.pop("input_start", 0)
+    return torch.cat(list(Deblurrer(model, device="cpu").stream(iter(frames[start:]), DeblurOptions(**options),
+                                                                 first_frame=first, input_start=start)))
+
+
+# ---- plumbing: a model whose answer is its input -------------------------------------------------------------------
+
+@pytest.mark.parametrize("frames, height, width", [(1, 24, 32), (2, 24, 32), (16, 24, 32), (17, 24, 32), (29, 12, 12), (3, 1, 1),
+                                                   (5, 37, 23), (2, 3, 90), (40, 8, 6)])
+@pytest.mark.parametrize("options", [{}, {"tile": 16, "tile_overlap": 8}, {"window": 5, "overlap": 2}, {"window": 1},
+                                     {"steps": 3, "eta": 0.5}, {"color": "none"}, {"spacing": "vgen", "steps": 30}])
+def test_a_model_that_returns_its_input_gives_the_input(frames, height, width, options):
+    x = clip(frames, height, width)
+    y = Deblurrer(Stub(), device="cpu").deblur(x, **options)
+    assert y.shape == x.shape and y.dtype == torch.float32
+    tolerance = 0.2 if options.get("spacing") == "vgen" else 1 / 255        # the official spacing leaves a little noise
+    assert (y - x).abs().max() < tolerance
+
+
+def test_large_frames_go_through_tiles(monkeypatch):
+    assert str(inference.make_tiling(None, None, 2160, 3840, 16)) == "tiles of 768 x 768 pixels"
+    assert inference.make_tiling(None, None, 720, 1280, 16) == inference.Tiling()
+    monkeypatch.setattr(inference, "WHOLE_FRAME_PIXELS", 320 * 192)          # 4K at a quarter of its size
+    monkeypatch.setattr(inference, "DEFAULT_TILE", 192)
+    stub, x = Stub(), clip(2, 540, 960)
+    y = run(stub, x, color="none")
+    assert stub.calls["predict"] == 4 * 7 and (y - x).abs().max() < 1 / 255
+
+
+def test_each_frame_is_encoded_and_decoded_once():
+    stub = Stub()
+    run(stub, clip(100))
+    assert stub.calls["encode"] == 100 and stub.calls["decode"] == 100
+    assert stub.calls["semantic"] == stub.calls["adapter"] == stub.calls["predict"] == 8      # once a window
+
+
+def test_constant_work_is_not_repeated_over_steps():
+    stub = Stub()
+    run(stub, clip(16), steps=7, guidance=2.0)
+    assert stub.calls["adapter"] == stub.calls["semantic"] == 1
+    assert stub.calls["predict"] == 14 and stub.calls["unconditional"] == 7
+
+
+def test_without_guidance_the_unconditional_branch_never_runs():
+    stub = Stub()
+    run(stub, clip(16), steps=3)
+    assert stub.calls["unconditional"] == 0
+
+
+def test_the_centre_frame_is_len_half():
+    x = torch.stack([torch.full((8, 8, 3), i / 16) for i in range(16)])
+    stub, seen = Stub(), []
+    stub.encoder1.semantic = lambda images: seen.append(images) or images.mean(dim=(2, 3))
+    run(stub, x)
+    assert seen[0].allclose(torch.tensor(2 * 8 / 16 - 1))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_features_of_neighbours_cross_every_cut(monkeypatch, kept):
+    """The stand-in's fidelity answer is the mean of the two neighbouring frames: windows, chunks and tiles must not show in it."""
+    if not kept:
+        monkeypatch.setattr("vdd_model.inference.pipeline.FEATURE_BYTES", 0)
+    monkeypatch.setattr(inference, "CHUNK_PIXELS", 24 * 32 * 3)
+    x = clip(61)
+    expected = 0.5 * (torch.cat([x[:1], x[:-1]]) + torch.cat([x[1:], x[-1:]]))
+    for options in ({}, {"window": 4, "overlap": 0}, {"window": 6, "overlap": 3}, {"tile": 16, "tile_overlap": 8}):
+        y = run(Stub(fidelity=True), x, color="none", **options)
+        torch.testing.assert_close(y, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("window, overlap", [(16, 4), (4, 0), (1, 0)])
+def test_kept_features_are_made_once(monkeypatch, window, overlap):
+    stub, brought = Stub(fidelity=True), []
+    to_pixels = inference.to_pixels
+    monkeypatch.setattr("vdd_model.inference.pipeline.to_pixels",
+                        lambda frames, *more: brought.append(len(frames)) or to_pixels(frames, *more))
+    run(stub, clip(50), window=window, overlap=overlap)
+    assert stub.calls["encode"] == stub.calls["decode"] == 50
+    assert sum(brought) == 50 + 50 + stub.calls["semantic"]         # to be encoded, to be decoded, and each window's centre
+
+
+def test_constant_answer_has_no_seams():
+    """Each window and tile errs by another constant, as group statistics make them: no step between pixels or frames above 1/255."""
+    class Uneven(Stub):
+        def answer(self, x0, x):
+            return x0 + 0.12 * torch.rand((), generator=torch.Generator().manual_seed(self.calls["predict"]))
+
+    x = torch.full((18, 160, 240, 3), 0.4)
+    y = run(Uneven(), x, tile=128, color="none")
+    assert (y - x).abs().max() > 3 / 255                       # they do disagree
+    assert y.diff(dim=1).abs().max() < 1 / 255 and y.diff(dim=2).abs().max() < 1 / 255
+    y = run(Uneven(), x, tile=128)                             # and the colour transfer takes out what is left
+    assert (y - x).abs().max() < 2 / 255
+
+
+def test_windows_are_blended_over_time():
+    class Uneven(Stub):
+        def answer(self, x0, x):
+            return x0 + 0.2 * (self.calls["predict"] % 2)
+
+    y = run(Uneven(), torch.full((64, 8, 8, 3), 0.5), color="none", overlap=8)
+    steps = y.diff(dim=0).abs().amax(dim=(1, 2, 3))
+    assert y.max() - y.min() > 0.09 and steps.max() < 0.03
+
+
+# ---- noise ---------------------------------------------------------------------------------------------------------
+
+def noise_by_frame(**options):
+    """Noise at the start of sampling that each (frame, row, column) got, found through a stand-in that records it."""
+    class Recorder(Stub):
+        def predict_v(self, x, t, condition, context=None):
+            for i in range(x.shape[2]):
+                index = round(float(condition.concat[0, 0, i, 0, 0] + 1) / 2 * 1000)
+                row, column = (round(float(condition.concat[0, c, i, 0, 0] + 1) / 2 * 1000) for c in (1, 2))
+                if int(t[0]) == 999:
+                    planes[index, row, column] = x[0, :, i].clone()
+            return super().predict_v(x, t, condition, context)
+
+    planes = {}
+    x = torch.zeros(30, 16, 48, 3)
+    x[..., 0] = torch.arange(30)[:, None, None] / 1000
+    x[..., 1] = torch.arange(16)[:, None] / 1000
+    x[..., 2] = torch.arange(48) / 1000
+    run(Recorder(), x, **options)
+    whole = torch.full((30, 4, 16, 48), float("nan"))
+    for (index, row, column), plane in planes.items():
+        target = whole[index, :, row:row + plane.shape[1], column:column + plane.shape[2]]
+        assert torch.equal(target[~target.isnan()], plane[~target.isnan()])        # pieces agree where they meet
+        target.copy_(plane)
+    assert not whole.isnan().any()
+    return whole
+
+
+def test_a_seed_gives_each_pixel_the_same_noise_whatever_the_cuts():
+    reference = noise_by_frame(seed=7)
+    for options in ({"window": 5, "overlap": 1}, {"overlap": 0}, {"tile": 16, "tile_overlap": 4}, {"steps": 4, "eta": 1.0}):
+        assert torch.equal(reference, noise_by_frame(seed=7, **options))
+    assert not torch.equal(reference, noise_by_frame(seed=8))
+
+
+# ---- the real thing, tiny ------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("frames, height, width", [(1, 24, 32), (2, 17, 40), (9, 33, 18)])
+def test_tiny_model_runs_on_any_size(tiny_model, frames, height, width):
+    x = clip(frames, height, width)
+    for options in ({"fidelity": 0.0}, {"steps": 2, "guidance": 3.0, "guidance_rescale": 0.5, "window": 4, "overlap": 1}):
+        y = Deblurrer(tiny_model, device="cpu").deblur(x, **options)
+        assert y.shape == x.shape and torch.isfinite(y).all() and 0 <= y.min() and y.max() <= 1
+
+
+def test_several_steps_are_decoded_as_a_sample(tiny_model, monkeypatch):
+    asked, decode = [], tiny_model.decode
+    monkeypatch.setattr(tiny_model, "decode", lambda *a, sampled, **k: asked.append(sampled) or decode(*a, sampled=sampled, **k))
+    for steps in (1, 2):
+        asked.clear()
+        Deblurrer(tiny_model, device="cpu").deblur(clip(3), steps=steps)
+        assert set(asked) == {steps > 1}
+
+
+def test_bfloat16_stays_close(tiny_model):
+    x, several = clip(5), ({}, {"steps": 2, "guidance": 2.0}, {"tile": 16, "tile_overlap": 8}, {"fidelity": 0.0})
+    references = [run(tiny_model, x, **options) for options in several]
+    deblurrer = Deblurrer(tiny_model, device="cpu", dtype=torch.bfloat16)
+    for reference, options in zip(references, several):
+        y = deblurrer.deblur(x, **options)
+        assert y.dtype == torch.float32 and (y - reference).abs().mean() < 0.02
+
+
+def test_chunks_and_kept_features_do_not_change_the_result(tiny_model, monkeypatch):
+    x = clip(23)
+    options = {"window": 8, "overlap": 3, "fidelity": 0.7}
+    reference = run(tiny_model, x, **options)
+    monkeypatch.setattr("vdd_model.inference.pipeline.FEATURE_BYTES", 0)
+    torch.testing.assert_close(run(tiny_model, x, **options), reference, rtol=0, atol=1e-5)
+    monkeypatch.setattr(inference, "CHUNK_PIXELS", 1)
+    torch.testing.assert_close(run(tiny_model, x, **options), reference, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("frames, window, overlap", [(23, 8, 3), (23, 6, 3), (20, 8, 0), (5, 1, 0)])
+def test_a_restart_gives_the_same_bits(tiny_model, frames, window, overlap):
+    x, options = clip(frames, 16, 16), {"window": window, "overlap": overlap, "steps": 2, "eta": 0.5, "seed": 3}
+    whole = run(tiny_model, x, **options)
+    for first in (1, frames - 3):
+        assert torch.equal(run(tiny_model, x, first_frame=first, **options), whole[first:])
+        start = first_input_frame(first, DeblurOptions(**options))
+        assert torch.equal(run(tiny_model, x, first_frame=first, input_start=start, **options), whole[first:])
+    assert list(Deblurrer(tiny_model, device="cpu").stream(iter(x), DeblurOptions(**options), first_frame=frames)) == []
+
+
+def test_input_behind_the_restart_point_is_refused(tiny_model):
+    with pytest.raises(ValueError, match="needed from 12"):
+        Deblurrer(tiny_model, device="cpu").stream(iter(clip(4)), first_frame=50, input_start=13)
+
+
+def test_an_empty_stream_gives_nothing():
+    assert list(Deblurrer(Stub(), device="cpu").stream(iter([]))) == []
+
+
+def test_tile_borders_do_not_show(tiny_model):
+    """Tiles differ from the whole frame (group norms see less), but no more at their borders than elsewhere."""
+    x = clip(4, 96, 160)
+    difference = run(tiny_model, x, tile=64, tile_overlap=32) - run(tiny_model, x, tile=0)
+    step = difference.diff(dim=2).abs().mean(dim=(0, 1, 3))                 # between column i and i + 1
+    borders = torch.zeros(159, dtype=torch.bool)
+    borders[[start - 1 for start in (32, 64, 96, 128)]] = True
+    assert difference.abs().max() > 1 / 255 and step[borders].max() < 1.2 * step[~borders].max()
+
+
+def test_memory_of_a_run_does_not_grow_with_the_clip():
+    """At any time only about one window of frames is alive."""
+    import weakref
+    alive = weakref.WeakSet()
+
+    def source():
+        for i in range(200):
+            frame = torch.full((8, 8, 3), i / 200)
+            alive.add(frame)
+            yield frame
+
+    most = 0
+    for _ in Deblurrer(Stub(), device="cpu").stream(source()):
+        most = max(most, len(alive))
+    assert most <= 16 + 1 + 8
+
+
+# ---- bad input, cancelling, lack of memory -------------------------------------------------------------------------
+
+def test_nan_frames_are_refused_by_number():
+    x = clip(30)
+    x[21, 3, 4, 1] = float("nan")
+    with pytest.raises(UserError, match="frame 21 holds NaN"):
+        run(Stub(), x)
+
+
+def test_a_changing_size_is_refused_by_number():
+    frames = [*clip(5), *clip(1, 16, 16)]
+    with pytest.raises(UserError, match="frame 5 is 16 x 16 pixels, but those before it are 32 x 24"):
+        list(Deblurrer(Stub(), device="cpu").stream(iter(frames)))
+
+
+@pytest.mark.parametrize("frame", [torch.zeros(8, 8), torch.zeros(8, 8, 4), torch.zeros(8, 8, 3, dtype=torch.uint8), torch.zeros(0, 8, 3)])
+def test_things_that_are_no_frames_are_refused(frame):
+    with pytest.raises(UserError, match="frame 0 has shape"):
+        list(Deblurrer(Stub(), device="cpu").stream([frame]))
+    with pytest.raises(UserError, match="expected frames"):
+        Deblurrer(Stub(), device="cpu").deblur(torch.zeros(0, 8, 8, 3))
+
+
+@pytest.mark.parametrize("change", [{"steps": 0}, {"steps": 1001}, {"steps": 3, "spacing": "vgen"}, {"fidelity": 1.5}, {"eta": -1},
+                                    {"window": 0}, {"overlap": -1}, {"tile": -1}, {"spacing": "karras"}, {"color": "lab"},
+                                    {"guidance_rescale": 2.0}])
+def test_impossible_options_are_refused(change):
+    with pytest.raises(ConfigError, match=next(iter(change))):
+        DeblurOptions(**change)
+
+
+@pytest.mark.parametrize("device, dtype", [("cuda:0", torch.float16), ("cuda:1", torch.bfloat16), ("cuda", torch.float16)])
+def test_each_gpu_is_asked_for_its_own_dtype(monkeypatch, device, dtype):
+    """An old GPU 0, which is the current one, and a new GPU 1."""
+    current = [0]
+
+    class Chosen:
+        def __init__(self, device):
+            self.index = torch.device(device).index
+
+        def __enter__(self):
+            current.append(current[-1] if self.index is None else self.index)
+
+        def __exit__(self, *_):
+            current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", Chosen)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: current[-1] == 1)
+    assert default_dtype(device) is dtype and default_dtype(torch.device(device)) is dtype
+    assert current == [0]
+
+
+def test_options_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        DeblurOptions().steps = 2
+
+
+def test_progress_and_cancelling():
+    class Cancelled(Exception):
+        pass
+
+    seen = []
+
+    def progress(p):
+        seen.append(p)
+        if p.frames_done >= 12:
+            raise Cancelled
+
+    deblurrer, given = Deblurrer(Stub(), device="cpu"), 0
+    with pytest.raises(Cancelled):
+        for chunk in deblurrer.stream(iter(clip(60)), total=60, progress=progress):
+            given += len(chunk)
+    assert given == 12 and {p.stage for p in seen} == {"encode", "denoise", "decode"} and seen[0].total == 60
+    assert len(torch.cat(list(deblurrer.stream(iter(clip(20)))))) == 20            # and it can be used again
+
+
+NO_MEMORY = [MemoryError(), torch.cuda.OutOfMemoryError("CUDA out of memory"),
+             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")]
+
+
+@pytest.mark.parametrize("stage, fidelity, error", [("encode_each", True, NO_MEMORY[0]), ("predict_v", False, NO_MEMORY[1]),
+                                                    ("decode", True, NO_MEMORY[2]), ("decode", False, NO_MEMORY[0])])
+def test_lack_of_memory_leads_to_smaller_pieces_and_a_complete_result(monkeypatch, stage, fidelity, error):
+    class Small(Stub):
+        """Fails for more than 4 frames of 64 x 64."""
+
+        def checked(self, name, tensor, *args, **kwargs):
+            if name == stage and tensor.shape[2:].numel() > 4 * 64 * 64:
+                raise error
+            return getattr(Stub, name)(self, tensor, *args, **kwargs)
+
+        def encode_each(self, *args, **kwargs):
+            return self.checked("encode_each", *args, **kwargs)
+
+        def predict_v(self, *args, **kwargs):
+            return self.checked("predict_v", *args, **kwargs)
+
+        def decode(self, *args, **kwargs):
+            return self.checked("decode", *args, **kwargs)
+
+    monkeypatch.setattr(inference, "CHUNK_PIXELS", 20 * 90 * 150)
+    monkeypatch.setattr(inference, "SMALLEST_TILE", 64)
+    x, said = clip(20, 90, 150), []
+    options = DeblurOptions(tile_overlap=16, color="none")
+    y = torch.cat(list(Deblurrer(Small(fidelity), device="cpu").stream(iter(x), options, notice=said.append)))
+    expected = 0.5 * (torch.cat([x[:1], x[:-1]]) + torch.cat([x[1:], x[-1:]])) if fidelity else x
+    assert (y - expected).abs().max() < 2 / 255
+    assert said[0] == "not enough memory for whole frames; going on with tiles of 76 x 76 pixels"
+    assert "frames at a time; going on with tiles of 64 x 64 pixels," in said[-1]
+
+
+def test_hopeless_lack_of_memory_is_one_sentence():
+    class Never(Stub):
+        def predict_v(self, *args):
+            raise MemoryError
+
+    with pytest.raises(UserError, match="not enough memory to deblur frames of 300 x 200 pixels"), warnings.catch_warnings(record=True):
+        run(Never(), clip(3, 200, 300), window=2)
+
+
+def test_other_errors_pass_through():
+    class Broken(Stub):
+        def predict_v(self, *args):
+            raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        run(Broken(), clip(3))
+
+
+# ---- the model that ships ------------------------------------------------------------------------------------------
+
+@pytest.mark.skipif(not BUILT_IN["small"].exists(), reason="the built-in weights are not here")
+@pytest.mark.parametrize("value", [0.1, 0.6])
+def test_a_constant_clip_has_no_step_at_the_seams_of_the_shipped_model(value):
+    """Tiles and windows meet every 32 pixels and 4 frames here; neighbouring pixels and frames differ by at most 1/255 all the same."""
+    x = torch.full((5, 96, 96, 3), value)
+    y = Deblurrer("small", device="cpu").deblur(x, window=4, overlap=2, tile=64, tile_overlap=32, color="none")
+    inside = y[:, 16:-16, 16:-16]                        # the picture's own border is not a seam
+    assert max(inside.diff(dim=axis).abs().max() for axis in range(3)) < 1 / 255
+    assert (y - x).abs().mean() < 1 / 255
+
+
+@pytest.mark.skipif(not BUILT_IN["small"].exists(), reason="the built-in weights are not here")
+def test_the_shipped_model_follows_its_latents_and_more_steps_move_it():
+    """One step is the most faithful; more are sharper at some cost in PSNR. With the true latents the branch shows what one step misses."""
+    photo, _ = read_image(bundled_photo())
+    blurred, sharp = camera_shake(photo, 6, 8.0, 7, size=(160, 160))
+    deblurrer = Deblurrer("small", device="cpu", dtype=torch.float32)
+    one, many = (deblurrer.deblur(blurred, steps=steps) for steps in (1, 20))
+    with torch.no_grad():
+        pixels, target = (to_pixels(list(frames), deblurrer.model.config.divisor, torch.device("cpu")) for frames in (blurred, sharp))
+        true = decode_frames(deblurrer.model, deblurrer.model.encode_target(target), pixels, fidelity=1.0, sampled=True)
+    psnr = [metrics.psnr(frames, sharp).mean().item() for frames in (blurred, many, one, to_frames(true, list(blurred)))]
+    assert psnr[2] > psnr[0] + 1 and psnr[3] > psnr[2] + 1, psnr
+    assert psnr[2] - 3.5 < psnr[1] < psnr[2], psnr
+    assert metrics.sharpness(many).mean() > metrics.sharpness(one).mean() > metrics.sharpness(blurred).mean()

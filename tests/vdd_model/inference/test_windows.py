@@ -1,0 +1,141 @@
+"""Windows, tiles, blending weights, and noise that does not notice the cuts."""
+import pytest
+import torch
+
+from vdd_model.inference.windows import (
+    Box,
+    Span,
+    blend,
+    box_weight,
+    boxes,
+    check_window,
+    continue_clip,
+    crossfade,
+    frame_noise,
+    ramp,
+    span_weight,
+    spans,
+    time_windows,
+)
+
+
+@pytest.mark.parametrize("size, length, overlap, multiple", [
+    (100, 100, 10, 1), (7, 100, 10, 1), (101, 40, 13, 1), (960, 256, 64, 16), (48, 32, 16, 16), (1000, 24, 8, 4), (17, 16, 15, 1),
+])
+def test_spans_cover_with_at_least_the_overlap(size, length, overlap, multiple):
+    pieces = spans(size, length, overlap, multiple)
+    assert pieces[0].start == 0 and pieces[-1].stop == size
+    assert pieces[0].lead == 0 and pieces[-1].trail == 0
+    for a, b in zip(pieces, pieces[1:]):
+        assert a.stop - b.start == a.trail == b.lead >= overlap
+        assert b.start % multiple == 0 and b.start > a.start
+    lengths = {p.stop - p.start for p in pieces}
+    assert len(lengths) == 1 and lengths.pop() <= length
+
+
+def test_spans_share_no_more_than_they_must():
+    rows, columns = spans(2160, 768, 128, 16), spans(3840, 768, 128, 16)
+    assert (len(rows), rows[0].stop) == (4, 640) and (len(columns), columns[0].stop) == (6, 752)
+
+
+def test_an_overlap_as_large_as_the_piece_is_refused():
+    with pytest.raises(ValueError, match="overlap"):
+        spans(100, 16, 16)
+
+
+def test_ramp_and_its_mirror_sum_to_one():
+    for n in (1, 2, 5, 64):
+        torch.testing.assert_close(ramp(n) + ramp(n).flip(0), torch.ones(n))
+    assert (span_weight(Span(0, 10, 6, 6)) > 0).all()
+
+
+def test_blending_pieces_of_one_tensor_gives_it_back():
+    x = torch.randn(1, 2, 9, 40, 52)
+    pieces = boxes((9, 40, 52), (4, 16, 24), (2, 4, 8), 4)
+    assert len(pieces) > 8
+    torch.testing.assert_close(blend(pieces, lambda box: box.of(x)), x, rtol=0, atol=1e-5)
+
+
+def test_blended_disagreement_has_no_step():
+    """Two tiles that disagree by 1 meet in a slope, nowhere steeper than the ramp."""
+    pieces = boxes((1, 1, 96), (1, 1, 64), (0, 0, 32))
+    out = blend(pieces, lambda box: torch.full((1, 1, 1, 1, 64), float(box.columns.start > 0)))
+    assert out.diff(dim=-1).abs().max() < 0.06
+
+
+def test_one_box_is_passed_through_untouched():
+    x = torch.randn(1, 2, 3, 4, 5).to(torch.bfloat16)
+    assert blend(boxes((3, 4, 5), (8, 8, 8), (0, 0, 0)), lambda box: x) is x
+
+
+def test_box_scaling():
+    box = Box(Span(0, 3), Span(4, 8, 2, 1), Span(8, 12, 0, 2))
+    assert box.scaled(4) == Box(Span(0, 3), Span(16, 32, 8, 4), Span(32, 48, 0, 8))
+    assert box_weight(box).shape == (3, 4, 4)
+
+
+@pytest.mark.parametrize("total, windows", [
+    (1, [(0, 1)]), (2, [(0, 2)]), (16, [(0, 16)]), (17, [(0, 16), (1, 17)]), (28, [(0, 16), (12, 28)]), (29, [(0, 16), (12, 28), (13, 29)]),
+])
+def test_time_windows(total, windows):
+    assert time_windows(total, 16, 4) == windows
+
+
+@pytest.mark.parametrize("window, overlap", [(1, 0), (2, 1), (8, 4), (16, 0), (16, 5)])
+def test_every_frame_lies_in_one_or_two_regular_windows(window, overlap):
+    for total in range(1, 70):
+        found = time_windows(total, window, overlap)
+        assert found[0][0] == 0 and found[-1][1] == total
+        assert all(b - a == min(window, total) for a, b in found)
+        for (_, stop), (start, _) in zip(found, found[1:]):
+            assert stop - start >= overlap
+
+
+@pytest.mark.parametrize("window, overlap", [(0, 0), (4, 3), (4, -1)])
+def test_impossible_windows_are_refused(window, overlap):
+    with pytest.raises(ValueError, match="overlap"):
+        check_window(window, overlap)
+
+
+def test_crossfade_goes_from_one_to_the_other():
+    out = crossfade(torch.zeros(1, 4, 5, 2, 2), torch.ones(1, 4, 5, 2, 2))[0, 0, :, 0, 0]
+    assert (out.diff() > 0).all() and out[0] < 0.1 and out[-1] > 0.9
+
+
+def test_noise_of_a_frame_depends_on_nothing_but_its_index():
+    whole = frame_noise(3, range(20), 4, 6, 10)
+    assert whole.shape == (1, 4, 20, 6, 10)
+    assert torch.equal(whole[:, :, 7:13], frame_noise(3, range(7, 13), 4, 6, 10))
+    assert torch.equal(whole[:, :, [19, 2]], frame_noise(3, [19, 2], 4, 6, 10))
+
+
+def test_noise_differs_by_seed_frame_and_step():
+    base = frame_noise(0, [1], 4, 8, 8)
+    for other in (frame_noise(1, [1], 4, 8, 8), frame_noise(0, [2], 4, 8, 8), frame_noise(0, [1], 4, 8, 8, step=1),
+                  frame_noise(-1, [1], 4, 8, 8), frame_noise(2**63, [1], 4, 8, 8)):
+        assert not torch.allclose(base, other)
+
+
+def test_noise_is_standard_normal_and_leaves_the_global_generator_alone():
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    noise = frame_noise(0, range(16), 4, 64, 64)
+    assert torch.equal(state, torch.get_rng_state())
+    assert abs(float(noise.mean())) < 0.01 and abs(float(noise.std()) - 1) < 0.01
+    frames = noise[0].transpose(0, 1).flatten(1)
+    correlation = torch.corrcoef(frames) - torch.eye(16)
+    assert correlation.abs().max() < 0.05
+
+
+def test_a_clip_continued_window_by_window_is_the_clip_and_fades_where_they_meet():
+    clip = torch.randn(1, 2, 11, 3, 4, generator=torch.Generator().manual_seed(0))
+    window, shared = 4, 2
+    whole = faded = None
+    for k, (start, stop) in enumerate(time_windows(clip.shape[2], window, shared)):
+        at, part = k * (window - shared), clip[:, :, start:stop]
+        whole = continue_clip(whole, part, start, at, shared) if k else part
+        faded = continue_clip(faded, part + k, start, at, shared) if k else part
+    torch.testing.assert_close(whole, clip)
+    added = (faded - clip)[0, 0, :, 0, 0]
+    assert added[0] == 0 and (added.diff() >= 0).all() and torch.equal(added, added.clamp(0, k))
+    assert added.diff().max() < 0.8                     # no frame jumps by a whole window's difference

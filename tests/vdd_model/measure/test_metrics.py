@@ -1,0 +1,136 @@
+"""Measures against other implementations and against literal formulas."""
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from vdd_model.measure import metrics
+from vdd_model.measure.flow import dense_flow, warp
+
+
+@pytest.fixture(scope="module")
+def clips():
+    """Two random smooth clips (3, 40, 52, 3), like enough for middling scores."""
+    g = torch.Generator().manual_seed(0)
+    base = torch.rand(3, 3, 10, 13, generator=g)
+    truth = torch.nn.functional.interpolate(base, size=(40, 52), mode="bicubic").movedim(1, -1).clamp(0, 1)
+    return (truth + 0.08 * torch.randn(truth.shape, generator=g)).clamp(0, 1), truth
+
+
+def eight_bit(x):
+    return (x * 255).round().to(torch.uint8).numpy()
+
+
+def test_psnr_agrees_with_scikit_image_and_kornia(clips):
+    import kornia
+    from skimage.metrics import peak_signal_noise_ratio
+    a, b = clips
+    ours = metrics.psnr(a, b)
+    for i in range(len(a)):
+        assert abs(ours[i] - peak_signal_noise_ratio(eight_bit(b[i]), eight_bit(a[i]), data_range=255)) < 1e-6
+        theirs = kornia.metrics.psnr(metrics.to_levels(a[i]).movedim(-1, 0)[None], metrics.to_levels(b[i]).movedim(-1, 0)[None], 255.0)
+        assert abs(ours[i] - theirs) < 1e-6
+    assert math.isinf(metrics.psnr(a, a)[0])
+
+
+def test_ssim_gaussian_agrees_with_scikit_image_and_kornia(clips):
+    import kornia
+    from skimage.metrics import structural_similarity
+    a, b = clips
+    ours = metrics.ssim_gaussian(a, b)
+    for i in range(len(a)):
+        theirs = structural_similarity(eight_bit(b[i]), eight_bit(a[i]), gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+                                       data_range=255, channel_axis=-1)
+        assert abs(ours[i] - theirs) < 1e-6
+        x, y = (metrics.to_levels(v[i]).movedim(-1, 0)[None] for v in (a, b))
+        assert abs(ours[i] - kornia.metrics.ssim(x, y, 11, max_val=255.0, padding="valid").mean()) < 1e-6
+    assert 0.1 < ours.min() and ours.max() < 0.95
+    assert metrics.ssim_gaussian(a, a).allclose(torch.ones(3, dtype=torch.float64))
+    assert metrics.ssim_gaussian(a[:, :8], b[:, :8]).isnan().all()
+
+
+def test_ssim_matlab_agrees_with_a_literal_3d_filter(clips):
+    from scipy.ndimage import gaussian_filter
+    a, b = clips
+    ours = metrics.ssim_matlab(a, b)
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    for i in range(len(a)):
+        x, y = (eight_bit(v[i]).astype(np.float64) for v in (a, b))
+        mx, my, xx, yy, xy = (gaussian_filter(v, 1.5, mode="nearest", truncate=5 / 1.5) for v in (x, y, x * x, y * y, x * y))
+        expected = (2 * mx * my + c1) * (2 * (xy - mx * my) + c2) / ((mx**2 + my**2 + c1) * (xx - mx**2 + yy - my**2 + c2))
+        assert abs(ours[i] - expected.mean()) < 1e-6
+    assert (ours > metrics.ssim_gaussian(a, b) - 0.5).all()
+
+
+def test_lpips_never_downloads(clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *a, **k: pytest.fail("a download was tried"))
+    metrics.lpips_model.cache_clear()
+    assert metrics.lpips_alex(*clips) is None
+    assert "not on this machine" in metrics.lpips_model()[1] or "not installed" in metrics.lpips_model()[1]
+    metrics.lpips_model.cache_clear()
+
+
+def test_temporal_error_is_literal(clips):
+    a, b = clips
+    ours = metrics.temporal_error(a, b)
+    expected = [float((((a[t + 1] - a[t]) - (b[t + 1] - b[t])).abs()).double().mean() * 255) for t in range(2)]
+    assert ours.tolist() == pytest.approx(expected, abs=1e-4)
+    assert metrics.temporal_error(b + 0.0, b).abs().max() == 0
+    assert metrics.temporal_error(a[:1], b[:1]).numel() == 0
+
+
+def test_flow_finds_a_known_motion():
+    g = torch.Generator().manual_seed(1)
+    big = torch.nn.functional.interpolate(torch.rand(1, 1, 24, 30, generator=g), size=(120, 150), mode="bicubic")
+    for dx, dy in ((3, 0), (-5, 4), (0, -9)):
+        first, second = big[..., 20:100, 20:130], big[..., 20 + dy:100 + dy, 20 + dx:130 + dx]
+        flow = dense_flow(first, second)[..., 12:-12, 12:-12]
+        # second(p) = first(p + d), so the flow from first to second is -d
+        assert (flow[:, 0] + dx).abs().mean() < 0.3 and (flow[:, 1] + dy).abs().mean() < 0.3, (dx, dy)
+    still = torch.zeros(1, 2, 80, 110)
+    assert warp(first, still).allclose(first, atol=1e-5)
+
+
+def test_warp_error_sees_flicker_but_not_motion():
+    g = torch.Generator().manual_seed(2)
+    big = torch.nn.functional.interpolate(torch.rand(1, 3, 24, 30, generator=g), size=(96, 120), mode="bicubic").movedim(1, -1).clamp(0, 1)
+    clip = torch.cat([big[:, 8:72, 10 + 2 * t:90 + 2 * t] for t in range(4)])
+    flicker = clip * torch.tensor([1.0, 0.9, 1.0, 0.9]).view(4, 1, 1, 1)
+    calm, busy = metrics.warp_error(clip, clip).mean(), metrics.warp_error(flicker, clip).mean()
+    assert metrics.temporal_error(clip * 0 + clip[:1], clip).mean() > 5          # the motion itself is large
+    assert calm < 1.0 and busy > 8 * calm
+
+
+def test_sharpness_falls_with_blur_and_color_shift_is_in_levels(clips):
+    a, b = clips
+    smooth = torch.nn.functional.avg_pool2d(a.movedim(-1, 1), 3, 1, 1).movedim(1, -1)
+    assert (metrics.sharpness(smooth) < 0.5 * metrics.sharpness(a)).all()
+    assert metrics.color_shift(b * 0.5 + torch.tensor([0, 0.01, 0]), b * 0.5).tolist() == pytest.approx([2.55] * 3, abs=1e-3)
+    assert metrics.error_map(a, a).shape == (3, 40, 52) and metrics.error_map(a, b).max() <= 1
+
+
+def test_scorer_in_pieces_equals_whole(clips):
+    a, b = clips
+    whole, pieces = metrics.Scorer(), metrics.Scorer()
+    whole.add(a, b, a)
+    for i in range(3):
+        pieces.add(a[i:i + 1], b[i:i + 1], a[i:i + 1])
+    assert whole.result() == pytest.approx(pieces.result())
+    assert whole.result()["psnr"] == pytest.approx(float(metrics.psnr(a, b).mean()))
+    assert len(whole.values["temporal_error"]) == 2 and whole.result()["color_shift"] == 0
+
+
+def test_means():
+    assert metrics.mean([float("inf"), 20.0]) == 60.0
+    assert metrics.mean([]) is None and metrics.mean([math.nan]) is None
+    total = metrics.pool([(3, {"psnr": 30.0}), (1, {"psnr": 34.0, "lpips": None})])
+    assert total["psnr"] == 31.0 and total["lpips"] is None
+
+
+def test_sizes_must_agree(clips):
+    with pytest.raises(ValueError, match="two clips .* of one size"):
+        metrics.psnr(clips[0], clips[1][:, :20])

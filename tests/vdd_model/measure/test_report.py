@@ -1,0 +1,148 @@
+"""Panels, error maps, tables and the comparison of two clips."""
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vdd_model.errors import UserError
+from vdd_model.measure import report
+from vdd_model.measure.metrics import psnr
+
+
+def picture(seed=0, height=48, width=64):
+    g = torch.Generator().manual_seed(seed)
+    small = torch.rand(1, 3, height // 8, width // 8, generator=g)
+    return torch.nn.functional.interpolate(small, size=(height, width), mode="bilinear")[0].movedim(0, -1)
+
+
+def write_folder(folder, frames):
+    folder.mkdir(parents=True)
+    for i, frame in enumerate(frames):
+        report.to_image(frame).save(folder / f"{i:06d}.png")
+    return folder
+
+
+def test_to_image_takes_tensors_arrays_and_images():
+    x = picture()
+    assert report.to_image(x).size == (64, 48)
+    assert report.to_image(x.numpy()).tobytes() == report.to_image(report.to_image(x)).tobytes() == report.to_image(x).tobytes()
+    assert report.to_image(x[..., 0]).mode == "RGB"
+
+
+def test_error_map_is_black_without_error_and_bright_where_it_is():
+    x = picture()
+    assert max(report.to_image(report.error_map(x, x, scale=False)).getextrema()[1]) <= 4
+    y = x.clone()
+    y[10:20, 30:40] = 1 - y[10:20, 30:40].round()
+    image = report.error_map(y, x, scale=False)
+    brightness = torch.from_numpy(np.array(image.convert("L")))
+    assert brightness[12:18, 32:38].float().mean() > 100 and brightness[30:].max() < 10
+    assert report.error_map(y, x).height > 48 and report.error_map(y[:, :4], x[:, :4]).width == 4
+    with pytest.raises(UserError, match="64 x 48 and 60 x 48"):
+        report.error_map(x, x[:, :60])
+
+
+def test_colour_map_is_monotone_in_lightness():
+    colours = report.colour_map(torch.linspace(0, 1, 64)[None])[0]
+    luma = colours @ torch.tensor([0.299, 0.587, 0.114])
+    assert (luma.diff() > 0).all() and luma[0] < 0.02 and luma[-1] > 0.9
+
+
+def test_the_box_is_where_the_pictures_differ():
+    x, y = picture(), picture()
+    y[28:36, 40:48] += 0.4
+    box = report.interesting_box([x, y])
+    assert box.x <= 40 and box.x + box.width >= 48 and box.y <= 28 and box.y + box.height >= 36
+    assert report.interesting_box([x]).width == 16 and report.interesting_box([x[:6, :6]]) == report.Box(0, 0, 6, 6)
+
+
+def test_panel_shows_every_picture_and_its_enlarged_part():
+    x = picture()
+    labels = ["black", "a label that is much longer than its column is wide", "white"]
+    sheet = report.panel([x * 0, x, x * 0 + 1], labels, (8, 8, 16, 12), width=160)
+    assert sheet.width == 3 * 164 - 4 and sheet.height > 120 + 120
+    assert sheet.getpixel((80, sheet.height - 60)) == (0, 0, 0) and sheet.getpixel((2 * 164 + 80, sheet.height - 60)) == (255, 255, 255)
+    assert sheet.getpixel((0, sheet.height - 1)) == report.BOX_COLOUR
+    with pytest.raises(UserError, match="one size and a label for each"):
+        report.panel([x, x[:40]], ["a", "b"])
+    with pytest.raises(UserError, match="1 labels"):
+        report.panel([x, x], ["a"])
+
+
+@pytest.mark.parametrize("width, height, box", [(1920, 1080, (100, 100, 3, 3)), (4000, 4, None), (2600, 1, None)])
+def test_panel_of_extreme_shapes(width, height, box):
+    frames = [torch.zeros(height, width, 3), torch.ones(height, width, 3)]
+    assert report.panel(frames, ["a", "b"], box).width == 2 * 480 + 4
+
+
+def test_markdown_table():
+    text = report.markdown_table({"blurred": {"psnr": 25.634, "lpips": None}, "steps 1": {"psnr": 28.0, "lpips": None}}, "GoPro")
+    lines = text.splitlines()
+    assert lines[0].startswith("| GoPro") and "PSNR dB" in lines[0] and "LPIPS" in lines[0] and "SSIM" not in lines[0]
+    assert "25.63" in lines[2] and lines[2].rstrip().endswith("- |") and len({len(line) for line in lines}) == 1
+
+
+def test_compare_folders(tmp_path):
+    truth = torch.stack([picture(i) for i in range(6)])
+    blurred = (truth * 0.8 + 0.1).clamp(0, 1)
+    output = (truth * 0.95 + 0.02).clamp(0, 1)
+    a, b, c = (write_folder(tmp_path / n, x) for n, x in (("out", output[:5]), ("sharp", truth), ("blur", blurred)))
+    said = []
+    result = report.compare(a, b, tmp_path / "report", blurred=c, say=said.append)
+    assert result["frames"] == 5 and "only the first 5 frames" in result["notes"][0]
+    eight = (output * 255).round() / 255
+    assert result["scores"]["out"]["psnr"] == pytest.approx(float(psnr(eight[:5], truth[:5]).mean()), abs=0.05)
+    assert result["scores"]["blurred input"]["psnr"] < result["scores"]["out"]["psnr"]
+    assert "PSNR" in said[0] and "blurred input" in said[0]
+    for name in ("panel.png", "error_map.png"):
+        with Image.open(tmp_path / "report" / name) as image:
+            image.verify()
+    assert json.loads((tmp_path / "report" / "scores.json").read_text())["frames"] == 5
+    rows = (tmp_path / "report" / "scores.csv").read_text().splitlines()
+    assert rows[0].startswith("frame,psnr") and len(rows) == 6
+    assert not list((tmp_path / "report").glob("*.part"))
+
+
+@pytest.mark.parametrize("box", [(0, 0, 0, 5), (0, 0, 5, -1), (-1, 0, 4, 4), (60, 0, 5, 5), (0, 0, 65, 5), (0, 44, 4, 5)])
+def test_a_box_that_cannot_be_enlarged_is_refused_beforehand(tmp_path, monkeypatch, box):
+    for name in ("a", "b"):
+        report.save_image(Image.new("RGB", (64, 48)), tmp_path / name / "0.png")
+    monkeypatch.setattr(report, "compare_frames", None)
+    with pytest.raises(UserError, match="does not lie within the frame's 64 x 48"):
+        report.compare(tmp_path / "a", tmp_path / "b", tmp_path / "out", zoom_box=box)
+    with pytest.raises(UserError, match="does not lie within"):
+        report.panel([torch.zeros(48, 64, 3)], ["a"], box)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_is_refused_beforehand(tmp_path, monkeypatch):
+    write_folder(tmp_path / "a", [picture()] * 2)
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(report, "compare_frames", lambda *_, **__: pytest.fail("it was compared"))
+    with pytest.raises(UserError, match="cannot be made a folder"):
+        report.compare(tmp_path / "a", tmp_path / "a", tmp_path / "file")
+
+
+def test_what_a_reader_says_comes_through():
+    def broken():
+        yield torch.zeros(16, 16, 3)
+        raise UserError("b.mp4 could not be read any further")
+
+    with pytest.raises(UserError, match="^b.mp4 could not be read any further$"):
+        report.compare_frames([torch.zeros(16, 16, 3)] * 9, broken())
+
+
+def test_compare_refuses_what_does_not_fit(tmp_path):
+    a = write_folder(tmp_path / "a", [picture()])
+    b = write_folder(tmp_path / "b", [picture(height=40)])
+    with pytest.raises(UserError, match="different sizes: .*64 x 48.*64 x 40"):
+        report.compare(a, b, tmp_path / "report", say=None)
+    with pytest.raises(UserError):
+        report.compare(a, tmp_path / "none", tmp_path / "report", say=None)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot be written|not be"):
+        report.save_text("x", tmp_path / "file" / "x.md")

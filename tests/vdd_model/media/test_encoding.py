@@ -1,0 +1,51 @@
+"""What a codec cannot store is refused before any work; what it has no use for is named."""
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+import torch
+from media_tools import deblur, pattern, save_clip
+
+from vdd_model.media.clip import MediaError
+from vdd_model.media.encoding import SegmentEncoder, choose_encoding
+from vdd_model.media.video import OutputOptions, probe, write_video
+
+
+def test_what_prores_and_ffv1_cannot_store_is_refused(tmp_path):
+    clip = probe(save_clip(tmp_path / "in.mp4", [pattern(0)] * 2))
+    encode = functools.partial(choose_encoding, clip, tmp_path / "o.mov")
+    assert encode(OutputOptions(codec="prores", chroma=444)).pix_fmt == "yuv444p10le"
+    assert encode(OutputOptions(codec="prores")).pix_fmt == encode(OutputOptions(codec="prores", chroma=422)).pix_fmt == "yuv422p10le"
+    for options in ({"chroma": 420}, {"chroma": 444, "quality": 2}, {"chroma": 422, "quality": 4}, {"bit_depth": 8}):
+        with pytest.raises(MediaError, match="ProRes .* stores 4:.* with 10 bits"):
+            encode(OutputOptions(codec="prores", **options))
+    odd = dataclasses.replace(clip, width=67)
+    with pytest.raises(MediaError, match="odd side .* 4:2:0 in ffv1"):
+        choose_encoding(odd, tmp_path / "o.mkv", OutputOptions(codec="ffv1", chroma=420))
+    wide = choose_encoding(dataclasses.replace(clip, width=17000), tmp_path / "o.mp4", OutputOptions())
+    with pytest.raises(MediaError, match="h264 cannot store frames of 17000x48 pixels"):
+        SegmentEncoder(wide)
+
+
+def test_options_without_effect_are_named(tmp_path):
+    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(2)])
+    for options, target, named in (({"quality": 7, "preset": "slow"}, "o.mkv", ["--quality", "--preset"]),
+                                   ({"preset": "slow"}, "o.mov", ["--preset"]),
+                                   ({"quality": 7, "chroma": 444, "bit_depth": 10}, "out", ["--quality", "--chroma", "16 are written"])):
+        codec = {"o.mkv": "ffv1", "o.mov": "prores", "out": "png"}[target]
+        notes = deblur(source, tmp_path / target, output=OutputOptions(codec=codec, **options)).notes
+        assert len(notes) == len(named) and all(word in note for word, note in zip(named, notes)), notes
+
+
+@pytest.mark.parametrize("size", [(18, 34), (48, 48), (62, 62), (8, 640), (640, 14), (640, 48)])
+def test_hevc_refuses_what_its_encoder_cannot_take(tmp_path, size):
+    frames = torch.from_numpy(np.stack([pattern(i, *size) for i in range(3)]))
+    with pytest.raises(MediaError, match="too small for hevc"):
+        write_video(tmp_path / "o.mp4", frames, options=OutputOptions(codec="hevc"))
+    clip = probe(write_video(tmp_path / "o.mp4", frames, options=OutputOptions(bit_depth=10)))
+    assert (clip.codec, clip.bit_depth) == ("h264", 10)
+    note = choose_encoding(clip, tmp_path / "o.mp4", OutputOptions()).notes
+    assert any("too small for hevc" in text for text in note)

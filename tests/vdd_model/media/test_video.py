@@ -1,0 +1,485 @@
+"""Clips in and out: exact colour, times, rotation, alpha, sound."""
+from __future__ import annotations
+
+import contextlib
+import struct
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+from media_tools import chart, packets, pattern, save_clip, shifted
+
+from vdd_model.media import images
+from vdd_model.media.clip import MediaError
+from vdd_model.media.encoding import choose_encoding
+from vdd_model.media.images import find_images, read_image, write_image
+from vdd_model.media.pixel_formats import SAME_DEPTH, ColorTags, _downsample, _upsample, complete_tags, from_rgb, layout, layout_of, to_rgb
+from vdd_model.media.video import OutputOptions, describe, probe, read, read_clip, write_video
+
+FORMATS = ["yuv420p", "yuv422p", "yuv444p", "yuvj420p", "yuv420p10le", "yuv422p10le", "yuv444p12le", "yuva444p10le", "yuv411p",
+           "gbrp", "gbrap", "gbrp16le", "rgb24", "rgba", "rgb48be", "rgba64be"]
+
+
+def centres(rgb: np.ndarray, patch: int = 16) -> np.ndarray:
+    """The middle of every patch of a chart."""
+    return rgb[patch // 2::patch, patch // 2::patch]
+
+
+@pytest.mark.parametrize("pix_fmt", FORMATS)
+def test_planes_keep_a_chart(pix_fmt):
+    """Every format holds the chart to half a code value, and what was read is written again unchanged."""
+    picture, opacity = chart(), np.linspace(0, 1, 64 * 96, dtype=np.float32).reshape(64, 96)
+    kind = layout(pix_fmt)
+    tags = complete_tags(ColorTags(full_range="j" in pix_fmt), kind.kind, 64, 96)
+    frame = from_rgb(picture, opacity, pix_fmt, tags)
+    rgb, alpha = to_rgb(frame, tags)
+    step = 1 / (2 ** kind.depth - 1) * (1 if kind.kind == "gbr" else 256 / 219)
+    assert np.abs(centres(rgb) - centres(picture)).max() <= 1.6 * step      # half a step of Y' and of both colour differences
+    assert (alpha is not None) == kind.alpha
+    if kind.alpha:
+        assert np.abs(alpha - opacity).max() <= 0.51 / (2 ** kind.depth - 1)
+    again = to_rgb(from_rgb(rgb, alpha, pix_fmt, tags), tags)[0]
+    assert np.abs(centres(again) - centres(rgb)).max() < 1e-6
+
+
+@pytest.mark.parametrize("packed", ["rgba", "bgra", "argb", "abgr", "bgr24", "bgr0", "0rgb", "rgb48le", "bgr48be", "bgra64le", "nv12",
+                                    "p010le", "yuyv422", "ya8", "gray16be"])
+def test_every_packed_format_is_read(packed):
+    """The picture comes back with its colours in their places; libswscale packs it."""
+    y, x = np.mgrid[0:64, 0:96].astype(np.float32) / 96
+    picture = np.stack([x, y, 1 - x], axis=2)
+    whole = av.VideoFrame.from_ndarray((picture * 255).astype(np.uint8), "rgb24")
+    kind = layout(packed).kind
+    frame = whole.reformat(format=packed, dst_colorspace=5, dst_color_range=1 if kind == "yuv" else 2)
+    rgb, alpha = to_rgb(frame, complete_tags(ColorTags(5, 1, 1, kind == "gray"), kind, 64, 96))
+    if kind == "gray":
+        assert np.abs(rgb - rgb.mean(2, keepdims=True)).max() < 1e-6
+        assert np.abs(rgb[..., 0] - picture @ np.array([0.299, 0.587, 0.114])).mean() < 0.07     # with either range
+    else:
+        assert np.abs(rgb - picture).mean() < 0.012
+    assert alpha is None or (alpha == 1).all()
+
+
+YUV_OTHERWISE = [name for name in SAME_DEPTH if name not in ("pal8", "gray16be", "monob", "monow")] + ["nv42", "p010be", "xv36be"]
+
+
+@pytest.mark.parametrize("packed", YUV_OTHERWISE)
+@pytest.mark.parametrize("tags", [ColorTags(5, 5, 6, False), ColorTags(9, 9, 14, True)])
+def test_a_packed_format_is_what_its_planar_one_is(packed, tags):
+    """Matrix and range are the stream's own, also where libswscale has to widen a format that is not known here."""
+    kind, picture = layout(SAME_DEPTH.get(packed, "yuv444p16le")), chart()
+    frame = from_rgb(picture, None, f"yuv444p{'' if kind.depth == 8 else f'{kind.depth}le'}", tags).reformat(format=packed)
+    assert layout_of(frame).kind == "yuv" and complete_tags(tags, layout_of(frame).kind, 64, 96) == tags
+    assert np.abs(centres(to_rgb(frame, tags)[0]) - centres(picture)).max() < 0.012
+
+
+def test_palettes_are_read(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    picture = image.fromarray((chart() * 255).astype(np.uint8)).quantize(64)
+    picture.save(tmp_path / "a.png")
+    clip = probe(tmp_path / "a.png")
+    assert clip.pix_fmt == "pal8" and not clip.has_alpha
+    assert np.abs(read_clip(clip)[0].numpy() * 255 - np.asarray(picture.convert("RGB"))).max() < 0.01
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("matrix", [1, 5, 7, 9])
+def test_matrices_agree_with_libswscale(matrix, full):
+    if int(av.__version__.split(".")[0]) < 17:
+        pytest.skip("this PyAV does not pass every matrix on to libswscale")
+    tags = ColorTags(matrix, 1, 1, full)
+    frame = from_rgb(chart(), None, "yuv444p10le", tags)
+    ours = to_rgb(frame, tags)[0]
+    theirs = frame.reformat(format="gbrp16le", src_colorspace=matrix, src_color_range=2 if full else 1, dst_color_range=2)
+    theirs = to_rgb(theirs, ColorTags(0, 1, 1, True))[0]
+    assert np.abs(ours - theirs).max() < 1.5 / 255
+
+
+@pytest.mark.parametrize("size", [2, 7, 16, 33])
+@pytest.mark.parametrize("centred", [False, True])
+def test_chroma_low_pass_inverts_interpolation(size, centred):
+    c = np.random.default_rng(0).random(((size + 1) // 2, 3), dtype=np.float32)
+    up = _upsample(c, 2, 2 * len(c), centred, 0)
+    assert np.abs(_downsample(up, 2, centred, 0) - c).max() < 1e-6
+
+
+def test_sizes_guess_the_matrix_as_players_do():
+    assert complete_tags(ColorTags(), "yuv", 480, 640).matrix == 6
+    assert complete_tags(ColorTags(), "yuv", 720, 1280).matrix == 1
+    assert complete_tags(ColorTags(9), "yuv", 480, 640).matrix == 9
+
+
+@pytest.mark.parametrize("tags, codec, pix_fmt", [
+    (ColorTags(1, 1, 1, False), "libx264", "yuv420p"), (ColorTags(6, 6, 6, False), "libx264", "yuv420p"),
+    (ColorTags(1, 1, 13, True), "libx264", "yuv420p"), (ColorTags(9, 9, 16, False), "libx265", "yuv420p10le")])
+def test_colour_chart_through_a_file_does_not_shift(tmp_path, tags, codec, pix_fmt):
+    """Read with the file's tags, written with them: another reader of the new file sees the same colours and tags."""
+    source = save_clip(tmp_path / "in.mp4", [chart()] * 3, codec=codec, pix_fmt=pix_fmt, tags=tags)
+    clip = probe(source)
+    frames = read_clip(clip)
+    assert np.abs(centres(frames[0].numpy()) - centres(chart())).max() < 3 / 255
+    out = write_video(tmp_path / "out.mp4", frames, like=clip, options=OutputOptions(quality=4))
+    after = probe(out)
+    assert after.color == tags and after.bit_depth == clip.bit_depth
+    difference = read_clip(after) - frames
+    assert difference.mean(dim=(0, 1, 2)).abs().max() < 0.4 / 255
+    assert np.abs(centres(difference[1].numpy())).max() < 2.5 / 255
+    with av.open(str(out)) as container:                       # the tags are where any player looks
+        context = container.streams.video[0].codec_context
+        assert (context.colorspace, context.color_primaries, context.color_trc) == (tags.matrix, tags.primaries, tags.transfer)
+        assert context.color_range == (2 if tags.full_range else 1)
+
+
+@pytest.mark.parametrize("rate", [Fraction(24000, 1001), Fraction(25), Fraction(30000, 1001), Fraction(120)])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov", ".m4v"])
+def test_frame_rate_stays_an_exact_fraction(tmp_path, rate, suffix):
+    source = save_clip(tmp_path / f"in{suffix.replace('m4v', 'mp4')}", [pattern(i) for i in range(9)], rate=rate)
+    clip = probe(source)
+    assert clip.rate == rate and clip.constant_rate and clip.num_frames == 9
+    out = write_video(tmp_path / f"out{suffix}", read_clip(clip), like=clip)
+    after = probe(out)
+    assert after.rate == rate and after.num_frames == 9
+    if suffix != ".mkv":                                       # Matroska rounds times to milliseconds
+        with av.open(str(out)) as container:
+            assert container.streams.video[0].average_rate == rate
+
+
+def test_variable_frame_times_are_kept(tmp_path):
+    times = [0, 40, 80, 95, 200, 217, 300, 301, 420]
+    source = save_clip(tmp_path / "in.mkv", [pattern(i) for i in range(9)], times=times, time_base=Fraction(1, 1000))
+    clip = probe(source)
+    assert not clip.constant_rate
+    seen = [frame.pts * clip.time_base for frame in read(clip)]
+    assert [round(t * 1000) for t in seen] == times
+    from vdd_model.media.sinks import VideoSink
+    for suffix in (".mp4", ".mkv"):
+        folder = tmp_path / suffix[1:]
+        folder.mkdir()
+        sink = VideoSink(folder, choose_encoding(clip, tmp_path / f"out{suffix}", OutputOptions()))
+        for frame in read(clip):
+            sink.write(frame.rgb.numpy()[None], [None], [(frame.pts, frame.duration)])
+        sink.finish(tmp_path / f"out{suffix}", clip, audio=False)
+        after = probe(tmp_path / f"out{suffix}")
+        assert [round(f.pts * after.time_base * 1000) for f in read(after)] == times
+
+
+@pytest.mark.parametrize("suffix, ticks", [(".mp4", 90000), (".mov", 600), (".ts", 90000)])
+def test_times_off_every_rate_are_variable(tmp_path, suffix, ticks):
+    """A screen recording: its times lie on the time base's own grid, as all times do, and that is no frame rate."""
+    steps = np.random.default_rng(0).integers(1, 12, 30) * ticks // 60 + np.arange(30) % 7
+    times = [int(t) for t in np.concatenate([[0], np.cumsum(steps)])]
+    clip = probe(save_clip(tmp_path / f"in{suffix}", [pattern(i) for i in range(31)], times=times, time_base=Fraction(1, ticks)))
+    assert not clip.constant_rate and abs(float(clip.rate) * times[-1] / ticks - 30) < 0.3
+    seen = [float(frame.pts * clip.time_base) for frame in read(clip)]
+    assert np.abs(np.diff(seen) - np.diff(times) / ticks).max() < 1e-4
+    out = probe(write_video(tmp_path / "out.mkv", read_clip(clip), like=clip))       # as many frames at the mean rate
+    assert abs(float(out.rate / clip.rate) - 1) < 1e-3
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_a_longer_second_video_is_no_damage(tmp_path, suffix):
+    lengths = (50, 125)
+    with av.open(str(tmp_path / f"two{suffix}"), "w") as out:
+        streams = [out.add_stream("libx264", rate=25) for _ in lengths]
+        for stream in streams:
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for stream, length in zip(streams, lengths):
+            pictures = [av.VideoFrame.from_ndarray(np.full((48, 64, 3), i, np.uint8)) for i in range(length)]
+            for packet in (p for picture in (*pictures, None) for p in stream.encode(picture)):
+                out.mux(packet)
+    reader = read(probe(tmp_path / f"two{suffix}"))
+    assert len(list(reader)) == 50 and (reader.lost, reader.notes) == (0, [])
+
+
+@pytest.mark.parametrize("degrees, turns", [(90, 1), (180, 2), (270, 3)])
+def test_rotation_is_applied(tmp_path, degrees, turns):
+    if not hasattr(av.video.stream.VideoStream, "set_display_rotation"):
+        pytest.skip("this PyAV cannot write a display matrix")
+    source = save_clip(tmp_path / "in.mp4", [pattern(0)] * 2, rotation=degrees)
+    clip = probe(source)
+    with av.open(str(source)) as container:
+        frame = next(container.decode(video=0))
+        upright = np.rot90(to_rgb(frame, clip.color)[0], round(frame.rotation / 90) % 4)
+    assert (clip.height, clip.width) == upright.shape[:2] == ((64, 48) if turns % 2 else (48, 64))
+    frames = read_clip(clip)
+    assert np.array_equal(frames[0].numpy(), upright)
+    after = probe(write_video(tmp_path / "out.mp4", frames, like=clip))
+    assert after.quarter_turns == 0 and (after.width, after.height) == (clip.width, clip.height)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photographs_are_turned_upright(tmp_path, orientation):
+    image, ops = pytest.importorskip("PIL.Image"), pytest.importorskip("PIL.ImageOps")
+    exif = image.Exif()
+    exif[0x0112] = orientation
+    image.fromarray((pattern(0) * 255).astype(np.uint8)).save(tmp_path / "a.jpg", quality=95, exif=exif)
+    rgb, _ = read_image(tmp_path / "a.jpg")
+    with image.open(tmp_path / "a.jpg") as picture:
+        upright = np.asarray(ops.exif_transpose(picture))
+    assert np.abs(rgb.numpy() * 255 - upright).max() < 8       # decoders differ in how they interpolate chroma
+    assert (probe(tmp_path / "a.jpg").height, probe(tmp_path / "a.jpg").width) == upright.shape[:2]
+
+
+@pytest.mark.parametrize("suffix, codec", [(".mov", "prores"), (".mkv", "ffv1")])
+def test_alpha_is_kept(tmp_path, suffix, codec):
+    opacity = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (48, 1))
+    source = save_clip(tmp_path / "in.mov", [pattern(i) for i in range(3)], codec="prores_ks", pix_fmt="yuva444p10le", alpha=opacity,
+                       options={"profile": "4"})
+    clip = probe(source)
+    assert clip.has_alpha and clip.bit_depth >= 10
+    from vdd_model.media.sinks import VideoSink
+    encoding = choose_encoding(clip, tmp_path / f"out{suffix}", OutputOptions())
+    assert encoding.codec == codec and encoding.alpha
+    sink = VideoSink(tmp_path, encoding)
+    for frame in read(clip):
+        assert np.abs(frame.alpha.numpy() - opacity).max() < 2 / 1023
+        sink.write(frame.rgb.numpy()[None], [frame.alpha.numpy()], [(frame.pts, frame.duration)])
+    sink.finish(tmp_path / f"out{suffix}", clip, audio=False)
+    for before, after in zip(read(clip), read(probe(tmp_path / f"out{suffix}"))):
+        assert (before.alpha - after.alpha).abs().max() < 2 / 1023
+        assert (before.rgb - after.rgb).abs().mean() < 1 / 255
+    note = choose_encoding(clip, tmp_path / "out.mp4", OutputOptions()).notes
+    assert any("transparency" in text for text in note)
+
+
+def test_alpha_of_webm_is_seen(tmp_path):
+    if not {"libvpx-vp9"} <= av.codecs_available:
+        pytest.skip("this PyAV has no libvpx")
+    opacity = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (48, 1))
+    source = save_clip(tmp_path / "in.webm", [pattern(i) for i in range(3)], codec="libvpx-vp9", pix_fmt="yuva420p", alpha=opacity,
+                       options={"crf": "10"})
+    with av.open(str(source)) as container:
+        if container.streams.video[0].metadata.get("alpha_mode") != "1":
+            pytest.skip("this PyAV does not write the mark of transparency")
+    clip = probe(source)
+    assert clip.has_alpha and clip.pix_fmt == "yuva420p"
+    frames = list(read(clip))
+    assert len(frames) == 3 and all(np.abs(f.alpha.numpy() - opacity).mean() < 0.02 for f in frames)
+
+
+def test_pixel_shape_is_kept(tmp_path):
+    source = tmp_path / "in.mp4"
+    with av.open(str(source), "w") as out:
+        stream = out.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        for _ in range(3):
+            out.mux(stream.encode(av.VideoFrame(64, 48, "yuv420p")))
+        out.mux(stream.encode(None))
+    clip = probe(source)
+    assert clip.pixel_aspect == Fraction(4, 3)
+    assert probe(write_video(tmp_path / "out.mp4", read_clip(clip), like=clip)).pixel_aspect == Fraction(4, 3)
+
+
+def test_gray_stays_gray(tmp_path):
+    gray = torch.from_numpy(pattern(0)).mean(2, keepdim=True).expand(-1, -1, 3)
+    write_image(tmp_path / "g.png", gray, gray=True)
+    clip = probe(tmp_path / "g.png")
+    assert clip.gray and clip.pix_fmt == "gray"
+    out = write_video(tmp_path / "g.mp4", read_clip(clip), like=clip)
+    frame = read_clip(out)[0]
+    assert (frame - frame.mean(2, keepdim=True)).abs().max() < 1e-5
+    assert (frame - gray).abs().max() < 4 / 255
+
+
+def test_sound_is_copied_and_stays_in_time(tmp_path):
+    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(30)], audio=True)
+    clip = probe(source)
+    assert clip.sound == ("aac",)
+    for suffix in (".mp4", ".mov", ".mkv"):
+        out = write_video(tmp_path / f"out{suffix}", read_clip(clip), like=clip)
+        before, after = packets(source, "audio"), packets(out, "audio")
+        assert [data for _, data in before] == [data for _, data in after]
+        lag_before, lag_after = ([p[0] for p in packets(f, "video")][0] - a[0][0] for f, a in ((source, before), (out, after)))
+        assert abs(lag_before - lag_after) < 0.002
+    silent = write_video(tmp_path / "silent.mp4", read_clip(clip), like=clip, options=OutputOptions(audio=False))
+    assert probe(silent).sound == ()
+
+
+@pytest.mark.parametrize("size", [(47, 63), (48, 63), (47, 64), (2, 2), (1, 1), (33, 17), (17, 65)])
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+def test_odd_sizes_keep_their_size(tmp_path, size, codec):
+    if codec == "hevc" and max(size) < 64:
+        pytest.skip("smaller than x265 takes")
+    frames = torch.from_numpy(np.stack([pattern(i, *size) for i in range(3)]))
+    out = write_video(tmp_path / "o.mp4", frames, 24, options=OutputOptions(codec=codec))
+    again = read_clip(out)
+    assert again.shape == frames.shape
+    if min(size) > 2:
+        assert (again - frames).abs().mean() < 2 / 255
+
+
+@pytest.mark.parametrize("suffix, options, codec, depth", [
+    (".mp4", OutputOptions(), "h264", 8), (".mp4", OutputOptions(codec="hevc"), "hevc", 8),
+    (".mp4", OutputOptions(bit_depth=10), "hevc", 10), (".mov", OutputOptions(codec="prores"), "prores", 10),
+    (".mov", OutputOptions(codec="prores", quality=5), "prores", 12), (".mkv", OutputOptions(codec="ffv1"), "ffv1", 8),
+    (".mkv", OutputOptions(codec="h264", chroma=444, bit_depth=10), "h264", 10)])
+def test_codecs_and_depths(tmp_path, suffix, options, codec, depth):
+    frames = torch.from_numpy(np.stack([pattern(i) for i in range(5)]))
+    clip = probe(write_video(tmp_path / f"o{suffix}", frames, 24, options=options))
+    assert clip.codec == codec and clip.num_frames == 5
+    assert clip.bit_depth == depth or codec == "prores"
+    assert (read_clip(clip) - frames).square().mean().log10() * -10 > 38
+
+
+def test_ten_bits_are_ten_bits(tmp_path):
+    ramp = np.tile(np.linspace(0.2, 0.3, 256, dtype=np.float32)[None, :, None], (32, 1, 3))
+    out = write_video(tmp_path / "o.mov", [torch.from_numpy(ramp)], 24, options=OutputOptions(codec="prores", quality=4))
+    frame = read_clip(out)[0].numpy()
+    assert np.abs(frame - ramp).max() < 1.5 / 1023
+    source = save_clip(tmp_path / "i.mp4", [ramp] * 2, codec="libx265", pix_fmt="yuv420p10le")
+    clip = probe(source)
+    assert clip.bit_depth == 10
+    deep = probe(write_video(tmp_path / "d.mp4", read_clip(clip), like=clip, options=OutputOptions(quality=2)))
+    assert deep.bit_depth == 10 and deep.codec == "hevc"
+    assert (read_clip(deep) - read_clip(clip)).abs().max() < 3 / 1023
+
+
+def test_quality_matters(tmp_path):
+    rng = np.random.default_rng(0)
+    frames = torch.from_numpy(np.stack([pattern(i) for i in range(8)]) + rng.normal(0, 0.03, (8, 48, 64, 3)).astype(np.float32))
+    sizes = [write_video(tmp_path / f"{q}.mp4", frames, options=OutputOptions(quality=q)).stat().st_size for q in (10, 30)]
+    assert sizes[0] > 2 * sizes[1]
+    for bad in (OutputOptions(quality=60), OutputOptions(codec="prores"), OutputOptions(codec="h264", bit_depth=16)):
+        with pytest.raises(MediaError):
+            write_video(tmp_path / "bad.mp4", frames, options=bad)
+    assert not (tmp_path / "bad.mp4").exists()
+
+
+def test_picture_sequences(tmp_path):
+    folder = tmp_path / "100% done"
+    folder.mkdir()
+    for i in (0, 1, 2, 10):
+        write_image(folder / f"f_{i}.png", torch.from_numpy(pattern(i)), bit_depth=16, alpha=torch.full((48, 64), 0.25))
+    (folder / "notes.txt").write_text("not a picture")
+    clip = probe(folder, rate=Fraction(30000, 1001))
+    assert [f.name for f in clip.files] == ["f_0.png", "f_1.png", "f_2.png", "f_10.png"]
+    assert clip.bit_depth == 16 and clip.has_alpha and clip.rate == Fraction(30000, 1001)
+    frames = list(read(clip))
+    assert np.abs(frames[3].rgb.numpy() - pattern(10)).max() < 1e-4 and abs(frames[0].alpha.mean() - 0.25) < 1e-4
+    assert [f.name for f in find_images(folder / "f_%d.png")] == ["f_0.png", "f_1.png", "f_2.png", "f_10.png"]
+    assert [f.name for f in find_images(folder / "f_?.png")] == ["f_0.png", "f_1.png", "f_2.png"]
+    assert [f.index for f in read(clip, 2)] == [2, 3]
+
+
+def test_a_sequence_is_what_all_its_pictures_are(tmp_path, monkeypatch):
+    """A grey or opaque lead-in, or one of 8 bits, takes nothing from the pictures behind it; only the first is decoded to know."""
+    def folder(name: str, *pictures: dict):
+        (tmp_path / name).mkdir()
+        for i, keys in enumerate(pictures):
+            write_image(tmp_path / name / f"{i}.png", torch.from_numpy(pattern(i)), **keys)
+        return tmp_path / name
+
+    half = torch.full((48, 64), 0.5)
+    mixed = folder("mixed", {"gray": True}, {}, {"alpha": half, "bit_depth": 16}, {"gray": True})
+    (mixed / "4.png").write_bytes(b"no picture")
+    gray = folder("gray", {"gray": True}, {"gray": True, "bit_depth": 16})
+    decoded, real = [], images._decode_image
+    monkeypatch.setattr(images, "_decode_image", lambda path: decoded.append(path.name) or real(path))
+    clip = probe(mixed)
+    assert (clip.gray, clip.has_alpha, clip.bit_depth, clip.num_frames) == (False, True, 16, 5) and decoded == ["0.png"]
+    assert (probe(gray).gray, probe(gray).has_alpha, probe(gray).bit_depth) == (True, False, 16)
+    alphas = [frame.alpha for frame in read(clip)]
+    assert [float(a.mean()) for a in alphas] == pytest.approx([1, 1, 0.5, 1], abs=1e-4)
+
+
+@pytest.mark.parametrize("gray", [False, True])
+@pytest.mark.parametrize("opacity", [None, 0.5])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_header_says_what_the_decoder_says(tmp_path, gray, opacity, bits):
+    write_image(tmp_path / "a.png", torch.from_numpy(pattern(0)), None if opacity is None else torch.full((48, 64), opacity), gray=gray,
+                bit_depth=bits)
+    name, kind, alpha = images._peek(tmp_path / "a.png")
+    with av.open(str(tmp_path / "a.png")) as container:
+        assert name == next(container.decode(video=0)).format.name == images._plain_png((tmp_path / "a.png").read_bytes())
+    assert (kind.kind == "gray", alpha, kind.depth) == (gray, opacity is not None, bits)
+    picture = pytest.importorskip("PIL.Image").fromarray((pattern(0) * 255).astype(np.uint8))
+    for suffix, kind in ((".jpg", "yuv"), (".tif", "gbr"), (".bmp", "gbr")):
+        (picture.convert("L") if gray and suffix != ".bmp" else picture).save(tmp_path / f"a{suffix}")
+        assert images._peek(tmp_path / f"a{suffix}")[1].kind == ("gray" if gray and suffix != ".bmp" else kind)
+
+
+def test_transparent_palettes_behind_the_first_picture_are_seen(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    palette = image.fromarray((chart() * 255).astype(np.uint8)).quantize(64)
+    for i in range(3):
+        palette.save(tmp_path / f"{i}.png")
+    assert not probe(tmp_path).has_alpha
+    palette.save(tmp_path / "2.png", transparency=palette.getpixel((5, 5)))
+    assert probe(tmp_path).has_alpha
+    data = (tmp_path / "2.png").read_bytes()
+    (tmp_path / "2.png").write_bytes(data[:data.index(b"IDAT") + 20])
+    assert probe(tmp_path).num_frames == 3                     # the reader will find it damaged
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+def test_a_losslessly_cut_clip_is_whole(tmp_path, suffix):
+    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(60)], options={"crf": "4", "g": "15", "bf": "0"})
+    clip = probe(shifted(source, tmp_path / f"cut{suffix}", 15, 22))
+    reader = read(clip)
+    frames = [frame.rgb for frame in reader]
+    assert len(frames) == clip.num_frames == 38 and clip.breaks_off == "" and (clip.missing, reader.lost, reader.notes) == (0, 0, [])
+    assert (frames[0] - torch.from_numpy(pattern(22))).abs().mean() < 0.01
+
+
+def test_an_edit_list_may_skip_whole_groups_of_pictures(tmp_path):
+    """Then they are not even in the index of the demuxer."""
+    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(60)], options={"crf": "4", "g": "15", "bf": "0"})
+    data = bytearray(source.read_bytes())
+    place = data.find(b"elst") + 12
+    length, start, rate = struct.unpack_from(">Iii", data, place)
+    with av.open(str(source)) as container:
+        start += round(40 / 25 / container.streams.video[0].time_base)
+    struct.pack_into(">Iii", data, place, length * 20 // 60, start, rate)
+    source.write_bytes(data)
+    clip = probe(source)
+    assert len(list(read(clip))) == clip.num_frames == 20 and not clip.breaks_off
+
+
+def test_subtitles_may_outlast_the_picture(tmp_path):
+    (tmp_path / "s.srt").write_text("1\n00:00:00,100 --> 00:00:00,500\nhello\n\n2\n00:00:07,000 --> 00:00:12,000\nthe end\n")
+    save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(50)])
+    with contextlib.ExitStack() as stack:
+        inputs = [stack.enter_context(av.open(str(tmp_path / name))) for name in ("in.mp4", "s.srt")]
+        out = stack.enter_context(av.open(str(tmp_path / "in.mkv"), "w"))
+        copies = {i: out.add_stream_from_template(i.streams[0]) for i in inputs}
+        for packet in (p for i in inputs for p in i.demux(i.streams[0])):
+            if packet.dts is not None:
+                packet.stream = copies[packet.stream.container]
+                out.mux(packet)
+    clip = probe(tmp_path / "in.mkv")
+    assert clip.sound in (("srt",), ("subrip",)) and clip.num_frames == 50 and clip.breaks_off == ""
+    data = (tmp_path / "in.mkv").read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(data[:len(data) // 2])
+    assert "breaks off" in probe(tmp_path / "cut.mkv").breaks_off
+
+
+def test_the_last_frame_is_held_as_long_as_before(tmp_path):
+    """On a constant grid with gaps; elsewhere the next frame tells how long one is shown."""
+    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(4)], times=[0, 1, 5, 6], options={"bf": "0"})
+    with av.open(str(source)) as before, av.open(str(tmp_path / "held.mp4"), "w") as out:
+        stream = before.streams.video[0]
+        copy = out.add_stream_from_template(stream)
+        packets_ = [p for p in before.demux(stream) if p.dts is not None]
+        packets_[-1].duration = round(6 / 25 / stream.time_base)
+        for packet in packets_:
+            packet.stream = copy
+            out.mux(packet)
+    clip = probe(tmp_path / "held.mp4")
+    assert clip.constant_rate and clip.rate == 25
+    assert [frame.duration * clip.time_base * 25 for frame in read(clip)] == [1, 1, 1, 6]
+    assert [frame.duration * clip.time_base * 25 for frame in read(clip, 3)] == [6]
+
+
+def test_reading_from_a_later_frame_is_the_same(tmp_path):
+    clip = probe(save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(20)]))
+    whole, tail = list(read(clip)), list(read(clip, 13))
+    assert [f.index for f in tail] == list(range(13, 20))
+    assert all(torch.equal(a.rgb, b.rgb) and a.pts == b.pts for a, b in zip(whole[13:], tail))
+
+
+def test_description_names_what_matters(tmp_path):
+    text = describe(save_clip(tmp_path / "in.mp4", [pattern(0)] * 5, audio=True))
+    assert "5, 64 x 48" in text and "25 frames per second" in text and "aac" in text

@@ -1,0 +1,293 @@
+"""What stands in a video file beside its pictures and its sound: HDR metadata, chapters, timecode, languages, mirrors, attachments."""
+from __future__ import annotations
+
+import dataclasses
+import os
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from media_tools import IdentityDeblurrer, packets, pattern, save_clip
+
+from vdd_model.app.cli import main
+from vdd_model.media.clip import MediaError
+from vdd_model.media.encoding import choose_encoding
+from vdd_model.media.pixel_formats import ColorTags, from_rgb
+from vdd_model.media.probe import _frame_rate
+from vdd_model.media.video import OutputOptions, describe, probe, read, read_clip
+
+LIGHT = "master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1):max-cll=1000,400"
+CHAPTERS = pytest.mark.skipif(not hasattr(av.container.OutputContainer, "set_chapters"), reason="this PyAV knows no chapters")
+
+
+def vdd(capfd, *command) -> str:
+    """What `vdd deblur` says on stderr; it has to succeed."""
+    capfd.readouterr()
+    assert main(["deblur", *map(str, command), "--quiet", "--preset", "ultrafast"], IdentityDeblurrer()) == 0
+    return "\n".join(line for line in capfd.readouterr().err.splitlines() if line.startswith("vdd:"))
+
+
+def rich(path: Path, *, timecode: str = "", chapters=(), attached: bool = False, metadata: dict | None = None, **options) -> Path:
+    """One second at 30000/1001 with two sound tracks in German and Japanese."""
+    with av.open(str(path), "w", options=options) as out:
+        video = out.add_stream("libx264", rate=Fraction(30000, 1001))
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        video.codec_context.options = {"preset": "ultrafast"}
+        if timecode:
+            video.metadata["timecode"] = timecode
+        sounds = [out.add_stream("aac", rate=44100, layout=name) for name in ("stereo", "5.1")]
+        sounds[0].metadata["language"], sounds[1].metadata["language"] = "deu", "jpn"
+        sounds[1].metadata["title"], sounds[1].disposition = "comments", 8
+        out.metadata.update(metadata or {})
+        if chapters:
+            out.set_chapters([{"id": i, "start": start, "end": end, "time_base": Fraction(1, 1000), "metadata": {"title": title}}
+                              for i, (start, end, title) in enumerate(chapters)])
+        if attached:
+            out.add_attachment("f.ttf", "application/x-truetype-font", b"letters")
+        for i in range(30):
+            frame = av.VideoFrame.from_ndarray((pattern(i) * 255).clip(0, 255).astype(np.uint8), "rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = i, Fraction(1001, 30000)
+            out.mux(video.encode(frame))
+        out.mux(video.encode(None))
+        for sound, channels in zip(sounds, (2, 6)):
+            for i in range(40):
+                piece = av.AudioFrame.from_ndarray(np.zeros((channels, 1024), np.float32), "fltp", "5.1" if channels == 6 else "stereo")
+                piece.sample_rate, piece.pts, piece.time_base = 44100, 1024 * i, Fraction(1, 44100)
+                out.mux(sound.encode(piece))
+            out.mux(sound.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_hdr10_metadata_are_kept(tmp_path, capfd, suffix):
+    source = save_clip(tmp_path / "in.mp4", [pattern(i, 48, 96) for i in range(3)], codec="libx265", pix_fmt="yuv420p10le",
+                       tags=ColorTags(9, 9, 16, False), options={"preset": "ultrafast", "x265-params": "log-level=none:" + LIGHT})
+    assert probe(source).light == LIGHT and LIGHT in describe(source)
+    assert "carried over" not in vdd(capfd, source, "-o", tmp_path / f"o{suffix}")
+    after = probe(tmp_path / f"o{suffix}")
+    assert after.light == LIGHT and (after.color.matrix, after.color.primaries, after.color.transfer) == (9, 9, 16)
+    assert any("not carried over: HDR10" in note for note in choose_encoding(after, Path("o.mkv"), OutputOptions(codec="ffv1")).notes)
+
+
+@pytest.mark.parametrize("matrix, expected", [
+    ((-1, 0, 0, 1), lambda x: x[:, ::-1]), ((1, 0, 0, -1), lambda x: x[::-1]), ((0, 1, 1, 0), lambda x: x.transpose(1, 0, 2)),
+    ((0, -1, -1, 0), lambda x: x[::-1, ::-1].transpose(1, 0, 2)), ((0, 1, -1, 0), lambda x: np.rot90(x, 3))])
+def test_mirrored_pictures_are_put_right(tmp_path, matrix, expected):
+    source = save_clip(tmp_path / "in.mp4", [pattern(0)] * 2)
+    plain = read_clip(source)[0].numpy()
+    data = bytearray(source.read_bytes())
+    a, b, c, d = (n << 16 for n in matrix)
+    struct.pack_into(">9i", data, data.find(b"tkhd") + 44, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    source.write_bytes(data)
+    assert np.array_equal(read_clip(source)[0].numpy(), expected(plain))
+
+
+@CHAPTERS
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+def test_chapters_timecode_and_languages_are_kept(tmp_path, capfd, suffix):
+    source = rich(tmp_path / f"in{suffix}", timecode="01:02:03;04", chapters=[(0, 500, "one"), (500, 1000, "two")],
+                  metadata={"title": "T", "creation_time": "2024-05-06T07:08:09.000000Z"})
+    target = tmp_path / f"o{suffix}"
+    assert vdd(capfd, source, "-o", target) == ""
+    clip = probe(target)
+    assert clip.timecode == "01:02:03;04" and clip.chapters == ((0, Fraction(1, 2), "one"), (Fraction(1, 2), 1, "two"))
+    assert dict(clip.metadata)["title"] == "T" and dict(clip.metadata)["creation_time"] == "2024-05-06T07:08:09.000000Z"
+    with av.open(str(source)) as before, av.open(str(target)) as after:
+        for a, b in zip(before.streams.audio, after.streams.audio, strict=True):
+            assert (a.metadata.get("language"), a.metadata.get("title"), a.disposition) == \
+                (b.metadata.get("language"), b.metadata.get("title"), b.disposition)
+            assert a.codec_context.layout.name == b.codec_context.layout.name
+
+
+def test_the_place_of_a_phone_is_kept(tmp_path, capfd):
+    place = "+48.1000+011.5000/"
+    source = rich(tmp_path / "in.mov", metadata={"com.apple.quicktime.location.ISO6709": place}, movflags="use_metadata_tags")
+    for suffix in (".mov", ".mp4", ".mkv"):
+        vdd(capfd, source, "-o", tmp_path / f"o{suffix}")
+        found = {k.lower(): v for k, v in probe(tmp_path / f"o{suffix}").metadata}
+        assert found["location"] == found["com.apple.quicktime.location.iso6709"] == place
+
+
+@pytest.mark.skipif(not hasattr(av.container.OutputContainer, "add_attachment"), reason="this PyAV writes no attachments")
+def test_attached_files(tmp_path, capfd):
+    source = rich(tmp_path / "in.mkv", attached=True)
+    assert vdd(capfd, source, "-o", tmp_path / "o.mkv") == ""
+    with av.open(str(tmp_path / "o.mkv")) as after:
+        kept = [s for s in after.streams if s.type == "attachment"]
+        assert [(s.metadata["filename"], s.data) for s in kept] == [("f.ttf", b"letters")]
+    assert "not carried over: attached files" in vdd(capfd, source, "-o", tmp_path / "o.mp4")
+
+
+@pytest.mark.parametrize("target, kept", [("o.mov", ["aac"]), ("o.mp4", ["aac", "opus"]), ("o.mkv", ["aac", "opus"])])
+def test_sound_that_a_container_refuses_late_is_known_early(tmp_path, capfd, target, kept):
+    """FFmpeg lists Opus among what .mov takes, and refuses it when the header is written."""
+    source = tmp_path / "in.mkv"
+    with av.open(str(source), "w") as out:
+        video = out.add_stream("libx264", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        sounds = [out.add_stream(name, rate=48000, layout="stereo") for name in ("aac", "libopus")]
+        for i in range(10):
+            frame = from_rgb(pattern(i), None, "yuv420p", ColorTags(1, 1, 1, False))
+            frame.pts, frame.time_base = i, Fraction(1, 25)
+            out.mux(video.encode(frame))
+        out.mux(video.encode(None))
+        for sound, count in zip(sounds, (1024, 960)):
+            for i in range(15):
+                piece = av.AudioFrame.from_ndarray(np.zeros((2, count), np.float32), "fltp", "stereo")
+                piece.sample_rate, piece.pts, piece.time_base = 48000, count * i, Fraction(1, 48000)
+                out.mux(sound.encode(next(iter(av.AudioResampler(sound.codec_context.format.name, "stereo", 48000).resample(piece)))))
+            out.mux(sound.encode(None))
+    told = vdd(capfd, source, "-o", tmp_path / target)
+    assert list(probe(tmp_path / target).sound) == kept
+    assert told.count("left out") == 2 - len(kept)
+
+
+def joined(tmp_path: Path) -> Path:
+    """Three recordings of 2, 1 and 2 seconds whose times begin anew, as `cat a.mts b.mts a.mts` makes them."""
+    parts = [save_clip(tmp_path / f"{n}.ts", [pattern(i) for i in range(n)], audio=True).read_bytes() for n in (50, 25)]
+    (tmp_path / "joined.ts").write_bytes(parts[0] + parts[1] + parts[0])
+    return tmp_path / "joined.ts"
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_recordings_joined_by_copying_go_on(tmp_path, capfd, suffix):
+    source, target = joined(tmp_path), tmp_path / f"o{suffix}"
+    vdd(capfd, source, "-o", target)
+    clip = probe(target)
+    times = [float(frame.pts * clip.time_base) for frame in read(clip)]
+    assert len(times) == 125 and np.allclose(np.diff(times), 0.04, atol=0.002)
+    sound = [t for t, _ in packets(target, "audio")]
+    assert np.diff(sound).min() > 0 and abs(sound[-1] - times[-1]) < 0.15
+    ones = [t for t in sound if t < 3.5]                       # picture and sound of the second part begin together, as they did
+    assert abs(min(t for t in ones if t > 1.97) - 2) < 0.08
+    first = clip.origin
+    assert abs(float(first) - (probe(tmp_path / "50.ts").origin - probe(tmp_path / "50.ts").shift)) < 0.002
+
+
+def test_twelve_bits_and_full_colour(tmp_path):
+    clip = probe(save_clip(tmp_path / "in.mov", [pattern(0)] * 2, codec="prores_ks", pix_fmt="yuv444p10le", options={"profile": "4"}))
+    assert clip.pix_fmt == "yuv444p12le"
+    assert choose_encoding(clip, Path("o.mkv"), OutputOptions(codec="ffv1")).pix_fmt == "yuv444p12le"
+    assert choose_encoding(clip, Path("o.mov"), OutputOptions()).pix_fmt == "yuv444p10le"
+    assert choose_encoding(clip, Path("o.mov"), OutputOptions(quality=3)).pix_fmt == "yuv422p10le"
+    large = dataclasses.replace(clip, width=128)
+    assert any("12 bits are stored as 10" in note for note in choose_encoding(large, Path("o.mp4"), OutputOptions()).notes)
+
+
+def test_finer_colour_is_mentioned(tmp_path):
+    clip = probe(save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(2)], pix_fmt="yuv422p"))
+    assert any("4:2:2" in n and "--chroma 422" in n for n in choose_encoding(clip, Path("o.mp4"), OutputOptions()).notes)
+    assert choose_encoding(clip, Path("o.mp4"), OutputOptions(chroma=422)).notes == ()
+
+
+def test_frames_dropped_in_an_avi_leave_their_time(tmp_path):
+    """Motion JPEG as old cameras write it; the muxer puts empty packets where frames are missing."""
+    times = [0, 1, 2, 13, 14]
+    source = save_clip(tmp_path / "in.avi", [pattern(i) for i in range(5)], codec="mjpeg", pix_fmt="yuvj420p", times=times,
+                       tags=ColorTags(5, 1, 1, True))
+    clip = probe(source)
+    assert [frame.pts * clip.time_base * 25 for frame in read(clip)] == times
+
+
+def test_rates_fit_into_ffmpegs_fractions():
+    times = np.arange(0, 20) * 71_234_567
+    times[-1] += 301
+    rate, constant = _frame_rate(times, Fraction(1, 10**9), [])
+    assert constant and rate.numerator < 2**31 and abs(rate * 71_234_567 / 10**9 - 1) < 1e-6
+
+
+def test_names_with_a_colon_are_files(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    save_clip(tmp_path / "12:30.mp4", [pattern(i) for i in range(3)])
+    vdd(capfd, "12:30.mp4", "-o", "5:6.mp4")
+    assert probe("5:6.mp4").num_frames == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_pipes_are_named(tmp_path):
+    os.mkfifo(tmp_path / "in.mp4")
+    with pytest.raises(MediaError, match="pipe or a device"):
+        probe(tmp_path / "in.mp4")
+
+
+def test_no_place_in_the_output_is_no_secret(tmp_path):
+    """Streams of data, as action cameras write them, are named."""
+    rich(tmp_path / "in.mp4", timecode="10:00:00:00")
+    data = (tmp_path / "in.mp4").read_bytes()
+    (tmp_path / "in.mp4").write_bytes(data.replace(b"tmcd", b"gpmd").replace(b"TimeCodeHandler", b"GoPro MET      "))
+    clip = probe(tmp_path / "in.mp4")
+    assert clip.extras == ("the data stream GoPro MET",)
+    assert "not carried over: the data stream GoPro MET" in choose_encoding(clip, Path("o.mp4"), OutputOptions()).notes
+
+
+def test_wide_colours_of_pictures(tmp_path):
+    """PQ and BT.2020 go from a video to PNG files and back."""
+    source = save_clip(tmp_path / "in.mp4", [pattern(i, 48, 96) for i in range(2)], codec="libx265", pix_fmt="yuv420p10le",
+                       tags=ColorTags(9, 9, 16, False), options={"preset": "ultrafast"})
+    assert main(["deblur", str(source), "-o", str(tmp_path / "p"), "--codec", "png", "--quiet"], IdentityDeblurrer()) == 0
+    clip = probe(tmp_path / "p")
+    assert b"cICP\x09\x10\x00\x01" in (tmp_path / "p/frame_000000.png").read_bytes()
+    assert (clip.color.primaries, clip.color.transfer) == (9, 16)
+    color = choose_encoding(clip, Path("o.mp4"), OutputOptions()).color
+    assert (color.matrix, color.primaries, color.transfer) == (9, 9, 16)
+    assert main(["deblur", str(tmp_path / "p"), "-o", str(tmp_path / "o.mp4"), "--quiet"], IdentityDeblurrer()) == 0
+    assert (read_clip(tmp_path / "o.mp4") - read_clip(source)).abs().mean() < 0.01
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif"])
+def test_colour_profiles_of_pictures_are_kept(tmp_path, name):
+    image, cms = pytest.importorskip("PIL.Image"), pytest.importorskip("PIL.ImageCms")
+    profile = cms.ImageCmsProfile(cms.createProfile("LAB")).tobytes()
+    profile = profile[:16] + b"RGB " + profile[20:]            # an RGB profile that is not sRGB's
+    folder = tmp_path / "in"
+    folder.mkdir()
+    image.fromarray((pattern(0) * 255).astype(np.uint8)).save(folder / name, icc_profile=profile)
+    assert main(["deblur", str(folder), "-o", str(tmp_path / "out"), "--quiet"], IdentityDeblurrer()) == 0
+    with image.open(tmp_path / "out/a.png") as after:
+        assert after.info["icc_profile"] == profile and after.size == (64, 48)
+        after.load()
+    assert any("colour profile" in n for n in choose_encoding(probe(folder), Path("o.mp4"), OutputOptions()).notes)
+
+
+def test_targa_pictures(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    opacity = np.tile(np.arange(64, dtype=np.uint8) * 4, (48, 1))[..., None]
+    colours = [(pattern(i) * 255).astype(np.uint8) for i in range(3)]
+    for i, rgb in enumerate(colours):
+        image.fromarray(rgb).save(tmp_path / f"{i}.tga", compression="tga_rle" if i else None)
+    assert np.array_equal(np.rint(read_clip(tmp_path).numpy() * 255), np.stack(colours)) and not probe(tmp_path).has_alpha
+    image.fromarray(np.concatenate([colours[0], opacity], axis=2)).save(tmp_path / "3.tga")
+    clip = probe(tmp_path)
+    assert clip.has_alpha and clip.num_frames == 4
+    assert np.array_equal(np.rint(list(read(clip))[3].alpha.numpy() * 255), opacity[..., 0])
+    data = bytearray((tmp_path / "3.tga").read_bytes())
+    data[17] &= 0xF0                                           # the fourth byte means nothing
+    (tmp_path / "0.tga").write_bytes(data)
+    assert not probe(tmp_path / "0.tga").has_alpha and torch.isfinite(read_clip(tmp_path / "0.tga")).all()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_jpeg_in_tiff_is_not_black(tmp_path, mode):
+    image = pytest.importorskip("PIL.Image")
+    picture = image.fromarray((pattern(0) * 255).astype(np.uint8)).convert(mode)
+    try:
+        picture.save(tmp_path / "a.tif", compression="jpeg")
+    except OSError:
+        pytest.skip("this Pillow writes no JPEG in TIFF")
+    assert np.abs(read_clip(tmp_path / "a.tif")[0].numpy() * 255 - np.asarray(picture.convert("RGB"))).mean() < 4
+    assert probe(tmp_path / "a.tif").gray == (mode == "L")
+
+
+def test_animations_are_not_taken_for_pictures(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    frames = [image.fromarray((pattern(i) * 255).astype(np.uint8)) for i in range(4)]
+    for name, text in (("a.png", "name ending in .apng"), ("a.webp", "animated WebP")):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], duration=40)
+        with pytest.raises(MediaError, match=text):
+            probe(tmp_path / name)
+    (tmp_path / "a.png").rename(tmp_path / "a.apng")
+    assert read_clip(tmp_path / "a.apng").shape[0] == 4

@@ -1,0 +1,167 @@
+"""AutoencoderKL against the official code's golden values, and the fidelity branch."""
+from __future__ import annotations
+
+import dataclasses
+import json
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vdd_model.config import AutoencoderConfig, preset
+from vdd_model.networks.autoencoder import AutoencoderKL
+
+GOLDEN = AutoencoderConfig(channels=64, channel_mult=(1, 2, 2), blocks_per_level=1, fidelity=None)
+
+
+def named_weights(module: torch.nn.Module, seed: int, scale: float) -> dict[str, torch.Tensor]:
+    """Weights that follow from their names (recipe of golden/README.md)."""
+    out = {}
+    for key, value in module.state_dict().items():
+        n = np.random.RandomState(zlib.crc32(key.encode()) ^ seed).standard_normal(value.numel())
+        if value.ndim == 1:
+            n = 1 + 0.2 * n if key.endswith("weight") else 0.1 * n
+        else:
+            n = n * scale / np.sqrt(value.numel() / value.shape[0])
+        out[key] = torch.from_numpy(n.reshape(value.shape).astype(np.float16).astype(np.float32))
+    return out
+
+
+@pytest.fixture(scope="module")
+def golden(shared):
+    io = load_file(shared / "golden" / "vae_small.io.safetensors")
+    meta = json.loads((shared / "golden" / "meta.json").read_text())["vae_small"]
+    vae = AutoencoderKL(GOLDEN)
+    vae.load_state_dict(named_weights(vae, meta["weight_seed"], meta["weight_scale"]))
+    return vae.eval(), io, meta["f32_vs_f64_maxabs"]
+
+
+def test_full_size_keys_and_shapes(shared):
+    with torch.device("meta"):
+        vae = AutoencoderKL(AutoencoderConfig(fidelity=None))
+    ours = {k: "(" + ",".join(map(str, v.shape)) + ")" for k, v in vae.state_dict().items()}
+    official = dict(line.split(" ", 1) for line in (shared / "golden" / "keys_vae_sd.txt").read_text().splitlines())
+    assert ours == {k: v.replace(" ", "") for k, v in official.items()}
+
+
+def test_golden_float64(golden):
+    vae, io, _ = golden
+    with torch.no_grad():
+        vae64 = vae.double()
+        mean, logvar = vae64.encode(io["in.x"].double())
+        decoded = vae64.decode(io["in.z"].double())
+        vae.float()
+    for name, value in (("mean", mean), ("logvar", logvar), ("decode", decoded)):
+        reference = io[f"out.{name}_f64"]
+        assert (value - reference).abs().max() <= 1e-8 * reference.abs().max(), name
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
+@pytest.mark.parametrize("onednn", [True, False])
+def test_golden_float32_no_worse_than_twice_the_official_error(golden, onednn, float32_slack):
+    """With oneDNN's convolutions, as everybody runs it, and with PyTorch's plain ones, which sum alike on every processor."""
+    vae, io, errors = golden
+    with torch.no_grad(), torch.backends.mkldnn.flags(enabled=onednn):
+        mean, logvar = vae.encode(io["in.x"])
+        decoded = vae.decode(io["in.z"])
+    for name, value in (("mean", mean), ("logvar", logvar), ("decode", decoded)):
+        assert (value.double() - io[f"out.{name}_f64"]).abs().max() <= (float32_slack if onednn else 2) * errors[name], name
+
+
+def test_golden_traces_of_sub_blocks(golden):
+    vae, io, _ = golden
+    seen, handles = {}, []
+    for key in io:
+        if key.startswith("out.trace."):
+            name = key.removeprefix("out.trace.")
+            handles.append(vae.get_submodule(name).register_forward_hook(lambda m, i, o, name=name: seen.__setitem__(name, o)))
+    with torch.no_grad():
+        vae.encode(io["in.x"])
+        vae.decode(io["in.z"])
+    for handle in handles:
+        handle.remove()
+    assert len(seen) == 19
+    for name, value in seen.items():
+        torch.testing.assert_close(value[:1], io[f"out.trace.{name}"], rtol=2e-5, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_close(golden, dtype):
+    vae, io, _ = golden
+    with torch.no_grad():
+        reference = vae.decode(io["in.z"])
+        half = vae.to(dtype).decode(io["in.z"].to(dtype)).float()
+        vae.float().load_state_dict(named_weights(vae, 13, 0.8))
+    assert (half - reference).square().mean().sqrt() < 0.05 * reference.square().mean().sqrt()
+
+
+def branch_inputs(vae, n=2, size=32):
+    torch.manual_seed(0)
+    x = torch.rand(n, 3, size, size) * 2 - 1
+    _, features = vae.encoder(x)
+    features = [*features[:-1], torch.cat([features[-1]] * 3, dim=1)]
+    return torch.randn(n, 4, size // vae.config.factor, size // vae.config.factor), features, x
+
+
+def test_fidelity_zero_is_exactly_the_plain_decoder_and_one_starts_as_the_blurred_frame():
+    torch.manual_seed(0)
+    vae = AutoencoderKL(preset("small").vae).eval()
+    with torch.no_grad():
+        z, features, x = branch_inputs(vae)
+        assert torch.equal(vae.decode(z, features, x, 0.0), vae.decode(z))
+        assert torch.equal(vae.decode(z, features, x, 1.0), x)
+        half = vae.decode(z, features, x, 0.5)
+    torch.testing.assert_close(half, (vae.decode(z) + x) / 2)
+
+
+def test_fidelity_branch_uses_blurred_features_neighbours_and_latents():
+    torch.manual_seed(0)
+    vae = AutoencoderKL(preset("small").vae).eval()
+    torch.nn.init.normal_(vae.fidelity.head.weight, std=0.05)
+    with torch.no_grad():
+        z, features, x = branch_inputs(vae)
+        base = vae.decode(z, features, x, 1.0)
+        assert not torch.allclose(base, vae.decode(z + 1, features, x, 1.0))
+        neighbour = features[-1].clone()
+        neighbour[:, :64] += 1                                    # frame t - 1
+        assert not torch.allclose(base, vae.decode(z, [features[0], neighbour], x, 1.0))
+        assert not torch.allclose(base, vae.decode(z, [features[0] + 1, features[1]], x, 1.0))
+
+
+def test_one_step_and_several_have_a_fidelity_branch_each():
+    torch.manual_seed(0)
+    config = preset("small").vae
+    vae = AutoencoderKL(config).eval()
+    torch.nn.init.normal_(vae.fidelity.head.weight, std=0.05)
+    torch.nn.init.normal_(vae.detail.head.weight, std=0.05)
+    alone = AutoencoderKL(dataclasses.replace(config, detail=False)).eval()
+    alone.load_state_dict({name: value for name, value in vae.state_dict().items() if not name.startswith("detail.")})
+    with torch.no_grad():
+        z, features, x = branch_inputs(vae)
+        one, several = (vae.decode(z, features, x, 1.0, sampled) for sampled in (False, True))
+        assert not torch.allclose(one, several, atol=1e-2)
+        assert torch.equal(vae.decode(z, features, x, 0.0, True), vae.decode(z))
+        assert all(torch.equal(alone.decode(z, features, x, 1.0, sampled), one) for sampled in (False, True))
+        vae.detail.load_state_dict(vae.fidelity.state_dict())
+        assert torch.equal(vae.decode(z, features, x, 1.0, True), one)
+
+
+def test_fidelity_without_features_is_refused():
+    vae = AutoencoderKL(preset("small").vae)
+    with pytest.raises(ValueError, match="needs encoder 2's features"):
+        vae.decode(torch.zeros(1, 4, 8, 8), fidelity=0.5)
+
+
+def test_thumbnail_is_the_start_and_both_encoders_agree():
+    torch.manual_seed(0)
+    config = preset("small").vae
+    vae = AutoencoderKL(config).eval()
+    x = torch.rand(1, 3, 32, 48) * 2 - 1
+    with torch.no_grad():
+        mean, _ = vae.encode(x)
+        decoded = vae.decode(mean)
+    small = torch.nn.functional.avg_pool2d(x, config.factor)
+    torch.testing.assert_close(mean[:, :3], small)
+    torch.testing.assert_close(decoded, torch.nn.functional.interpolate(small, scale_factor=4, mode="bilinear"))

@@ -1,0 +1,401 @@
+"""UNet3D against the official TF-T2V code: keys, outputs, sub-block traces; and what it must do beside that."""
+from __future__ import annotations
+
+import json
+import types
+import zlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from vdd_model.config import DiffusionConfig, UNetConfig, preset
+from vdd_model.cpu import onednn
+from vdd_model.diffusion.sampler import ddim, guided, vgen_timesteps
+from vdd_model.diffusion.schedule import make_schedule
+from vdd_model.networks.layers import SpatialTransformer
+from vdd_model.networks.model import DeblurModel
+from vdd_model.networks.spatial_conditions import SPATIAL_CONDITIONS
+from vdd_model.networks.unet3d import UNet3D, sinusoidal_embedding
+
+TINY = UNetConfig(dim=16, dim_mult=(1, 2), blocks_per_level=1, num_heads=2, head_dim=8, attn_scales=(0.5,),
+                  context_dim=16, image_dim=16, norm_groups=8)
+DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+
+
+def numpy_weights(model: nn.Module, seed: int) -> dict[str, torch.Tensor]:
+    """The reference's random weights: they follow from the names (golden/README.md)."""
+    weights = {}
+    for key, value in model.state_dict().items():
+        n = np.random.RandomState(zlib.crc32(key.encode()) ^ seed).standard_normal(value.numel()).reshape(value.shape)
+        if n.ndim == 1:
+            n = 1 + 0.2 * n if key.endswith("weight") else 0.1 * n
+        else:
+            n = n / np.sqrt(n[0].size)
+        weights[key] = torch.from_numpy(n.astype(np.float16)).float()
+    return weights
+
+
+class Golden:
+    """One reference case: its inputs and outputs, and our network with the same weights."""
+
+    def __init__(self, folder, name: str, spatial_conditions: tuple[str, ...] = ()):
+        self.meta = json.loads((folder / "meta.json").read_text())[name]
+        self.tensors = load_file(folder / f"{name}.io.safetensors")
+        args = self.meta["args"]
+        self.config = UNetConfig(
+            dim=args["dim"], dim_mult=tuple(args["dim_mult"]), blocks_per_level=args["num_res_blocks"], num_heads=args["num_heads"],
+            head_dim=args["head_dim"], attn_scales=tuple(args["attn_scales"]), context_dim=args["context_dim"],
+            image_dim=args["y_dim"], num_tokens=args["num_tokens"], spatial_conditions=spatial_conditions)
+        self.weights = numpy_weights(UNet3D(self.config, device="meta"), self.meta["weight_seed"])
+
+    def model(self, dtype: torch.dtype) -> UNet3D:
+        model = UNet3D(self.config)
+        model.load_state_dict(self.weights)
+        return model.to(dtype).eval().requires_grad_(False)
+
+    def input(self, name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return self.tensors[f"in.{name}"].to(dtype)
+
+    def error(self, name: str, got: torch.Tensor) -> float:
+        """In units of what is allowed. float64: 1e-8 relative; float32: twice the official code's own float32 error."""
+        reference = self.tensors[f"out.{name}_f64"]
+        error = (got.double() - reference).abs().max().item()
+        bound = 1e-8 * reference.abs().max().item() if got.dtype == torch.float64 else 2 * self.meta["f32_vs_f64_maxabs"][name]
+        return error / bound
+
+
+@pytest.fixture(scope="module")
+def golden(shared):
+    return Golden(shared / "golden", "unet_t2v_small")
+
+
+@pytest.fixture(scope="module")
+def golden_vcomposer(shared):
+    return Golden(shared / "golden", "unet_vcomposer_small", tuple(SPATIAL_CONDITIONS))
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    torch.manual_seed(0)
+    model = UNet3D(TINY)
+    with torch.no_grad():
+        for p in model.parameters():
+            if not p.any():
+                p.normal_(std=0.1)
+    return model.eval()
+
+
+def inputs(batch=1, frames=3, height=4, width=6, dtype=torch.float32, seed=0):
+    """x, t, tokens, concat for TINY."""
+    g = torch.Generator().manual_seed(seed)
+    x, concat = (torch.randn(batch, c, frames, height, width, generator=g).to(dtype) for c in (4, 8))
+    tokens = torch.randn(batch, 5, TINY.context_dim, generator=g).to(dtype)
+    return x, torch.arange(batch) * 300 + 99, tokens, concat
+
+
+@pytest.mark.parametrize("name, conditions, parameters", [("t2v", (), 1_416_504_900),
+                                                          ("vcomposer", tuple(SPATIAL_CONDITIONS), 1_416_584_436)])
+def test_full_size_keys_shapes_and_parameters(shared, name, conditions, parameters):
+    official = {}
+    for line in (shared / "golden" / f"keys_tft2v_{name}.txt").read_text().splitlines():
+        key, shape = line.split()
+        official[key] = tuple(int(n) for n in shape.strip("()").split(","))
+    model = UNet3D(UNetConfig(spatial_conditions=conditions), device="meta")
+    assert {k: tuple(v.shape) for k, v in model.state_dict().items()} == official
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def test_small_preset_fits():
+    model = UNet3D(preset("small").unet, device="meta")
+    assert sum(p.numel() for p in model.parameters()) < 15e6
+
+
+@DTYPES
+def test_golden_outputs(golden, dtype):
+    model = golden.model(dtype)
+    x, t, y = golden.input("x", dtype), golden.input("t", torch.long), golden.input("y", dtype)
+    assert golden.error("out_y", model(x, t, y)) <= 1
+    assert golden.error("out_y_image", model(x, t, model.tokens(y, golden.input("image", dtype).squeeze(1)))) <= 1
+    assert golden.error("out_y_swapped_t", model(x, t.flip(0), y)) <= 1
+    assert golden.error("out_single_frame", model(x[:, :, :1], t, y)) <= 1
+    assert golden.error("out_noy_zero_y", model(x, t, golden.input("zero_y", dtype).expand(len(x), -1, -1))) <= 1
+
+
+@DTYPES
+def test_golden_smallest_with_stored_weights(shared, dtype):
+    case = Golden(shared / "golden", "unet_t2v_tiny")
+    case.weights = load_file(shared / "golden" / "unet_t2v_tiny.weights.safetensors")
+    model = case.model(dtype)
+    x, t, y = case.input("x", dtype), case.input("t", torch.long), case.input("y", dtype)
+    assert case.error("out_y", model(x, t, y)) <= 1
+    assert case.error("out_y_image", model(x, t, model.tokens(y, case.input("image", dtype).squeeze(1)))) <= 1
+
+
+@DTYPES
+def test_golden_guided_ddim(golden, dtype):
+    model = golden.model(dtype)
+    conditional, unconditional = (model.cache_context(golden.input(name, dtype)[:1]) for name in ("y", "y_neg"))
+    v_model = guided(lambda x, t: model(x, t, conditional), lambda x, t: model(x, t, unconditional), 9.0)
+    x = ddim(v_model, golden.input("x", dtype)[:1], make_schedule(DiffusionConfig()), vgen_timesteps(10), final_x0=False)
+    assert golden.error("ddim10_cfg9", x) <= 1
+
+
+def test_golden_time_embedding(golden):
+    t = golden.input("t", torch.long)
+    embedding = sinusoidal_embedding(t, golden.config.dim)
+    assert torch.allclose(embedding, golden.tensors["out.sinusoidal_t"], rtol=0, atol=1e-6)
+    assert torch.allclose(golden.model(torch.float32).time_embed(embedding), golden.tensors["out.time_embed_t"], rtol=0, atol=2e-6)
+
+
+def test_golden_traces_of_every_block(golden):
+    """float64 outputs of each sub-block; the references are stored in float32."""
+    model, seen = golden.model(torch.float64), {}
+    names = [key.removeprefix("out.trace.") for key in golden.tensors if key.startswith("out.trace.")]
+
+    def record(name: str):
+        return lambda module, args, output: seen.update({name: output.clone()})       # in-place layers may reuse the memory
+    hooks = [model.get_submodule(name).register_forward_hook(record(name)) for name in names]
+    tokens = model.tokens(golden.input("y", torch.float64)[:1], golden.input("image", torch.float64)[:1, 0])
+    out = model(golden.input("x_trace", torch.float64), golden.input("t_trace", torch.long), tokens)
+    for hook in hooks:
+        hook.remove()
+    assert len(names) > 30
+    for name in names:
+        reference = golden.tensors[f"out.trace.{name}"]
+        rows = seen[name]                                                             # (B, F, H, W, C)
+        got = rows.flatten(0, 1).permute(0, 3, 1, 2) if reference.ndim == 4 else rows.permute(0, 4, 1, 2, 3)
+        assert (got - reference).abs().max() <= 2e-6 * reference.abs().max(), name
+    assert (out - golden.tensors["out.trace_out"]).abs().max() < 1e-5
+
+
+@DTYPES
+def test_golden_spatial_conditions(golden_vcomposer, dtype, float32_slack):
+    case = golden_vcomposer
+    model = case.model(dtype)
+    x, t, y = case.input("x", dtype), case.input("t", torch.long), case.input("y", dtype)
+    size, frames = x.shape[-2:], x.shape[2]
+    pixels = {
+        "depthmap": case.input("depth", dtype), "motion": case.input("motion", dtype), "mask": case.input("masked", dtype),
+        "sketch": case.input("sketch", dtype), "single_sketch": case.input("sketch", dtype)[:, :, :1].expand(-1, -1, frames, -1, -1),
+        "local_image": case.input("local_image_frame", dtype).expand(-1, -1, frames, -1, -1),
+    }
+    concat = {name: model.spatial_condition(name, p, size) for name, p in pixels.items()}
+    image_tokens = model.tokens(y, case.input("image", dtype).squeeze(1))
+    assert case.error("out_y", model(x, t, y)) <= 1
+    outputs = {"depthmap": "depth", "mask": "masked"}
+    for name, channels in concat.items():
+        assert case.error(f"out_y_{outputs.get(name, name)}", model(x, t, y, channels)) <= 1
+    assert case.error("out_y_image_local_image", model(x, t, image_tokens, concat["local_image"])) <= 1
+    assert case.error("out_all", model(x, t, image_tokens, sum(concat.values()))) <= 1
+    if dtype == torch.float32:
+        reference = case.tensors["out.local_image_embedding_after"]
+        assert torch.allclose(concat["local_image"], reference, rtol=0, atol=1e-6 * float32_slack)
+
+
+def test_context_cache_changes_nothing(tiny):
+    x, t, tokens, concat = inputs(batch=2)
+    with torch.no_grad():
+        assert torch.equal(tiny(x, t, tokens, concat), tiny(x, t, tiny.cache_context(tokens), concat))
+
+
+def test_inference_and_training_paths_agree(tiny):
+    """In-place layers and feed-forward in chunks, used without gradients only, change nothing; inputs stay as they were."""
+    arguments = inputs(batch=2, frames=5, height=8, width=8)
+    copies = [a.clone() for a in arguments]
+    trained = tiny(*arguments)
+    with torch.no_grad():
+        assert torch.allclose(tiny(*arguments), trained, rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(a, c) for a, c in zip(arguments, copies))
+
+
+def test_batch_is_independent(tiny):
+    x, t, tokens, concat = inputs(batch=2)
+    with torch.no_grad():
+        both = tiny(x, t, tokens, concat)
+        for i in range(2):
+            one = tiny(x[i:i + 1], t[i:i + 1], tokens[i:i + 1], concat[i:i + 1])
+            assert torch.allclose(one, both[i:i + 1], atol=1e-5)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 17])
+def test_any_number_of_frames(tiny, frames):
+    x, t, tokens, concat = inputs(frames=frames)
+    with torch.no_grad():
+        assert tiny(x, t, tokens, concat).shape == x.shape
+
+
+def test_size_that_does_not_fit_is_refused(tiny):
+    x, t, tokens, _ = inputs(height=5)
+    with pytest.raises(ValueError, match="multiples of 2"):
+        tiny(x, t, tokens)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 0.04), (torch.float16, 0.005)])
+def test_half_precision(tiny, dtype, tolerance):
+    x, t, tokens, concat = inputs(frames=4)
+    half = UNet3D(TINY, dtype=dtype)
+    half.load_state_dict(tiny.state_dict())
+    with torch.no_grad():
+        reference = tiny(x, t, tokens, concat)
+        out = half(x.to(dtype), t, tokens.to(dtype), concat.to(dtype))
+    assert out.dtype == dtype
+    assert (out - reference).norm() < tolerance * reference.norm()
+
+
+def test_autocast_in_inference_and_training(tiny):
+    arguments = inputs(frames=4)
+    with torch.no_grad():
+        reference = tiny(*arguments)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = tiny(*arguments)
+        with torch.no_grad():
+            inference = tiny(*arguments)
+    out.float().square().mean().backward()
+    tiny.zero_grad()
+    for got in (out, inference):
+        assert (got - reference).norm() < 0.04 * reference.norm()
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(tiny):
+    arguments, gradients = inputs(batch=2), []
+    for tiny.gradient_checkpointing in (False, True):
+        tiny.zero_grad()
+        tiny(*arguments).square().mean().backward()
+        gradients.append({name: p.grad.clone() for name, p in tiny.named_parameters() if p.grad is not None})
+    tiny.gradient_checkpointing = False
+    tiny.zero_grad()
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.allclose(g, gradients[1][name], rtol=1e-4, atol=1e-7) for name, g in gradients[0].items())
+
+
+def test_starts_as_zero():
+    """From scratch every residual branch is the identity and the output convolution is zero."""
+    torch.manual_seed(0)
+    model = UNet3D(TINY)
+    x, t, tokens, concat = inputs()
+    out = model(x, t, tokens, concat)
+    assert torch.equal(out, model.out[2].bias.view(1, -1, 1, 1, 1).expand_as(out))
+    for name, layer in model.named_modules():
+        if name.endswith(("proj_out", "conv4.3", "out_layers.3")):
+            assert not any(p.any() for p in layer.parameters()), name
+
+
+def test_host_operations_are_used():
+    """Every layer with parameters comes from the host's namespace, and the host's forward is what runs."""
+    calls = []
+
+    def host(cls):
+        class Host(cls):
+            def __init__(self, *args, dtype=None, device=None, **kw):
+                super().__init__(*args, dtype=dtype, device=device, **kw)
+
+            def forward(self, *args, **kw):
+                calls.append(self)
+                return super().forward(*args, **kw)
+        return Host
+    names = ("Linear", "Conv1d", "Conv2d", "Conv3d", "GroupNorm", "LayerNorm")
+    operations = types.SimpleNamespace(**{name: host(getattr(nn, name)) for name in names})
+    config = UNetConfig(**{**vars(TINY), "spatial_conditions": ("local_image",)})
+    model = UNet3D(config, operations=operations)
+    x, t, tokens, _ = inputs(frames=2, height=8, width=8)
+    with torch.no_grad():
+        concat = model.spatial_condition("local_image", torch.rand(1, 3, 2, 64, 64))
+        model(x, t, model.tokens(tokens, torch.rand(1, 16)), concat)
+    leaves = {m for m in model.modules() if next(m.parameters(recurse=False), None) is not None}
+    assert all(isinstance(m, tuple(vars(operations).values())) for m in leaves)
+    assert leaves == set(calls)
+
+
+def test_packed_golden(golden, monkeypatch):
+    """Weights in oneDNN's layout: the same outputs, to the same bounds."""
+    monkeypatch.setattr(onednn, "_WORTH_PACKING", 0)
+    monkeypatch.setattr(onednn, "_WORTH_FILTERING", 0)
+    model = onednn.pack(golden.model(torch.float32))
+    packed = [m for m in model.modules() if getattr(m, "packed", ())]
+    if not packed:
+        pytest.skip("oneDNN does not run on this processor")
+    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))]
+    assert len(packed) == len(layers)
+    x, t, y = golden.input("x"), golden.input("t", torch.long), golden.input("y")
+    with torch.no_grad():
+        assert golden.error("out_y_image", model(x, t, model.tokens(y, golden.input("image").squeeze(1)))) <= 1
+        assert golden.error("out_single_frame", model(x[:, :, :1], t, y)) <= 1
+    with pytest.raises(RuntimeError, match="packed for inference"):
+        model(x, t, y)
+
+
+def test_channels_last_weights_change_nothing(tiny):
+    model = UNet3D(TINY)
+    model.load_state_dict(tiny.state_dict())
+    with torch.no_grad():
+        assert torch.allclose(onednn.channels_last(model)(*inputs()), tiny(*inputs()), atol=1e-5)
+    assert all(torch.equal(value, tiny.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_fused_and_packed_in_bfloat16(tiny):
+    """Fused layers round less often than plain ones: bfloat16 stays as near to float32 as without them."""
+    x, t, tokens, concat = (a.bfloat16() if a.is_floating_point() else a for a in inputs(batch=2, frames=4))
+    half = UNet3D(TINY, dtype=torch.bfloat16)
+    half.load_state_dict(tiny.state_dict())
+    with torch.no_grad():
+        reference = tiny(x.float(), t, tokens.float(), concat.float())
+        half.requires_grad_(False)
+        with torch.enable_grad():
+            plain = half(x, t, tokens, concat).float()
+        for model in (half, onednn.pack(half)):
+            out = model(x, t, tokens, concat).float()
+            assert (out - reference).norm() < 1.2 * (plain - reference).norm()
+
+
+def test_filtered_convolutions_in_bfloat16():
+    """Winograd's sums round once more, in layers wide enough to be worth it: the whole network stays as near to float32 as without them."""
+    config = UNetConfig(**{**vars(TINY), "dim": 192, "norm_groups": 32, "dim_mult": (1,), "attn_scales": (1.0,)})
+    exact, half = UNet3D(config), UNet3D(config, dtype=torch.bfloat16)
+    weights = {name: w.bfloat16().float() for name, w in numpy_weights(exact, seed=5).items()}
+    exact.load_state_dict(weights)
+    half.load_state_dict(weights)
+    x, t, tokens, concat = (a.bfloat16() if a.is_floating_point() else a for a in inputs(frames=6, height=16, width=16))
+    with torch.no_grad():
+        reference = exact(x.float(), t, tokens.float(), concat.float())
+        plain = half(x, t, tokens, concat).float()
+        packed = onednn.pack(half)
+        if not any(len(getattr(m, "packed", ())) == 16 for m in packed.modules()):
+            pytest.skip("oneDNN has no bfloat16 on this processor")
+        out = packed(x, t, tokens, concat).float()
+    assert (out - reference).norm() < 1.2 * (plain - reference).norm()
+
+
+@pytest.mark.parametrize("diffusion", [DiffusionConfig(num_timesteps=1200), DiffusionConfig(zero_terminal_snr=False)])
+def test_an_estimate_is_standardised_by_the_models_own_schedule(diffusion):
+    """A silent network's answer is the posterior mean of that schedule; it is another one of the official schedule."""
+    with torch.device("meta"):
+        whole = DeblurModel(replace(preset("small"), diffusion=diffusion))
+    schedule = make_schedule(diffusion)
+    assert torch.equal(whole.unet.schedule.alpha_bar, schedule.alpha_bar)
+    model = UNet3D(replace(TINY, estimate=True), diffusion=diffusion)
+    x, _, tokens, concat = inputs()
+    concat = concat * 0.3
+    with torch.no_grad():
+        for p in model.out[-1].parameters():
+            p.zero_()
+        v = model(x, torch.tensor([diffusion.num_timesteps - 1]), tokens, concat)
+    mean, variance = concat[:, :4], (2 * concat[:, 4:]).exp()
+    a, s = schedule.sqrt_alpha_bar[-1], schedule.sqrt_one_minus_alpha_bar[-1]
+    x0 = mean + a * variance / (a**2 * variance + s**2) * (x - a * mean)
+    assert torch.allclose(a * x - s * v, x0, atol=1e-4)
+
+
+def test_keys_and_values_only_once_per_clip(tiny, monkeypatch):
+    calls = []
+    original = SpatialTransformer.keys_values
+    monkeypatch.setattr(SpatialTransformer, "keys_values", lambda self, c: calls.append(self) or original(self, c))
+    x, t, tokens, concat = inputs()
+    with torch.no_grad():
+        cache = tiny.cache_context(tokens)
+        for step in (999, 500):
+            tiny(x, torch.tensor([step]), cache, concat)
+    assert len(calls) == tiny.spatial_transformers

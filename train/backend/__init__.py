@@ -1,0 +1,1 @@
+"""Optimizer, sharding, caches: nothing of the method."""

@@ -1,0 +1,1 @@
+"""Training data: folders, readers, clips."""

@@ -1,0 +1,150 @@
+"""`python -m train.data`: check a folder, look at samples, pack photographs."""
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor
+from tqdm import tqdm
+
+from vdd_model.config import ConfigError, from_dict
+from vdd_model.errors import UserError
+
+from ..synthesis.scene import BlurConfig
+from . import readers
+from .clips import open_clips
+from .photos import read_photos, write_pack
+
+
+def psnr(blurred: Tensor, sharp: Tensor) -> float:
+    """PSNR in dB of two uint8 pictures (100 for equal ones)."""
+    error = (blurred.double() - sharp.double()).square().mean().item()
+    return 10 * math.log10(255**2 / error) if error else 100.0
+
+
+def check(root: Path, layout: str, split: str, blur_folder: str, every: int) -> int:
+    """Read everything (or every n-th frame), print what was found; returns 1 when something is missing or unreadable."""
+    if root.is_file():
+        return _report_photos(root, *read_photos(root))
+    found = readers.find(root, layout, split, blur_folder)
+    if found.layout == "photos":
+        return _report_photos(root, *read_photos(root, split))
+    problems = list(found.problems)
+    frames = sum(len(s) for s in found.sequences)
+    print(f"{root}: layout {found.layout}, {len(found.sequences)} clips, {frames} frames")
+    values, rows = [], []
+    with tqdm(total=sum(math.ceil(len(s) / every) for s in found.sequences), unit="frame", disable=not sys.stderr.isatty()) as bar, \
+            ThreadPoolExecutor(max_workers=2) as pool:
+        for sequence in found.sequences:
+            scores, bad = [], 0
+            for number in range(0, len(sequence), every):
+                read = [pool.submit(frames.read, range(number, number + 1)) for frames in (sequence.sharp, sequence.blurred) if frames]
+                try:
+                    pictures = [task.result()[0] for task in read]
+                    if len(pictures) == 2:
+                        if pictures[0].shape != pictures[1].shape:
+                            raise readers.DataError(f"{sequence.name}: frame {number}: blurred and sharp frame differ in size")
+                        scores.append(psnr(pictures[1], pictures[0]))
+                except readers.DataError as error:
+                    bad += 1
+                    problems.append(str(error))
+                bar.update()
+            values += scores
+            rows.append((sequence.name, len(sequence), _size(sequence), bad, sum(scores) / len(scores) if scores else None))
+    width = max(len(row[0]) for row in rows)
+    for name, count, size, bad, score in rows:
+        print(f"  {name:{width}}  {count:6} frames  {size:>10}  " + (f"{score:6.2f} dB" if score is not None else "   -")
+              + (f"  {bad} unreadable" if bad else ""))
+    if values:
+        print(f"blurred input: {sum(values) / len(values):.2f} dB PSNR, mean of {len(values)} frames"
+              + (f" (every {every}th)" if every > 1 else ""))
+    return _problems(problems)
+
+
+def _size(sequence) -> str:
+    try:
+        return "{} x {}".format(*sequence.sharp.size)
+    except UserError:
+        return "?"
+
+
+def _report_photos(root: Path, names: list[str], photos: list[Tensor], unreadable: dict[str, str]) -> int:
+    sides = sorted(min(p.shape[-2:]) for p in photos)
+    pixels = sum(p.shape[1] * p.shape[2] for p in photos) / 1e6
+    print(f"{root}: {len(names)} photographs, {pixels:.0f} megapixels, shorter side {sides[0]} to {sides[-1]}; blur is synthesised")
+    return _problems(list(unreadable.values()))
+
+
+def _problems(problems: list[str]) -> int:
+    if not problems:
+        print("nothing is missing or unreadable")
+        return 0
+    print(f"{len(problems)} problems:")
+    for text in problems[:50]:
+        print(f"  {text}")
+    if len(problems) > 50:
+        print(f"  and {len(problems) - 50} more")
+    return 1
+
+
+def sheet(blurred: Tensor, sharp: Tensor, zoom: int = 2):
+    """Contact sheet: for each sample (B, 3, F, S, S) a row of blurred frames over a row of sharp ones. Returns a PIL image."""
+    from PIL import Image
+
+    rows = [torch.cat(list(clip.unbind(1)), -1) for pair in zip(blurred, sharp) for clip in pair]
+    picture = (torch.cat(rows, -2).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    image = Image.fromarray(picture)
+    return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m train.data", description="Check, look at and pack training data.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("root", type=Path, help="folder of clips or photographs, or a pack of photographs")
+    common.add_argument("--layout", default="auto", help=f"auto, {', '.join(readers.LAYOUTS)}")
+    common.add_argument("--split", default="", help="train, val or test; all when left out")
+    common.add_argument("--blur-folder", default="blur", help="GoPro: blur (plain average, as in papers) or blur_gamma")
+    command = commands.add_parser("check", parents=[common], help="what is there, what is missing, PSNR of the blurred frames")
+    command.add_argument("--every", type=int, default=1, metavar="N", help="read every N-th frame only")
+    command = commands.add_parser("contact", parents=[common], help="samples as a picture, blurred over sharp")
+    command.add_argument("-o", "--output", type=Path, required=True)
+    command.add_argument("--count", type=int, default=6)
+    command.add_argument("--frames", type=int, default=5)
+    command.add_argument("--size", type=int, default=128)
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--zoom", type=int, default=2)
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the blur's configuration")
+    command = commands.add_parser("pack", help="put photographs into one file")
+    command.add_argument("root", type=Path)
+    command.add_argument("-o", "--output", type=Path, required=True)
+    command.add_argument("--max-side", type=int, default=0, metavar="N", help="reduce larger photographs; 0 keeps every file's bytes")
+    args = parser.parse_args(argv)
+    try:
+        if args.command == "check":
+            return check(args.root, args.layout, args.split, args.blur_folder, max(1, args.every))
+        if args.command == "pack":
+            count, unreadable = write_pack(args.root, args.output, args.max_side)
+            print(f"{args.output}: {count} photographs")
+            return _problems(list(unreadable.values()))
+        pairs = [text.partition("=") for text in args.set]
+        blur = from_dict(BlurConfig, {key: yaml.safe_load(value) for key, _, value in pairs}, "--set ")
+        source = open_clips(args.root, args.layout, args.split, blur_folder=args.blur_folder, blur=blur)
+        clips = source.batch(args.seed, range(args.count), num_frames=args.frames, size=args.size, device="cpu")
+        sheet(clips.blurred, clips.sharp, args.zoom).save(args.output)
+        error = (clips.blurred - clips.sharp).square().mean(dim=(1, 2, 3, 4)).clamp_min(1e-10)
+        print(f"{args.output}: {args.count} samples, blurred {(-10 * error.log10()).mean():.2f} dB on average")
+        return _problems(list(source.unreadable.values())) if source.unreadable else 0
+    except (UserError, ConfigError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,271 @@
+"""Clips for training from any kind of footage, and what to know of a folder before hours are spent on it.
+
+    python -m train.data check ROOT              what is there, what is missing or unreadable, PSNR of the blurred frames
+    python -m train.data contact ROOT -o a.png   samples as training sees them, blurred over sharp
+    python -m train.data pack ROOT -o a.safetensors   photographs in one file
+
+A sample is a pure function of (seed, index): neither a restart nor the number of processes changes which samples are seen.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import fields
+from functools import lru_cache
+from pathlib import Path
+
+import einops
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vdd_model.measure.flow import dense_flow, warp
+
+from ..synthesis import camera
+from ..synthesis.blur import synthesize
+from ..synthesis.scene import BlurConfig
+from . import photos, readers
+from .readers import DataError, Found
+from .source import Clips
+
+ATTEMPTS = 20                            # draws for one sample before its folder is given up as unreadable
+CUT, ALIKE = 0.06, 0.5                   # two scenes: a mean difference above the one and a correlation below the other
+MAX_BETWEEN = 33                         # frames interpolated between two of a sharp video
+MARGIN = 16                              # pixels read around a crop of a sharp video, for flow that points outside
+
+
+class PhotoClips:
+    """Photographs, decoded once and kept (uint8) where training happens, seen by a moving camera."""
+
+    blur_keys = frozenset(field.name for field in fields(BlurConfig))
+
+    def __init__(self, source: str | Path, blur: BlurConfig | None = None, split: str = "") -> None:
+        self.source, self.blur = source, blur or BlurConfig()
+        self.names, self.originals, self.unreadable = _photos(Path(source), split)
+        self.photos = self.originals                           # where the last batch was asked for
+
+    def batch(self, seed: int, indices: Sequence[int], *, num_frames: int, size: int, device: torch.device | str) -> Clips:
+        """Clips of synthesised blur (`train.synthesis.blur.synthesize`), each as it is or turned by a multiple of 90 degrees:
+        photographs hold more level and upright edges than sloping ones, and more of one kind than of the other."""
+        if self.photos[0].device != torch.device(device):
+            self.photos = [photo.to(device) for photo in self.photos]
+        cut = self.blur.cut                                    # sample i is part i % cut^2 of scene i // cut^2
+        scenes = list(dict.fromkeys(int(index) // cut**2 for index in indices))
+        made = synthesize(self.photos, seed, scenes, num_frames=num_frames, size=size * cut, config=self.blur, device=device,
+                          originals=self.originals)
+        rows = torch.tensor([scenes.index(int(index) // cut**2) * cut**2 + int(index) % cut**2 for index in indices])
+        rows = rows.to(device, non_blocking=True)
+        blurred, sharp = (einops.rearrange(x, "b c f (i h) (j w) -> (b i j) c f h w", i=cut, j=cut).index_select(0, rows) for x in made)
+        swap, flip = (torch.tensor(drawn)[:, None, None, None, None].to(device, non_blocking=True) for drawn in _turns(seed, indices))
+        blurred, sharp = (torch.where(swap, x.mT, x) for x in (blurred, sharp))
+        blurred, sharp = (torch.where(flip, x.flip(-2), x) for x in (blurred, sharp))
+        return Clips(blurred, sharp, [f"{self.source} sample {index}" for index in indices])
+
+
+def _turns(seed: int, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """For each sample, whether rows and columns change places and whether it stands on its head; left and right are drawn already."""
+    drawn = np.stack([np.random.default_rng([seed, int(index), 1]).random(2) for index in indices]) < 0.5
+    return drawn[:, 0], drawn[:, 1]
+
+
+@lru_cache(maxsize=2)
+def _photos(source: Path, split: str) -> tuple[list[str], list[Tensor], dict[str, str]]:
+    """Read once, shared by the stages of a run."""
+    return photos.read_photos(source, split)
+
+
+class RecordedClips:
+    """Base of the clips that are read from recorded frames: draws a clip, a start, a crop and flips; skips what cannot be read.
+
+    `unreadable` names all that is left out, with the reason. A sample that meets such a file is drawn anew from the same stream of
+    random numbers, so it still depends on the files, the seed and the index alone.
+    """
+
+    blur_keys: frozenset[str] = frozenset()
+
+    def __init__(self, found: Found) -> None:
+        self.sequences = found.sequences
+        self.unreadable: dict[str, str] = {problem: problem for problem in found.problems}
+        self._fitting: dict[tuple[int, int], list] = {}
+
+    def batch(self, seed: int, indices: Sequence[int], *, num_frames: int, size: int, device: torch.device | str) -> Clips:
+        """Random crops of `size` pixels with random flips (left-right) and time reversal."""
+        drawn = [self._sample(seed, int(index), num_frames, size) for index in indices]
+        blurred, sharp = (torch.stack([sample[k] for sample in drawn]).to(device) for k in (0, 1))
+        return Clips(blurred, sharp, [sample[2] for sample in drawn])
+
+    def _needed(self, num_frames: int) -> int:
+        return num_frames
+
+    def _candidates(self, needed: int, size: int) -> list:
+        """Sequences that are long and large enough."""
+        if (needed, size) not in self._fitting:
+            fitting, unusable, small = [], {}, []
+            for sequence in self.sequences:
+                try:
+                    self._check_sizes(sequence)
+                    fits = len(sequence) >= needed and min(sequence.sharp.size) >= size
+                    (fitting if fits else small).append(sequence)
+                except DataError as error:
+                    unusable[sequence.name] = str(error)
+            self.unreadable |= unusable
+            if not fitting and len(unusable) == len(self.sequences):
+                raise DataError(f"none of the {len(unusable)} clips can be used; the first: {next(iter(unusable.values()))}")
+            if not fitting:
+                raise DataError(f"none of the {len(self.sequences)} clips has {needed} frames of at least {size} x {size} pixels; "
+                                f"ask for fewer frames or a smaller crop (the first is {self.sequences[0].name})")
+            if small:
+                self.unreadable[f"below {needed} x {size}"] = (
+                    f"{len(small)} of {len(self.sequences)} clips have fewer than {needed} frames or a side below {size} pixels "
+                    f"(the first is {small[0].name})")
+            self._fitting[needed, size] = fitting
+        return self._fitting[needed, size]
+
+    @staticmethod
+    def _check_sizes(sequence) -> None:
+        """A crop of one size from two frames that differ in size shows two places, or a border that no camera saw."""
+        if sequence.blurred is not None and sequence.blurred.size != sequence.sharp.size:
+            sizes = " and ".join("{} x {}".format(*frames.size) for frames in (sequence.blurred, sequence.sharp))
+            raise DataError(f"{sequence.name}: its blurred and sharp frames differ in size ({sizes} pixels); a pair needs one size")
+
+    def _sample(self, seed: int, index: int, num_frames: int, size: int) -> tuple[Tensor, Tensor, str]:
+        rng = np.random.default_rng([seed, index])
+        needed = self._needed(num_frames)
+        candidates = self._candidates(needed, size)
+        lengths = np.array([len(s) - needed + 1 for s in candidates], float)
+        for attempt in range(ATTEMPTS):
+            sequence = candidates[int(rng.choice(len(candidates), p=lengths / lengths.sum()))]
+            width, height = sequence.sharp.size
+            left, top = (int(rng.integers(0, n - size + 1)) for n in (width, height))
+            mirror, reverse = rng.random(2) < 0.5
+            try:
+                blurred, sharp, name = self._read(rng, sequence, num_frames, (left, top, left + size, top + size))
+            except SceneCut as cut:
+                if attempt + 1 < ATTEMPTS:
+                    continue
+                raise DataError(f"{sequence.name}: {ATTEMPTS} draws in a row met a cut between scenes, the last {cut}; "
+                                "ask for fewer frames, or split the videos where scenes change") from None
+            except DataError as error:
+                self.unreadable[str(error).partition(": ")[0]] = str(error)
+                continue
+            flips = [d for d, on in ((3, mirror), (1, reverse)) if on]
+            return blurred.flip(flips), sharp.flip(flips), name
+        raise DataError(f"{ATTEMPTS} draws in a row met unreadable files; the last: {list(self.unreadable.values())[-1]}")
+
+    def _read(self, rng: np.random.Generator, sequence, num_frames: int, box: readers.Box) -> tuple[Tensor, Tensor, str]:
+        raise NotImplementedError
+
+
+class SceneCut(Exception):
+    """Two neighbouring frames of a video are of different scenes; the text says where."""
+
+
+class PairClips(RecordedClips):
+    """Blurred and sharp frames recorded side by side."""
+
+    def _read(self, rng: np.random.Generator, sequence, num_frames: int, box: readers.Box) -> tuple[Tensor, Tensor, str]:
+        start = int(rng.integers(0, len(sequence) - num_frames + 1))
+        numbers = range(start, start + num_frames)
+        blurred, sharp = (frames.read(numbers, box).transpose(0, 1).float() / 255 for frames in (sequence.blurred, sequence.sharp))
+        return blurred, sharp, f"{sequence.name} frames {start}..{start + num_frames - 1}"
+
+
+class VideoClips(RecordedClips):
+    """Sharp videos: an exposure is the average of neighbouring frames, with frames interpolated between them when things move more
+    than about a pixel from one to the next. The truth is always a frame of the video, the exposure's centre. No clip holds a cut between
+    scenes: an exposure would mix them."""
+
+    blur_keys = frozenset({"duty", "linear", "noise", "shot", "read", "noise_gain", "codec", "quality", "h264", "crf",
+                           "max_subsamples"})
+
+    def __init__(self, found: Found, blur: BlurConfig | None = None, max_interval: int = 12) -> None:
+        super().__init__(found)
+        self.blur, self.max_interval = blur or BlurConfig(), max_interval
+
+    def _needed(self, num_frames: int) -> int:
+        return num_frames + 2                            # an interval of one frame, and a neighbour on either side
+
+    def _read(self, rng: np.random.Generator, sequence, num_frames: int, box: readers.Box) -> tuple[Tensor, Tensor, str]:
+        config, video = self.blur, sequence.sharp
+        duty = float(rng.uniform(*config.duty))
+        rate = getattr(video, "rate", 30.0)
+        longest = min(self.max_interval, (len(video) - 3) // max(num_frames - 1, 1))
+        interval = int(np.clip(round(rate / rng.uniform(12, 40)), 1, max(longest, 1)))
+        reach = math.ceil(interval * duty / 2)
+        span = (num_frames - 1) * interval + 2 * reach + 1
+        if span > len(video):
+            interval = reach = 1
+            span = num_frames + 2
+        start = int(rng.integers(0, len(video) - span + 1))
+        width, height = video.size
+        outer = (max(box[0] - MARGIN, 0), max(box[1] - MARGIN, 0), min(box[2] + MARGIN, width), min(box[3] + MARGIN, height))
+        frames = video.read(range(start, start + span), outer).float() / 255
+        if cut := scene_cut(frames):
+            raise SceneCut(f"before frame {start + cut}")
+        linear = rng.random() < config.linear
+        light = camera.srgb_to_linear(frames) if linear else frames
+        centres = [reach + j * interval for j in range(num_frames)]
+        flows: dict[int, Tensor] = {}
+        sharp = frames[centres]
+        if config.max_subsamples > 1:
+            blurred = torch.stack([expose(frames, light, centre, interval * duty / 2, flows, min(MAX_BETWEEN, config.max_subsamples))
+                                   for centre in centres])
+        else:                                            # nobody looks at the blurred frames
+            blurred = light[centres]
+        top, left, size = box[1] - outer[1], box[0] - outer[0], box[2] - box[0]
+        blurred, sharp = (x[:, :, top:top + size, left:left + size] for x in (blurred, sharp))
+        blurred = camera.degrade(blurred, linear, **camera.draw(rng, config, num_frames))
+        return blurred.transpose(0, 1), sharp.transpose(0, 1), f"{sequence.name} frames {start}..{start + span - 1}"
+
+
+def scene_cut(frames: Tensor) -> int:
+    """Number of the first of frames (N, 3, H, W) in [0, 1] that shows another scene than the one before, 0 for none: it differs from that
+    one, and not as a moved camera or a flash would have it, after which what is bright and what is dark still agree (correlation)."""
+    luma = F.avg_pool2d(frames.mean(1, keepdim=True), 8, ceil_mode=True).flatten(1)
+    luma = luma - luma.mean(dim=1, keepdim=True)
+    product, norm = (luma[1:] * luma[:-1]).sum(1), luma.norm(dim=1)
+    alike = product / (norm[1:] * norm[:-1]).clamp(min=1e-6)
+    cuts = (frames.diff(dim=0).abs().mean(dim=(1, 2, 3)) > CUT) & (alike < ALIKE)
+    return int(cuts.int().argmax()) + 1 if cuts.any() else 0
+
+
+def expose(frames: Tensor, light: Tensor, centre: int, half: float, flows: dict[int, Tensor], max_subsamples: int = MAX_BETWEEN) -> Tensor:
+    """Average of `light` (N, 3, H, W) over centre - half .. centre + half, in units of frames; (3, H, W).
+
+    Between two frames that differ by more than a pixel's motion (95th percentile), frames are interpolated along the optical flow of
+    the sRGB `frames`, one per pixel of motion. `flows` keeps the flows that neighbouring exposures share.
+    """
+    total, weight = torch.zeros_like(light[0]), 0.0
+    for first in range(math.floor(centre - half), math.ceil(centre + half)):
+        low, high = max(centre - half, first) - first, min(centre + half, first + 1) - first
+        if high - low < 1e-6:
+            continue
+        if first not in flows:                           # [0]: first -> second, [1]: back; the finest level adds little to a blur
+            luma = frames[first:first + 2].mean(1, keepdim=True)
+            flows[first] = dense_flow(luma, luma.flip(0), finest=max(96, max(luma.shape[-2:]) // 2))
+        moved = float(torch.quantile(flows[first][0].norm(dim=0)[::4, ::4], 0.95)) * (high - low)
+        count = min(max(1, math.ceil(moved)), max_subsamples)
+        for k in range(count):
+            total += between(light[first:first + 2], flows[first], low + (k + 0.5) / count * (high - low)) * ((high - low) / count)
+        weight += high - low
+    return total / weight if weight else light[centre]
+
+
+def between(pair: Tensor, flow: Tensor, a: float) -> Tensor:
+    """The frame at time a in [0, 1] between two, (2, 3, H, W) and their flows (2, 2, H, W), -> (3, H, W): both are warped along straight
+    lines (Jiang et al. 2018, Super SloMo, eq. 4) and mixed."""
+    to_first = a * a * flow[1] - a * (1 - a) * flow[0]
+    to_second = (1 - a) ** 2 * flow[0] - a * (1 - a) * flow[1]
+    first, second = warp(pair, torch.stack([to_first, to_second]))
+    return (1 - a) * first + a * second
+
+
+def open_clips(folder: str | Path, layout: str = "auto", split: str = "", *, blur_folder: str = "blur", blur: BlurConfig | None = None):
+    """The clips of a folder (or a pack of photographs) for training, in any of `train.data.readers.LAYOUTS`. Raises DataError."""
+    if layout == "photos" or Path(folder).is_file():
+        return PhotoClips(folder, blur, split)
+    found = readers.find(folder, layout, split, blur_folder)
+    if found.layout == "photos":
+        return PhotoClips(folder, blur, split)
+    return VideoClips(found, blur) if found.layout == "videos" else PairClips(found)

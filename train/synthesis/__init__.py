@@ -1,0 +1,1 @@
+"""Blurred clips from sharp pictures."""

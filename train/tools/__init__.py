@@ -1,0 +1,1 @@
+"""Evaluation, ablation, averaging."""

@@ -1,0 +1,123 @@
+"""From the command line's inputs to jobs: which clips there are, where each result goes, and which process does which."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+from ..media.clip import MediaError
+from ..media.encoding import CONTAINERS, VIDEO_SUFFIXES, OutputOptions
+from ..media.images import IMAGE_SUFFIXES, find_images, matching, natural_order
+from .jobs import Job
+
+_WRITABLE = {s for group in CONTAINERS.values() for s in group}
+
+
+def find_clips(inputs: Sequence[str]) -> list[tuple[str, Path | tuple[Path, ...]]]:
+    """(name, video file or pictures) of every clip that the inputs mean.
+
+    A folder is the sequence of its pictures, or all its videos; a pattern (`*`, `?`, `%06d`) likewise. Pictures of one folder that
+    are named one by one, as the shell does with `*.png`, are one sequence, in the order of their numbers. Raises MediaError.
+    """
+    clips: list[tuple[str, Path | tuple[Path, ...]]] = []
+    loose: dict[Path, list[Path]] = {}
+    for text in inputs:
+        path = Path(text)
+        if path.is_dir():
+            images = find_images(path)
+            videos = natural_order([p for p in path.iterdir()          # ._clip.mp4 is what macOS leaves on memory cards
+                                    if p.suffix.lower() in VIDEO_SUFFIXES and not p.name.startswith(".") and p.is_file()])
+            if images and videos:
+                raise MediaError(f"{path} holds both pictures and videos; name a pattern, such as {path / ('*' + videos[0].suffix)}")
+            if not images and not videos:
+                raise MediaError(f"{path} holds no video and no pictures")
+            clips += [(str(path), tuple(images))] if images else [(str(v), v) for v in videos]
+        elif path.exists():
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                if path.parent not in loose:
+                    loose[path.parent] = []
+                    clips.append((str(path.parent), (path,)))
+                loose[path.parent].append(path)
+            else:
+                clips.append((text, path))
+        elif set(path.name) & set("*?%[") or "*" in text:
+            images = find_images(text)
+            videos = [] if images else natural_order([p for p in matching(text) if p.suffix.lower() in VIDEO_SUFFIXES])
+            if not images and not videos:
+                raise MediaError(f"nothing fits the pattern {text}")
+            clips += [(text, tuple(images))] if images else [(str(v), v) for v in videos]
+        else:
+            raise MediaError(f"{path} does not exist")
+    result = []
+    for name, clip in clips:
+        if isinstance(clip, tuple) and len(clip) == 1 and clip[0] in loose.get(clip[0].parent, ()):
+            pictures = tuple(natural_order(list(dict.fromkeys(loose[clip[0].parent]))))      # a shell puts 10 before 2
+            result.append((str(pictures[0]) if len(pictures) == 1 else name, pictures))
+        else:
+            result.append((name, clip))
+    return result
+
+
+def plan(inputs: Sequence[str], out: str, output: OutputOptions, rate: Fraction = Fraction(24)) -> list[Job]:
+    """The jobs for `inputs` with `-o out`: a file for a single clip, else a folder with one result for each. Raises MediaError."""
+    clips = find_clips(inputs)
+    target = Path(out)
+    if target.name in ("", ".."):                              # . and the like: the folder's own name is needed
+        target = target.resolve()
+    suffix = target.suffix.lower()
+    is_file = suffix and not out.endswith(("/", "\\")) and not target.is_dir()
+    if is_file:
+        if suffix not in _WRITABLE and suffix != ".png":
+            raise MediaError(f"{out}: files ending in {suffix} cannot be written; use .mp4, .mov, .mkv or .png; "
+                             f"for a folder of that name, write {out}/")
+        if len(clips) > 1:
+            raise MediaError(f"{len(clips)} clips cannot go into the one file {out}; give a folder")
+        name, source = clips[0]
+        if suffix == ".png" and not (isinstance(source, tuple) and len(source) == 1):
+            raise MediaError(f"{out} holds one picture, but {name} is a clip; give a folder, or a name ending in .mp4, .mov or .mkv")
+        if output.codec == "png" and suffix != ".png":
+            raise MediaError(f"--codec png writes a folder of pictures, not {out}")
+        return [Job(source, target, suffix == ".png", name, rate)]
+    jobs = []
+    for name, source in clips:
+        pictures = isinstance(source, tuple)
+        as_images = output.codec == "png" or pictures and output.codec == "auto"
+        stem = source.stem if not pictures else source[0].stem if len(source) == 1 else source[0].parent.resolve().name
+        if as_images:
+            where = target if len(clips) == 1 else target / stem
+        else:
+            where = target / (stem + _suffix(source, output))
+        jobs.append(Job(source, where, as_images, name, rate))
+    seen: dict[Path, str] = {}
+    for job in jobs:
+        if job.target in seen:
+            raise MediaError(f"{seen[job.target]} and {job.label} would both be written to {job.target}; do them one after the other")
+        seen[job.target] = job.label
+    return jobs
+
+
+def _suffix(source: Path | tuple[Path, ...], output: OutputOptions) -> str:
+    own = source.suffix.lower() if isinstance(source, Path) else ".mp4"
+    allowed = CONTAINERS[output.codec] if output.codec != "auto" else _WRITABLE
+    if own in allowed:
+        return own
+    return {"prores": ".mov", "ffv1": ".mkv"}.get(output.codec, ".mkv" if own in (".webm", ".avi", ".nut", ".ts") else ".mp4")
+
+
+def share(jobs: Sequence[Job], rank: int, world_size: int) -> list[Job]:
+    """The jobs of process `rank` of `world_size`: the largest inputs first, each to the process with the least so far.
+
+    Every process computes the same division, so each job is done exactly once without a word between them.
+    """
+    def size(job: Job) -> int:
+        """Bytes of the job's input."""
+        return sum(p.stat().st_size for p in (job.source if isinstance(job.source, tuple) else [job.source]))
+
+    order = sorted(range(len(jobs)), key=lambda i: (-size(jobs[i]), i))
+    load, mine = [0] * world_size, []
+    for i in order:
+        process = min(range(world_size), key=lambda p: (load[p], p))
+        load[process] += size(jobs[i]) + 1
+        if process == rank:
+            mine.append(i)
+    return [jobs[i] for i in sorted(mine)]

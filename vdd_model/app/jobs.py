@@ -1,0 +1,374 @@
+"""One deblurring job: a clip in, a clip out; nothing under the final name before it is whole, and able to go on after any kill."""
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+
+from ..errors import UserError
+from ..inference.pipeline import DeblurOptions, first_input_frame
+from ..measure.progress import Progress
+from ..media.clip import Clip, MediaError
+from ..media.encoding import Encoding, OutputOptions, choose_encoding, no_room, unsupported_sound, without_effect
+from ..media.images import ImageReader, gaps, png_chunks
+from ..media.reader import VideoReader
+from ..media.sinks import NUMBERED_PICTURE, SEGMENT, ImageSink, VideoSink, remove, sync
+from ..media.video import part_folder, probe, read
+from .preview import preview_paths, write_preview
+from .threads import WriteBehind, read_ahead
+
+READ_AHEAD_BYTES = 96 * 2**20
+PROCESSING = 1                # raised when the same frames, weights and settings give other pictures: old results and new ones do not mix
+# bytes per pixel that a finished frame takes at least; used only to refuse what cannot end well
+_BYTES_PER_PIXEL = {"h264": 0.01, "hevc": 0.01, "prores": 0.2, "ffv1": 0.4, "png": 0.5}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to read and where to write. `source`: a video file, or the pictures of a sequence."""
+
+    source: Path | tuple[Path, ...]
+    target: Path
+    as_images: bool = False
+    name: str = ""
+    rate: Fraction = Fraction(24)           # of a sequence of pictures
+
+    @property
+    def label(self) -> str:
+        """The input as the user knows it."""
+        return self.name or str(self.source if isinstance(self.source, Path) else self.source[0])
+
+    @property
+    def picture_names(self) -> list[str]:
+        """Names of the pictures that it writes, those of its input; none where they are numbered."""
+        names = [file.stem + ".png" for file in self.source] if isinstance(self.source, tuple) else []
+        return names if len(set(names)) == len(names) else []
+
+    def pictures(self) -> list[Path]:
+        """Those of its pictures that are in the folder `target`, in order. Other files there are none of its business."""
+        if not self.target.is_dir():
+            return []
+        found = {path.name for path in self.target.iterdir()}
+        numbered = sorted(filter(NUMBERED_PICTURE.fullmatch, found), key=lambda name: (len(name), name))
+        return [self.target / name for name in self.picture_names or numbered if name in found]
+
+
+@dataclass
+class Outcome:
+    """What came of a job: `frames` in all, `made` of them in `seconds` by this run. `lost` frames of the input could not be read; `notes`
+    are sentences for the user."""
+
+    target: Path
+    frames: int
+    made: int
+    seconds: float
+    lost: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def check_target(job: Job, *, force: bool, resume: bool, preview: bool = False) -> None:
+    """Refuse an output or a preview that exists, or unfinished work that would be lost. Raises MediaError."""
+    target, folder = job.target, part_folder(job.target)
+    sources = job.source if isinstance(job.source, tuple) else (job.source,)
+    if target.exists() and any(target.resolve() == source.resolve() for source in sources):
+        raise MediaError(f"{target} is the input itself; choose another output")
+    if isinstance(job.source, tuple) and target.is_dir() and any(target.resolve() == p.resolve().parent for p in job.source):
+        raise MediaError(f"{target} is the folder of the input pictures; choose another output")
+    if not force and not (resume and (folder / "moving").exists()):
+        old = job.pictures() if job.as_images and target.is_dir() else [target] if target.exists() else []
+        if old:
+            raise MediaError(f"{old[0]} exists already; use --force to replace it, or another output")
+    if preview:
+        check_previews([job])
+    for path in preview_paths(target) if preview else ():
+        if path.exists() and not (force or resume):
+            raise MediaError(f"{path} exists already; use --force to replace it, or leave --preview away")
+    if target.is_dir() and not job.as_images:
+        raise MediaError(f"{target} is a folder; give the name of a file")
+    if folder.exists() and not (resume or force):
+        raise MediaError(f"{folder} holds an unfinished run; use --resume to go on with it, or --force to start again")
+
+
+def check_previews(jobs: Sequence[Job]) -> None:
+    """Refuse previews that would replace an input or an output of any of these jobs. Raises MediaError."""
+    taken = {path.resolve(): "an output" for path in (job.target for job in jobs)}
+    taken |= {path.resolve(): "an input" for job in jobs for path in (job.source if isinstance(job.source, tuple) else (job.source,))}
+    for path in (path for job in jobs for path in preview_paths(job.target)):
+        if path.resolve() in taken:
+            raise MediaError(f"the preview {path} would replace {taken[path.resolve()]}; choose another output, or leave --preview away")
+
+
+def is_finished(job: Job) -> bool:
+    """Whether the output is there and no unfinished work beside it. What a kill behind the end left is deleted."""
+    target, folder = job.target, part_folder(job.target)
+    there = target.is_file() or job.as_images and bool(job.pictures())
+    if there and folder.exists():
+        with contextlib.suppress(MediaError), _locked(folder):
+            moving = (folder / "moving").exists()
+            begun = (folder / "job.json").exists() and not moving
+            moved = moving and target.is_file() and not (folder / f"whole{target.suffix}").exists()
+            if moved or not _holds_work(folder) and not (begun and target.is_dir()):        # what is in a folder may be something else
+                _discard(folder)
+    return there and not folder.exists()
+
+
+def run(job: Job, make_deblurrer: Callable, options: DeblurOptions, output: OutputOptions, *, identity: str = "", precision: str = "",
+        resume: bool = False, force: bool = False, preview: bool = False, quiet: bool = False,
+        say: Callable[[str], None] = print, tick: Callable[[], None] = lambda: None) -> Outcome:
+    """Deblur one clip. `make_deblurrer()` is called when everything else is in order.
+
+    `identity` names the weights and `precision` the dtype and the kind of device: a job is resumed only with the same ones. `tick` is
+    called for every frame that a resumed run passes over; what it raises ends the run.
+    Raises UserError; on any exception the work done so far stays beside the output for `resume`.
+    """
+    started = time.monotonic()
+    clip = _probe(job)
+    check_target(job, force=force, resume=resume, preview=preview)
+    encoding = None if job.as_images else choose_encoding(clip, job.target, output)
+    notes = list(encoding.notes) if encoding else without_effect(output, "png")
+    if clip.interlaced:
+        notes.append("it is interlaced; deinterlace it first for a better result")
+    if job.as_images and clip.pixel_aspect != 1:
+        shape = f"{clip.pixel_aspect.numerator}:{clip.pixel_aspect.denominator}"
+        notes.append(f"its pixels are not square ({shape}), which the PNG files do not say")
+    if job.as_images and not clip.constant_rate:
+        notes.append("its frames follow each other at varying times, which the PNG files do not say")
+    if clip.codec == "exr":
+        notes.append("EXR holds linear light, which is taken and written as if it were what a display shows; convert it beforehand")
+    if gap := gaps(clip.files):
+        notes.append(gap)
+    if encoding and output.audio and (lacking := unsupported_sound(clip, job.target)):
+        raise MediaError(f"{job.label}: its sound ({', '.join(lacking)}) cannot be stored in {job.target.suffix}; "
+                         f"choose an output ending in .mkv{'' if job.target.suffix.lower() == '.mov' else ' or .mov'}, or --no-audio")
+    folder = part_folder(job.target)
+    try:
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise MediaError(f"{folder} cannot be made ({error.strerror})") from None
+    with _locked(folder):
+        if not resume:
+            _empty(folder)
+        try:
+            _check_journal(folder, job, clip, options, output, identity, precision)
+            sink = _make_sink(job, clip, encoding, folder, output, force)
+            with contextlib.closing(sink):
+                check_room(job, clip, encoding, folder, sink.done)
+                if begun := sink.done:
+                    say(f"{job.label}: goes on after {sink.done} finished frames")
+                reader, extra = _work(job, clip, sink, make_deblurrer, options, quiet, say, tick)
+                notes += reader.notes + extra
+                notes += sink.finish(job.target, clip, audio=output.audio)
+            _discard(folder)
+        except BaseException as error:
+            if isinstance(error, (OSError, UserError)) and no_room(error):
+                raise MediaError(f"no room left on the disk for {job.target}; what is finished is kept in {folder}: "
+                                 "free some space and run again with --resume") from error
+            if not _holds_work(folder):
+                _discard(folder)
+            if not isinstance(error, OSError):
+                raise
+            raise MediaError(f"{job.target} cannot be written ({error.strerror or error})") from error
+    if preview:
+        notes += add_preview(job, quiet=quiet)
+    return Outcome(job.target, sink.done, sink.done - begun, time.monotonic() - started, reader.lost, notes)
+
+
+def add_preview(job: Job, *, quiet: bool = False) -> list[str]:
+    """Write the preview of a finished job. Returns notes, also when it cannot be written: the result itself is there."""
+    try:
+        check_previews([job])
+        return write_preview(_probe(job), job.target, job.pictures(), quiet=quiet)
+    except (UserError, OSError) as error:
+        return [f"the preview could not be written ({error})"]
+
+
+def _probe(job: Job) -> Clip:
+    return probe(job.source if isinstance(job.source, Path) else list(job.source), rate=job.rate)
+
+
+def _empty(folder: Path) -> None:
+    """Delete what an earlier run left, except the lock that this run holds."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            remove(path)
+        elif path.name != "lock":
+            path.unlink()
+
+
+def _discard(folder: Path) -> None:
+    """`_empty` for work that is no longer needed: what cannot be deleted does no harm."""
+    with contextlib.suppress(OSError):
+        _empty(folder)
+
+
+def _holds_work(folder: Path) -> bool:
+    """Whether any frame has been finished there."""
+    return any(p.is_dir() and any(p.iterdir()) or p.suffix in (".raw", ".bin") and p.stat().st_size for p in folder.iterdir())
+
+
+def _make_sink(job: Job, clip: Clip, encoding: Encoding | None, folder: Path, output: OutputOptions,
+               force: bool) -> VideoSink | ImageSink:
+    if encoding:
+        return VideoSink(folder, encoding)
+    depth = output.bit_depth or (16 if clip.bit_depth > 8 else 8)
+    return ImageSink(folder, job.target, job.picture_names, 8 if depth == 8 else 16, clip.gray, clip.has_alpha, replace=force,
+                     chunks=png_chunks(clip))
+
+
+def _work(job: Job, clip: Clip, sink, make_deblurrer: Callable, options: DeblurOptions, quiet: bool,
+          say: Callable[[str], None], tick: Callable[[], None]) -> tuple[VideoReader | ImageReader, list[str]]:
+    """Read, deblur and write, all three at once. Returns the reader, which knows what was lost, and further notes."""
+    deblurrer = make_deblurrer()
+    start = first_input_frame(sink.done, options)
+    ended = threading.Event()
+
+    def passing() -> None:
+        """The reader goes on passing over frames only as long as somebody waits for those behind them."""
+        tick()
+        if ended.is_set():
+            raise InterruptedError
+    reader = read(clip, start, passing)
+    waiting: deque = deque()                                   # alpha and times of the frames inside the model
+    bad: list[int] = []
+    beyond: list[int] = []
+    frame_bytes = clip.width * clip.height * 12
+    ahead = read_ahead(reader, min(16, max(2, READ_AHEAD_BYTES // frame_bytes)))
+    floating = "f32" in clip.pix_fmt or "f16" in clip.pix_fmt
+
+    def feed() -> Iterator[torch.Tensor]:
+        """The clip's frames, RGB (H, W, 3), as the model takes them."""
+        for frame in ahead:
+            rgb = frame.rgb
+            if floating:
+                if not torch.isfinite(rgb).all():
+                    bad.append(frame.index)
+                    rgb = torch.nan_to_num(rgb, 0.0, 1.0, 0.0)
+                if frame.index >= first and (rgb.max() > 1 or rgb.min() < 0):
+                    beyond.append(frame.index)
+                rgb = rgb.clamp(0, 1)
+            if frame.index >= first:
+                waiting.append((None if frame.alpha is None else frame.alpha.numpy(), (frame.pts, frame.duration)))
+            yield rgb
+
+    progress = Progress(Path(job.label).name, clip.num_frames, sink.done, quiet=quiet)
+    writer = WriteBehind(sink.write, depth=1)
+    done = first = sink.done
+    finished = False
+    try:
+        with contextlib.closing(feed()) as frames:
+            for chunk in deblurrer.stream(frames, options, first_frame=first, input_start=start, total=clip.num_frames, notice=say):
+                sides = [waiting.popleft() for _ in range(len(chunk))]
+                writer.put(chunk.float().clamp(0, 1).cpu().numpy(), [a for a, _ in sides], [t for _, t in sides])
+                done += len(chunk)
+                progress.update(done)
+        if waiting:
+            raise UserError(f"{job.label}: {len(waiting)} frames did not come back from the model")
+        finished = True
+    finally:
+        ended.set()
+        ahead.close()
+        writer.close(wait_for_all=finished)
+        progress.close()
+    notes = []
+    if bad:
+        notes.append(f"{len(bad)} frame{'s' if len(bad) > 1 else ''} (the first is {bad[0]}) held pixels that are not numbers; "
+                     "they were set to black")
+        reader.lost = max(reader.lost, len(bad))
+    if beyond:
+        notes.append(f"{len(beyond)} frame{'s' if len(beyond) > 1 else ''} (the first is {beyond[0]}) held values below 0 or above 1, "
+                     "which were cut off")
+    return reader, notes
+
+
+def check_room(job: Job, clip: Clip, encoding: Encoding | None, folder: Path, done: int) -> None:
+    """Refuse a job that the disk surely cannot hold. Raises MediaError."""
+    pixels, left = clip.width * clip.height, max(0, clip.num_frames - done)
+    codec = encoding.codec if encoding else "png"
+    need = left * pixels * _BYTES_PER_PIXEL[codec] * (1 if codec == "png" else 2)      # packets, then the joined file
+    if encoding and not encoding.intra:
+        need += min(SEGMENT, left) * pixels * (1.5 if "420" in encoding.pix_fmt else 3) * (2 if "10" in encoding.pix_fmt else 1)
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise MediaError(f"{job.target} needs at least {_size(need)} of room while it is written, and {_size(free)} are free")
+
+
+def precision_of(dtype: torch.dtype, device: torch.device) -> str:
+    """What `run` takes as `precision`."""
+    return f"{str(dtype).removeprefix('torch.')} on {device.type}"
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _check_journal(folder: Path, job: Job, clip: Clip, options: DeblurOptions, output: OutputOptions, identity: str,
+                   precision: str) -> None:
+    """Remember what the job is; when it is there already, refuse to mix two different ones. Raises MediaError."""
+    files = clip.files or (clip.path,)
+    journal = {"input": [str(files[0].resolve()), clip.size_bytes, len(files), max(f.stat().st_mtime_ns for f in files)],
+               **({"fps": str(job.rate)} if clip.files else {}),
+               "version of the processing": PROCESSING,
+               "weights": identity, "precision": precision, **{k: _plain(v) for k, v in dataclasses.asdict(options).items()},
+               # the sound is only added at the end, and left away where that fails
+               **{f"output {k}": v for k, v in dataclasses.asdict(output).items() if k != "audio"}}
+    path = folder / "job.json"
+    try:
+        before = json.loads(path.read_text())
+    except (OSError, ValueError):
+        for old in [*folder.glob("*.bin"), *folder.glob("*.raw")]:
+            old.unlink()                                       # no journal: whose frames these are is not known
+        remove(folder / "pictures")
+        aside = path.with_suffix(".new")
+        with aside.open("w") as file:
+            json.dump(journal, file, indent=1)
+            sync(file)                                         # it must not be lost where the frames are not
+        os.replace(aside, path)
+        return
+    changed = [k for k in journal if before.get(k) != json.loads(json.dumps(journal[k]))]
+    if changed:
+        what = ", ".join(k if k in ("input", "weights") else f"{k} was {before.get(k)}, is {journal[k]}" for k in changed)
+        raise MediaError(f"{folder} holds a run that was begun with something else ({what}); "
+                         "use the same settings, or --force without --resume to start again")
+
+
+def _plain(value):
+    return value if isinstance(value, (int, float, str, type(None), list, tuple)) else str(value)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path):
+    """Keep two runs from working on the same output; the lock goes away with the process, however it ends.
+
+    A folder that is empty but for the lock goes too, once the lock is closed: Windows deletes no open file.
+    """
+    file = (folder / "lock").open("w")
+    try:
+        import fcntl
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:                                        # not on this system
+        pass
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):        # else a network folder that has no locks
+            file.close()
+            raise MediaError(f"{folder} is being worked on by another run") from None
+    try:
+        yield
+    finally:
+        file.close()
+        with contextlib.suppress(OSError):
+            if os.listdir(folder) == ["lock"]:
+                (folder / "lock").unlink()
+                folder.rmdir()                                 # unlike rmtree harmless when another run has just come in

@@ -1,0 +1,241 @@
+"""Build a checkpoint from official files: TF-T2V or ModelScopeT2V, Stable Diffusion's autoencoder, OpenCLIP ViT-H/14."""
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pickle
+import warnings
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config import ModelConfig, preset
+from ..networks.spatial_conditions import SPATIAL_CONDITIONS
+from .store import info, save_state
+from .tensorfile import CheckpointError, read_tensors
+
+# Names of the files by what they hold: the first key that is there tells.
+KINDS = {
+    "input_blocks.0.0.weight": "denoiser",
+    "visual.conv1.weight": "OpenCLIP",
+    "first_stage_model.encoder.conv_in.weight": "Stable Diffusion",
+    "encoder.conv_in.weight": "autoencoder",
+}
+# Parts that no official file holds.
+OURS = ("adapter.", "vae.fidelity.", "vae.detail.")
+TEXT_PREFIXES = ("", "cond_stage_model.model.")          # OpenCLIP's own file, Stable Diffusion 2.x
+START, END = 49406, 49407                                # OpenCLIP's tokens: "" is START END, padded with 0
+
+
+# Lightning's .ckpt files name this class as a dictionary key. An empty class stands for it; it can do nothing.
+_NAMED = [type("ModelCheckpoint", (), {"__module__": "pytorch_lightning.callbacks.model_checkpoint"})]
+
+
+def convert(files: Iterable[str | os.PathLike], out: str | os.PathLike, *, config: ModelConfig | None = None,
+            dtype: torch.dtype | None = torch.float16, seed: int = 0) -> str:
+    """Write the checkpoint `out` from official files, in any order, told apart by what they hold; returns `info(out)`.
+
+    Needed: a denoiser (TF-T2V t2v or vcomposer .pth; ModelScopeT2V's .pth, whose 4 input channels are padded with zeros), an
+    autoencoder (SD 2.1 .ckpt or a VAE .safetensors), and OpenCLIP's ViT-H/14 (.bin or .safetensors), which also gives the stored
+    embedding of "". Both spatial heads start as copies of the autoencoder's encoder; adapter and fidelity branch, which no official
+    file holds, get their initial values from `seed` and are listed as untrained. `config` defaults to the preset `tft2v` with the
+    adapters that the file has. Files are mapped, never unpickled with code. Raises CheckpointError.
+    """
+    found: dict[str, Mapping[str, Tensor]] = {}
+    sources: list[dict] = []
+    for file in map(Path, files):
+        state = read_official(file)
+        kind = _kind(file, state)
+        role = "autoencoder" if kind == "Stable Diffusion" else kind
+        if role in found:
+            raise CheckpointError(f"{file} is a second {role} file; give one of each")
+        found[role] = state
+        sources.append({"file": file.name, "kind": kind, "bytes": file.stat().st_size})
+    wanted = {"denoiser": "TF-T2V or ModelScopeT2V .pth", "autoencoder": "Stable Diffusion 2.1 .ckpt or VAE .safetensors",
+              "OpenCLIP": "OpenCLIP ViT-H/14 .bin"}
+    missing = [f"{role} ({what})" for role, what in wanted.items() if role not in found]
+    if missing:
+        raise CheckpointError(f"to build a checkpoint these files are missing: {', '.join(missing)}")
+
+    unet = found["denoiser"]
+    if config is None:
+        config = preset("tft2v")
+        config = dataclasses.replace(config, unet=dataclasses.replace(config.unet, spatial_conditions=spatial_conditions_of(unet)))
+    state, notes = {}, []
+    state.update(_prefixed("unet.", _pad_input(unet, config, notes)))
+    autoencoder = _autoencoder(found["autoencoder"])
+    state.update(_prefixed("vae.", autoencoder))
+    spatial = {k: t for k, t in autoencoder.items() if k.startswith(("encoder.", "quant_conv."))}
+    state.update(_prefixed("encoder1.spatial_head.", spatial))
+    state.update(_prefixed("encoder2.spatial_head.", spatial))
+    clip = found["OpenCLIP"]
+    state.update({"encoder1.semantic_head." + k.removeprefix("visual."): t for k, t in clip.items() if k.startswith("visual.")})
+    text = next((s for s in (clip, found["autoencoder"]) if _text_prefix(s) is not None), None)
+    if text is None:
+        raise CheckpointError("no file holds OpenCLIP's text tower, which the stored embedding of \"\" comes from")
+    state["null_text"] = null_text(text, config.null_tokens)
+
+    untrained = _complete(state, config, seed)
+    training = {"sources": sources, "untrained": untrained}
+    if notes:
+        training["note"] = "; ".join(notes)
+    save_state(state, config, out, training, dtype)
+    return info(out)
+
+
+def read_official(path: str | os.PathLike) -> dict[str, Tensor]:
+    """The tensors of a .safetensors, .pth, .ckpt or .bin file, mapped; a `state_dict` inside is unwrapped, `module.` cut off.
+
+    Pickles are opened with weights only. Raises CheckpointError: missing, damaged, or holding code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {path}")
+    if path.suffix == ".safetensors":
+        return read_tensors(path)
+    try:
+        with _quiet_and_named():
+            data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        code = next((line for line in str(error).splitlines() if "Unsupported global" in line or "unrecognized function" in line), None)
+        if code is not None:
+            raise CheckpointError(f"{path} holds code, not only weights, and was not opened ({_short(code)})") from None
+        raise CheckpointError(f"{path} is damaged or is not a PyTorch file ({_short(str(error))})") from None
+    except (RuntimeError, EOFError, KeyError, ValueError, OSError, AttributeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is damaged or is not a PyTorch file ({_short(str(error)) or type(error).__name__})") from None
+    if isinstance(data, Mapping) and isinstance(data.get("state_dict"), Mapping):
+        data = data["state_dict"]
+    if not isinstance(data, Mapping):
+        raise CheckpointError(f"{path} holds a {type(data).__name__}, a dictionary of tensors was expected")
+    return {str(k).removeprefix("module."): t for k, t in data.items() if isinstance(t, Tensor)}
+
+
+@contextlib.contextmanager
+def _quiet_and_named():
+    """Inside, torch.load accepts the class above by name and does not warn about its own storages."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        if hasattr(torch.serialization, "safe_globals"):       # torch >= 2.5
+            stack.enter_context(torch.serialization.safe_globals(_NAMED))
+        yield
+
+
+def _short(text: str) -> str:
+    line = text.strip().splitlines()[0] if text.strip() else ""
+    return line[:160]
+
+
+def _kind(path: Path, state: Mapping[str, Tensor]) -> str:
+    for key, kind in KINDS.items():
+        if key in state:
+            return kind
+    if "down_blocks.0.resnets.0.conv1.weight" in state or "encoder.down_blocks.0.resnets.0.conv1.weight" in state:
+        raise CheckpointError(f"{path} is in the diffusers layout; the original layout was expected")
+    some = ", ".join(list(state)[:2]) or "no tensors"
+    raise CheckpointError(f"{path} is neither a TF-T2V denoiser nor an autoencoder nor OpenCLIP (it holds {some}, ...)")
+
+
+def _prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + key: tensor for key, tensor in state.items()}
+
+
+def spatial_conditions_of(unet: Mapping[str, object]) -> tuple[str, ...]:
+    """UNetConfig.spatial_conditions of a denoiser's state dict: the adapters that it holds."""
+    return tuple(name for name, (_, module, _) in SPATIAL_CONDITIONS.items() if f"{module}.0.weight" in unet)
+
+
+def _pad_input(unet: Mapping[str, Tensor], config: ModelConfig, notes: list[str]) -> dict[str, Tensor]:
+    """Widen the input convolution of a denoiser without concat channels: zeros, so that it computes what it did."""
+    key, wanted = "input_blocks.0.0.weight", config.unet.in_channels
+    have = unet[key].shape[1]
+    if have == config.unet.latent_channels and have < wanted:
+        notes.append(f"input convolution padded with zeros from {have} to {wanted} channels")
+        return {**unet, key: F.pad(unet[key], (0, 0, 0, 0, 0, wanted - have))}
+    return dict(unet)
+
+
+def _autoencoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    prefix = "first_stage_model." if "first_stage_model.encoder.conv_in.weight" in state else ""
+    heads = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+    return {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(tuple(prefix + h for h in heads))}
+
+
+def _text_prefix(state: Mapping[str, Tensor]) -> str | None:
+    return next((p for p in TEXT_PREFIXES if p + "token_embedding.weight" in state), None)
+
+
+@torch.no_grad()
+def null_text(state: Mapping[str, Tensor], length: int = 77, head_width: int = 64) -> Tensor:
+    """The embedding of "" (1, length, C) by OpenCLIP's text tower: its last but one layer, then the final norm.
+
+    As Stable Diffusion 2.x and VGen's FrozenOpenCLIPEmbedder (layer "penultimate") compute it. `state` holds OpenCLIP's keys, bare or
+    under `cond_stage_model.model.`; ViT-H/14 has heads of 64 channels. Raises CheckpointError for a tower of another length.
+    """
+    prefix = _text_prefix(state)
+
+    def get(key: str) -> Tensor:
+        """The tower's tensor of this name, in float32."""
+        if prefix + key not in state:
+            raise CheckpointError(f"OpenCLIP's text tower lacks the tensor {prefix + key!r}")
+        return state[prefix + key].float()
+
+    positions, embedding = get("positional_embedding"), state[prefix + "token_embedding.weight"]
+    if length > len(positions) or len(embedding) <= END:
+        raise CheckpointError(f"OpenCLIP's text tower has {len(positions)} positions and {len(embedding)} words; "
+                              f"{length} positions and at least {END + 1} words were expected")
+    tokens = torch.zeros(length, dtype=torch.long)
+    tokens[0], tokens[1] = START, END
+    x = embedding[tokens].float() + positions[:length]
+    width = x.shape[-1]
+    heads = max(1, width // head_width)
+    layers = 0
+    while f"{prefix}transformer.resblocks.{layers}.ln_1.weight" in state:
+        layers += 1
+    for i in range(layers - 1):
+        block = f"transformer.resblocks.{i}."
+        h = F.layer_norm(x, (width,), get(block + "ln_1.weight"), get(block + "ln_1.bias"))
+        qkv = F.linear(h, get(block + "attn.in_proj_weight"), get(block + "attn.in_proj_bias"))
+        q, k, v = qkv.view(length, 3, heads, -1).permute(1, 2, 0, 3)
+        h = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(0, 1).reshape(length, width)
+        x = x + F.linear(h, get(block + "attn.out_proj.weight"), get(block + "attn.out_proj.bias"))
+        h = F.layer_norm(x, (width,), get(block + "ln_2.weight"), get(block + "ln_2.bias"))
+        h = F.gelu(F.linear(h, get(block + "mlp.c_fc.weight"), get(block + "mlp.c_fc.bias")))
+        x = x + F.linear(h, get(block + "mlp.c_proj.weight"), get(block + "mlp.c_proj.bias"))
+    return F.layer_norm(x, (width,), get("ln_final.weight"), get("ln_final.bias"))[None]
+
+
+def _complete(state: dict[str, Tensor], config: ModelConfig, seed: int) -> list[str]:
+    """Fill what no file holds with initial values, in place, and drop what the model does not have; returns the filled parts.
+
+    The values come from a model whose denoiser and towers are shrunk: what is missing does not depend on their width, so nothing of
+    the full size is ever built. Raises CheckpointError when something is missing that official files do hold, or has another shape.
+    """
+    from ..networks.model import DeblurModel
+
+    with torch.device("meta"):
+        expected = {k: t.shape for k, t in DeblurModel(config).state_dict().items()}
+    missing = [k for k in expected if k not in state]
+    lost = [k for k in missing if not k.startswith(OURS) and not k.startswith("unet.pre_image_condition.")]
+    wrong = [f"{k} is {tuple(state[k].shape)}, expected {tuple(shape)}" for k, shape in expected.items()
+             if k in state and state[k].shape != shape]
+    if lost or wrong:
+        what = f"lack {len(lost)} tensors ({', '.join(lost[:3])})" if lost else f"do not fit the model: {'; '.join(wrong[:3])}"
+        raise CheckpointError(f"the official files {what}")
+    for key in [k for k in state if k not in expected]:
+        del state[key]
+    if missing:
+        u = config.unet
+        small = dataclasses.replace(u, dim=u.norm_groups, dim_mult=(1,), blocks_per_level=1, attn_scales=(), num_heads=1,
+                                    spatial_conditions=())
+        tower = dataclasses.replace(config.tower, layers=1, width=config.tower.head_width)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            donor = DeblurModel(dataclasses.replace(config, unet=small, tower=tower)).state_dict()
+        state.update({k: donor[k].clone() for k in missing})
+    return sorted({".".join(k.split(".")[:2]) if k.startswith(("vae.", "unet.")) else k.split(".")[0] for k in missing})

@@ -1,0 +1,1 @@
+"""Optional: faster ways through the same layers on a CPU."""

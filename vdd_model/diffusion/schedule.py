@@ -1,0 +1,120 @@
+"""The forward process: noise schedule, q(x_t | x_0), the v target and what follows from v.
+
+Everything is written with a = sqrt(alpha_bar_t) and s = sqrt(1 - alpha_bar_t), and nothing divides by a, so that all of it
+stays finite at the last timestep, where the schedule with zero terminal SNR (Lin et al. 2023) has a = 0:
+
+    x_t = a x0 + s eps        v = a eps - s x0        x0 = a x_t - s v        eps = s x_t + a v
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..config import DiffusionConfig
+
+LOG_STD_RANGE = (-5.0, 3.0)     # beyond it an estimate is certain, or says nothing
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """float64 tables over the timesteps 0 .. T - 1, each of shape (T,)."""
+
+    alpha_bar: Tensor
+    sqrt_alpha_bar: Tensor
+    sqrt_one_minus_alpha_bar: Tensor
+
+    @property
+    def num_timesteps(self) -> int:
+        """T: timesteps are 0 .. T - 1."""
+        return len(self.alpha_bar)
+
+    def to(self, device: torch.device | str) -> Schedule:
+        """The tables on `device`: looking up timesteps that are there need not wait for it. float32 where it has no float64."""
+        dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
+        return Schedule(*(table.to(dtype).to(device) for table in (self.alpha_bar, self.sqrt_alpha_bar, self.sqrt_one_minus_alpha_bar)))
+
+
+def make_schedule(config: DiffusionConfig) -> Schedule:
+    """Betas linear in sqrt(beta) (VGen `linear_sd`), by default rescaled so that alpha_bar ends exactly on 0."""
+    betas = torch.linspace(config.beta_start**0.5, config.beta_end**0.5, config.num_timesteps, dtype=torch.float64) ** 2
+    alpha_bar = torch.cumprod(1 - betas, dim=0)
+    if config.zero_terminal_snr:                 # sqrt(alpha_bar) ends on 0 and keeps its first value (Lin et al., Alg. 1)
+        first, last = alpha_bar[0].sqrt(), alpha_bar[-1].sqrt()
+        alpha_bar = ((alpha_bar.sqrt() - last) * (first / (first - last))) ** 2
+    return Schedule(alpha_bar, alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
+
+
+def q_sample(schedule: Schedule, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """A draw of q(x_t | x_0): x0 and noise (B, ...), t (B,) integers."""
+    return _at(schedule.sqrt_alpha_bar, t, x0) * x0 + _at(schedule.sqrt_one_minus_alpha_bar, t, x0) * noise
+
+
+def v_target(schedule: Schedule, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """What the network learns to predict: v = a eps - s x0 (Salimans and Ho 2022)."""
+    return _at(schedule.sqrt_alpha_bar, t, x0) * noise - _at(schedule.sqrt_one_minus_alpha_bar, t, x0) * x0
+
+
+def x0_from_v(schedule: Schedule, x_t: Tensor, t: Tensor, v: Tensor) -> Tensor:
+    """The clean latents that v stands for."""
+    return _at(schedule.sqrt_alpha_bar, t, x_t) * x_t - _at(schedule.sqrt_one_minus_alpha_bar, t, x_t) * v
+
+
+def eps_from_v(schedule: Schedule, x_t: Tensor, t: Tensor, v: Tensor) -> Tensor:
+    """The noise that v stands for."""
+    return _at(schedule.sqrt_one_minus_alpha_bar, t, x_t) * x_t + _at(schedule.sqrt_alpha_bar, t, x_t) * v
+
+
+class About(NamedTuple):
+    """How a network of unit variance sees x_t and predicts v, given a Gaussian estimate of x0: `v = v_mean + v_scale * network(r_t)`."""
+
+    r_t: Tensor
+    v_mean: Tensor
+    v_scale: Tensor
+
+
+def about(schedule: Schedule, x_t: Tensor, t: Tensor, mean: Tensor, log_std: Tensor) -> About:
+    """Diffusion of what an estimate x0 ~ N(mean, std^2) leaves open, r = x0 - mean, standardised point by point.
+
+    It is the preconditioning of EDM (Karras et al. 2022, table 1) with a std of its own at every point, in the terms of v. All is linear in
+    x0: the rest's noisy state is x_t - a mean = a r + s eps, of variance d = a^2 std^2 + s^2, and r_t is that divided by sqrt(d). A network
+    that predicts 0 gives the posterior mean x0 = mean + a std^2 / d (x_t - a mean), at t = T - 1 the estimate itself, and samples with as
+    much detail as the estimate leaves open. With std = 1: v = v_r - s mean, where v_r = a eps - s r is the rest's own. t may be float
+    (rounded); all tensors (B, C, F, h, w), returned in float32.
+    """
+    t = t.round().long() if t.is_floating_point() else t
+    mean, variance = mean.float(), (2 * log_std.float().clamp(*LOG_STD_RANGE)).exp()
+    a, s = _at(schedule.sqrt_alpha_bar, t, mean), _at(schedule.sqrt_one_minus_alpha_bar, t, mean)
+    rest, d = x_t.float() - a * mean, a**2 * variance + s**2
+    return About(rest * d.rsqrt(), a * s * (1 - variance) / d * rest - s * mean, (variance / d).sqrt())
+
+
+def posterior(schedule: Schedule, x0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q(x_{t-1} | x_t, x_0): posterior_mean (B, ...), its variance and clipped log variance (B, 1, ...)."""
+    alpha_bar = schedule.alpha_bar
+    previous = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+    alpha = alpha_bar / previous
+    rest = 1 - alpha_bar
+    variance = (1 - alpha) * (1 - previous) / rest
+    from_x0, from_x_t = (1 - alpha) * previous.sqrt() / rest, (1 - previous) * alpha.sqrt() / rest
+    mean = _at(from_x0, t, x_t) * x0 + _at(from_x_t, t, x_t) * x_t
+    return mean, _at(variance, t, x_t), _at(variance.clamp(1e-20).log(), t, x_t)
+
+
+def offset_noise(shape: tuple[int, ...] | torch.Size, strength: float, generator: torch.Generator | None = None, *,
+                 device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Tensor:
+    """Noise (B, C, F, H, W) ~ N(0, 1) plus `strength` times one more normal per (B, C, F), drawn after it.
+
+    Teaches the network to move a frame's mean (VGen `noise_strength`). `generator` must live on `device`.
+    """
+    noise = torch.randn(shape, generator=generator, device=device, dtype=dtype)
+    if strength:
+        noise = noise + strength * torch.randn((*shape[:3], 1, 1), generator=generator, device=device, dtype=dtype)
+    return noise
+
+
+def _at(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
+    """table[t] as (B, 1, ..., 1) in the dtype and on the device of `like`."""
+    return table[t.to(table.device)].to(like).view(-1, *[1] * (like.ndim - 1))

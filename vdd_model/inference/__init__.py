@@ -1,0 +1,1 @@
+"""A clip through the model: windows, tiles, pipeline."""

@@ -1,0 +1,254 @@
+"""What is done with one window of frames: encode, denoise, decode, each as a plain function that can work in tiles and chunks.
+
+Pixels here are (1, 3, F, H, W) in [-1, 1], H and W multiples of the model's divisor; latents (1, 4, F, h, w).
+"""
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config import ModelConfig
+from ..diffusion.sampler import SPACINGS, VModel, ddim, guided
+from ..diffusion.schedule import Schedule
+from ..errors import UserError
+from ..networks.model import BlurCode, Condition, DeblurModel
+from .color import levels_for, wavelet_color_transfer
+from .windows import Box, blend, boxes, frame_noise
+
+WHOLE_FRAME_PIXELS = 1280 * 768      # larger frames are cut into tiles unless told otherwise
+DEFAULT_TILE = 768
+CHUNK_PIXELS = 4 * 256 * 256         # frames are decoded in chunks of about this many pixels
+SMALLEST_TILE = 128
+FEATURE_BYTES = 2**30                # encoder features are kept from encoding to decoding while a window's fit in this
+Tick = Callable[[], None]
+
+
+def no_tick() -> None:
+    """Called between pieces of work; a caller's own may report progress, or raise to cancel."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How much is computed at once. Tiles are in pixels, multiples of the model's divisor; 0 means all."""
+
+    tile: int = 0                    # side of a square tile; 0: whole frames
+    overlap: int = 0                 # pixels that neighbouring tiles share at least
+    frames: int = 0                  # frames that the denoiser sees at once; 0: the whole window
+
+    def boxes(self, size: tuple[int, int, int], divisor: int, scale: int = 1, *, time: bool = False) -> list[Box]:
+        """Boxes over (F, H, W) in units of `scale` pixels; cut in time only when asked for."""
+        frames = self.frames if time and self.frames else size[0]
+        tile = self.tile // scale or max(size[1:])
+        return boxes(size, (frames, tile, tile), (frames // 4 if frames < size[0] else 0, self.overlap // scale, self.overlap // scale),
+                     divisor // scale)
+
+    def chunk(self, height: int, width: int) -> int:
+        """How many frames of this size (pixels) the autoencoder works on at once."""
+        count = max(1, CHUNK_PIXELS // (height * width))
+        return min(count, self.frames) if self.frames else count
+
+    def smaller(self, frames: int, height: int, width: int, divisor: int) -> Tiling | None:
+        """The next smaller tiling for a window of this size, None when there is none: first smaller tiles, then fewer frames."""
+        side = min(self.tile or max(height, width), max(height, width))
+        if side > SMALLEST_TILE:
+            return replace(make_tiling(max(side // 2, SMALLEST_TILE), None, height, width, divisor), frames=self.frames)
+        count = min(self.frames or frames, frames)
+        return replace(self, frames=count // 2) if count > 1 else None
+
+    def __str__(self) -> str:
+        tile = f"tiles of {self.tile} x {self.tile} pixels" if self.tile else "whole frames"
+        return f"{tile}, {self.frames} frames at a time" if self.frames else tile
+
+
+def make_tiling(tile: int | None, overlap: int | None, height: int, width: int, divisor: int) -> Tiling:
+    """The tiling for frames of this size (pixels). tile None: chosen by size; 0: never; else the side of a tile, rounded up."""
+    if tile is None:
+        tile = 0 if height * width <= WHOLE_FRAME_PIXELS else DEFAULT_TILE
+    tile = math.ceil(tile / divisor) * divisor
+    if tile == 0 or tile >= max(height, width):
+        return Tiling()
+    if tile == divisor:              # nothing smaller can overlap with a neighbour
+        tile = 2 * divisor
+    overlap = max(64, tile // 6) if overlap is None else overlap
+    return Tiling(tile, min(math.ceil(overlap / divisor), tile // divisor // 2) * divisor)
+
+
+def to_pixels(frames: Sequence[Tensor], divisor: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Frames (H, W, 3) in [0, 1] -> (1, 3, F, H', W') in [-1, 1], padded at the bottom and right to multiples of `divisor`.
+
+    Pixels stay float32 beside a network of half precision: what the fidelity branch adds its residual to is not rounded.
+    """
+    x = torch.stack([frame.to(device, torch.float32) for frame in frames]).movedim(3, 1)
+    x = pad_to_multiple(x.mul_(2).sub_(1), divisor)
+    return x.transpose(0, 1)[None].to(dtype)
+
+
+def pad_to_multiple(x: Tensor, divisor: int) -> Tensor:
+    """Mirror (N, C, H, W) at the bottom and right until H and W are multiples of `divisor`; the edge is repeated where x is too small."""
+    height, width = x.shape[-2:]
+    pad = (0, -width % divisor, 0, -height % divisor)
+    if not any(pad):
+        return x
+    return F.pad(x, pad, mode="reflect" if pad[1] < width and pad[3] < height else "replicate")
+
+
+def feature_bytes(config: ModelConfig, height: int, width: int, itemsize: int = 4) -> int:
+    """Bytes of encoder 2's features of one frame (DeblurModel.encode_each)."""
+    vae = config.vae
+    values = sum(vae.channels * mult / (vae.patch_size * 2**level) ** 2 for level, mult in enumerate(vae.channel_mult))
+    return int(values * height * width) * itemsize
+
+
+@torch.no_grad()
+def encode_frames(model: DeblurModel, pixels: Tensor, tiling: Tiling = Tiling(), tick: Tick = no_tick) -> Tensor:
+    """Encoder 2's latents (1, 4, F, h, w) of blurred frames, one chunk of frames after another."""
+    config, size = model.config, pixels.shape[-3:]
+    factor = config.vae.factor
+    pieces = tiling.boxes((size[0], size[1] // factor, size[2] // factor), config.divisor, factor)
+
+    def encode(box: Box) -> Tensor:
+        """Latents of one tile."""
+        piece = box.scaled(factor).of(pixels)
+        parts = []
+        for part in piece.split(tiling.chunk(*piece.shape[-2:]), dim=2):
+            tick()
+            parts.append(model.encode_each(part).latents)
+        return torch.cat(parts, dim=2)
+
+    return blend(pieces, encode)
+
+
+@torch.no_grad()
+def encode_with_features(model: DeblurModel, pixels: Tensor, start: int, stop: int) -> BlurCode:
+    """The BlurCode of the frames [start, stop) of `pixels`: their neighbours, where there are any, are taken into account."""
+    low, high = max(0, start - 1), min(pixels.shape[2], stop + 1)
+    code = model.encode_blurred(pixels[:, :, low:high])
+    inner = slice(start - low, stop - low)
+    return BlurCode(code.latents[:, :, inner], [level[:, :, inner] for level in code.features])
+
+
+@torch.no_grad()
+def window_v_model(model: DeblurModel, latents: Tensor, image: Tensor, *, guidance: float = 1.0, guidance_rescale: float = 0.0,
+                   guidance_interval: tuple[float, float] = (0.0, 1.0), tiling: Tiling = Tiling(), tick: Tick = no_tick) -> VModel:
+    """The guided v of one window as a function of (x, t) alone, x float32 (1, 4, F, h, w).
+
+    latents: encoder 2's, of the window's blurred frames; image (1, E): the semantic vector of its centre frame.
+    All that stays the same from step to step (the adapter's output, keys and values of the context) is computed here, once.
+    With several tiles v is blended between them at every step, and therefore so is x0.
+    """
+    config, dtype = model.config, model.null_text.dtype
+    latents = latents.to(dtype)
+    pieces = tiling.boxes(tuple(latents.shape[-3:]), config.divisor, config.vae.factor, time=True)
+    conditions = {}
+    for box in pieces:
+        tick()
+        conditions[box] = Condition(model.adapter(box.of(latents)), image)
+
+    def branch(drop: bool) -> VModel:
+        """The conditional model of v, or with `drop` the unconditional one."""
+        context = model.unet.cache_context(model.context(image, drop=drop))
+
+        def v_model(x: Tensor, t: Tensor) -> Tensor:
+            """v of x's shape."""
+            def part(box: Box) -> Tensor:
+                """v of one tile, float32."""
+                tick()
+                return model.predict_v(box.of(x).to(dtype), t, conditions[box], context).float()
+            return blend(pieces, part)
+
+        return v_model
+
+    conditional = branch(False)
+    if guidance == 1.0:
+        return conditional
+    return guided(conditional, branch(True), guidance, guidance_rescale, guidance_interval, config.diffusion.num_timesteps)
+
+
+@torch.no_grad()
+def sample_window(v_model: VModel, schedule: Schedule, shape: Sequence[int], frames: Sequence[int], *, steps: int = 1, eta: float = 0.0,
+                  spacing: str = "trailing", seed: int = 0, device: torch.device | str = "cpu") -> Tensor:
+    """Clean latents x0 (1, 4, F, h, w), float32, of the frames with these absolute indices; shape is the latents'.
+
+    spacing: "trailing" ends exactly on x0; "vgen" takes the official sampler's timesteps and, as it does, leaves a little noise.
+    """
+    _, channels, _, height, width = shape
+
+    def noise(step: int) -> Tensor:
+        """The noise of one step, keyed by the frames' absolute indices."""
+        return frame_noise(seed, frames, channels, height, width, step).to(device)
+
+    return ddim(v_model, noise(0), schedule, SPACINGS[spacing](steps, schedule.num_timesteps), eta=eta,
+                step_noise=lambda i: noise(i + 1), final_x0=spacing == "trailing")
+
+
+@torch.no_grad()
+def decode_frames(model: DeblurModel, latents: Tensor, pixels: Tensor | None = None, start: int = 0, *, fidelity: float = 0.0,
+                  sampled: bool = False, features: list[Tensor] | None = None, tiling: Tiling = Tiling(),
+                  tick: Tick = no_tick) -> Tensor:
+    """Latents (1, 4, F, h, w) -> pixels (1, 3, F, H, W), float32, not clamped.
+
+    fidelity > 0 needs the blurred `pixels`, whose frames [start, start + F) belong to the latents (what lies around them is
+    used as their neighbours), and takes encoder 2's `features` of these F frames, or computes them. `sampled`: the latents were
+    drawn in several steps, not in one.
+    """
+    config, count = model.config, latents.shape[2]
+    factor = config.vae.factor
+    dtype = model.null_text.dtype
+    pieces = {box.scaled(factor): box for box in tiling.boxes(tuple(latents.shape[-3:]), config.divisor, factor)}
+    if len(pieces) > 1:
+        features = None                                      # those of whole frames; a tile's are made with the tile
+
+    def decode(wide: Box) -> Tensor:
+        """Pixels of one tile, float32."""
+        tick()
+        z = pieces[wide].of(latents).to(dtype)
+        if not fidelity:
+            return model.decode(z).float()
+        piece = pixels[..., wide.rows.slice, wide.columns.slice]
+        code = BlurCode(z, features) if features is not None else encode_with_features(model, piece, start, start + count)
+        return model.decode(z, code, piece[:, :, start:start + count], fidelity, sampled=sampled).float()
+
+    return blend(list(pieces), decode)
+
+
+def to_frames(pixels: Tensor, blurred: Sequence[Tensor], color: str = "wavelet", tile: int = 0) -> Tensor:
+    """Pixels (1, 3, F, H', W') in [-1, 1] -> frames (F, H, W, 3), float32, in [0, 1], on the CPU, of the size of the `blurred` ones.
+
+    color: "wavelet" gives them the low frequencies of the blurred frames (H, W, 3), "none" leaves them. tile: side of the tiles that
+    they were computed in, 0 for whole frames.
+    """
+    height, width = blurred[0].shape[:2]
+    x = pixels[0, :, :, :height, :width].transpose(0, 1).float() * 0.5 + 0.5
+    if color == "wavelet":
+        reference = torch.stack([frame.to(x) for frame in blurred]).movedim(3, 1)
+        x = wavelet_color_transfer(x, reference, levels_for(tile))
+    return x.clamp_(0, 1).movedim(1, 3).contiguous().cpu()
+
+
+def need_numbers(pixels: Tensor, first: int, dtype: torch.dtype) -> None:
+    """Raise UserError where decoded `pixels` of the frames from index `first` on, by a model of `dtype`, hold NaN or infinite values."""
+    if not torch.isfinite(pixels).all():
+        advice = "" if dtype == torch.float32 else "; compute in float32 (--dtype float32, in ComfyUI --fp32-vae)"
+        raise UserError(f"the model's answer from frame {first} on is not a number{advice}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on any device."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    words = ("not enough memory", "out of memory", "DefaultCPUAllocator", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def free_memory() -> None:
+    """Give back what the failed attempt held. Call it outside the `except` block, whose traceback holds tensors."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+

@@ -1,0 +1,1 @@
+"""Metrics, comparisons and what is needed to make them."""

@@ -1,0 +1,363 @@
+"""Pictures and tables about clips: zoomed panels (paper Fig. 3), error maps (Fig. 4), and `compare` for two clips."""
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ..errors import UserError
+from . import metrics
+from .progress import Progress
+
+CHUNK = 4                             # frames scored together by `compare`
+ERROR_LIMIT = 48 / 255                # error that gets the brightest colour of an error map
+BOX_COLOUR = (255, 64, 32)
+# A dark-to-bright map, monotone in lightness: black, violet, red, orange, pale yellow.
+_ANCHORS = ((0, 0, 4), (60, 15, 110), (140, 40, 105), (205, 65, 60), (245, 125, 20), (250, 200, 60), (252, 255, 200))
+
+
+class Box(NamedTuple):
+    """A part of a picture, in pixels."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+Picture = Tensor | np.ndarray | Image.Image
+
+
+def to_image(picture: Picture) -> Image.Image:
+    """A frame (H, W, 3) or (H, W) in [0, 1], or a Pillow image, as an 8-bit RGB image."""
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
+    x = torch.as_tensor(picture).detach().float().cpu().clamp(0, 1).mul(255).round().byte().numpy()
+    return Image.fromarray(x).convert("RGB")
+
+
+def colour_map(values: Tensor) -> Tensor:
+    """(H, W) in [0, 1] -> colours (H, W, 3) in [0, 1]."""
+    anchors = torch.tensor(_ANCHORS, dtype=torch.float32, device=values.device) / 255
+    position = values.float().clamp(0, 1) * (len(anchors) - 1)
+    low = position.floor().long().clamp(max=len(anchors) - 2)
+    return torch.lerp(anchors[low], anchors[low + 1], (position - low).unsqueeze(-1))
+
+
+def error_map(output: Tensor, truth: Tensor, limit: float = ERROR_LIMIT, scale: bool = True) -> Image.Image:
+    """Mean absolute error over the channels of two frames (H, W, 3) as a picture (paper Fig. 4): black is none, pale is `limit` or more.
+
+    `scale` adds a strip below that names the colours in 1/255.
+    """
+    if output.shape != truth.shape:
+        raise UserError(f"an error map needs two frames of one size, found {_size(output)} and {_size(truth)}")
+    picture = to_image(colour_map(metrics.error_map(output, truth) / limit))
+    return _with_scale(picture, limit) if scale else picture
+
+
+def _size(frame: Tensor) -> str:
+    return f"{frame.shape[1]} x {frame.shape[0]}"
+
+
+def font(size: int) -> ImageFont.ImageFont:
+    """Pillow's own font, scaled where this Pillow can."""
+    try:
+        return ImageFont.load_default(size)
+    except (TypeError, OSError):                       # before Pillow 10.1, or built without FreeType
+        return ImageFont.load_default()
+
+
+def _with_scale(picture: Image.Image, limit: float) -> Image.Image:
+    height = max(16, picture.height // 24)
+    sheet = Image.new("RGB", (picture.width, picture.height + height + 2), "white")
+    sheet.paste(picture, (0, 0))
+    text = font(int(height * 0.75))
+    draw = ImageDraw.Draw(sheet)
+    top = picture.height + 2
+    right = f"{limit * 255:.0f}/255 and more"
+    left_width, right_width = draw.textlength("0", font=text), draw.textlength(right, font=text)
+    start, stop = int(left_width) + 10, picture.width - int(right_width) - 10
+    draw.text((4, top), "0", "black", font=text)
+    if stop - start > 8:
+        strip = to_image(colour_map(torch.linspace(0, 1, stop - start)[None].expand(height, -1)))
+        sheet.paste(strip, (start, top))
+        draw.text((stop + 6, top), right, "black", font=text)
+    return sheet
+
+
+def interesting_box(images: Sequence[Picture], fraction: float = 0.25) -> Box:
+    """Where a panel zooms in: the part, `fraction` of the sides, in which the first and the last picture differ most.
+
+    With one picture, or equal ones, the part with the most detail. The outermost sixteenth is left out.
+    """
+    first, last = (torch.from_numpy(np.asarray(to_image(i), dtype=np.float32)).mean(-1) for i in (images[0], images[-1]))
+    height, width = last.shape
+    score = (first - last).abs()
+    if not score.any():
+        score[1:, 1:] = (last[1:, 1:] - last[:-1, 1:]).abs() + (last[1:, 1:] - last[1:, :-1]).abs()
+    high, wide = max(8, round(height * fraction)), max(8, round(width * fraction))
+    if height <= high or width <= wide:
+        return Box(0, 0, width, height)
+    sums = score.double().cumsum(0).cumsum(1)
+    sums = torch.nn.functional.pad(sums, (1, 0, 1, 0))
+    total = sums[high:, wide:] - sums[:-high, wide:] - sums[high:, :-wide] + sums[:-high, :-wide]
+    dy, dx = (min(n // 16, (m - 1) // 2) for n, m in ((height, total.shape[0]), (width, total.shape[1])))
+    inner = total[dy:total.shape[0] - dy, dx:total.shape[1] - dx]
+    row, column = divmod(int(inner.argmax()), inner.shape[1])
+    return Box(column + dx, row + dy, wide, high)
+
+
+def _check_box(box: Box, width: int, height: int) -> None:
+    if box.width < 1 or box.height < 1 or min(box.x, box.y) < 0 or box.x + box.width > width or box.y + box.height > height:
+        raise UserError(f"the part to enlarge, {box.width} x {box.height} pixels at ({box.x}, {box.y}), is empty or does not lie within "
+                        f"the frame's {width} x {height}")
+
+
+def panel(images: Sequence[Picture], labels: Sequence[str], zoom_box: Sequence[int] | None = None, width: int | None = None) -> Image.Image:
+    """Pictures of one size side by side, below each the part `zoom_box` (x, y, width, height) enlarged (paper Fig. 3).
+
+    images: frames (H, W, 3) in [0, 1] or Pillow images; without `zoom_box`, `interesting_box` chooses. `width` of one column: by default
+    the picture's own, at most 480. Raises UserError for pictures of different sizes and a box outside of them.
+    """
+    pictures = [to_image(i) for i in images]
+    if len({p.size for p in pictures}) != 1 or len(labels) != len(pictures):
+        found = ", ".join(f"{p.width} x {p.height}" for p in pictures)
+        raise UserError(f"a panel needs pictures of one size and a label for each, found {found} and {len(labels)} labels")
+    full_width, full_height = pictures[0].size
+    box = Box(*zoom_box) if zoom_box is not None else interesting_box(pictures)
+    _check_box(box, full_width, full_height)
+    width = width or min(full_width, 480)
+    scale = width / full_width
+    height, zoom_height = max(1, round(full_height * scale)), max(1, round(box.height * width / box.width))
+    text = font(max(12, width // 22))
+    strip, gap = max(18, width // 14), 4
+    sheet = Image.new("RGB", (len(pictures) * (width + gap) - gap, strip + height + gap + zoom_height), "white")
+    draw = ImageDraw.Draw(sheet)
+    line = max(2, width // 160)
+    for column, (picture, label) in enumerate(zip(pictures, labels)):
+        x = column * (width + gap)
+        while label and draw.textlength(label, font=text) > width - 4:
+            label = label[:-1]
+        draw.text((x + 2, 2), label, "black", font=text)
+        sheet.paste(picture.resize((width, height), Image.LANCZOS) if scale != 1 else picture, (x, strip))
+        left, top = x + box.x * scale, strip + box.y * scale
+        right, bottom = (start + max(1, side * scale) - 1 for start, side in ((left, box.width), (top, box.height)))
+        draw.rectangle((left, top, right, bottom), outline=BOX_COLOUR, width=line)
+        part = picture.crop((box.x, box.y, box.x + box.width, box.y + box.height))
+        # Nearest neighbour shows what is there: a smooth enlargement would hide rings and grids.
+        filter_ = Image.NEAREST if width >= 2 * box.width else Image.LANCZOS
+        below = strip + height + gap
+        sheet.paste(part.resize((width, zoom_height), filter_), (x, below))
+        draw.rectangle((x, below, x + width - 1, below + zoom_height - 1), outline=BOX_COLOUR, width=line)
+    return sheet
+
+
+def row(images: Sequence[Picture], labels: Sequence[str]) -> Image.Image:
+    """Pictures of one height side by side under their labels."""
+    pictures, height, gap = [to_image(i) for i in images], 22, 4
+    sheet = Image.new("RGB", (sum(p.width + gap for p in pictures) - gap, pictures[0].height + height), "white")
+    x = 0
+    for picture, label in zip(pictures, labels):
+        ImageDraw.Draw(sheet).text((x + 2, 1), label, "black", font=font(16))
+        sheet.paste(picture, (x, height))
+        x += picture.width + gap
+    return sheet
+
+
+def save_image(image: Image.Image, path: str | os.PathLike) -> Path:
+    """Write a picture aside and rename it; the suffix of `path` chooses the format."""
+    path = Path(path)
+    data = io.BytesIO()
+    image.save(data, format=Image.registered_extensions().get(path.suffix.lower(), "PNG"))
+    return write_file(path, data.getvalue())
+
+
+def write_file(path: Path, data: bytes | str) -> Path:
+    """Write a file aside and rename it; folders are made. Raises UserError."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_bytes(data if isinstance(data, bytes) else data.encode())
+        aside.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+    return path
+
+
+def save_text(text: str, path: str | os.PathLike) -> Path:
+    """Write a text file aside and rename it."""
+    return write_file(Path(path), text if text.endswith("\n") else text + "\n")
+
+
+def format_value(key: str, value: float | None) -> str:
+    """A number of a metrics column as text; an empty measure is a dash."""
+    return "-" if value is None else f"{value:.{metrics.COLUMNS[key][1]}f}"
+
+
+def markdown_table(rows: Mapping[str, Mapping[str, float | None]], first: str = "", columns: Sequence[str] | None = None) -> str:
+    """Rows of `metrics.Scorer.result` as a Markdown table, one clip or setting a row.
+
+    Columns that no row has are left out, but for LPIPS, whose reason the caller prints.
+    """
+    columns = columns or _filled(rows)
+    return align([[first, *(metrics.COLUMNS[c][0] for c in columns)]]
+                 + [[name, *(format_value(c, row.get(c)) for c in columns)] for name, row in rows.items()])
+
+
+def measures_table(rows: Mapping[str, Mapping[str, float | None]], first: str = "") -> str:
+    """The same turned round, one measure a row: narrow enough for a terminal."""
+    cells = [[metrics.COLUMNS[c][0], *(format_value(c, row.get(c)) for row in rows.values())] for c in _filled(rows)]
+    return align([[first, *rows], *cells])
+
+
+def _filled(rows: Mapping[str, Mapping[str, float | None]]) -> list[str]:
+    return [c for c in metrics.COLUMNS if c == "lpips" or any(row.get(c) is not None for row in rows.values())]
+
+
+def align(cells: Sequence[Sequence[str]]) -> str:
+    """Cells, the first row being the head, as a Markdown table whose columns are padded so that it reads well as text too."""
+    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(cells[0]))]
+    lines = ["| " + " | ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]) + " |" for row in cells]
+    lines.insert(1, "|" + "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]) + "|")
+    return "\n".join(lines)
+
+
+def lpips_note() -> str:
+    """Why the LPIPS column is empty, or ""."""
+    reason = metrics.lpips_model()[1]
+    return f"LPIPS is empty: {reason}." if reason else ""
+
+
+def _chunks(clips: Sequence[Iterable[Tensor]], size: int) -> Iterator[tuple[list[Tensor], int, bool]]:
+    """Batches of `size` frames of several clips at once, as far as all go: (frames by clip, first index, whether lengths differed)."""
+    batch: list[tuple[Tensor, ...]] = []
+    index, uneven = 0, False
+    for frames in zip_longest(*clips):
+        uneven = any(f is None for f in frames)
+        if uneven:
+            break
+        batch.append(frames)
+        if len(batch) == size:
+            yield [torch.stack(f) for f in zip(*batch)], index, False
+            index, batch = index + size, []
+    if batch:
+        yield [torch.stack(f) for f in zip(*batch)], index, uneven
+    elif uneven:
+        yield [], index, True
+
+
+def compare_frames(output: Iterable[Tensor], truth: Iterable[Tensor], blurred: Iterable[Tensor] | None = None, *, shown: int = 0,
+                   lpips: bool = True, warp: bool = True,
+                   progress: Callable[[int], None] | None = None) -> tuple[dict[str, metrics.Scorer], list[Tensor], int, bool]:
+    """Score frames (H, W, 3) of one or two clips against `truth`, a few at a time.
+
+    Returns the scorers ("output", and "blurred" where it is given), the frames of index `shown` (the last one of a shorter clip) in the
+    order of the arguments, the number of frames, and whether one clip went on longer. Raises UserError for frames of different sizes.
+    """
+    clips = [output, truth] if blurred is None else [output, truth, blurred]
+    scorers = {"output": metrics.Scorer(lpips=lpips, warp=warp)}
+    if blurred is not None:
+        scorers["blurred"] = metrics.Scorer(lpips=lpips, warp=warp)
+    middle: list[Tensor] = []
+    count, uneven = 0, False
+    frames = _chunks(clips, CHUNK)
+    while True:
+        try:
+            batch, start, uneven = next(frames)
+        except StopIteration:
+            break
+        except UserError:                                  # from the reader, and a RuntimeError too
+            raise
+        except RuntimeError as error:                      # torch.stack: the size changes within one clip
+            raise UserError(f"the frame size changes within a clip after frame {count} ({error})") from None
+        if not batch:
+            break
+        if len({b.shape for b in batch}) != 1:
+            raise UserError("the clips have frames of different sizes: " + ", ".join(_size(b[0]) for b in batch))
+        scorers["output"].add(batch[0], batch[1], batch[2] if blurred is not None else None)
+        if blurred is not None:
+            scorers["blurred"].add(batch[2], batch[1])
+        count = start + len(batch[0])
+        if start <= shown:
+            middle = [b[min(shown - start, len(b) - 1)].clone() for b in batch]
+        if progress is not None:
+            progress(count)
+    return scorers, middle, count, uneven
+
+
+def compare(a: str | os.PathLike, b: str | os.PathLike, out_dir: str | os.PathLike, blurred: str | os.PathLike | None = None, *,
+            zoom_box: Sequence[int] | None = None, lpips: bool = True, warp: bool = True,
+            say: Callable[[str], None] | None = print) -> dict:
+    """Score clip `a` against the truth `b` (video files, or folders and patterns of pictures), and `blurred`, what `a` was made from.
+
+    Streams: memory does not grow with length. Shows its progress and prints a table with `say`, unless that is None; writes `panel.png`
+    (Fig. 3), `error_map.png` (Fig. 4), both of the middle frame, `scores.csv` per frame and `scores.json` into `out_dir`. Returns
+    {"frames", "lost" of all clips, "scores": {name: means}, "notes", "files"}. Raises UserError for clips that cannot be read or do not fit
+    each other.
+    """
+    from ..media.video import probe, read
+
+    paths = [Path(p) for p in (a, b, *([blurred] if blurred is not None else []))]
+    clips = [probe(p) for p in paths]
+    if len({(c.width, c.height) for c in clips}) != 1:
+        found = ", ".join(f"{path} {clip.width} x {clip.height}" for path, clip in zip(paths, clips))
+        raise UserError(f"the clips have frames of different sizes: {found}")
+    if zoom_box is not None:
+        _check_box(Box(*zoom_box), clips[0].width, clips[0].height)
+    out = Path(out_dir)
+    try:
+        out.mkdir(parents=True, exist_ok=True)                 # before the work, not behind it
+    except OSError as error:
+        raise UserError(f"{out} cannot be made a folder for the figures ({error.strerror})") from None
+    readers = [read(c) for c in clips]
+    shown = min(c.num_frames for c in clips) // 2
+    frames = [(f.rgb for f in reader) for reader in readers]
+    bar = Progress("comparing", min(c.num_frames for c in clips), quiet=say is None)
+    with contextlib.closing(bar):
+        scorers, middle, count, uneven = compare_frames(*frames, shown=shown, lpips=lpips, warp=warp, progress=bar.update)
+    if not count:
+        raise UserError(f"{a} and {b} have no frame in common to compare")
+    notes = [f"one clip is longer: only the first {count} frames were compared"] if uneven else []
+    notes += [f"{path}: {note}" for path, reader in zip(paths, readers) for note in reader.notes]
+    if lpips and lpips_note():
+        notes.append(lpips_note())
+    names = {"output": Path(a).name or str(a), "blurred": "blurred input"}
+    scores = {names[key]: scorer.result() for key, scorer in scorers.items()}
+    pictures, labels = ([middle[2]], ["blurred"]) if blurred is not None else ([], [])
+    pictures, labels = [*pictures, middle[0], middle[1]], [*labels, names["output"], f"truth ({Path(b).name})"]
+    files = [save_image(panel(pictures, labels, zoom_box), out / "panel.png"),
+             save_image(error_map(middle[0], middle[1]), out / "error_map.png"),
+             save_text(frames_csv(scorers["output"]), out / "scores.csv")]
+    result = {"frames": count, "lost": sum(reader.lost for reader in readers), "scores": scores, "notes": notes,
+              "files": [str(f) for f in files]}
+    files.append(save_text(json.dumps(result, indent=1), out / "scores.json"))
+    result["files"].append(str(files[-1]))
+    if say is not None:
+        say(measures_table(scores, f"{count} frames"))
+        for note in notes:
+            say(note)
+    return result
+
+
+def frames_csv(scorer: metrics.Scorer) -> str:
+    """A scorer's values per frame as CSV. Measures of pairs of frames stand in the row of the first of the two."""
+    columns = [c for c, values in scorer.values.items() if values]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["frame", *columns])
+    for i in range(max((len(v) for v in scorer.values.values()), default=0)):
+        writer.writerow([i, *(f"{scorer.values[c][i]:.6f}" if i < len(scorer.values[c]) else "" for c in columns)])
+    return text.getvalue()

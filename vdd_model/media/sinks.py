@@ -1,0 +1,248 @@
+"""Where finished frames go while a job runs: a folder beside the output from which an interrupted job can go on.
+
+A video is kept as a file of packets in whole segments plus, for codecs with motion prediction, a spool of the raw pictures of the
+segment that is being encoded. Segments begin at fixed frame numbers, so a job that was interrupted encodes exactly what it would
+have encoded anyway. At the end the packets are joined with the sound; nothing is encoded twice into the result.
+"""
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import struct
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .clip import Clip
+from .encoding import (
+    Encoding,
+    SegmentEncoder,
+    finished_segments,
+    join,
+    picture_bytes,
+    picture_from_bytes,
+    picture_of,
+    segment_bytes,
+)
+from .images import encode_png
+
+SEGMENT = 64                                                   # frames of a segment: one key frame at least every 64 frames
+NUMBERED_PICTURE = re.compile(r"frame_\d{6,}\.png")            # names of a video's pictures
+_TIMES = struct.Struct("<qq")
+
+
+class VideoSink:
+    """Frames -> packets of one video stream, kept in `folder`. `done` frames are safe on disk after each `flush`.
+
+    Raises MediaError for what the encoder refuses.
+    """
+
+    def __init__(self, folder: Path, encoding: Encoding):
+        self.folder, self.encoding = folder, encoding
+        self.packet_file = folder / "packets.bin"
+        self.segment, frames, size = finished_segments(self.packet_file)
+        with self.packet_file.open("ab") as file:
+            file.truncate(size)
+        self.encoder: SegmentEncoder | None = None
+        self.in_segment = 0
+        self.done = frames
+        self._spool = None
+        if not encoding.intra:
+            self._replay()
+        self.encoder = self.encoder or SegmentEncoder(encoding)      # what it refuses is refused before the work
+
+    def _spool_path(self) -> Path:
+        return self.folder / f"spool-{self.segment:06d}.raw"
+
+    def _replay(self) -> None:
+        """Encode the spooled pictures of the unfinished segment again."""
+        for old in self.folder.glob("spool-*.raw"):
+            if old != self._spool_path():
+                old.unlink()
+        if not self._spool_path().exists():
+            return
+        size = _TIMES.size + len(picture_bytes(picture_of(np.zeros((self.encoding.height, self.encoding.width, 3), np.float32),
+                                                          None, self.encoding)))
+        whole = self._spool_path().stat().st_size // size
+        with self._spool_path().open("r+b") as file:
+            file.truncate(whole * size)
+            for _ in range(whole):
+                pts, duration = _TIMES.unpack(file.read(_TIMES.size))
+                self._encode(picture_from_bytes(file.read(size - _TIMES.size), self.encoding), pts, duration)
+        self.done += whole
+        if self.in_segment == SEGMENT:                         # it was killed between the last picture and the packets
+            self._end_segment()
+
+    def _encode(self, picture, pts: int, duration: int) -> None:
+        if self.encoder is None:
+            self.encoder = SegmentEncoder(self.encoding)
+        self.encoder.frame(picture, pts, duration)
+        self.in_segment += 1
+
+    def write(self, rgb: np.ndarray, alphas: Sequence[np.ndarray | None], times: Sequence[tuple[int, int]]) -> None:
+        """Take the next frames: rgb (n,H,W,3) float32 in [0,1], each with alpha (H,W) or None and (pts, duration)."""
+        for picture, alpha, (pts, duration) in zip(rgb, alphas, times):
+            frame = picture_of(picture, alpha, self.encoding)
+            if not self.encoding.intra:
+                if self._spool is None:
+                    self._spool = self._spool_path().open("ab")
+                self._spool.write(_TIMES.pack(pts, duration) + picture_bytes(frame))
+            self._encode(frame, pts, duration)
+            self.done += 1
+            if not self.encoding.intra and self.in_segment == SEGMENT:
+                self._end_segment()
+        self.flush()
+
+    def flush(self) -> None:
+        """Make sure that a kill loses nothing of what was written."""
+        if self.encoding.intra:
+            if self.in_segment:
+                self._end_segment()
+        elif self._spool is not None:
+            sync(self._spool)
+
+    def _end_segment(self) -> None:
+        packets = self.encoder.finish()
+        with self.packet_file.open("ab") as file:
+            file.write(segment_bytes(self.segment, self.in_segment, packets))
+            sync(file)
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
+        self._spool_path().unlink(missing_ok=True)
+        self.segment, self.in_segment, self.encoder = self.segment + 1, 0, None
+
+    def close(self) -> None:
+        """Stop without finishing; what was flushed stays."""
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
+
+    def finish(self, target: Path, clip: Clip, *, audio: bool) -> list[str]:
+        """Join everything into `target`, which appears whole or not at all. Returns notes."""
+        if self.in_segment:
+            self._end_segment()
+        whole = self.folder / f"whole{target.suffix}"
+        notes = join(self.packet_file, self.encoding, whole, clip, audio=audio)
+        with whole.open("r+b") as file:
+            sync(file)
+        (self.folder / "moving").touch()                       # from here on, no `whole` means that `target` is it
+        os.replace(whole, target)
+        return notes
+
+
+class ImageSink:
+    """Frames -> PNG files called `names`, kept in `folder` until all are there. With `replace` pictures that are already in the folder
+    `target` under names of the same kind, from a longer run, give way.
+    """
+
+    def __init__(self, folder: Path, target: Path, names: Sequence[str], bit_depth: int, gray: bool, alpha: bool, replace: bool = False,
+                 chunks: bytes = b""):
+        self.folder, self.names, self.target = folder / "pictures", names, target
+        self.bit_depth, self.gray, self.alpha, self.replace, self.chunks = bit_depth, gray, alpha, replace, chunks
+        self.folder.mkdir(exist_ok=True)
+        self._remove_old()
+        self.done = 0
+        places = [self.folder] + [target] * self._moving().exists()
+        while any((place / self.name(self.done)).exists() for place in places):
+            self.done += 1
+
+    def _moving(self) -> Path:
+        """There once pictures have begun to move to their final place; names the old ones there that are in the way."""
+        return self.folder.parent / "moving"
+
+    def _remove_old(self) -> None:
+        for name in self._moving().read_bytes().split(b"\n") if self._moving().exists() else []:
+            if name:
+                (self.target / os.fsdecode(name)).unlink(missing_ok=True)
+
+    def name(self, index: int) -> str:
+        """File name of frame `index`."""
+        return self.names[index] if index < len(self.names) else f"frame_{index:06d}.png"
+
+    def write(self, rgb: np.ndarray, alphas: Sequence[np.ndarray | None], times: Sequence[tuple[int, int]]) -> None:
+        """Take the next frames: rgb (n,H,W,3) float32 in [0,1], alpha (H,W) or None each."""
+        for picture, alpha in zip(rgb, alphas):
+            data = encode_png(picture, alpha if self.alpha else None, bit_depth=self.bit_depth, gray=self.gray,
+                              chunks=self.chunks)
+            aside = self.folder / "writing"
+            with aside.open("wb") as file:
+                file.write(data)
+                sync(file)
+            os.replace(aside, self.folder / self.name(self.done))
+            self.done += 1
+
+    def flush(self) -> None:
+        """Every picture is already safe."""
+
+    def close(self) -> None:
+        """Stop without finishing; the pictures written stay."""
+
+    def finish(self, target: Path, clip: Clip, *, audio: bool) -> list[str]:
+        """Move the pictures into the folder `target`, or the only one to the file `target`. Returns notes."""
+        if target.suffix.lower() == ".png":
+            os.replace(self.folder / self.name(0), target)
+            return []
+        target.mkdir(parents=True, exist_ok=True)
+        if not self._moving().exists():
+            mine = {self.name(index) for index in range(self.done)}
+            kind = naming(mine) if self.names else NUMBERED_PICTURE
+            old = [p.name for p in target.iterdir() if self.replace and p.name not in mine and p.is_file() and kind.fullmatch(p.name)]
+            aside = self._moving().with_suffix(".new")
+            aside.write_bytes(b"\n".join(map(os.fsencode, old)))
+            os.replace(aside, self._moving())
+        self._remove_old()
+        for index in range(self.done):
+            if (self.folder / self.name(index)).exists():
+                _move(self.folder / self.name(index), target / self.name(index))
+        return [] if not (clip.sound and audio) else ["pictures hold no sound, so it was left out"]
+
+
+def sync(file) -> None:
+    """Bring an open file to the disk, as far as the file system can: some network folders cannot."""
+    file.flush()
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
+            raise
+
+
+def _move(source: Path, target: Path) -> None:
+    """`os.replace`, also where `target` is a link to a folder on another disk."""
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        aside = target.with_name(f".{target.name}.part")
+        try:
+            shutil.copyfile(source, aside)
+            os.replace(aside, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                aside.unlink()
+            raise
+        source.unlink()
+
+
+def naming(names: Iterable[str]) -> re.Pattern:
+    """What names of the same kind look like: numbers that differ between `names` may be any, all else is as it is there."""
+    kinds: dict[tuple[str, ...], list[list[str]]] = {}
+    for name in names:
+        parts = re.split(r"(\d+)", name)
+        kinds.setdefault(tuple(parts[::2]), []).append(parts[1::2])
+    patterns = []
+    for texts, numbers in kinds.items():
+        places = [next(iter(seen)) if len(seen) == 1 else r"\d+" for seen in map(set, zip(*numbers))]
+        patterns.append("".join(re.escape(text) + place for text, place in zip(texts, [*places, ""])))
+    return re.compile("|".join(patterns))
+
+
+def remove(folder: Path) -> None:
+    """Delete a job's folder."""
+    shutil.rmtree(folder, ignore_errors=True)

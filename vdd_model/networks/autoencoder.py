@@ -1,0 +1,325 @@
+"""Stable Diffusion's AutoencoderKL, key for key, and the fidelity branch of its decoder.
+
+Source of the layout: CompVis latent-diffusion / SD 2.1 `first_stage_model.*` (kl-f8). `patch_size` > 1 puts a pixel
+unshuffle before the first and a pixel shuffle behind the last convolution; with 1 the network is the official one.
+"""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import AutoencoderConfig, FidelityConfig
+
+LOGVAR_RANGE = (-30.0, 20.0)      # clamp of the official DiagonalGaussianDistribution
+
+
+def silu(x: Tensor) -> Tensor:
+    """SiLU; in place where no gradient can need its input (every caller passes a tensor that it owns)."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+def fast_layout(x: Tensor) -> Tensor:
+    """Channels-last, except float32 on the CPU: there its convolution is no faster and sums five times less exactly."""
+    if x.dtype in (torch.float32, torch.float64) and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+class ResBlock(nn.Module):
+    """GroupNorm - SiLU - 3x3, twice, around a shortcut."""
+
+    def __init__(self, c_in: int, c_out: int, groups: int, ops):
+        super().__init__()
+        self.norm1 = ops.GroupNorm(groups, c_in, eps=1e-6)
+        self.conv1 = ops.Conv2d(c_in, c_out, 3, padding=1)
+        self.norm2 = ops.GroupNorm(groups, c_out, eps=1e-6)
+        self.conv2 = ops.Conv2d(c_out, c_out, 3, padding=1)
+        self.nin_shortcut = ops.Conv2d(c_in, c_out, 1) if c_in != c_out else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(silu(self.norm1(x)))
+        h = self.conv2(silu(self.norm2(h)))
+        return h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
+
+
+class AttentionBlock(nn.Module):
+    """Single-head self-attention over the positions of one frame."""
+
+    def __init__(self, channels: int, groups: int, ops):
+        super().__init__()
+        self.norm = ops.GroupNorm(groups, channels, eps=1e-6)
+        self.q = ops.Conv2d(channels, channels, 1)
+        self.k = ops.Conv2d(channels, channels, 1)
+        self.v = ops.Conv2d(channels, channels, 1)
+        self.proj_out = ops.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, c, height, width = x.shape
+        h = self.norm(x)
+        q, k, v = (layer(h).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v))
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(h.squeeze(1).transpose(1, 2).reshape(n, c, height, width))
+
+
+class Downsample(nn.Module):
+    """Stride-2 convolution with the official asymmetric padding (right and bottom)."""
+
+    def __init__(self, channels: int, ops):
+        super().__init__()
+        self.conv = ops.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour x 2, then 3x3."""
+
+    def __init__(self, channels: int, ops):
+        super().__init__()
+        self.conv = ops.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The blocks of one resolution and the change to the next; only names, so that keys equal the official ones."""
+
+    def __init__(self, blocks: list[ResBlock]):
+        super().__init__()
+        self.block = nn.ModuleList(blocks)
+
+
+class Middle(nn.Module):
+    """Residual block, attention (where configured), residual block at the coarsest resolution."""
+
+    def __init__(self, channels: int, config: AutoencoderConfig, ops):
+        super().__init__()
+        self.block_1 = ResBlock(channels, channels, config.norm_groups, ops)
+        self.attn_1 = AttentionBlock(channels, config.norm_groups, ops) if config.mid_attention else nn.Identity()
+        self.block_2 = ResBlock(channels, channels, config.norm_groups, ops)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Encoder(nn.Module):
+    """Pixels (N, 3, H, W) in [-1, 1] -> hidden (N, 2 * latent_channels, H/f, W/f) and the features of every level."""
+
+    def __init__(self, config: AutoencoderConfig, ops):
+        super().__init__()
+        groups, widths = config.norm_groups, [config.channels * m for m in config.channel_mult]
+        self.patch_size = config.patch_size
+        self.conv_in = ops.Conv2d(3 * config.patch_size**2, config.channels, 3, padding=1)
+        self.down = nn.ModuleList()
+        width = config.channels
+        for i, level_width in enumerate(widths):
+            blocks = []
+            for _ in range(config.blocks_per_level):
+                blocks.append(ResBlock(width, level_width, groups, ops))
+                width = level_width
+            level = Level(blocks)
+            if i < len(widths) - 1:
+                level.downsample = Downsample(width, ops)
+            self.down.append(level)
+        self.mid = Middle(width, config, ops)
+        self.norm_out = ops.GroupNorm(groups, width, eps=1e-6)
+        self.conv_out = ops.Conv2d(width, 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Returns (hidden, features): features fine to coarse, one per level; the coarsest is taken behind the middle."""
+        x = fast_layout(x)
+        h = self.conv_in(F.pixel_unshuffle(x, self.patch_size) if self.patch_size > 1 else x)
+        features = []
+        for level in self.down:
+            for block in level.block:
+                h = block(h)
+            if hasattr(level, "downsample"):
+                features.append(h)
+                h = level.downsample(h)
+        h = self.mid(h)
+        features.append(h)
+        return self.conv_out(silu(self.norm_out(h))), features
+
+
+class Decoder(nn.Module):
+    """Hidden latents (N, latent_channels, h, w) -> pixels (N, 3, H, W), and the features that the fidelity branch reads."""
+
+    def __init__(self, config: AutoencoderConfig, ops):
+        super().__init__()
+        groups, widths = config.norm_groups, [config.channels * m for m in config.channel_mult]
+        self.patch_size = config.patch_size
+        width = widths[-1]
+        self.conv_in = ops.Conv2d(config.latent_channels, width, 3, padding=1)
+        self.mid = Middle(width, config, ops)
+        levels: list[Level] = []
+        for i in reversed(range(len(widths))):
+            blocks = []
+            for _ in range(config.blocks_per_level + 1):
+                blocks.append(ResBlock(width, widths[i], groups, ops))
+                width = widths[i]
+            level = Level(blocks)
+            if i > 0:
+                level.upsample = Upsample(width, ops)
+            levels.insert(0, level)
+        self.up = nn.ModuleList(levels)
+        self.norm_out = ops.GroupNorm(groups, width, eps=1e-6)
+        self.conv_out = ops.Conv2d(width, 3 * config.patch_size**2, 3, padding=1)
+
+    def features(self, z: Tensor) -> list[Tensor]:
+        """Features behind the blocks of every level, coarse to fine."""
+        h = self.mid(self.conv_in(fast_layout(z)))
+        features = []
+        for level in reversed(self.up):
+            for block in level.block:
+                h = block(h)
+            features.append(h)
+            if hasattr(level, "upsample"):
+                h = level.upsample(h)
+        return features
+
+    def pixels(self, finest: Tensor) -> Tensor:
+        """The finest features -> pixels."""
+        h = self.conv_out(silu(self.norm_out(finest)))
+        return F.pixel_shuffle(h, self.patch_size) if self.patch_size > 1 else h
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.pixels(self.features(z)[-1])
+
+
+class ChannelNorm(nn.Module):
+    """LayerNorm over the channels of every position: no statistic crosses positions, so tiles agree."""
+
+    def __init__(self, channels: int, ops):
+        super().__init__()
+        self.norm = ops.LayerNorm(channels, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class GatedBlock(nn.Module):
+    """Gated depthwise block without activation functions (NAFNet, arXiv 2204.04676, without its global pooling,
+    which would differ between a tile and the whole frame)."""
+
+    def __init__(self, channels: int, ops, kernel: int = 3):
+        super().__init__()
+        self.norm1 = ChannelNorm(channels, ops)
+        self.expand = ops.Conv2d(channels, 2 * channels, 1)
+        self.depthwise = ops.Conv2d(2 * channels, 2 * channels, kernel, padding=kernel // 2, groups=2 * channels)
+        self.project = ops.Conv2d(channels, channels, 1)
+        self.norm2 = ChannelNorm(channels, ops)
+        self.ff_in = ops.Conv2d(channels, 2 * channels, 1)
+        self.ff_out = ops.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.depthwise(self.expand(self.norm1(x))).chunk(2, dim=1)
+        x = x + self.project(a * b)
+        a, b = self.ff_in(self.norm2(x)).chunk(2, dim=1)
+        return x + self.ff_out(a * b)
+
+
+class FidelityBranch(nn.Module):
+    """What the latents cannot carry: a residual on the blurred frame, from encoder 2's and the decoder's features.
+
+    Runs beside the decoder, coarse to fine. At every level it joins the decoder's features (what the sharp picture is),
+    encoder 2's features of the blurred frame (where the edges are; at the coarsest level those of the two neighbouring
+    frames too, from which the motion can be read), and its own state from the level below. It never writes into the
+    decoder, so strength 0 is exactly the plain decoder. The last convolution starts at zero: an untrained branch returns
+    the blurred frame itself.
+    """
+
+    def __init__(self, config: FidelityConfig, vae: AutoencoderConfig, ops):
+        super().__init__()
+        widths = [vae.channels * m for m in reversed(vae.channel_mult)]           # coarse to fine
+        if not len(config.channels) == len(config.blocks) == len(widths):
+            raise ValueError(f"the fidelity branch needs one entry per decoder level ({len(widths)})")
+        self.patch_size = vae.patch_size
+        self.join, self.levels, below = nn.ModuleList(), nn.ModuleList(), 0
+        for i, (width, channels, blocks) in enumerate(zip(widths, config.channels, config.blocks)):
+            encoder_width = width * (NEIGHBOURS if i == 0 else 1)
+            self.join.append(ops.Conv2d(width + encoder_width + below, channels, 1))
+            self.levels.append(nn.Sequential(*(GatedBlock(channels, ops) for _ in range(blocks))))
+            below = channels
+        self.head = ops.Conv2d(below, 3 * vae.patch_size**2, 3, padding=1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, decoder_features: list[Tensor], encoder_features: list[Tensor]) -> Tensor:
+        """decoder_features coarse to fine, encoder_features fine to coarse (as both are made) -> residual (N, 3, H, W)."""
+        state = None
+        for join, blocks, dec, enc in zip(self.join, self.levels, decoder_features, reversed(encoder_features)):
+            parts = [dec, enc] if state is None else [dec, enc, F.interpolate(state, scale_factor=2.0, mode="nearest")]
+            # channels-last in every type: the blocks' norms need rows of channels, and float32 runs 1.4 x as fast on a CPU
+            state = blocks(join(torch.cat(parts, dim=1)).contiguous(memory_format=torch.channels_last))
+        residual = self.head(state)
+        return F.pixel_shuffle(residual, self.patch_size) if self.patch_size > 1 else residual
+
+
+NEIGHBOURS = 3     # frames t-1, t, t+1 whose coarsest encoder features the branch sees
+
+
+def add_thumbnail(latents: Tensor, x: Tensor, config: AutoencoderConfig) -> Tensor:
+    """Unscaled latents plus, where configured, the frame averaged over factor x factor pixels in the first three channels.
+
+    A shortcut without weights (in the spirit of DC-AE's, arXiv 2410.10733): colour and layout need not be learned.
+    """
+    if not config.thumbnail:
+        return latents
+    small = F.avg_pool2d(x, config.factor)
+    return torch.cat([latents[:, :3] + small, latents[:, 3:]], dim=1)
+
+
+class AutoencoderKL(nn.Module):
+    """Encoder, decoder, quantisation convolutions: official keys. `fidelity.*` and `detail.*` are ours and may be absent.
+
+    Both are fidelity branches: the first for the latents of one step, a mean that holds what is known and no more; the second for
+    those of several steps, samples, whose detail it draws. One for both would have to doubt the samples for the sake of the mean.
+    With `config.thumbnail` the decoder's output is a correction of the enlarged thumbnail (see `add_thumbnail`).
+    """
+
+    def __init__(self, config: AutoencoderConfig, *, operations=nn):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config, operations)
+        self.decoder = Decoder(config, operations)
+        self.quant_conv = operations.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
+        self.post_quant_conv = operations.Conv2d(config.latent_channels, config.latent_channels, 1)
+        self.fidelity = None if config.fidelity is None else FidelityBranch(config.fidelity, config, operations)
+        self.detail = FidelityBranch(config.fidelity, config, operations) if config.fidelity is not None and config.detail else None
+        if config.thumbnail:
+            for layer in (self.quant_conv, self.decoder.conv_out):           # training starts from the thumbnail itself
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (N, 3, H, W) in [-1, 1], H and W multiples of the factor -> mean, logvar, each (N, latent_channels, h, w), unscaled."""
+        hidden, _ = self.encoder(x)
+        mean, logvar = self.quant_conv(hidden).chunk(2, dim=1)
+        return add_thumbnail(mean, x, self.config), logvar.clamp(*LOGVAR_RANGE)
+
+    def decode(self, z: Tensor, features: list[Tensor] | None = None, blurred: Tensor | None = None, fidelity: float = 0.0,
+               sampled: bool = False) -> Tensor:
+        """Unscaled latents z (N, latent_channels, h, w) -> pixels (N, 3, H, W), about [-1, 1], not clamped.
+
+        With `fidelity` > 0: (1 - fidelity) * plain + fidelity * (blurred + residual), where `features` are encoder 2's of
+        `blurred` (N, 3, H, W), fine to coarse, the coarsest with its neighbours (DeblurModel.encode_blurred makes them).
+        `sampled`: z was drawn in several steps; the residual then is the `detail` branch's, where there is one.
+        `blurred` may be float32 beside a network of half precision: the sum then is float32, free of banding.
+        """
+        levels = self.decoder.features(self.post_quant_conv(z))
+        if fidelity == 0.0 or self.fidelity is None:
+            return self._plain(levels[-1], z)
+        if features is None or blurred is None:
+            raise ValueError("fidelity > 0 needs encoder 2's features and the blurred frames")
+        branch = self.detail if sampled and self.detail is not None else self.fidelity
+        restored = blurred + branch(levels, features)
+        return restored if fidelity == 1.0 else torch.lerp(self._plain(levels[-1], z).to(restored.dtype), restored, fidelity)
+
+    def _plain(self, finest: Tensor, z: Tensor) -> Tensor:
+        pixels = self.decoder.pixels(finest)
+        if not self.config.thumbnail:
+            return pixels
+        return pixels + F.interpolate(z[:, :3], scale_factor=float(self.config.factor), mode="bilinear", align_corners=False)

@@ -1,0 +1,65 @@
+"""The paper's image encoder: a semantic head (OpenCLIP's visual tower) and a spatial head (the autoencoder's encoder)."""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import AutoencoderConfig, TowerConfig
+from .autoencoder import Encoder, add_thumbnail
+from .tower import VisionTransformer
+
+# open_clip.constants OPENAI_DATASET_MEAN / _STD, RGB of [0, 1] images
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def preprocess(images: Tensor, size: int) -> Tensor:
+    """open_clip's evaluation transform for tensors: (N, 3, H, W) in [-1, 1] -> (N, 3, size, size), normalised.
+
+    Shorter side to `size` (bicubic, antialiased), centre crop, normalise (open_clip.transform.image_transform).
+    """
+    height, width = images.shape[-2:]
+    short, long = min(height, width), max(height, width)
+    resized = (size, int(size * long / short)) if height <= width else (int(size * long / short), size)
+    x = F.interpolate(images.float(), size=resized, mode="bicubic", antialias=True, align_corners=False)
+    top, left = int(round((resized[0] - size) / 2.0)), int(round((resized[1] - size) / 2.0))
+    x = x[..., top:top + size, left:left + size] * 0.5 + 0.5
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1).to(x.device, non_blocking=True) for v in (MEAN, STD))
+    return (x - mean) / std
+
+
+class SpatialHead(nn.Module):
+    """The autoencoder's encoder: pixels -> latents and the features of its levels. Keys as in the autoencoder."""
+
+    def __init__(self, config: AutoencoderConfig, operations=nn):
+        super().__init__()
+        self.config = config
+        self.latent_scale = config.latent_scale
+        self.encoder = Encoder(config, operations)
+        self.quant_conv = operations.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(N, 3, H, W) in [-1, 1] -> posterior mean x latent_scale (N, latent_channels, h, w), features fine to coarse."""
+        hidden, features = self.encoder(images)
+        mean, _ = self.quant_conv(hidden).chunk(2, dim=1)
+        return add_thumbnail(mean, images, self.config) * self.latent_scale, features
+
+
+class ImageEncoder(nn.Module):
+    """One class, two instances that start from the same weights (paper 4.1); `heads` says which heads an instance has."""
+
+    def __init__(self, tower: TowerConfig, vae: AutoencoderConfig, *, heads: tuple[str, ...] = ("semantic", "spatial"), operations=nn):
+        super().__init__()
+        self.image_size = tower.image_size
+        self.semantic_head = VisionTransformer(tower) if "semantic" in heads else None
+        self.spatial_head = SpatialHead(vae, operations) if "spatial" in heads else None
+
+    def semantic(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) in [-1, 1] -> projected, un-normalised vectors (N, embed_dim)."""
+        dtype = self.semantic_head.conv1.weight.dtype
+        return self.semantic_head(preprocess(images, self.image_size).to(dtype))
+
+    def spatial(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(N, 3, H, W) in [-1, 1] -> scaled latents (N, latent_channels, h, w), features fine to coarse."""
+        return self.spatial_head(images.to(self.spatial_head.quant_conv.weight.dtype))

@@ -1,0 +1,244 @@
+"""Layers of the 3D-UNet.
+
+Activations are rows of channels: (B, F, H, W, C), contiguous. A convolution sees them as a channels-last image and a transformer
+as a sequence, both without a copy. Parameter names are those of the official TF-T2V code (its spelling included).
+"""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..cpu.onednn import conv, conv_enlarged, frame_conv, geglu, linear, pointwise_conv
+from .attention import attention
+
+FEED_FORWARD_ROWS = 4096        # rows a feed-forward handles at a time on a CPU: its wide inner layer then stays in the cache
+
+
+def silu(x: Tensor) -> Tensor:
+    """SiLU of a tensor that nothing else needs: in place unless a gradient is wanted."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+def frames_as_images(x: Tensor) -> Tensor:
+    """(B, F, H, W, C) -> (B*F, C, H, W), a channels-last view."""
+    return x.flatten(0, 1).permute(0, 3, 1, 2)
+
+
+def images_as_frames(x: Tensor, batch: int) -> Tensor:
+    """Inverse of `frames_as_images`; a view when x is channels-last."""
+    return x.permute(0, 2, 3, 1).contiguous().unflatten(0, (batch, -1))
+
+
+def norm_frames(norm: nn.Module, x: Tensor) -> Tensor:
+    """Group norm with the statistics of each frame. x: (B, F, H, W, C)."""
+    return images_as_frames(norm(frames_as_images(x)), x.shape[0])
+
+
+def norm_clip(norm: nn.Module, x: Tensor) -> Tensor:
+    """Group norm with statistics over all frames of a clip. x: (B, F, H, W, C)."""
+    y = norm(x.flatten(1, 2).permute(0, 3, 1, 2))           # a clip as one tall channels-last image
+    return y.permute(0, 2, 3, 1).contiguous().view(x.shape)
+
+
+def zero_init(module: nn.Module) -> nn.Module:
+    """Zero all parameters, so that a residual branch starts as the identity."""
+    for p in module.parameters():
+        nn.init.zeros_(p)
+    return module
+
+
+class Attention(nn.Module):
+    """Multi-head attention over x (B, F, S, C): F frames of S positions.
+
+    `over="space"`: the positions of each frame attend to each other; `over="time"`: the frames of each position do.
+    With `context` given to forward, all positions attend to the same keys and values (B, L, C), shared by the frames.
+    """
+
+    def __init__(self, dim: int, head_dim: int, context_dim: int | None = None, *, over: str = "space", operations=nn, **kw):
+        super().__init__()
+        self.head_dim = head_dim
+        self.over = over
+        self.to_q = operations.Linear(dim, dim, bias=False, **kw)
+        self.to_k = operations.Linear(context_dim or dim, dim, bias=False, **kw)
+        self.to_v = operations.Linear(context_dim or dim, dim, bias=False, **kw)
+        self.to_out = nn.Sequential(operations.Linear(dim, dim, **kw))
+
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (..., L, C) of the context (..., L, context_dim)."""
+        return self.to_k(context), self.to_v(context)
+
+    def forward(self, x: Tensor, add: Tensor, context: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Attention of x plus `add`, both (B, F, S, C)."""
+        b, f, s, c = x.shape
+        q, (k, v) = self.to_q(x), context or self.keys_values(x)
+        if context is not None:
+            out = self._attend(q.flatten(1, 2), k, v)
+        elif self.over == "space":
+            out = self._attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
+        else:
+            q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (q, k, v))      # views for one clip, copies for several
+            out = self._attend(q, k, v).unflatten(0, (b, s)).transpose(1, 2)
+        return linear(self.to_out[0], out.reshape(b, f, s, c), add)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for t in (q, k, v))
+        return attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+class GEGLU(nn.Module):
+    """Linear layer to twice the width; one half gates the other through a GELU."""
+
+    def __init__(self, dim: int, inner: int, *, operations=nn, **kw):
+        super().__init__()
+        self.proj = operations.Linear(dim, 2 * inner, **kw)
+        self.proj.pieces = 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return geglu(self.proj, x)
+
+
+class FeedForward(nn.Module):
+    """Gated feed-forward with inner width 4 * dim, on rows (..., C)."""
+
+    def __init__(self, dim: int, *, operations=nn, **kw):
+        super().__init__()
+        # The middle element keeps the official index of the last layer (it was a dropout).
+        self.net = nn.Sequential(GEGLU(dim, 4 * dim, operations=operations, **kw), nn.Identity(), operations.Linear(4 * dim, dim, **kw))
+
+    def forward(self, x: Tensor, add: Tensor) -> Tensor:
+        """The feed-forward of x plus `add`."""
+        if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
+            return linear(self.net[2], self.net[0](x), add)
+        parts = zip(x.flatten(0, -2).split(FEED_FORWARD_ROWS), add.flatten(0, -2).split(FEED_FORWARD_ROWS))
+        return torch.cat([linear(self.net[2], self.net[0](part), rest) for part, rest in parts]).view(x.shape)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, then attention to the context (to itself again when there is none), then the feed-forward; all pre-norm."""
+
+    def __init__(self, dim: int, head_dim: int, context_dim: int | None, *, over: str, operations=nn, **kw):
+        super().__init__()
+        self.attn1 = Attention(dim, head_dim, over=over, operations=operations, **kw)
+        self.ff = FeedForward(dim, operations=operations, **kw)
+        self.attn2 = Attention(dim, head_dim, context_dim, over=over, operations=operations, **kw)
+        self.norm1 = operations.LayerNorm(dim, **kw)
+        self.norm2 = operations.LayerNorm(dim, **kw)
+        self.norm3 = operations.LayerNorm(dim, **kw)
+
+    def forward(self, x: Tensor, context: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        x = self.attn1(self.norm1(x), x)
+        x = self.attn2(self.norm2(x), x, context)
+        return self.ff(self.norm3(x), x)
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer over the positions of each frame, with cross-attention to the context. x: (B, F, H, W, C).
+
+    `slot` is this transformer's place in the network's `ContextCache`.
+    """
+
+    def __init__(self, dim: int, head_dim: int, context_dim: int, groups: int, slot: int = 0, *, operations=nn, **kw):
+        super().__init__()
+        self.slot = slot
+        self.norm = operations.GroupNorm(groups, dim, eps=1e-6, **kw)
+        self.proj_in = operations.Linear(dim, dim, **kw)
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(dim, head_dim, context_dim, over="space", operations=operations, **kw)])
+        self.proj_out = zero_init(operations.Linear(dim, dim, **kw))
+
+    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, L, C) of the context tokens (B, L, context_dim)."""
+        return self.transformer_blocks[0].attn2.keys_values(context)
+
+    def forward(self, x: Tensor, context: tuple[Tensor, Tensor]) -> Tensor:
+        h = self.proj_in(norm_frames(self.norm, x).flatten(2, 3))
+        h = self.transformer_blocks[0](h, context)
+        return linear(self.proj_out, h.view(*x.shape[:-1], -1), x)
+
+
+class TemporalTransformer(nn.Module):
+    """Transformer over the frames of each position, self-attention only, no positional encoding. x: (B, F, H, W, C)."""
+
+    def __init__(self, dim: int, head_dim: int, groups: int, inner: int | None = None, *, operations=nn, **kw):
+        super().__init__()
+        inner = inner or dim
+        pointwise = pointwise_conv(operations.Conv1d)
+        self.norm = operations.GroupNorm(groups, dim, eps=1e-6, **kw)
+        self.proj_in = pointwise(dim, inner, 1, **kw)
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(inner, head_dim, None, over="time", operations=operations, **kw)])
+        self.proj_out = zero_init(pointwise(inner, dim, 1, **kw))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.proj_in(norm_clip(self.norm, x).flatten(2, 3))
+        h = self.transformer_blocks[0](h)
+        return linear(self.proj_out, h.view(*x.shape[:-1], -1), x)
+
+
+class TemporalConv(nn.Module):
+    """Four times norm, SiLU, convolution over three frames; a residual branch that starts at zero. x: (B, F, H, W, C)."""
+
+    def __init__(self, dim: int, groups: int, *, operations=nn, **kw):
+        super().__init__()
+        make_conv = frame_conv(operations.Conv3d)
+
+        def layer(*middle: nn.Module) -> nn.Sequential:
+            """Norm, SiLU, `middle`, convolution."""
+            return nn.Sequential(operations.GroupNorm(groups, dim, **kw), nn.SiLU(), *middle,
+                                 make_conv(dim, dim, (3, 1, 1), padding=(1, 0, 0), **kw))
+        self.conv1 = layer()
+        self.conv2, self.conv3, self.conv4 = (layer(nn.Identity()) for _ in range(3))    # official indices (a dropout was there)
+        zero_init(self.conv4[-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.flatten(2, 3).permute(0, 3, 1, 2)                    # (B, C, F, H*W), channels-last
+        start = h
+        for layer in (self.conv1, self.conv2, self.conv3):
+            h = layer[-1](silu(layer[0](h)))
+        h = conv(self.conv4[-1], silu(self.conv4[0](h)), start)
+        return h.permute(0, 2, 3, 1).reshape(x.shape)
+
+
+class ResBlock(nn.Module):
+    """Residual block with the time embedding added between its two convolutions, then a `TemporalConv`. x: (B, F, H, W, C)."""
+
+    def __init__(self, dim: int, out_dim: int, embed_dim: int, groups: int, *, operations=nn, **kw):
+        super().__init__()
+        make_conv = operations.Conv2d
+        self.in_layers = nn.Sequential(operations.GroupNorm(groups, dim, **kw), nn.SiLU(), make_conv(dim, out_dim, 3, padding=1, **kw))
+        self.emb_layers = nn.Sequential(nn.SiLU(), operations.Linear(embed_dim, out_dim, **kw))
+        self.out_layers = nn.Sequential(operations.GroupNorm(groups, out_dim, **kw), nn.SiLU(), nn.Identity(),
+                                        zero_init(make_conv(out_dim, out_dim, 3, padding=1, **kw)))
+        self.skip_connection = nn.Identity() if dim == out_dim else make_conv(dim, out_dim, 1, **kw)
+        self.temopral_conv = TemporalConv(out_dim, groups, operations=operations, **kw)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        batch, frames = x.shape[:2]
+        x = frames_as_images(x)
+        h = self.in_layers[2](silu(self.in_layers[0](x)))
+        e = self.emb_layers(embedding).to(h.dtype).repeat_interleave(frames, 0)[:, :, None, None]
+        h = h + e if torch.is_grad_enabled() else h.add_(e)
+        h = conv(self.out_layers[3], silu(self.out_layers[0](h)), self.skip_connection(x))
+        return self.temopral_conv(images_as_frames(h, batch))
+
+
+class Downsample(nn.Module):
+    """Convolution of stride 2 in height and width. (B, F, H, W, C) -> (B, F, H/2, W/2, C)."""
+
+    def __init__(self, dim: int, *, operations=nn, **kw):
+        super().__init__()
+        self.op = operations.Conv2d(dim, dim, 3, stride=2, padding=1, **kw)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return images_as_frames(self.op(frames_as_images(x)), x.shape[0])
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour x 2 in height and width, then a convolution. (B, F, H, W, C) -> (B, F, 2H, 2W, C)."""
+
+    def __init__(self, dim: int, *, operations=nn, **kw):
+        super().__init__()
+        self.conv = operations.Conv2d(dim, dim, 3, padding=1, **kw)
+        self.conv.enlarges = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return images_as_frames(conv_enlarged(self.conv, frames_as_images(x)), x.shape[0])

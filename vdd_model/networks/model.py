@@ -1,0 +1,130 @@
+"""The whole model: two image encoders, adapter, 3D-UNet, autoencoder with its fidelity branch."""
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+from .adapter import Adapter
+from .autoencoder import AutoencoderKL
+from .image_encoder import ImageEncoder
+from .unet3d import UNet3D
+
+
+class BlurCode(NamedTuple):
+    """What encoder 2 says of blurred frames."""
+
+    latents: Tensor              # (B, 4, F, h, w), scaled
+    features: list[Tensor]       # fine to coarse, each (B, C, F, h_k, w_k); for decoding the coarsest holds frames t-1, t, t+1
+
+
+class Condition(NamedTuple):
+    """What the UNet is told of the blurred clip."""
+
+    concat: Tensor               # (B, concat_channels, F, h, w)
+    image: Tensor                # (B, embed_dim): semantic vector of the centre frame
+
+
+def fold_time(x: Tensor) -> Tensor:
+    """(B, C, F, H, W) -> (B F, C, H, W)."""
+    return x.movedim(2, 1).flatten(0, 1)
+
+
+def unfold_time(x: Tensor, batch: int) -> Tensor:
+    """(B F, C, H, W) -> (B, C, F, H, W)."""
+    return x.unflatten(0, (batch, -1)).movedim(1, 2)
+
+
+def drop_untrained_branch(model: DeblurModel) -> None:
+    """Leave the fidelity branches away where no stage 3 has trained one: their last convolutions are zero, which shows the blurred frame
+    itself, whatever the denoiser found. `decode` then is the plain decoder."""
+    branches = [branch for branch in (model.vae.fidelity, model.vae.detail) if branch is not None] if model.vae is not None else []
+    if branches and not any(p.any() for branch in branches for p in branch.head.parameters()):
+        model.vae.fidelity = model.vae.detail = None
+
+
+def with_neighbours(x: Tensor) -> Tensor:
+    """(B, C, F, h, w) -> (B, 3 C, F, h, w): the frames before, at and after; the clip's ends repeat themselves."""
+    before = torch.cat([x[:, :, :1], x[:, :, :-1]], dim=2)
+    after = torch.cat([x[:, :, 1:], x[:, :, -1:]], dim=2)
+    return torch.cat([before, x, after], dim=1)
+
+
+class DeblurModel(nn.Module):
+    """Networks and the few lines that join them. Frames (B, 3, F, H, W) in [-1, 1], H and W multiples of config.divisor."""
+
+    def __init__(self, config: ModelConfig, *, operations=nn):
+        super().__init__()
+        self.config = config
+        self.unet = UNet3D(config.unet, diffusion=config.diffusion, operations=operations)
+        self.encoder1 = ImageEncoder(config.tower, config.vae, operations=operations)
+        # Only the centre frame's semantic vector reaches the UNet, and that is encoder 1's: encoder 2 has no use for a tower.
+        self.encoder2 = ImageEncoder(config.tower, config.vae, heads=("spatial",), operations=operations)
+        self.adapter = Adapter(config.adapter, config.unet.latent_channels, config.unet.concat_channels, operations=operations)
+        self.vae = AutoencoderKL(config.vae, operations=operations)
+        self.null_text = nn.Parameter(torch.zeros(1, config.null_tokens, config.unet.context_dim))
+
+    def encode_target(self, sharp: Tensor, chunk: int = 0) -> Tensor:
+        """Sharp frames (B, 3, F, H, W) -> Z0 (B, 4, F, h, w), scaled; encoder 1's spatial head, no gradient."""
+        with torch.no_grad():
+            frames = fold_time(sharp)
+            parts = frames.split(chunk or len(frames))
+            return unfold_time(torch.cat([self.encoder1.spatial(p)[0] for p in parts]), len(sharp))
+
+    def encode_blurred(self, blurred: Tensor, chunk: int = 0) -> BlurCode:
+        """Blurred frames (B, 3, F, H, W) -> latents and features, as `decode` takes them.
+
+        Latents belong to one frame alone. The coarsest features of frame t hold those of t-1 and t+1 too: a caller that cuts
+        a longer clip gives one more frame on each side and drops their entries, or joins what `encode_each` gives.
+        """
+        latents, features = self.encode_each(blurred, chunk)
+        return BlurCode(latents, [*features[:-1], with_neighbours(features[-1])])
+
+    def encode_each(self, blurred: Tensor, chunk: int = 0) -> BlurCode:
+        """As `encode_blurred`, but every frame's features are its own: `with_neighbours` joins the coarsest."""
+        frames = fold_time(blurred)
+        parts = [self.encoder2.spatial(p) for p in frames.split(chunk or len(frames))]
+        latents = unfold_time(torch.cat([latents for latents, _ in parts]), len(blurred))
+        features = [unfold_time(torch.cat(level), len(blurred)) for level in zip(*(features for _, features in parts))]
+        return BlurCode(latents, features)
+
+    def condition(self, latents: Tensor, centre: Tensor) -> Condition:
+        """Encoder 2's latents (B, 4, F, h, w) and the clip's centre frame (B, 3, H, W; index len // 2) -> Condition."""
+        return Condition(self.adapter(latents), self.encoder1.semantic(centre))
+
+    def context(self, image: Tensor, drop: Tensor | bool = False) -> Tensor:
+        """Semantic vectors (B, embed_dim) -> context tokens (B, L + 4, C).
+
+        `drop` (True, or a bool mask (B,)) gives the unconditional branch of guidance: the semantic vector becomes zero
+        (image-embedding dropout); the spatial condition is never dropped.
+        """
+        if drop is True:
+            image = torch.zeros_like(image)
+        elif drop is not False:
+            image = image * ~drop.view(-1, 1)
+        return self.unet.tokens(self.null_text.expand(len(image), -1, -1), image)
+
+    def predict_v(self, x: Tensor, t: Tensor, condition: Condition, context=None) -> Tensor:
+        """v at timestep t (B,) of noisy latents x (B, 4, F, h, w); `context`: tokens or the UNet's ContextCache."""
+        return self.unet(x, t, self.context(condition.image) if context is None else context, condition.concat)
+
+    def decode(self, z: Tensor, code: BlurCode | None = None, blurred: Tensor | None = None, fidelity: float = 0.0,
+               chunk: int = 0, *, sampled: bool = False) -> Tensor:
+        """Scaled latents (B, 4, F, h, w) -> frames (B, 3, F, H, W), about [-1, 1], not clamped.
+
+        fidelity > 0 blends in the fidelity branch, which needs `code` (encode_blurred) and the `blurred` frames of the same
+        F frames; fidelity 0 is exactly the plain decoder. `sampled`: z was drawn in several steps, not in one.
+        """
+        batch = len(z)
+        frames = fold_time(z) / self.config.vae.latent_scale
+        step = chunk or len(frames)
+        if fidelity == 0.0 or self.vae.fidelity is None:
+            return unfold_time(torch.cat([self.vae.decode(p) for p in frames.split(step)]), batch)
+        if code is None or blurred is None:
+            raise ValueError("fidelity > 0 needs encoder 2's code and the blurred frames")
+        features, blurred = [fold_time(f) for f in code.features], fold_time(blurred)
+        parts = [self.vae.decode(frames[i:i + step], [f[i:i + step] for f in features], blurred[i:i + step], fidelity, sampled)
+                 for i in range(0, len(frames), step)]
+        return unfold_time(torch.cat(parts), batch)

@@ -1,0 +1,178 @@
+"""UNet3D: the TF-T2V denoiser (VGen `UNetSD_TFT2V`), key for key. It predicts v from noisy latents, a time, context tokens and the
+8 concat channels through which every spatial condition arrives."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..config import DiffusionConfig, UNetConfig
+from ..cpu.onednn import fusible
+from ..diffusion.schedule import about, make_schedule
+from .layers import Downsample, ResBlock, SpatialTransformer, TemporalTransformer, Upsample, frames_as_images, images_as_frames, silu
+from .spatial_conditions import SPATIAL_CONDITIONS, ConditionTransformer, condition_encoder, encode_condition
+
+
+class ContextCache(NamedTuple):
+    """Keys and values (B, L, C) of the context tokens for every spatial transformer, in order; constant over frames and steps."""
+
+    keys_values: Sequence[tuple[Tensor, Tensor]]
+
+
+def sinusoidal_embedding(t: Tensor, dim: int) -> Tensor:
+    """(B,) times -> (B, dim): cosines, then sines, of t at dim/2 frequencies from 1 down to 1/10000 (excluded), in float32."""
+    half = dim // 2
+    frequencies = torch.pow(10000, -torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angles = t.float()[:, None] * frequencies
+    return nn.functional.pad(torch.cat([angles.cos(), angles.sin()], 1), (0, dim % 2))
+
+
+class UNet3D(nn.Module):
+    """The 3D-UNet of TF-T2V.
+
+    config: widths and levels; the default is the official full-size model.
+    diffusion: the noise schedule, which a network with `config.estimate` has to know (default: the official one).
+    operations: namespace with Linear, Conv1d, Conv2d, Conv3d, GroupNorm and LayerNorm (default `torch.nn`).
+    gradient_checkpointing: set it to True to recompute each block in the backward pass and save memory.
+    """
+
+    def __init__(self, config: UNetConfig, *, diffusion: DiffusionConfig | None = None, operations=nn,
+                 dtype: torch.dtype | None = None, device=None):
+        super().__init__()
+        operations = fusible(operations)
+        kw = {"operations": operations, "dtype": dtype, "device": device}
+        leaf = {"dtype": dtype, "device": device}
+        self.config = config
+        self.gradient_checkpointing = False
+        with torch.device("cpu"):                # a plain attribute: a model built on the meta device has it too
+            self.schedule = make_schedule(diffusion or DiffusionConfig())
+        dim, groups, embed_dim = config.dim, config.norm_groups, 4 * config.dim
+
+        self.time_embed = nn.Sequential(operations.Linear(dim, embed_dim, **leaf), nn.SiLU(),
+                                        operations.Linear(embed_dim, embed_dim, **leaf))
+        self.pre_image_condition = nn.Sequential(operations.Linear(config.image_dim, config.context_dim, **leaf), nn.SiLU(),
+                                                 operations.Linear(config.context_dim, config.context_dim * config.num_tokens, **leaf))
+        for name in config.spatial_conditions:
+            channels, encoder, transformer = SPATIAL_CONDITIONS[name]
+            self.add_module(encoder, condition_encoder(channels, config.concat_channels, **kw))
+            self.add_module(transformer, ConditionTransformer(config.concat_channels, **kw))
+
+        self.spatial_transformers = 0
+
+        def transformers(width: int) -> list[nn.Module]:
+            """A spatial and a temporal one; the spatial ones are counted, in the order of a ContextCache."""
+            self.spatial_transformers += 1
+            return [SpatialTransformer(width, config.head_dim, config.context_dim, groups, self.spatial_transformers - 1, **kw),
+                    TemporalTransformer(width, config.head_dim, groups, **kw)]
+
+        def block(width: int, out_width: int, scale: float) -> nn.ModuleList:
+            """A residual block, at the configured scales with transformers behind it."""
+            layers = transformers(out_width) if scale in config.attn_scales else []
+            return nn.ModuleList([ResBlock(width, out_width, embed_dim, groups, **kw), *layers])
+
+        widths = [dim * m for m in config.dim_mult]
+        last = len(widths) - 1
+        self.input_blocks = nn.ModuleList([nn.ModuleList([
+            operations.Conv2d(config.in_channels, dim, 3, padding=1, **leaf),
+            TemporalTransformer(dim, config.head_dim, groups, config.num_heads * config.head_dim, **kw)])])
+        width, skips = dim, [dim]
+        for level, out_width in enumerate(widths):
+            for _ in range(config.blocks_per_level):
+                self.input_blocks.append(block(width, out_width, 0.5**level))
+                width = out_width
+                skips.append(width)
+            if level < last:
+                self.input_blocks.append(Downsample(width, **kw))
+                skips.append(width)
+
+        self.middle_block = nn.ModuleList([ResBlock(width, width, embed_dim, groups, **kw), *transformers(width),
+                                           ResBlock(width, width, embed_dim, groups, **kw)])
+
+        self.output_blocks = nn.ModuleList()
+        for level, out_width in reversed(list(enumerate(widths))):
+            for _ in range(config.blocks_per_level + 1):
+                self.output_blocks.append(block(width + skips.pop(), out_width, 0.5**level))
+                width = out_width
+            if level > 0:
+                self.output_blocks[-1].append(Upsample(width, **kw))
+
+        self.out = nn.Sequential(operations.GroupNorm(groups, width, **leaf), nn.SiLU(),
+                                 operations.Conv2d(width, config.latent_channels, 3, padding=1, **leaf))
+        nn.init.zeros_(self.out[-1].weight)
+
+    def tokens(self, text: Tensor, image: Tensor | None = None) -> Tensor:
+        """Context tokens: text (B, L, C) with, when an image's semantic vector (B, image_dim) is given, its tokens appended.
+
+        Returns (B, L + num_tokens, C), or `text` itself without an image.
+        """
+        if image is None:
+            return text
+        tokens = self.pre_image_condition(image).view(image.shape[0], -1, self.config.context_dim)
+        return torch.cat([text.to(tokens.dtype), tokens], 1)
+
+    def cache_context(self, tokens: Tensor) -> ContextCache:
+        """What every cross-attention needs of the tokens (B, L, C): compute it once per clip and give it to each call."""
+        layers = [m for m in self.modules() if isinstance(m, SpatialTransformer)]
+        layers.sort(key=lambda layer: layer.slot)
+        return ContextCache([layer.keys_values(tokens) for layer in layers])
+
+    def spatial_condition(self, name: str, pixels: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Concat channels (B, 8, F, h, w) of one of `config.spatial_conditions`; the sum over several is their combination.
+
+        pixels: (B, C, F, H, W), C as in SPATIAL_CONDITIONS. size: (h, w) of the latents, default H/8, W/8.
+        """
+        _, encoder, transformer = SPATIAL_CONDITIONS[name]
+        size = size or (pixels.shape[-2] // 8, pixels.shape[-1] // 8)
+        return encode_condition(self.get_submodule(encoder), self.get_submodule(transformer), pixels, size)
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor | ContextCache, concat: Tensor | None = None) -> Tensor:
+        """Predict v.
+
+        x: noisy latents (B, 4, F, h, w), h and w multiples of `config.divisor`, any F. t: (B,) times 0..999, integer or float.
+        context: tokens (B, L, C) as `tokens` gives them, or their `cache_context`. concat: (B, 8, F, h, w), None for zeros; with
+        `config.estimate` it begins with mean and log std of x0, and the layers see and predict the standardised rest (`diffusion.about`).
+        Returns (B, 4, F, h, w). Raises ValueError when h or w does not fit.
+        """
+        batch, _, frames, height, width = x.shape
+        if height % self.config.divisor or width % self.config.divisor:
+            raise ValueError(f"latents of {height} x {width}: height and width must be multiples of {self.config.divisor}")
+        dtype, rest = x.dtype, None
+        if self.config.estimate and concat is not None:
+            mean, log_std = concat[:, :2 * self.config.latent_channels].chunk(2, dim=1)
+            rest = about(self.schedule, x, t, mean, log_std)
+            x = rest.r_t.to(dtype)
+        if concat is None:
+            concat = x.new_zeros(batch, self.config.concat_channels, frames, height, width)
+        if not isinstance(context, ContextCache):
+            context = self.cache_context(context)
+        embedding = self.time_embed(sinusoidal_embedding(t, self.config.dim).to(x.dtype))
+
+        h = torch.cat([x, concat], 1).permute(0, 2, 3, 4, 1).contiguous()
+        skips = []
+        for block in self.input_blocks:
+            h = self._run(block, h, embedding, context)
+            skips.append(h)
+        h = self._run(self.middle_block, h, embedding, context)
+        for block in self.output_blocks:
+            h = self._run(block, torch.cat([h, skips.pop()], -1), embedding, context)
+        h = self.out[2](silu(self.out[0](frames_as_images(h))))
+        v = images_as_frames(h, batch).permute(0, 4, 1, 2, 3)
+        return v.contiguous() if rest is None else (rest.v_mean + rest.v_scale * v).to(dtype)
+
+    def _run(self, block: nn.Module, x: Tensor, embedding: Tensor, context: ContextCache) -> Tensor:
+        for layer in block if isinstance(block, nn.ModuleList) else (block,):
+            arguments = ()
+            if isinstance(layer, ResBlock):
+                arguments = (embedding,)
+            elif isinstance(layer, SpatialTransformer):
+                arguments = (context.keys_values[layer.slot],)
+            if isinstance(layer, nn.Conv2d):
+                x = images_as_frames(layer(frames_as_images(x)), x.shape[0])
+            elif self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(layer, x, *arguments, use_reentrant=False)
+            else:
+                x = layer(x, *arguments)
+        return x
