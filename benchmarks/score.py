@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import os
 import statistics
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -36,6 +37,7 @@ ENSEMBLES = (2, 4)
 SEED = 4_040_404                        # of the synthesised motion; training never draws from this stream
 SHARP = "sharp in, sharp out"
 LATENTS = "with the sharp latents"
+VARIANTS = {"1 step, UNet called": {"denoise_at_one_step": True}, "1 step, color as the model gives it": {"color": "none"}}
 CHUNK = 4                               # frames decoded at a time
 BLUR = BlurConfig(near_sharp=0.0, extent=(3.0, 30.0), kinks=0.0, relief=0.0)      # smooth paths before planes, as in every published table
 COLUMNS = ("psnr", "ssim_gaussian", "ssim_matlab", "lpips", "temporal_error", "warp_error", "sharpness", "color_shift")
@@ -56,12 +58,9 @@ def photo_pairs(folder: Path, frames: int, size: int, limit: int = 0) -> list[Pa
     return [Pair(Path(names[i]).stem, frames, lambda i=i: iter(clip(i)[0]), lambda i=i: iter(clip(i)[1])) for i in range(count)]
 
 
-def sharp_in(deblurrer: Deblurrer, options: DeblurOptions):
-    """A setting whose input is the truth itself."""
-    def frames(pair: Pair) -> Iterator[Tensor]:
-        for chunk in deblurrer.stream(pair.sharp(), options, total=pair.num_frames):
-            yield from chunk
-    return frames
+def stream(deblurrer: Deblurrer, options: DeblurOptions, source: Callable[[Pair], Iterable[Tensor]] = lambda pair: pair.blurred()):
+    """A setting: what comes of the frames that `source` gives of a pair, by default the blurred ones."""
+    return lambda pair: itertools.chain.from_iterable(deblurrer.stream(source(pair), options))
 
 
 def sharp_latents(deblurrer: Deblurrer, options: DeblurOptions):
@@ -161,7 +160,8 @@ def measure(a: argparse.Namespace, deblurrer: Deblurrer, sets: dict[str, list[Pa
     options = DeblurOptions()
     settings = settings_of(deblurrer, a.steps, options, a.ensemble)
     truth = settings.pop("truth")
-    settings |= {LATENTS: sharp_latents(deblurrer, options), SHARP: sharp_in(deblurrer, options), "truth": truth}
+    settings |= {name: stream(deblurrer, replace(options, **changed)) for name, changed in VARIANTS.items()}
+    settings |= {LATENTS: sharp_latents(deblurrer, options), SHARP: stream(deblurrer, options, lambda pair: pair.sharp()), "truth": truth}
     status = resolve(a.checkpoint).stat()
     size = sum(p.numel() for p in deblurrer.model.parameters())
     lines = [f"# Score of {a.checkpoint}", "", f"- parameters: {size:,}; file: {status.st_size / 1e6:.1f} MB", ""]

@@ -32,7 +32,7 @@ class DecodeDeblurredFrames(io.ComfyNode):
                 io.Float.Input("fidelity", default=1.0, min=0.0, max=1.0, step=0.05,
                                tooltip="0: the latents alone. 1: edges and details from the blurred frames where they have them."),
                 io.Combo.Input("color", options=list(COLORS), default="wavelet",
-                               tooltip="wavelet: brightness and colour of areas larger than about 250 pixels follow the blurred frames."),
+                               tooltip="wavelet: large areas whose brightness or color has drifted from the input are brought back."),
                 io.Int.Input("tile", default=-1, min=-1, max=8192,
                              tooltip="Edge of a tile in pixels, to save memory. -1: chosen by the frame size; 0: whole frames."),
                 advanced(io.Int.Input, "tile_overlap", default=-1, min=-1, max=1024,

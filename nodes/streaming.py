@@ -42,7 +42,7 @@ def option_inputs() -> list[io.Input]:
         io.Float.Input("fidelity", default=1.0, min=0.0, max=1.0, step=0.05,
                        tooltip="0: the latents alone. 1: edges and details from the blurred frames where they have them."),
         io.Combo.Input("color", options=list(COLORS), default="wavelet",
-                       tooltip="wavelet: brightness and colour of areas larger than about 250 pixels follow the input."),
+                       tooltip="wavelet: large areas whose brightness or color has drifted from the input are brought back."),
         seed_input(),
         advanced(io.Int.Input, "window", default=16, min=1, max=1000, tooltip="Frames deblurred together; 16 is the paper's window."),
         advanced(io.Int.Input, "overlap", default=4, min=0, max=500, tooltip="Frames that neighbouring windows share and blend over."),

@@ -88,6 +88,7 @@ def _add_deblur(commands, common: argparse.ArgumentParser) -> None:
     model = deblur.add_argument_group("model")
     model.add_argument("--checkpoint", default="small", help="a checkpoint file, or the built-in model (default: %(default)s)")
     model.add_argument("--steps", type=int, default=1, help="1: the most faithful result; more: sharper, less exact (default: %(default)s)")
+    model.add_argument("--denoise-at-one-step", action="store_true", help="call the UNet for one step too: slower, for 0.01 dB")
     model.add_argument("--ensemble", type=int, default=1, metavar="1..8",
                        help="mean of one step over so many orientations: more faithful, as many times the work (default: %(default)s)")
     model.add_argument("--guidance", type=float, default=1.0, help="guidance scale; 1: none, and half the work (default: %(default)s)")
@@ -97,7 +98,8 @@ def _add_deblur(commands, common: argparse.ArgumentParser) -> None:
     model.add_argument("--spacing", choices=("trailing", "vgen"), default="trailing",
                        help="timesteps; vgen: from 4 steps on (default: %(default)s)")
     model.add_argument("--fidelity", type=float, default=1.0, help="0 to 1: how much the decoder sees of the input (default: %(default)s)")
-    model.add_argument("--color", choices=("wavelet", "none"), default="wavelet", help="low frequencies follow the input, or not")
+    model.add_argument("--color", choices=("wavelet", "none"), default="wavelet",
+                       help="wavelet: low frequencies that have drifted from the input's come back (default: %(default)s)")
     model.add_argument("--seed", type=int, default=0)
 
     work = deblur.add_argument_group("memory and speed")
@@ -210,7 +212,7 @@ def _deblur(arguments: argparse.Namespace, deblurrer=None) -> int:
         steps=arguments.steps, guidance=arguments.guidance, guidance_rescale=arguments.guidance_rescale, eta=arguments.eta,
         spacing=arguments.spacing, fidelity=arguments.fidelity, seed=arguments.seed, window=arguments.window, overlap=arguments.overlap,
         tile=arguments.tile, tile_overlap=arguments.tile_overlap, color=arguments.color,
-        ensemble=arguments.ensemble)
+        ensemble=arguments.ensemble, denoise_at_one_step=arguments.denoise_at_one_step)
     identity, precision, made = "given", "", [deblurrer] if deblurrer else []
     if not deblurrer:
         identity = _identity(arguments.checkpoint)

@@ -30,7 +30,7 @@ from .preview import preview_paths, write_preview
 from .threads import WriteBehind, read_ahead
 
 READ_AHEAD_BYTES = 96 * 2**20
-PROCESSING = 1                # raised when the same frames, weights and settings give other pictures: old results and new ones do not mix
+PROCESSING = 2                # raised when the same frames, weights and settings give other pictures: old results and new ones do not mix
 # bytes per pixel that a finished frame takes at least; used only to refuse what cannot end well
 _BYTES_PER_PIXEL = {"h264": 0.01, "hevc": 0.01, "prores": 0.2, "ffv1": 0.4, "png": 0.5}
 

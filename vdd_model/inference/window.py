@@ -170,6 +170,24 @@ def window_v_model(model: DeblurModel, latents: Tensor, image: Tensor, *, guidan
     return guided(conditional, branch(True), guidance, guidance_rescale, guidance_interval, config.diffusion.num_timesteps)
 
 
+def gives_estimate(model: DeblurModel) -> bool:
+    """Whether encoder 2's estimate of x0 is what one step starts from: at its timestep the noisy state tells nothing."""
+    return model.config.unet.estimate and model.config.diffusion.zero_terminal_snr
+
+
+@torch.no_grad()
+def estimate_window(model: DeblurModel, latents: Tensor, tiling: Tiling = Tiling(), tick: Tick = no_tick) -> Tensor:
+    """The mean of x0 (1, 4, F, h, w), float32, that the adapter makes of encoder 2's latents (`gives_estimate`): what one step shows
+    without a call of the UNet, which moves it by hardly anything."""
+    config, latents = model.config, latents.to(model.null_text.dtype)
+
+    def part(box: Box) -> Tensor:
+        """The mean of one tile."""
+        tick()
+        return model.adapter(box.of(latents))[:, :config.unet.latent_channels].float()
+    return blend(tiling.boxes(tuple(latents.shape[-3:]), config.divisor, config.vae.factor, time=True), part)
+
+
 @torch.no_grad()
 def sample_window(v_model: VModel, schedule: Schedule, shape: Sequence[int], frames: Sequence[int], *, steps: int = 1, eta: float = 0.0,
                   spacing: str = "trailing", seed: int = 0, device: torch.device | str = "cpu") -> Tensor:

@@ -234,6 +234,33 @@ def test_tiny_model_runs_on_any_size(tiny_model, frames, height, width):
         assert y.shape == x.shape and torch.isfinite(y).all() and 0 <= y.min() and y.max() <= 1
 
 
+@pytest.mark.parametrize("options, called", [({}, False), ({"denoise_at_one_step": True}, True), ({"steps": 2}, True),
+                                             ({"guidance": 2.0}, True)])
+def test_one_step_needs_no_unet(tiny_model, monkeypatch, options, called):
+    calls, predict = [], tiny_model.predict_v
+    monkeypatch.setattr(tiny_model, "predict_v", lambda *a: calls.append(1) or predict(*a))
+    run(tiny_model, clip(5), **options)
+    assert bool(calls) is called
+
+
+@pytest.mark.parametrize("tile", [0, 32])
+def test_without_the_unet_one_step_is_the_estimate_that_it_starts_from(tiny_model, tile):
+    tiny_model.unet.out[-1].weight.zero_()
+    tiny_model.unet.out[-1].bias.zero_()
+    x, options = clip(5, 48, 64), {"tile": tile, "tile_overlap": 16, "color": "none"}
+    torch.testing.assert_close(run(tiny_model, x, **options), run(tiny_model, x, denoise_at_one_step=True, **options), rtol=0, atol=1e-5)
+
+
+def test_a_result_that_drifts_is_brought_back():
+    class Drifting(Stub):
+        def answer(self, x0, box):
+            return x0 + torch.tensor([0.1, -0.08, 0.06, 0]).view(4, 1, 1, 1)      # 13, 10 and 8 / 255
+
+    x = (clip(4, 128, 128) * 0.6 + 0.2 + 0.05 * torch.rand(4, 128, 128, 3, generator=torch.Generator().manual_seed(1)))
+    assert (run(Drifting(), x, color="none") - x).abs().mean() > 9 / 255
+    assert (run(Drifting(), x) - x).abs().mean() < 0.5 / 255
+
+
 def test_several_steps_are_decoded_as_a_sample(tiny_model, monkeypatch):
     asked, decode = [], tiny_model.decode
     monkeypatch.setattr(tiny_model, "decode", lambda *a, sampled, **k: asked.append(sampled) or decode(*a, sampled=sampled, **k))
