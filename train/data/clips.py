@@ -24,7 +24,7 @@ from vdd_model.measure.flow import dense_flow, warp
 
 from ..synthesis import camera
 from ..synthesis.blur import synthesize
-from ..synthesis.scene import BlurConfig
+from ..synthesis.scene import BlurConfig, like_gopro, shots
 from . import photos, readers
 from .readers import DataError, Found
 from .source import Clips
@@ -32,6 +32,7 @@ from .source import Clips
 ATTEMPTS = 20                            # draws for one sample before its folder is given up as unreadable
 CUT, ALIKE = 0.06, 0.5                   # two scenes: a mean difference above the one and a correlation below the other
 MAX_BETWEEN = 33                         # frames interpolated between two of a sharp video
+SHOT_KEYS = frozenset({"single", "repeats", "repeat_lengths", "hard_cuts"})      # of BlurConfig: they say what frames show, not how
 MARGIN = 16                              # pixels read around a crop of a sharp video, for flow that points outside
 
 
@@ -82,18 +83,21 @@ class RecordedClips:
     random numbers, so it still depends on the files, the seed and the index alone.
     """
 
-    blur_keys: frozenset[str] = frozenset()
+    blur_keys: frozenset[str] = SHOT_KEYS
 
-    def __init__(self, found: Found) -> None:
-        self.sequences = found.sequences
+    def __init__(self, found: Found, blur: BlurConfig | None = None) -> None:
+        self.sequences, self.blur = found.sequences, blur or BlurConfig()
         self.unreadable: dict[str, str] = {problem: problem for problem in found.problems}
         self._fitting: dict[tuple[int, int], list] = {}
 
     def batch(self, seed: int, indices: Sequence[int], *, num_frames: int, size: int, device: torch.device | str) -> Clips:
         """Random crops of `size` pixels with random flips (left-right) and time reversal."""
-        drawn = [self._sample(seed, int(index), num_frames, size) for index in indices]
-        blurred, sharp = (torch.stack([sample[k] for sample in drawn]).to(device) for k in (0, 1))
-        return Clips(blurred, sharp, [sample[2] for sample in drawn])
+        made: list[list[tuple[Tensor, Tensor, str]]] = []
+        for index in indices:
+            parts = [(shot, self._sample(shot.key, shot.num_frames, size)) for shot in shots(seed, int(index), num_frames, self.blur)]
+            made.append([(blurred[:, shot.shown], sharp[:, shot.shown], name) for shot, (blurred, sharp, name) in parts])
+        blurred, sharp = (torch.stack([torch.cat([part[k] for part in parts], dim=1) for parts in made]).to(device) for k in (0, 1))
+        return Clips(blurred, sharp, [", ".join(part[2] for part in parts) for parts in made])
 
     def _needed(self, num_frames: int) -> int:
         return num_frames
@@ -129,10 +133,11 @@ class RecordedClips:
             sizes = " and ".join("{} x {}".format(*frames.size) for frames in (sequence.blurred, sequence.sharp))
             raise DataError(f"{sequence.name}: its blurred and sharp frames differ in size ({sizes} pixels); a pair needs one size")
 
-    def _sample(self, seed: int, index: int, num_frames: int, size: int) -> tuple[Tensor, Tensor, str]:
-        rng = np.random.default_rng([seed, index])
+    def _sample(self, key: tuple[int, ...], num_frames: int, size: int) -> tuple[Tensor, Tensor, str]:
+        """Blurred and sharp frames (3, num_frames, size, size) of one shot, and where they are from."""
+        rng = np.random.default_rng(key)
         needed = self._needed(num_frames)
-        candidates = self._candidates(needed, size)
+        candidates, gopro = self._candidates(needed, size), like_gopro(key, self.blur)
         lengths = np.array([len(s) - needed + 1 for s in candidates], float)
         for attempt in range(ATTEMPTS):
             sequence = candidates[int(rng.choice(len(candidates), p=lengths / lengths.sum()))]
@@ -140,7 +145,7 @@ class RecordedClips:
             left, top = (int(rng.integers(0, n - size + 1)) for n in (width, height))
             mirror, reverse = rng.random(2) < 0.5
             try:
-                blurred, sharp, name = self._read(rng, sequence, num_frames, (left, top, left + size, top + size))
+                blurred, sharp, name = self._read(rng, sequence, num_frames, (left, top, left + size, top + size), gopro)
             except SceneCut as cut:
                 if attempt + 1 < ATTEMPTS:
                     continue
@@ -153,7 +158,8 @@ class RecordedClips:
             return blurred.flip(flips), sharp.flip(flips), name
         raise DataError(f"{ATTEMPTS} draws in a row met unreadable files; the last: {list(self.unreadable.values())[-1]}")
 
-    def _read(self, rng: np.random.Generator, sequence, num_frames: int, box: readers.Box) -> tuple[Tensor, Tensor, str]:
+    def _read(self, rng: np.random.Generator, sequence, num_frames: int, box: readers.Box,
+              gopro: bool = False) -> tuple[Tensor, Tensor, str]:
         raise NotImplementedError
 
 
@@ -164,7 +170,8 @@ class SceneCut(Exception):
 class PairClips(RecordedClips):
     """Blurred and sharp frames recorded side by side."""
 
-    def _read(self, rng: np.random.Generator, sequence, num_frames: int, box: readers.Box) -> tuple[Tensor, Tensor, str]:
+    def _read(self, rng: np.random.Generator, sequence, num_frames: int, box: readers.Box,
+              gopro: bool = False) -> tuple[Tensor, Tensor, str]:
         start = int(rng.integers(0, len(sequence) - num_frames + 1))
         numbers = range(start, start + num_frames)
         blurred, sharp = (frames.read(numbers, box).transpose(0, 1).float() / 255 for frames in (sequence.blurred, sequence.sharp))
@@ -176,19 +183,20 @@ class VideoClips(RecordedClips):
     than about a pixel from one to the next. The truth is always a frame of the video, the exposure's centre. No clip holds a cut between
     scenes: an exposure would mix them."""
 
-    blur_keys = frozenset({"duty", "linear", "noise", "shot", "read", "noise_gain", "codec", "quality", "h264", "crf",
-                           "max_subsamples"})
+    blur_keys = SHOT_KEYS | {"duty", "linear", "noise", "shot", "read", "noise_gain", "codec", "quality", "h264", "crf", "max_subsamples",
+                             "gopro"}
 
     def __init__(self, found: Found, blur: BlurConfig | None = None, max_interval: int = 12) -> None:
-        super().__init__(found)
-        self.blur, self.max_interval = blur or BlurConfig(), max_interval
+        super().__init__(found, blur)
+        self.max_interval = max_interval
 
     def _needed(self, num_frames: int) -> int:
         return num_frames + 2                            # an interval of one frame, and a neighbour on either side
 
-    def _read(self, rng: np.random.Generator, sequence, num_frames: int, box: readers.Box) -> tuple[Tensor, Tensor, str]:
+    def _read(self, rng: np.random.Generator, sequence, num_frames: int, box: readers.Box,
+              gopro: bool = False) -> tuple[Tensor, Tensor, str]:
         config, video = self.blur, sequence.sharp
-        duty = float(rng.uniform(*config.duty))
+        duty = 1.0 if gopro else float(rng.uniform(*config.duty))
         rate = getattr(video, "rate", 30.0)
         longest = min(self.max_interval, (len(video) - 3) // max(num_frames - 1, 1))
         interval = int(np.clip(round(rate / rng.uniform(12, 40)), 1, max(longest, 1)))
@@ -203,7 +211,7 @@ class VideoClips(RecordedClips):
         frames = video.read(range(start, start + span), outer).float() / 255
         if cut := scene_cut(frames):
             raise SceneCut(f"before frame {start + cut}")
-        linear = rng.random() < config.linear
+        linear = rng.random() < config.linear and not gopro
         light = camera.srgb_to_linear(frames) if linear else frames
         centres = [reach + j * interval for j in range(num_frames)]
         flows: dict[int, Tensor] = {}
@@ -215,7 +223,7 @@ class VideoClips(RecordedClips):
             blurred = light[centres]
         top, left, size = box[1] - outer[1], box[0] - outer[0], box[2] - box[0]
         blurred, sharp = (x[:, :, top:top + size, left:left + size] for x in (blurred, sharp))
-        blurred = camera.degrade(blurred, linear, **camera.draw(rng, config, num_frames))
+        blurred = camera.degrade(blurred, linear, **(camera.CLEAN if gopro else camera.draw(rng, config, num_frames)))
         return blurred.transpose(0, 1), sharp.transpose(0, 1), f"{sequence.name} frames {start}..{start + span - 1}"
 
 
@@ -268,4 +276,4 @@ def open_clips(folder: str | Path, layout: str = "auto", split: str = "", *, blu
     found = readers.find(folder, layout, split, blur_folder)
     if found.layout == "photos":
         return PhotoClips(folder, blur, split)
-    return VideoClips(found, blur) if found.layout == "videos" else PairClips(found)
+    return VideoClips(found, blur) if found.layout == "videos" else PairClips(found, blur)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import camera
 from .motion import apply
-from .scene import DEEPEST, BlurConfig, Plan, Relief, Texture, plan
+from .scene import DEEPEST, BlurConfig, Plan, Relief, Texture, plan, shots
 
 CHUNK_PIXELS = 1 << 17         # of sub-samples averaged at a time on a CPU: they stay in its cache
 
@@ -171,5 +171,9 @@ def synthesize(photos: Sequence[Tensor], seed: int, indices: Sequence[int], *, n
     blurred = torch.empty(len(indices), 3, num_frames, size, size, device=device)
     sharp = torch.empty_like(blurred)
     for b, index in enumerate(indices):
-        blurred[b], sharp[b] = render(plan(originals or photos, seed, int(index), num_frames, size, config), photos, size, device)
+        first = 0
+        for shot in shots(seed, int(index), num_frames, config):
+            drawn = plan(originals or photos, *shot.key[:2], shot.num_frames, size, config, *shot.key[2:])
+            part, shown = slice(first, first := first + len(shot.shown)), torch.tensor(shot.shown).to(device, non_blocking=True)
+            blurred[b, :, part], sharp[b, :, part] = (x.index_select(1, shown) for x in render(drawn, photos, size, device))
     return blurred, sharp

@@ -13,6 +13,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .scene import BlurConfig
 
+CLEAN: dict = {"noise": None, "quality": None, "crf": None}      # arguments of `degrade`: neither noise nor a codec
 NOISE_BANK = 1 << 22      # normals drawn once; every frame reads a stretch of them from a random place
 
 
@@ -127,7 +128,7 @@ def h264(x: Tensor, crf: float) -> Tensor:
 
 def draw(rng: np.random.Generator, config: BlurConfig, frames: int) -> dict:
     """Random arguments of `degrade` for one clip."""
-    chosen: dict = {"noise": None, "quality": None, "crf": None}
+    chosen = dict(CLEAN)
     if rng.random() < config.noise:
         shot, read = (v * rng.uniform(*config.noise_gain) for v in (config.shot, config.read))
         chosen["noise"] = dict(shot=shot, read=read, red=rng.uniform(1.9, 2.4), blue=rng.uniform(1.5, 1.9),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -55,6 +56,13 @@ class BlurConfig:
     h264: float = 0.0                                    # share of coded clips that pass through a real encoder (slow, needs PyAV)
     crf: tuple[float, ...] = (18.0, 32.0)
     cut: int = 1                                         # scenes of cut x cut the area are cut into samples: fewer kernel launches
+    single: float = 0.0                                  # share of samples whose frames all show one exposure: a photograph
+    repeats: float = 0.0                                 # share of samples that show every exposure several times
+    repeat_lengths: tuple[int, ...] = (2, 3, 5)          # how often, one of these for a sample
+    hard_cuts: float = 0.0                               # share of all but single ones that go on with another scene behind a hard cut
+    still: float = 0.0                                   # share of scenes before a camera that stands still: only things move
+    gopro: float = 0.0                                   # share of scenes blurred as GoPro's pairs: averaged in sRGB over whole frame
+                                                         # intervals, without noise and codec
 
     def __post_init__(self) -> None:
         for name in ("extent", "duty", "scale", "exposure", "highlight", "layer_size", "noise_gain", "quality", "crf", "relief_size",
@@ -62,9 +70,14 @@ class BlurConfig:
             bounds = getattr(self, name)
             if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] or name in LOGARITHMIC and bounds[0] == 0:
                 raise ConfigError(f"blur.{name}: two numbers (low, high) above 0 are needed, found {list(bounds)}")
-        for name in ("near_sharp", "kinks", "relief", "linear", "saturation", "layers", "noise", "codec", "h264"):
+        for name in ("near_sharp", "kinks", "relief", "linear", "saturation", "layers", "noise", "codec", "h264", "single", "repeats",
+                     "hard_cuts", "still", "gopro"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"blur.{name}: a probability in [0, 1] is needed, found {getattr(self, name)}")
+        if self.single + self.repeats > 1:
+            raise ConfigError(f"blur.single and blur.repeats are shares of one whole, found {self.single} and {self.repeats}")
+        if not self.repeat_lengths or min(self.repeat_lengths) < 2:
+            raise ConfigError(f"blur.repeat_lengths: whole numbers of at least 2 are needed, found {list(self.repeat_lengths)}")
         positive = (self.sub_step, self.max_subsamples, self.max_step, self.candidates, sum(self.layer_counts))
         if min(positive) <= 0:
             raise ConfigError("blur: sub_step, max_subsamples, max_step, candidates and layer_counts must be positive")
@@ -109,6 +122,39 @@ class Plan:
     exposure: float
     highlight: float
     camera: dict                                         # what `camera.degrade` does
+
+
+class Shot(NamedTuple):
+    """A part of a sample between two hard cuts."""
+
+    key: tuple[int, ...]                                 # of its random numbers
+    num_frames: int                                      # exposures it holds
+    shown: list[int]                                     # which of them each frame shows
+
+
+def shots(seed: int, index: int, num_frames: int, config: BlurConfig) -> list[Shot]:
+    """What a sample's `num_frames` frames show, drawn with numbers of its own: one exposure each, unless the configuration has single
+    exposures, repeated ones or hard cuts."""
+    rng = np.random.default_rng([seed, index, 3])
+    kind, cut, start = rng.random(3)
+    if kind < config.single:
+        return [Shot((seed, index), 1, [0] * num_frames)]
+    length = 1
+    if kind < config.single + config.repeats:
+        length = config.repeat_lengths[int(rng.integers(len(config.repeat_lengths)))]
+    found, phase = [], int(start * length)               # a sample begins anywhere in a run
+    at = int(rng.integers(1, num_frames)) if num_frames > 1 and cut < config.hard_cuts else num_frames
+    for part, count in enumerate((at, num_frames - at)):
+        if count:
+            shown = [(phase + frame) // length for frame in range(count)]
+            found.append(Shot((seed, index, 4) if part else (seed, index), shown[-1] + 1, shown))
+        phase = 0                                        # while the scene behind a cut begins with a run
+    return found
+
+
+def like_gopro(key: Sequence[int], config: BlurConfig) -> bool:
+    """Whether the scene of this key is blurred as GoPro's pairs are."""
+    return bool(np.random.default_rng([*key, 6]).random() < config.gopro)
 
 
 def _log_uniform(rng: np.random.Generator, bounds: Sequence[float]) -> float:
@@ -167,30 +213,40 @@ def _detail(photo: Tensor, region: tuple[int, int, int, int], scale: float) -> i
     return int((a - b).abs().sum(dtype=torch.int64)) * rows * columns // max(1, (y1 - y0) * (x1 - x0) // 1000)
 
 
-def plan(photos: Sequence[Tensor], seed: int, index: int, num_frames: int, size: int, config: BlurConfig) -> Plan:
-    """Draw sample `index` of stream `seed`."""
-    rng = np.random.default_rng([seed, index])
+def plan(photos: Sequence[Tensor], seed: int, index: int, num_frames: int, size: int, config: BlurConfig, *more: int) -> Plan:
+    """Draw sample `index` of stream `seed`; `more` are further numbers of a shot's key."""
+    key = (seed, index, *more)
+    rng = np.random.default_rng(key)
+    still, gopro = bool(np.random.default_rng([*key, 5]).random() < config.still), like_gopro(key, config)
+
+    # ---- the camera, before a plane
     sharp = rng.random() < config.near_sharp
     extent = float(rng.uniform(0, 1)) if sharp else _log_uniform(rng, config.extent)
     duty = float(np.clip(max(rng.uniform(*config.duty), extent / config.max_step), 0.05, 1.0))
+    duty = 1.0 if gopro else duty
     lens = random_lens(rng, size, extent / duty * num_frames)
     reference = rng.uniform(0, num_frames)
-    motion = Motion(rng, extent, duty, num_frames, size, lens, _order(rng, config), reference)
+    motion = Motion(rng, 0.0 if still else extent, duty, num_frames, size, lens, _order(rng, config), reference)
+
+    # ---- things that move, and a relief behind them
     layers = []
-    if rng.random() < config.layers:
+    if rng.random() < config.layers or still:
         shares = np.asarray(config.layer_counts) / sum(config.layer_counts)
         for _ in range(int(rng.choice(len(shares), p=shares)) + 1):
-            layers.append(_layer(rng, photos, extent, duty, num_frames, size, config, motion))
-    relief_rng, parallax = np.random.default_rng([seed, index, 2]), None     # numbers of its own: everything else is drawn as without
-    if relief_rng.random() < config.relief:
+            layers.append(_layer(rng, photos, extent, duty, num_frames, size, config, None if still else motion))
+    relief_rng, parallax = np.random.default_rng([*key, 2]), None            # numbers of its own: everything else is drawn as without
+    if relief_rng.random() < config.relief and not still:                    # only motion shows a relief
         cell, share = _log_uniform(relief_rng, config.relief_size), _log_uniform(relief_rng, config.relief_motion)
         parallax = Parallax(relief_rng, share * extent, duty, num_frames, _order(relief_rng, config), cell)
+
+    # ---- sub-samples of every exposure
     # a relief's usual depth counts: its few deepest places may be sampled more coarsely than `sub_step`
     lengths = np.max([motion.lengths + (parallax.lengths if parallax else 0)] + [m.lengths * gain for _, m, gain, _ in layers], axis=0)
     counts = [min(int(math.ceil(x / config.sub_step / 2)) * 2 + 1, config.max_subsamples // 2 * 2 + 1) for x in lengths]
     middle = exposure_times(num_frames, duty, 1).ravel()
     times = [exposure_times(num_frames, duty, n)[j] for j, n in enumerate(counts)]
 
+    # ---- a photograph's part that is large enough for all of it
     ends = np.concatenate([middle - duty / 2, middle, middle + duty / 2])
     corners = apply(motion.matrices(ends), grid_points(size, size, 3)).reshape(-1, 2)
     margin = 3 + (DEEPEST * parallax.reach if parallax else 0)
@@ -210,11 +266,14 @@ def plan(photos: Sequence[Tensor], seed: int, index: int, num_frames: int, size:
         texture.frames = by_frame(matrix, layer_motion, gain)
         textures.append(texture)
 
+    # ---- light, sensor and codec
     linear = rng.random() < config.linear
     highlight = float(rng.uniform(*config.highlight)) if linear and rng.random() < config.saturation else 0.0
     exposure = _log_uniform(rng, config.exposure)
-    return Plan(extent, duty, linear, counts, background, relief, textures, exposure, highlight,
-                camera.draw(rng, config, num_frames))
+    degradation = camera.draw(rng, config, num_frames)
+    if gopro:
+        linear, highlight, degradation = False, 0.0, camera.CLEAN
+    return Plan(extent, duty, linear, counts, background, relief, textures, exposure, highlight, degradation)
 
 
 def _relief(rng: np.random.Generator, parallax: Parallax, times: list[np.ndarray], texture: Texture, extent: np.ndarray,
@@ -234,12 +293,12 @@ def _relief(rng: np.random.Generator, parallax: Parallax, times: list[np.ndarray
 
 
 def _layer(rng, photos, extent, duty, num_frames, size, config, camera_motion):
-    """One moving layer: texture (its map in `truth`), motion, gain over the camera's motion, shift of its centre."""
+    """One moving layer: texture (its map in `truth`), motion, gain over the camera's (None: it stands still), shift of its centre."""
     index = int(rng.integers(len(photos)))
     wide, high = (max(8, round(size * _log_uniform(rng, config.layer_size))) for _ in range(2))
     centre = rng.uniform(0, size, 2)
     gain, motion = 1.0, camera_motion
-    if rng.random() < 0.5:                               # a thing nearer to the same camera
+    if rng.random() < 0.5 and camera_motion:             # a thing nearer to the same camera
         gain = float(rng.uniform(1.1, 2.5))
     else:                                                # a thing that moves by itself
         own = min(_log_uniform(rng, (0.2, 4.0)) * max(extent, 0.3), config.extent[1])
