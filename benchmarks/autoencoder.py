@@ -14,6 +14,7 @@ from benchmarks import common
 def cases(model, frames: int, height: int, width: int, dtype: torch.dtype, device: str) -> dict:
     """What is measured: name -> function. Frames go through in the pipeline's own chunks."""
     from vdd_model.inference.window import Tiling
+    from vdd_model.networks.fidelity import BlurGuide
     chunk = Tiling().chunk(height, width)
     pixels = torch.rand(1, 3, frames, height, width, device=device).mul_(2).sub_(1)
     code = model.encode_blurred(pixels, chunk)
@@ -22,7 +23,7 @@ def cases(model, frames: int, height: int, width: int, dtype: torch.dtype, devic
         "encoder 2, with features": lambda: model.encode_blurred(pixels, chunk),
         "adapter": lambda: model.adapter(code.latents),
         "decoder, plain": lambda: model.decode(z, chunk=chunk),
-        "decoder, fidelity branch": lambda: model.decode(z, code, pixels, 1.0, chunk),
+        "decoder, fidelity branch": lambda: model.decode(z, BlurGuide(pixels, code.features), chunk),
     }
 
 

@@ -31,6 +31,7 @@ from vdd_model.errors import UserError
 from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
 from vdd_model.inference.window import decode_frames, to_frames, to_pixels
 from vdd_model.measure import report
+from vdd_model.networks.fidelity import BlurGuide
 
 STEPS = (1, 2, 4, 10, 50)
 ENSEMBLES = (2, 4)
@@ -75,8 +76,8 @@ def sharp_latents(deblurrer: Deblurrer, options: DeblurOptions):
         blurred, sharp = list(pair.blurred()), list(pair.sharp())
         for start in range(0, len(blurred), CHUNK):
             stop, low = start + CHUNK, max(0, start - 1)
-            output = decode_frames(model, model.encode_target(pixels(sharp[start:stop])), pixels(blurred[low:stop + 1]), start - low,
-                                   fidelity=options.fidelity, sampled=True)
+            guide = BlurGuide(pixels(blurred[low:stop + 1]), strength=options.fidelity, detail=True)
+            output = decode_frames(model, model.encode_target(pixels(sharp[start:stop])), guide, start - low)
             yield from to_frames(output, blurred[start:stop], options.color)
     return frames
 

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..vdd_model.errors import UserError
 from ..vdd_model.inference.pipeline import COLORS
 from ..vdd_model.inference.window import decode_frames, make_tiling, need_numbers, to_frames, to_pixels
+from ..vdd_model.networks.fidelity import BlurGuide
 from . import native
 from .frames import rgb_of
 from .schema import advanced, schema
@@ -74,11 +75,11 @@ class DecodeDeblurredFrames(io.ComfyNode):
         for start in range(0, frames, native.FRAMES_PER_CHUNK):
             stop = min(start + native.FRAMES_PER_CHUNK, frames)
             latents = z[:, :, start:stop].to(encoders.device) * config.vae.latent_scale
-            first, pixels = max(0, start - 1), None          # the fidelity branch looks at the neighbouring frames too
+            first, guide = max(0, start - 1), None           # the fidelity branch looks at the neighbouring frames too
             if fidelity:
                 pixels = to_pixels(list(rgb_of(blurred[first:stop + 1])), config.divisor, encoders.device)
-            decoded = decode_frames(model, latents, pixels, start - first, fidelity=fidelity, sampled=sampled,
-                                    tiling=tiling, tick=mm.throw_exception_if_processing_interrupted)
+                guide = BlurGuide(pixels, strength=fidelity, detail=sampled)
+            decoded = decode_frames(model, latents, guide, start - first, tiling=tiling, tick=mm.throw_exception_if_processing_interrupted)
             need_numbers(decoded, start, encoders.dtype)
             like = list(rgb_of(blurred[start:stop])) if blurred is not None else [decoded.new_empty(height, width, 3)]
             out[start:stop, ..., :3] = to_frames(decoded, like, color, tiling.tile)

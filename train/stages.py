@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vdd_model import diffusion
+from vdd_model.networks.fidelity import BlurGuide
 from vdd_model.networks.model import BlurCode, Condition, fold_time
 
 from . import losses
@@ -186,7 +187,7 @@ class StageLoss(nn.Module):
             z0_hat = z0_hat.detach()
         detail = model.vae.detail is not None and any(p.requires_grad for p in model.vae.detail.parameters())
         sampled = detail and bool((t < self.schedule.num_timesteps - 1).any())
-        output = model.decode(z0_hat, code, blurred, fidelity=self.stage.fidelity, sampled=sampled)
+        output = model.decode(z0_hat, BlurGuide(blurred, code.features, self.stage.fidelity, sampled))
         weights = self.stage.loss
         terms = {"pixel": losses.charbonnier(output, sharp)}
         if weights.psnr:

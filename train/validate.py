@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vdd_model import diffusion
 from vdd_model.config import ConfigError
 from vdd_model.measure import metrics
+from vdd_model.networks.fidelity import BlurGuide
 from vdd_model.networks.model import fold_time, unfold_time
 
 from .config import TrainConfig, blur_config
@@ -109,7 +110,7 @@ def restore(model: nn.Module, blurred: Tensor, *, fidelity: float = 1.0, seed: i
     schedule = diffusion.make_schedule(model.config.diffusion)
     t = torch.full((len(x),), schedule.num_timesteps - 1, device=x.device)
     z0 = diffusion.x0_from_v(schedule, noise, t, model.predict_v(noise, t, condition).float())
-    return model.decode(z0, code, x, fidelity=fidelity).float() * 0.5 + 0.5
+    return model.decode(z0, BlurGuide(x, code.features, fidelity)).float() * 0.5 + 0.5
 
 
 @torch.no_grad()

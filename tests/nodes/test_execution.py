@@ -89,7 +89,8 @@ def test_decode_takes_the_branch_of_how_the_latent_was_drawn(pack, frames, vae_a
     vae, encoders = vae_and_encoders
     native, decoding, seen = pack.module("nodes.native"), pack.module("nodes.decoding"), []
     decode = decoding.decode_frames
-    monkeypatch.setattr(decoding, "decode_frames", lambda *a, sampled, **k: seen.append(sampled) or decode(*a, sampled=sampled, **k))
+    monkeypatch.setattr(decoding, "decode_frames",
+                        lambda model, z, guide, *a, **k: seen.append(guide.detail) or decode(model, z, guide, *a, **k))
     samples = torch.randn(1, 4, 5, 10, 12)
     cases = [({native.ONE_STEP: samples}, "auto", False),
              ({native.ONE_STEP: None}, "auto", True),

@@ -117,7 +117,8 @@ def test_decoding_with_the_blurred_frames(pack, config, vae, peak, frames, fidel
     pixels = meta(1, 3, frames + 2, HEIGHT, WIDTH, dtype=torch.float32)                  # both neighbours of the chunk
     latents = meta(1, 4, frames, HEIGHT // factor, WIDTH // factor)
     model = vae.vdd_decoder.model
-    found = peak(lambda z, x: decode(model, z, x, 1, fidelity=fidelity), model, latents, pixels)
+    guide = pack.module("vdd_model.networks.fidelity").BlurGuide
+    found = peak(lambda z, x: decode(model, z, guide(x, strength=fidelity), 1), model, latents, pixels)
     assert 1.1 < pack.module("nodes.native").decode_memory(config, frames, HEIGHT, WIDTH, HALF, fidelity > 0) / found < 2
 
 

@@ -23,6 +23,7 @@ from train.stages import (
 )
 from vdd_model.checkpoint.store import load
 from vdd_model.config import ConfigError
+from vdd_model.networks.fidelity import BlurGuide
 from vdd_model.networks.model import DeblurModel
 
 MOVES = {
@@ -240,7 +241,7 @@ def test_rescaled_latents_miss_by_one_and_change_neither_pictures_nor_conditions
         concat = model.adapter(code.latents)
         first = model.unet.input_blocks[0][0].weight[:, 4:8]
         view = torch.nn.functional.conv2d(concat[:, :4].transpose(1, 2).flatten(0, 1), first, padding=1)
-        return [model.decode(code.latents), model.decode(code.latents, code, x, fidelity=1.0), model.vae.decode(mean), view,
+        return [model.decode(code.latents), model.decode(code.latents, BlurGuide(x, code.features)), model.vae.decode(mean), view,
                 model.vae.decode(mean + torch.exp(0.5 * logvar))]
 
     def likelihood() -> float:

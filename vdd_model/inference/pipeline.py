@@ -18,7 +18,8 @@ from ..cpu.onednn import channels_last, pack
 from ..diffusion.sampler import SPACINGS, VGEN_MIN_STEPS
 from ..diffusion.schedule import make_schedule
 from ..errors import UserError
-from ..networks.model import DeblurModel, drop_untrained_branch, with_neighbours
+from ..networks.fidelity import BlurGuide, with_neighbours
+from ..networks.model import DeblurModel, drop_untrained_branch
 from .ensemble import ORIENTATIONS, Orientation, hand_out, mean
 from .window import (
     FEATURE_BYTES,
@@ -356,8 +357,8 @@ class _Run:
         features = self._kept(start, stop, low, high)
         if features is not None:
             low, high = start, stop                      # they know the neighbours: whose pixels need not be brought to the device
-        return decode_frames(self.model, x0, self._pixels(low, high), start - low, fidelity=self.fidelity, sampled=self.options.steps > 1,
-                             features=features, tiling=tiling, tick=self._tick("decode"))
+        guide = BlurGuide(self._pixels(low, high), features, self.fidelity, detail=self.options.steps > 1)
+        return decode_frames(self.model, x0, guide, start - low, tiling=tiling, tick=self._tick("decode"))
 
     def _kept(self, start: int, stop: int, low: int, high: int) -> list[Tensor] | None:
         """The features of frames [start, stop), joined with their neighbours in [low, high), where all were kept."""

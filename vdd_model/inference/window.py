@@ -17,6 +17,7 @@ from ..config import ModelConfig
 from ..diffusion.sampler import SPACINGS, VModel, ddim, guided
 from ..diffusion.schedule import Schedule
 from ..errors import UserError
+from ..networks.fidelity import BlurGuide
 from ..networks.model import BlurCode, Condition, DeblurModel
 from .color import levels_for, wavelet_color_transfer
 from .windows import Box, blend, boxes, frame_noise
@@ -206,31 +207,28 @@ def sample_window(v_model: VModel, schedule: Schedule, shape: Sequence[int], fra
 
 
 @torch.no_grad()
-def decode_frames(model: DeblurModel, latents: Tensor, pixels: Tensor | None = None, start: int = 0, *, fidelity: float = 0.0,
-                  sampled: bool = False, features: list[Tensor] | None = None, tiling: Tiling = Tiling(),
+def decode_frames(model: DeblurModel, latents: Tensor, guide: BlurGuide | None = None, start: int = 0, *, tiling: Tiling = Tiling(),
                   tick: Tick = no_tick) -> Tensor:
     """Latents (1, 4, F, h, w) -> pixels (1, 3, F, H, W), float32, not clamped.
 
-    fidelity > 0 needs the blurred `pixels`, whose frames [start, start + F) belong to the latents (what lies around them is
-    used as their neighbours), and takes encoder 2's `features` of these F frames, or computes them. `sampled`: the latents were
-    drawn in several steps, not in one.
+    The guide's pixels may be of more frames: those from `start` on belong to the latents, what lies around them is looked at as their
+    neighbours. Its features are of the F frames; without any, and in tiles, they are made here.
     """
     config, count = model.config, latents.shape[2]
     factor = config.vae.factor
     dtype = model.null_text.dtype
     pieces = {box.scaled(factor): box for box in tiling.boxes(tuple(latents.shape[-3:]), config.divisor, factor)}
-    if len(pieces) > 1:
-        features = None                                      # those of whole frames; a tile's are made with the tile
 
     def decode(wide: Box) -> Tensor:
         """Pixels of one tile, float32."""
         tick()
         z = pieces[wide].of(latents).to(dtype)
-        if not fidelity:
+        if guide is None or not guide.strength:
             return model.decode(z).float()
-        piece = pixels[..., wide.rows.slice, wide.columns.slice]
-        code = BlurCode(z, features) if features is not None else encode_with_features(model, piece, start, start + count)
-        return model.decode(z, code, piece[:, :, start:start + count], fidelity, sampled=sampled).float()
+        pixels, features = guide.pixels[..., wide.rows.slice, wide.columns.slice], guide.features
+        if features is None or len(pieces) > 1:              # those of whole frames are no tile's
+            features = encode_with_features(model, pixels, start, start + count).features
+        return model.decode(z, guide._replace(pixels=pixels[:, :, start:start + count], features=features)).float()
 
     return blend(list(pieces), decode)
 

@@ -1,4 +1,4 @@
-"""Stable Diffusion's AutoencoderKL, key for key, and the fidelity branch of its decoder.
+"""Stable Diffusion's AutoencoderKL, key for key, with the fidelity branches beside its decoder (fidelity.py).
 
 Source of the layout: CompVis latent-diffusion / SD 2.1 `first_stage_model.*` (kl-f8). `patch_size` > 1 puts a pixel
 unshuffle before the first and a pixel shuffle behind the last convolution; with 1 the network is the official one.
@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import AutoencoderConfig, FidelityConfig
+from ..config import AutoencoderConfig
+from .fidelity import BlurGuide, FidelityBranch
 
 LOGVAR_RANGE = (-30.0, 20.0)      # clamp of the official DiagonalGaussianDistribution
 
@@ -189,78 +190,6 @@ class Decoder(nn.Module):
         return self.pixels(self.features(z)[-1])
 
 
-class ChannelNorm(nn.Module):
-    """LayerNorm over the channels of every position: no statistic crosses positions, so tiles agree."""
-
-    def __init__(self, channels: int, ops):
-        super().__init__()
-        self.norm = ops.LayerNorm(channels, eps=1e-6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-class GatedBlock(nn.Module):
-    """Gated depthwise block without activation functions (NAFNet, arXiv 2204.04676, without its global pooling,
-    which would differ between a tile and the whole frame)."""
-
-    def __init__(self, channels: int, ops, kernel: int = 3):
-        super().__init__()
-        self.norm1 = ChannelNorm(channels, ops)
-        self.expand = ops.Conv2d(channels, 2 * channels, 1)
-        self.depthwise = ops.Conv2d(2 * channels, 2 * channels, kernel, padding=kernel // 2, groups=2 * channels)
-        self.project = ops.Conv2d(channels, channels, 1)
-        self.norm2 = ChannelNorm(channels, ops)
-        self.ff_in = ops.Conv2d(channels, 2 * channels, 1)
-        self.ff_out = ops.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        a, b = self.depthwise(self.expand(self.norm1(x))).chunk(2, dim=1)
-        x = x + self.project(a * b)
-        a, b = self.ff_in(self.norm2(x)).chunk(2, dim=1)
-        return x + self.ff_out(a * b)
-
-
-class FidelityBranch(nn.Module):
-    """What the latents cannot carry: a residual on the blurred frame, from encoder 2's and the decoder's features.
-
-    Runs beside the decoder, coarse to fine. At every level it joins the decoder's features (what the sharp picture is),
-    encoder 2's features of the blurred frame (where the edges are; at the coarsest level those of the two neighbouring
-    frames too, from which the motion can be read), and its own state from the level below. It never writes into the
-    decoder, so strength 0 is exactly the plain decoder. The last convolution starts at zero: an untrained branch returns
-    the blurred frame itself.
-    """
-
-    def __init__(self, config: FidelityConfig, vae: AutoencoderConfig, ops):
-        super().__init__()
-        widths = [vae.channels * m for m in reversed(vae.channel_mult)]           # coarse to fine
-        if not len(config.channels) == len(config.blocks) == len(widths):
-            raise ValueError(f"the fidelity branch needs one entry per decoder level ({len(widths)})")
-        self.patch_size = vae.patch_size
-        self.join, self.levels, below = nn.ModuleList(), nn.ModuleList(), 0
-        for i, (width, channels, blocks) in enumerate(zip(widths, config.channels, config.blocks)):
-            encoder_width = width * (NEIGHBOURS if i == 0 else 1)
-            self.join.append(ops.Conv2d(width + encoder_width + below, channels, 1))
-            self.levels.append(nn.Sequential(*(GatedBlock(channels, ops) for _ in range(blocks))))
-            below = channels
-        self.head = ops.Conv2d(below, 3 * vae.patch_size**2, 3, padding=1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(self, decoder_features: list[Tensor], encoder_features: list[Tensor]) -> Tensor:
-        """decoder_features coarse to fine, encoder_features fine to coarse (as both are made) -> residual (N, 3, H, W)."""
-        state = None
-        for join, blocks, dec, enc in zip(self.join, self.levels, decoder_features, reversed(encoder_features)):
-            parts = [dec, enc] if state is None else [dec, enc, F.interpolate(state, scale_factor=2.0, mode="nearest")]
-            # channels-last in every type: the blocks' norms need rows of channels, and float32 runs 1.4 x as fast on a CPU
-            state = blocks(join(torch.cat(parts, dim=1)).contiguous(memory_format=torch.channels_last))
-        residual = self.head(state)
-        return F.pixel_shuffle(residual, self.patch_size) if self.patch_size > 1 else residual
-
-
-NEIGHBOURS = 3     # frames t-1, t, t+1 whose coarsest encoder features the branch sees
-
-
 def add_thumbnail(latents: Tensor, x: Tensor, config: AutoencoderConfig) -> Tensor:
     """Unscaled latents plus, where configured, the frame averaged over factor x factor pixels in the first three channels.
 
@@ -300,23 +229,19 @@ class AutoencoderKL(nn.Module):
         mean, logvar = self.quant_conv(hidden).chunk(2, dim=1)
         return add_thumbnail(mean, x, self.config), logvar.clamp(*LOGVAR_RANGE)
 
-    def decode(self, z: Tensor, features: list[Tensor] | None = None, blurred: Tensor | None = None, fidelity: float = 0.0,
-               sampled: bool = False) -> Tensor:
+    def decode(self, z: Tensor, guide: BlurGuide | None = None) -> Tensor:
         """Unscaled latents z (N, latent_channels, h, w) -> pixels (N, 3, H, W), about [-1, 1], not clamped.
 
-        With `fidelity` > 0: (1 - fidelity) * plain + fidelity * (blurred + residual), where `features` are encoder 2's of
-        `blurred` (N, 3, H, W), fine to coarse, the coarsest with its neighbours (DeblurModel.encode_blurred makes them).
-        `sampled`: z was drawn in several steps; the residual then is the `detail` branch's, where there is one.
-        `blurred` may be float32 beside a network of half precision: the sum then is float32, free of banding.
+        With a guide: (1 - strength) * plain + strength * (blurred + residual), the residual of the fidelity or the detail branch.
         """
         levels = self.decoder.features(self.post_quant_conv(z))
-        if fidelity == 0.0 or self.fidelity is None:
+        if guide is None or not guide.strength or self.fidelity is None:
             return self._plain(levels[-1], z)
-        if features is None or blurred is None:
-            raise ValueError("fidelity > 0 needs encoder 2's features and the blurred frames")
-        branch = self.detail if sampled and self.detail is not None else self.fidelity
-        restored = blurred + branch(levels, features)
-        return restored if fidelity == 1.0 else torch.lerp(self._plain(levels[-1], z).to(restored.dtype), restored, fidelity)
+        if guide.features is None:
+            raise ValueError("fidelity > 0 needs encoder 2's features of the blurred frames")
+        branch = self.detail if guide.detail and self.detail is not None else self.fidelity
+        restored = guide.pixels + branch(levels, guide.features)
+        return restored if guide.strength == 1.0 else torch.lerp(self._plain(levels[-1], z).to(restored.dtype), restored, guide.strength)
 
     def _plain(self, finest: Tensor, z: Tensor) -> Tensor:
         pixels = self.decoder.pixels(finest)

@@ -1,6 +1,7 @@
 """The whole model: two image encoders, adapter, 3D-UNet, autoencoder with its fidelity branch."""
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from ..config import ModelConfig
 from .adapter import Adapter
 from .autoencoder import AutoencoderKL
+from .fidelity import BlurGuide, with_neighbours
 from .image_encoder import ImageEncoder
 from .unet3d import UNet3D
 
@@ -43,13 +45,6 @@ def drop_untrained_branch(model: DeblurModel) -> None:
     branches = [branch for branch in (model.vae.fidelity, model.vae.detail) if branch is not None] if model.vae is not None else []
     if branches and not any(p.any() for branch in branches for p in branch.head.parameters()):
         model.vae.fidelity = model.vae.detail = None
-
-
-def with_neighbours(x: Tensor) -> Tensor:
-    """(B, C, F, h, w) -> (B, 3 C, F, h, w): the frames before, at and after; the clip's ends repeat themselves."""
-    before = torch.cat([x[:, :, :1], x[:, :, :-1]], dim=2)
-    after = torch.cat([x[:, :, 1:], x[:, :, -1:]], dim=2)
-    return torch.cat([before, x, after], dim=1)
 
 
 class DeblurModel(nn.Module):
@@ -110,21 +105,12 @@ class DeblurModel(nn.Module):
         """v at timestep t (B,) of noisy latents x (B, 4, F, h, w); `context`: tokens or the UNet's ContextCache."""
         return self.unet(x, t, self.context(condition.image) if context is None else context, condition.concat)
 
-    def decode(self, z: Tensor, code: BlurCode | None = None, blurred: Tensor | None = None, fidelity: float = 0.0,
-               chunk: int = 0, *, sampled: bool = False) -> Tensor:
-        """Scaled latents (B, 4, F, h, w) -> frames (B, 3, F, H, W), about [-1, 1], not clamped.
+    def decode(self, z: Tensor, guide: BlurGuide | None = None, chunk: int = 0) -> Tensor:
+        """Scaled latents (B, 4, F, h, w) -> frames (B, 3, F, H, W), about [-1, 1], not clamped; `chunk` frames at a time, 0: all.
 
-        fidelity > 0 blends in the fidelity branch, which needs `code` (encode_blurred) and the `blurred` frames of the same
-        F frames; fidelity 0 is exactly the plain decoder. `sampled`: z was drawn in several steps, not in one.
+        With a guide of the same F frames the fidelity branch adds what the latents do not hold; strength 0 is exactly the plain decoder.
         """
-        batch = len(z)
         frames = fold_time(z) / self.config.vae.latent_scale
-        step = chunk or len(frames)
-        if fidelity == 0.0 or self.vae.fidelity is None:
-            return unfold_time(torch.cat([self.vae.decode(p) for p in frames.split(step)]), batch)
-        if code is None or blurred is None:
-            raise ValueError("fidelity > 0 needs encoder 2's code and the blurred frames")
-        features, blurred = [fold_time(f) for f in code.features], fold_time(blurred)
-        parts = [self.vae.decode(frames[i:i + step], [f[i:i + step] for f in features], blurred[i:i + step], fidelity, sampled)
-                 for i in range(0, len(frames), step)]
-        return unfold_time(torch.cat(parts), batch)
+        guide, step = guide and guide.map(fold_time), chunk or len(frames)
+        parts = [slice(start, start + step) for start in range(0, len(frames), step)]
+        return unfold_time(torch.cat([self.vae.decode(frames[part], guide and guide.map(itemgetter(part))) for part in parts]), len(z))

@@ -18,7 +18,8 @@ from vdd_model.inference.window import decode_frames, to_frames, to_pixels
 from vdd_model.measure import metrics
 from vdd_model.measure.motion import camera_shake
 from vdd_model.media.video import read_image
-from vdd_model.networks.model import BlurCode, with_neighbours
+from vdd_model.networks.fidelity import BlurGuide, with_neighbours
+from vdd_model.networks.model import BlurCode
 
 CONFIG = ModelConfig(name="stub", null_tokens=1,
                      unet=UNetConfig(dim_mult=(1, 2, 4)),
@@ -70,11 +71,12 @@ class Stub:
         a, s = self.schedule.sqrt_alpha_bar[t].float(), self.schedule.sqrt_one_minus_alpha_bar[t].float()
         return (a * x - self.answer(condition.concat[:, :4], x)) / s
 
-    def decode(self, z, code=None, blurred=None, fidelity=0.0, chunk=0, *, sampled=False):
+    def decode(self, z, guide=None, chunk=0):
         self.calls["decode"] += z.shape[2]
-        if not fidelity:
+        if guide is None:
             return z[:, :3]
-        return torch.lerp(z[:, :3], 0.5 * (code.features[0][:, :3] + code.features[0][:, 6:]), fidelity)   # of the neighbours
+        features = guide.features[0]
+        return torch.lerp(z[:, :3], 0.5 * (features[:, :3] + features[:, 6:]), guide.strength)   # of the neighbours
 
 
 def clip(frames, height=24, width=32, seed=0):
@@ -263,7 +265,7 @@ def test_a_result_that_drifts_is_brought_back():
 
 def test_several_steps_are_decoded_as_a_sample(tiny_model, monkeypatch):
     asked, decode = [], tiny_model.decode
-    monkeypatch.setattr(tiny_model, "decode", lambda *a, sampled, **k: asked.append(sampled) or decode(*a, sampled=sampled, **k))
+    monkeypatch.setattr(tiny_model, "decode", lambda z, guide: asked.append(guide.detail) or decode(z, guide))
     for steps in (1, 2):
         asked.clear()
         Deblurrer(tiny_model, device="cpu").deblur(clip(3), steps=steps)
@@ -487,7 +489,7 @@ def test_the_shipped_model_follows_its_latents_and_more_steps_move_it():
     one, many = (deblurrer.deblur(blurred, steps=steps) for steps in (1, 20))
     with torch.no_grad():
         pixels, target = (to_pixels(list(frames), deblurrer.model.config.divisor, torch.device("cpu")) for frames in (blurred, sharp))
-        true = decode_frames(deblurrer.model, deblurrer.model.encode_target(target), pixels, fidelity=1.0, sampled=True)
+        true = decode_frames(deblurrer.model, deblurrer.model.encode_target(target), BlurGuide(pixels, detail=True))
     psnr = [metrics.psnr(frames, sharp).mean().item() for frames in (blurred, many, one, to_frames(true, list(blurred)))]
     assert psnr[2] > psnr[0] + 1 and psnr[3] > psnr[2] + 1, psnr
     assert psnr[2] - 3.5 < psnr[1] < psnr[2], psnr

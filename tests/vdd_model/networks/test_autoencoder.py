@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from vdd_model.config import AutoencoderConfig, preset
 from vdd_model.networks.autoencoder import AutoencoderKL
+from vdd_model.networks.fidelity import BlurGuide
 
 GOLDEN = AutoencoderConfig(channels=64, channel_mult=(1, 2, 2), blocks_per_level=1, fidelity=None)
 
@@ -102,18 +103,18 @@ def branch_inputs(vae, n=2, size=32):
     x = torch.rand(n, 3, size, size) * 2 - 1
     _, features = vae.encoder(x)
     features = [*features[:-1], torch.cat([features[-1]] * 3, dim=1)]
-    return torch.randn(n, 4, size // vae.config.factor, size // vae.config.factor), features, x
+    return torch.randn(n, 4, size // vae.config.factor, size // vae.config.factor), BlurGuide(x, features)
 
 
 def test_fidelity_zero_is_exactly_the_plain_decoder_and_one_starts_as_the_blurred_frame():
     torch.manual_seed(0)
     vae = AutoencoderKL(preset("small").vae).eval()
     with torch.no_grad():
-        z, features, x = branch_inputs(vae)
-        assert torch.equal(vae.decode(z, features, x, 0.0), vae.decode(z))
-        assert torch.equal(vae.decode(z, features, x, 1.0), x)
-        half = vae.decode(z, features, x, 0.5)
-    torch.testing.assert_close(half, (vae.decode(z) + x) / 2)
+        z, guide = branch_inputs(vae)
+        assert torch.equal(vae.decode(z, guide._replace(strength=0.0)), vae.decode(z))
+        assert torch.equal(vae.decode(z, guide), guide.pixels)
+        half = vae.decode(z, guide._replace(strength=0.5))
+    torch.testing.assert_close(half, (vae.decode(z) + guide.pixels) / 2)
 
 
 def test_fidelity_branch_uses_blurred_features_neighbours_and_latents():
@@ -121,13 +122,13 @@ def test_fidelity_branch_uses_blurred_features_neighbours_and_latents():
     vae = AutoencoderKL(preset("small").vae).eval()
     torch.nn.init.normal_(vae.fidelity.head.weight, std=0.05)
     with torch.no_grad():
-        z, features, x = branch_inputs(vae)
-        base = vae.decode(z, features, x, 1.0)
-        assert not torch.allclose(base, vae.decode(z + 1, features, x, 1.0))
-        neighbour = features[-1].clone()
+        z, guide = branch_inputs(vae)
+        base, (fine, coarse) = vae.decode(z, guide), guide.features
+        assert not torch.allclose(base, vae.decode(z + 1, guide))
+        neighbour = coarse.clone()
         neighbour[:, :64] += 1                                    # frame t - 1
-        assert not torch.allclose(base, vae.decode(z, [features[0], neighbour], x, 1.0))
-        assert not torch.allclose(base, vae.decode(z, [features[0] + 1, features[1]], x, 1.0))
+        assert not torch.allclose(base, vae.decode(z, guide._replace(features=[fine, neighbour])))
+        assert not torch.allclose(base, vae.decode(z, guide._replace(features=[fine + 1, coarse])))
 
 
 def test_one_step_and_several_have_a_fidelity_branch_each():
@@ -139,19 +140,20 @@ def test_one_step_and_several_have_a_fidelity_branch_each():
     alone = AutoencoderKL(dataclasses.replace(config, detail=False)).eval()
     alone.load_state_dict({name: value for name, value in vae.state_dict().items() if not name.startswith("detail.")})
     with torch.no_grad():
-        z, features, x = branch_inputs(vae)
-        one, several = (vae.decode(z, features, x, 1.0, sampled) for sampled in (False, True))
+        z, guide = branch_inputs(vae)
+        drawn = guide._replace(detail=True)
+        one, several = vae.decode(z, guide), vae.decode(z, drawn)
         assert not torch.allclose(one, several, atol=1e-2)
-        assert torch.equal(vae.decode(z, features, x, 0.0, True), vae.decode(z))
-        assert all(torch.equal(alone.decode(z, features, x, 1.0, sampled), one) for sampled in (False, True))
+        assert torch.equal(vae.decode(z, drawn._replace(strength=0.0)), vae.decode(z))
+        assert all(torch.equal(alone.decode(z, each), one) for each in (guide, drawn))
         vae.detail.load_state_dict(vae.fidelity.state_dict())
-        assert torch.equal(vae.decode(z, features, x, 1.0, True), one)
+        assert torch.equal(vae.decode(z, drawn), one)
 
 
 def test_fidelity_without_features_is_refused():
     vae = AutoencoderKL(preset("small").vae)
     with pytest.raises(ValueError, match="needs encoder 2's features"):
-        vae.decode(torch.zeros(1, 4, 8, 8), fidelity=0.5)
+        vae.decode(torch.zeros(1, 4, 8, 8), BlurGuide(torch.zeros(1, 3, 32, 32), strength=0.5))
 
 
 def test_thumbnail_is_the_start_and_both_encoders_agree():
