@@ -58,13 +58,6 @@ def make_tiny_model(seed: int = 0):
 
 
 @pytest.fixture()
-def float32_slack() -> int:
-    """How much more than the official code's own float32 error, recorded with AVX-512, is allowed: oneDNN sums less exactly with AVX2."""
-    import torch
-    return 2 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 4
-
-
-@pytest.fixture()
 def tiny_model():
     """A fresh tiny model."""
     return make_tiny_model()
