@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..config import ConfigError, DiffusionConfig
 from ..cpu.onednn import channels_last, pack
+from ..cpu.strips import in_strips
 from ..diffusion.sampler import SPACINGS, VGEN_MIN_STEPS
 from ..diffusion.schedule import make_schedule
 from ..errors import UserError
@@ -137,8 +138,10 @@ class Deblurrer:
             drop_untrained_branch(self.model)
             if self.device.type == "cuda":
                 channels_last(self.model.unet)
-            elif self.device.type == "cpu" and self.model.config.unet.dim >= PACKED_FROM_DIM:
-                pack(self.model.unet)
+            elif self.device.type == "cpu":
+                in_strips(self.model)
+                if self.model.config.unet.dim >= PACKED_FROM_DIM:
+                    pack(self.model.unet)
         else:
             self.model = checkpoint.to(self.device) if dtype is None else checkpoint.to(self.device, dtype)
         if self.device.type == "cuda":
