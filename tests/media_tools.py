@@ -18,8 +18,8 @@ import torch
 from vdd_model.app.jobs import Job, run
 from vdd_model.inference.pipeline import DeblurOptions
 from vdd_model.media.encoding import OutputOptions
-from vdd_model.media.images import write_image
 from vdd_model.media.pixel_formats import ColorTags, from_rgb
+from vdd_model.media.png import write_image
 
 
 class IdentityDeblurrer:

@@ -63,16 +63,15 @@ def write_pack(root: str | Path, out: str | Path, max_side: int = 0) -> tuple[in
         path = item.sharp.paths[0]
         try:
             data = path.read_bytes()
-            with Image.open(io.BytesIO(data)) as image:
-                image.load()
-                if max_side and max(image.size) > max_side:
-                    scale = max_side / max(image.size)
-                    small = image.convert("RGB").resize([round(n * scale) for n in image.size], Image.Resampling.LANCZOS)
-                    buffer = io.BytesIO()
-                    small.save(buffer, "WEBP", quality=95, method=4)
-                    data = buffer.getvalue()
-        except (OSError, SyntaxError, ValueError) as error:
-            unreadable[item.name] = f"{path}: {error}"
+            image = Image.fromarray(read_picture(io.BytesIO(data), name=str(path)).permute(1, 2, 0).numpy())
+            if max_side and max(image.size) > max_side:
+                scale = max_side / max(image.size)
+                small = image.resize([round(n * scale) for n in image.size], Image.Resampling.LANCZOS)
+                buffer = io.BytesIO()
+                small.save(buffer, "WEBP", quality=95, method=4)
+                data = buffer.getvalue()
+        except (OSError, DataError) as error:
+            unreadable[item.name] = str(error)
             continue
         packed[item.name] = torch.from_numpy(np.frombuffer(data, np.uint8).copy())
     if not packed:

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from vdd_model.errors import UserError
+from vdd_model.media import images
 
 if TYPE_CHECKING:
     from vdd_model.media.reader import VideoReader
@@ -55,15 +55,26 @@ class Frames(Protocol):
 
 
 def read_picture(file: Path | io.BytesIO, box: Box | None = None, name: str = "", size: tuple[int, int] | None = None) -> Tensor:
-    """(3, H, W) uint8 RGB; `box` cuts. Raises DataError naming the file, also when the whole picture is not of `size` (width, height)."""
+    """(3, H, W) uint8 RGB, upright; `box` cuts. Raises DataError naming the file, also when the whole picture is not of `size` (w, h)."""
+    picture = _looked_at(images.read_picture, file, name).permute(2, 0, 1)
+    height, width = picture.shape[1:]
+    if size and (width, height) != size:
+        raise DataError("{}: {} x {} pixels, the clip's first frame has {} x {}".format(name or file, width, height, *size))
+    x0, y0, x1, y1 = box or (0, 0, width, height)
+    return picture[:, y0:y1, x0:x1].contiguous()
+
+
+def picture_size(file: Path | io.BytesIO, name: str = "") -> tuple[int, int]:
+    """(width, height) in pixels, upright, mostly from the picture's header. Raises DataError naming the file."""
+    return _looked_at(images.picture_size, file, name)
+
+
+def _looked_at(look: Callable, file: Path | io.BytesIO, name: str):
     try:
-        with Image.open(file) as image:
-            if size and image.size != size:
-                raise DataError("{}: {} x {} pixels, the clip's first frame has {} x {}".format(name or file, *image.size, *size))
-            picture = image.crop(box) if box else image
-            return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
-    except (OSError, SyntaxError, ValueError) as error:      # Pillow's own for broken files
-        raise DataError(f"{name or file}: cannot be read as a picture ({error})") from None
+        return look(file.getvalue() if isinstance(file, io.BytesIO) else file, name)
+    except UserError as error:
+        label = name or str(file)
+        raise DataError(f"{label}: cannot be read as a picture ({str(error).removeprefix(label).strip()})") from None
 
 
 @dataclass
@@ -79,11 +90,7 @@ class PictureFrames:
     @cached_property
     def size(self) -> tuple[int, int]:
         """(width, height) in pixels of the first frame. Raises DataError."""
-        try:
-            with Image.open(self.paths[0]) as image:
-                return image.size
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"{self.paths[0]}: cannot be read as a picture ({error})") from None
+        return picture_size(self.paths[0])
 
     def read(self, numbers: range, box: Box | None = None) -> Tensor:
         """The frames `numbers`, or their `box`: uint8 (F, 3, H, W), RGB. Raises DataError naming the file."""

@@ -22,7 +22,8 @@ from ..inference.pipeline import DeblurOptions, first_input_frame
 from ..measure.progress import Progress
 from ..media.clip import Clip, MediaError
 from ..media.encoding import Encoding, OutputOptions, choose_encoding, no_room, unsupported_sound, without_effect
-from ..media.images import ImageReader, gaps, png_chunks
+from ..media.images import ImageReader, gaps
+from ..media.png import png_chunks
 from ..media.reader import VideoReader
 from ..media.sinks import NUMBERED_PICTURE, SEGMENT, ImageSink, VideoSink, remove, sync
 from ..media.video import part_folder, probe, read

@@ -1,30 +1,38 @@
-"""Rows of picture files as clips: find them, read them, write PNG."""
+"""Picture files: one alone, with one reader for all who look at pictures, and rows of them as clips."""
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import glob
 import io
 import os
 import re
 import struct
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import torch
+from PIL import Image
 
+from . import tiff
 from .clip import Clip, Frame, MediaError
-from .pixel_formats import BT709, BT2020, UNSPECIFIED, ColorTags, Layout, complete_tags, from_rgb, is_wide, layout, layout_of, to_rgb
+from .pixel_formats import ColorTags, Layout, complete_tags, is_wide, layout, layout_of, to_rgb
+from .png import chunks_of
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".exr", ".ppm", ".pgm", ".tga", ".dpx", ".jp2"}
 _CENTRED = {"mjpeg", "webp"}
 _EXIF = {2: (0, True), 3: (2, False), 4: (2, True), 5: (1, True), 6: (3, False), 7: (3, True), 8: (1, False)}
 _NUMBERED = re.compile(r"%0?\d*d")
-_COLOUR_CHUNKS = (b"cICP", b"gAMA", b"cHRM", b"sRGB", b"mDCV", b"cLLI")
+_EXIF_WORDS = (b"Exif", b"EXIF", b"eXIf", b"exif", b"tiff:Orientation")
+_STARTS = {b"\x89PNG": "png", b"\xff\xd8": "mjpeg", b"BM": "bmp", b"v/1\1": "exr", b"SDPX": "dpx", b"XPDS": "dpx",
+           b"P5": "pgm", b"P6": "ppm", b"\0\0\0\x0cjP": "jpeg2000", b"\xff\x4f\xff\x51": "jpeg2000", **dict.fromkeys(tiff.MAGIC, "tiff")}
+# formats that are RGB or grey in 8 bits already, and where red, green and blue are
+_BYTES = {"rgb24": slice(3), "rgba": slice(3), "bgr24": slice(None, None, -1), "gray": slice(0)}
 _HEAD = 1 << 14                                                # bytes of a file that nearly always tell its pixel format
 
 
@@ -69,71 +77,210 @@ def gaps(files: Sequence[Path]) -> str:
             "the pictures are taken as following each other")
 
 
-def _orientation(data: bytes) -> tuple[int, bool]:
-    """(quarter turns counter-clockwise, mirrored left-right before) from a picture file's EXIF."""
-    try:
-        from PIL import Image
-        with Image.open(io.BytesIO(data)) as picture:
-            return _EXIF.get(picture.getexif().get(0x0112), (0, False))
-    except (ImportError, OSError, ValueError, SyntaxError):    # no Pillow, or a format that it does not read
-        return 0, False
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture file: the frame as it is stored, and what the file says about it."""
+
+    frame: av.VideoFrame
+    codec: str
+    transparent: bool                       # its fourth channel is opacity
+    turns: int = 0                          # quarter turns counter-clockwise that put it upright
+    mirrored: bool = False                  # left and right are swapped before them
+    pixel_aspect: Fraction = Fraction(1)    # of a pixel as it is stored
+    pages: int = 1                          # pictures in the file, of which this is the first
 
 
-def _turn(picture: np.ndarray, turns: int, flip: bool) -> np.ndarray:
-    return np.ascontiguousarray(np.rot90(picture[:, ::-1] if flip else picture, turns))
-
-
-def _decode_image(path: Path) -> tuple[av.VideoFrame, str, tuple[int, bool]]:
-    """(decoded picture, codec, orientation)."""
+def _decode_image(path: Path) -> Picture:
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         raise MediaError(f"{path} does not exist") from None
     except OSError as error:
         raise MediaError(f"{path} cannot be read ({error.strerror})") from None
+    return _decode(data, str(path))
+
+
+def _decode(data: bytes, name: str) -> Picture:
+    """The picture in a file's bytes. Raises MediaError, also for what is damaged or cut off."""
     if not data:
-        raise MediaError(f"{path} is empty (0 bytes)")
-    if data[:4] == b"RIFF" and b"ANIM" in data[:64]:
-        raise MediaError(f"{path} is an animated WebP, which cannot be read; convert it to a video, .gif or .apng first")
-    if data[:4] == b"\x89PNG" and b"acTL" in data[:data.find(b"IDAT")]:
-        raise MediaError(f"{path} is an animation; give it a name ending in .apng to have all its frames read")
+        raise MediaError(f"{name} is empty (0 bytes)")
+    codec = "targa" if name.lower().endswith(".tga") else _codec(data)         # nothing in such a file tells FFmpeg what it is
+    if codec == "webp" and b"ANIM" in data[:64]:
+        raise MediaError(f"{name} is an animated WebP, which cannot be read; convert it to a video, .gif or .apng first")
+    if codec == "png" and b"acTL" in data[:data.find(b"IDAT")]:
+        raise MediaError(f"{name} is an animation; give it a name ending in .apng to have all its frames read")
     try:
-        if path.suffix.lower() == ".tga":                      # nothing in such a file tells FFmpeg what it is
-            return _decode_tga(data), "targa", (0, False)
-        if data[:4] in (b"II*\0", b"MM\0*") and (frame := _decode_jpeg_in_tiff(data)) is not None:
-            return frame, "tiff", _orientation(data)
-        # through a buffer: ffmpeg would take % in a file's name for a pattern
-        with av.open(io.BytesIO(data)) as container:
-            return next(container.decode(video=0)), container.streams.video[0].codec_context.name, _orientation(data)
-    except (av.FFmpegError, StopIteration, IndexError, OSError, ValueError):
-        raise MediaError(f"{path} is not a picture that can be read") from None
+        if codec == "tiff":
+            return _decode_tiff(data, name)
+        if codec == "targa":
+            frame, aspect = _decode_tga(data), None
+        elif codec:
+            frame, aspect = _frame(data, codec)
+        else:                                                  # through a buffer: ffmpeg would take % in a file's name for a pattern
+            with av.open(io.BytesIO(data)) as container:
+                frame, stream = next(container.decode(video=0)), container.streams.video[0]
+                codec, aspect = stream.codec_context.name, stream.sample_aspect_ratio
+        if codec == "exr" and _exr_is_cut(data):
+            raise ValueError
+    except (av.FFmpegError, StopIteration, IndexError, OSError, ValueError, SyntaxError):
+        why = ": it is damaged or cut off" if codec else ""
+        raise MediaError(f"{name} is not a picture that can be read{why}") from None
+    transparent = layout_of(frame).alpha and _may_be_transparent(data, codec)
+    return Picture(frame, codec, transparent, *_orientation(data, codec), aspect or Fraction(1))
+
+
+def _codec(data: bytes) -> str:
+    """FFmpeg's name of the format that a file's first bytes tell, "" for one that its container formats know better."""
+    if data[:4] == b"RIFF":
+        return "webp" * (data[8:12] == b"WEBP")
+    return next((codec for start, codec in _STARTS.items() if data.startswith(start)), "")
+
+
+def _frame(data: bytes, codec: str) -> tuple[av.VideoFrame, Fraction | None]:
+    """(picture, shape of its pixels) as FFmpeg decodes it, without its containers: they decode everything twice."""
+    for packet in (data, _without_comments(data)) if codec == "mjpeg" else (data,):
+        context = av.CodecContext.create(codec, "r")
+        if codec == "mjpeg":                                   # else it fills up what is missing without a word
+            context.options = {"err_detect": "explode"}
+        try:
+            return (context.decode(av.Packet(packet)) or context.decode(None))[0], _pixel_aspect(context.sample_aspect_ratio, data, codec)
+        except av.error.PatchWelcomeError:                     # CMYK with fewer samples of some inks
+            with Image.open(io.BytesIO(data)) as picture:
+                return av.VideoFrame.from_ndarray(np.asarray(picture.convert("RGB")), "rgb24"), None
+        except av.FFmpegError as error:
+            damage = error
+    raise damage
+
+
+def _pixel_aspect(found: Fraction | None, data: bytes, codec: str) -> Fraction:
+    """The shape of a pixel: FFmpeg takes also pixels per metre or inch for it, of which a wide pixel has fewer."""
+    if codec not in ("png", "mjpeg") or found in (None, 0, 1) or not (picture := _opened(data, codec)):
+        return found or Fraction(1)
+    is_shape = "aspect" in picture.info if codec == "png" else picture.info.get("jfif_unit", 0) == 0
+    return found if is_shape else 1 / found
+
+
+def _without_comments(data: bytes) -> bytes:
+    """A JPEG file without what programs keep in it beside the picture, which may be broken where the picture is not."""
+    kept, place = data[:2], 2
+    while data[place:place + 1] == b"\xff" and data[place + 1:place + 2] != b"\xda":
+        marker, length = data[place + 1:place + 2], 2 + int.from_bytes(data[place + 2:place + 4], "big")
+        if marker == b"\xff":                                  # fills up
+            length = 1
+        elif not (b"\xe1" <= marker <= b"\xed" or marker in (b"\xef", b"\xfe")):
+            kept += data[place:place + length]
+        place += length
+    return kept + data[place:]
+
+
+def _exr_is_cut(data: bytes) -> bool:
+    """Whether blocks of an OpenEXR file lie behind its end, which FFmpeg leaves black without a word."""
+    if data[5] & 0x18:                                         # deep data, or several parts
+        return False
+    place, head = 8, 16 if data[5] & 2 else 4                  # in front of a block's size: where it belongs
+    while data[place]:                                         # attributes: name, type, size, value
+        place = data.index(0, data.index(0, place) + 1) + 1
+        place += 4 + int.from_bytes(data[place:place + 4], "little")
+    place, ends, first = place + 1, 0, len(data)
+    while place < first:                                       # the table of blocks goes as far as the first of them
+        block = int.from_bytes(data[place:place + 8], "little")
+        if not block:                                          # FFmpeg makes the table itself
+            return False
+        first, place = min(first, block), place + 8
+        ends = max(ends, block + head + 4 + int.from_bytes(data[block + head:block + head + 4], "little"))
+    return ends > len(data)
+
+
+def _decode_tiff(data: bytes, name: str) -> Picture:
+    tags = tiff.Tags(data)
+    if tags.is_cut:
+        raise ValueError
+    frame, upright = (_frame(data, "tiff")[0], False) if tags.for_ffmpeg else tiff.decode(data, tags, name)
+    if frame.format.name.startswith("rgbf32"):                 # which libswscale would take through 16 bits
+        frame = av.VideoFrame.from_ndarray(frame.to_ndarray().astype("<f4"), "gbrpf32le")
+    turns, mirrored = (0, False) if upright else _EXIF.get(tags.orientation, (0, False))
+    aspect = 1 / tags.aspect if upright and tags.orientation > 4 else tags.aspect
+    return Picture(frame, "tiff", tags.transparent, turns, mirrored, aspect, tags.pages)
 
 
 def _decode_tga(data: bytes) -> av.VideoFrame:
+    if data[2] in (3, 11) and data[16] == 16:                  # grey with transparency, which FFmpeg takes for 5 bits a colour
+        with Image.open(io.BytesIO(data)) as picture:
+            return av.VideoFrame.from_ndarray(np.asarray(picture.convert("RGBA")), "rgba")
+    if data[2] & 8:                                            # of runs: FFmpeg does not miss the last ones
+        with Image.open(io.BytesIO(data)) as picture:
+            picture.load()
     frame = av.CodecContext.create("targa", "r").decode(av.Packet(data))[0]
     return frame.reformat(format="bgr0") if frame.format.name == "bgra" and not data[17] & 15 else frame       # no bit of it is alpha
 
 
-def _decode_jpeg_in_tiff(data: bytes) -> av.VideoFrame | None:
-    """A TIFF file that is compressed as JPEG, of which FFmpeg makes a black picture without a word; None for any other."""
+def _may_be_transparent(data: bytes, codec: str) -> bool:
+    """Whether a fourth channel is opacity: in a JPEG file it is black ink, and a decoder may add one of its own."""
+    if codec == "webp":
+        return bool(data[20] & 16 if data[12:16] == b"VP8X" else data[12:16] == b"VP8L" and data[24] & 16)
+    return codec != "mjpeg"
+
+
+def _opened(data: bytes, codec: str) -> Image.Image | None:
+    """The file in Pillow's hands, not yet decoded; not through Image.open, which refuses large pictures."""
+    from PIL import JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
+    reader = {"mjpeg": JpegImagePlugin.JpegImageFile, "png": PngImagePlugin.PngImageFile, "tiff": TiffImagePlugin.TiffImageFile,
+              "webp": WebPImagePlugin.WebPImageFile}.get(codec)
     try:
-        from PIL import Image
-        with Image.open(io.BytesIO(data)) as picture:
-            if "jpeg" not in str(picture.info.get("compression")):
-                return None
-            gray = picture.mode in ("1", "L")
-            return av.VideoFrame.from_ndarray(np.asarray(picture.convert("L" if gray else "RGB")), "gray" if gray else "rgb24")
-    except (ImportError, OSError, ValueError, SyntaxError):
+        return reader(io.BytesIO(data)) if reader else None
+    except (OSError, ValueError, SyntaxError, KeyError, TypeError, struct.error):
         return None
+
+
+def _orientation(data: bytes, codec: str) -> tuple[int, bool]:
+    """(quarter turns counter-clockwise, mirrored left-right before) from a picture file's EXIF."""
+    if not any(word in data for word in _EXIF_WORDS):          # to look into a PNG file may mean to decode it
+        return 0, False
+    try:
+        picture = _opened(data, codec)
+        return _EXIF.get(picture.getexif().get(tiff.ORIENTATION), (0, False)) if picture else (0, False)
+    except (OSError, ValueError, SyntaxError, KeyError, TypeError, struct.error):
+        return 0, False
+
+
+def _turn(picture: np.ndarray, turns: int, mirrored: bool) -> np.ndarray:
+    return np.ascontiguousarray(np.rot90(picture[:, ::-1] if mirrored else picture, turns))
 
 
 def read_image(path: str | Path) -> tuple[torch.Tensor, torch.Tensor | None]:
     """One picture file -> (rgb (H,W,3), alpha (H,W) or None), float32 in [0,1], upright. Raises MediaError."""
-    frame, codec, (turns, flip) = _decode_image(Path(path))
-    rgb, alpha = to_rgb(frame, _image_tags(frame, codec), centred_chroma=codec in _CENTRED)
-    if turns or flip:
-        rgb, alpha = _turn(rgb, turns, flip), None if alpha is None else _turn(alpha, turns, flip)
-    return torch.from_numpy(rgb), None if alpha is None else torch.from_numpy(np.ascontiguousarray(alpha))
+    return _pixels(_decode_image(Path(path)))
+
+
+def read_picture(source: str | Path | bytes, name: str = "") -> torch.Tensor:
+    """One picture file, or the bytes of one called `name` -> uint8 (H,W,3) RGB, upright: `read_image` in 8 bits. Raises MediaError."""
+    picture = _decode(source, name) if isinstance(source, bytes) else _decode_image(Path(source))
+    if (order := _BYTES.get(picture.frame.format.name)) is None:
+        return (_pixels(picture)[0].clamp_(0, 1) * 255).round_().byte()
+    values = picture.frame.to_ndarray()
+    values = values[..., None].repeat(3, 2) if values.ndim == 2 else values[..., order]
+    return torch.from_numpy(_turn(values, picture.turns, picture.mirrored))
+
+
+def picture_size(source: str | Path | bytes, name: str = "") -> tuple[int, int]:
+    """(width, height) of what `read_picture` gives, from the header where that suffices. Raises MediaError."""
+    data, codec = source, ""
+    if not isinstance(source, bytes):
+        with contextlib.suppress(OSError), Path(source).open("rb") as file:
+            data = file.read(1 << 18)
+            data += b"" if _codec(data) == "mjpeg" else file.read()
+    if isinstance(data, bytes) and (codec := _codec(data)) != "tiff" and (opened := _opened(data, codec)):
+        return opened.size[::-1] if _orientation(data, codec)[0] % 2 else opened.size
+    picture = _decode(source, name) if isinstance(source, bytes) else _decode_image(Path(source))
+    size = picture.frame.width, picture.frame.height
+    return size[::-1] if picture.turns % 2 else size
+
+
+def _pixels(picture: Picture) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(rgb (H,W,3), alpha (H,W) or None), float32 and upright."""
+    rgb, alpha = to_rgb(picture.frame, _image_tags(picture.frame, picture.codec), centred_chroma=picture.codec in _CENTRED)
+    rgb, alpha = (None if x is None else torch.from_numpy(_turn(x, picture.turns, picture.mirrored)) for x in (rgb, alpha))
+    return rgb, alpha if picture.transparent else None
 
 
 def _image_tags(frame: av.VideoFrame, codec: str) -> ColorTags:
@@ -143,67 +290,11 @@ def _image_tags(frame: av.VideoFrame, codec: str) -> ColorTags:
     return tags
 
 
-def write_image(path: str | Path, rgb: torch.Tensor, alpha: torch.Tensor | None = None, *, bit_depth: int = 8, gray: bool = False,
-                compression: int = 3) -> None:
-    """Save (H,W,3) float32 in [0,1] as PNG with 8 or 16 bits; written aside and renamed. `gray` stores one channel."""
-    path = Path(path)
-    data = encode_png(rgb.numpy(), None if alpha is None else alpha.numpy(), bit_depth=bit_depth, gray=gray, compression=compression)
-    aside = path.with_name(path.name + ".part")
-    aside.write_bytes(data)
-    os.replace(aside, path)
-
-
-def encode_png(rgb: np.ndarray, alpha: np.ndarray | None, *, bit_depth: int = 8, gray: bool = False, compression: int = 3,
-               chunks: bytes = b"") -> bytes:
-    """(H,W,3) float32 RGB in [0,1], alpha (H,W) or None -> the bytes of a PNG file. `chunks`, whole ones, go behind the header."""
-    wide = bit_depth > 8
-    if gray:
-        pix_fmt = ("ya16be" if wide else "ya8") if alpha is not None else ("gray16be" if wide else "gray")
-    else:
-        pix_fmt = ("rgba64be" if wide else "rgba") if alpha is not None else ("rgb48be" if wide else "rgb24")
-    context = av.CodecContext.create("png", "w")
-    context.height, context.width = rgb.shape[:2]
-    context.pix_fmt, context.time_base, context.framerate = pix_fmt, Fraction(1, 25), Fraction(25)
-    context.options = {"compression_level": str(compression), "pred": "mixed"}
-    frame = from_rgb(rgb, alpha, pix_fmt, ColorTags(full_range=True), gray=gray)
-    data = b"".join(bytes(p) for p in [*context.encode(frame), *context.encode(None)])
-    return data[:33] + chunks + data[33:]
-
-
-def _chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-
 def _profile(path: Path) -> bytes:
     """The ICC profile of a picture file, or b""."""
-    try:
-        from PIL import Image
-        with Image.open(path) as picture:
-            return picture.info.get("icc_profile") or b""
-    except (ImportError, OSError, ValueError, SyntaxError):
-        return b""
-
-
-def _png_chunks(path: Path, profile: bytes, gray: bool) -> bytes:
-    """What a picture file says about its colours as chunks of a PNG file: an ICC profile, or the tags of a PNG file."""
-    found = b""
-    with path.open("rb") as file:
-        if file.read(8) == b"\x89PNG\r\n\x1a\n":
-            while len(head := file.read(8)) == 8 and head[4:] != b"IDAT":
-                length, name = struct.unpack(">I4s", head)
-                data = file.read(length + 4)[:length]
-                found += _chunk(name, data) if name in _COLOUR_CHUNKS else b""
-    if profile[16:20] == (b"GRAY" if gray else b"RGB "):       # PNG takes no other one
-        found += _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile))
-    return found
-
-
-def png_chunks(clip: Clip) -> bytes:
-    """What the PNG files made of a clip have to say about their colours; nothing for those that every program assumes."""
-    primaries, transfer = clip.color.primaries, clip.color.transfer
-    if clip.png_chunks or not is_wide(clip.color):
-        return clip.png_chunks
-    return _chunk(b"cICP", bytes([primaries if primaries != UNSPECIFIED else BT2020, transfer if transfer != UNSPECIFIED else BT709, 0, 1]))
+    data = path.read_bytes()
+    picture = _opened(data, _codec(data))
+    return picture.info.get("icc_profile") or b"" if picture else b""
 
 
 def _plain_png(head: bytes) -> str:
@@ -229,11 +320,15 @@ def _peek(path: Path) -> tuple[str, Layout, bool] | None:
             if plain := _plain_png(data):
                 kind = layout(plain)
                 return plain, kind, kind.alpha and plain != "pal8"
+            if data.startswith(tiff.MAGIC):
+                tags = tiff.Tags(data if length < 0 else path.read_bytes())
+                return tags.pix_fmt, layout(tags.pix_fmt), tags.transparent
             with av.open(io.BytesIO(data)) as container:
                 context = container.streams.video[0].codec_context
                 if context.pix_fmt:
                     kind = layout_of(context)
-                    return context.pix_fmt, kind, kind.alpha and (context.pix_fmt != "pal8" or b"tRNS" in data)
+                    alpha = kind.alpha and _may_be_transparent(data, context.name)
+                    return context.pix_fmt, kind, alpha and (context.pix_fmt != "pal8" or b"tRNS" in data)
         except (av.FFmpegError, IndexError, OSError, ValueError):
             pass
     return None
@@ -255,9 +350,10 @@ def probe_images(files: Sequence[Path], rate: Fraction = Fraction(24), name: Pat
     """
     if not files:
         raise MediaError(f"{name} holds no pictures that can be read ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    frame, codec, (turns, _) = _decode_image(files[0])
+    picture = _decode_image(files[0])
+    frame, codec, turned = picture.frame, picture.codec, picture.turns % 2
     kind = layout_of(frame)
-    has_alpha = kind.alpha and (frame.format.name != "pal8" or bool(to_rgb(frame, _image_tags(frame, codec))[1].min() < 1))
+    has_alpha = picture.transparent and (frame.format.name != "pal8" or bool(_pixels(picture)[1].min() < 1))
     gray, deepest, pix_fmt = kind.kind == "gray", (kind.floating, kind.depth), frame.format.name
     for file in files[1:]:
         found = _peek(file)
@@ -268,9 +364,9 @@ def probe_images(files: Sequence[Path], rate: Fraction = Fraction(24), name: Pat
         has_alpha = has_alpha or alpha and (found_format != "pal8" or _transparent(file))
         if (other.floating, other.depth) > deepest:
             deepest, pix_fmt = (other.floating, other.depth), found_format
-    width, height = (frame.height, frame.width) if turns % 2 else (frame.width, frame.height)
+    width, height = (frame.height, frame.width) if turned else (frame.width, frame.height)
     profile = _profile(files[0])
-    chunks, tags = _png_chunks(files[0], profile, gray), _image_tags(frame, codec)
+    chunks, tags = chunks_of(files[0], profile, gray), _image_tags(frame, codec)
     if b"cICP" in chunks:
         primaries, transfer = chunks[chunks.index(b"cICP") + 4:][:2]
         said = dataclasses.replace(tags, primaries=primaries, transfer=transfer)
@@ -278,7 +374,8 @@ def probe_images(files: Sequence[Path], rate: Fraction = Fraction(24), name: Pat
     extras = ("the colour profile of its pictures",) if profile and b"sRGB" not in profile.replace(b"\0", b"") else ()
     return Clip(path=name or files[0], width=width, height=height, num_frames=len(files), rate=rate, time_base=1 / rate,
                 bit_depth=min(16, deepest[1]), has_alpha=has_alpha, gray=gray, color=tags, png_chunks=chunks,
-                extras=extras, codec=codec, pix_fmt=pix_fmt, files=tuple(files), size_bytes=sum(f.stat().st_size for f in files))
+                pixel_aspect=1 / picture.pixel_aspect if turned else picture.pixel_aspect, extras=extras, codec=codec, pix_fmt=pix_fmt,
+                files=tuple(files), size_bytes=sum(f.stat().st_size for f in files))
 
 
 class ImageReader:
@@ -296,7 +393,8 @@ class ImageReader:
         for index in range(self.start, len(clip.files)):
             file = clip.files[index]
             try:
-                rgb, alpha = read_image(file)
+                picture = _decode_image(file)
+                rgb, alpha = _pixels(picture)
             except MediaError as error:
                 if index == 0:
                     raise
@@ -308,6 +406,8 @@ class ImageReader:
                                   f"the {len(clip.files) - index} pictures from there on were left out")
                 self.lost = len(clip.files) - index
                 return
+            if picture.pages > 1 and not self.notes:
+                self.notes.append(f"{file} holds {picture.pages} pictures; of such a file only the first is taken")
             if clip.has_alpha != (alpha is not None):
                 alpha = torch.ones(rgb.shape[:2]) if clip.has_alpha else None
             yield Frame(rgb, alpha, index, 1, index)

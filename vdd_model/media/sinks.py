@@ -28,7 +28,7 @@ from .encoding import (
     picture_of,
     segment_bytes,
 )
-from .images import encode_png
+from .png import encode_png
 
 SEGMENT = 64                                                   # frames of a segment: one key frame at least every 64 frames
 NUMBERED_PICTURE = re.compile(r"frame_\d{6,}\.png")            # names of a video's pictures

@@ -12,7 +12,8 @@ import torch
 
 from .clip import Clip, Frame, MediaError
 from .encoding import Encoding, OutputOptions, choose_encoding
-from .images import ImageReader, find_images, probe_images, read_image, write_image
+from .images import ImageReader, find_images, probe_images, read_image
+from .png import write_image
 from .probe import probe_video
 from .reader import VideoReader
 from .sinks import VideoSink

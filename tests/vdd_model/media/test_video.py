@@ -14,9 +14,9 @@ from media_tools import chart, packets, pattern, save_clip, shifted
 from vdd_model.media import images
 from vdd_model.media.clip import MediaError
 from vdd_model.media.encoding import choose_encoding
-from vdd_model.media.images import find_images, read_image, write_image
+from vdd_model.media.images import find_images, read_image
 from vdd_model.media.pixel_formats import SAME_DEPTH, ColorTags, _downsample, _upsample, complete_tags, from_rgb, layout, layout_of, to_rgb
-from vdd_model.media.video import OutputOptions, describe, probe, read, read_clip, write_video
+from vdd_model.media.video import OutputOptions, describe, probe, read, read_clip, write_image, write_video
 
 FORMATS = ["yuv420p", "yuv422p", "yuv444p", "yuvj420p", "yuv420p10le", "yuv422p10le", "yuv444p12le", "yuva444p10le", "yuv411p",
            "gbrp", "gbrap", "gbrp16le", "rgb24", "rgba", "rgb48be", "rgba64be"]

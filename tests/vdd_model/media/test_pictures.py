@@ -1,0 +1,226 @@
+"""Picture files as people have them: every format whole or named, nothing black, nothing transparent that is not, one reader for all."""
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+from media_tools import IdentityDeblurrer, pattern
+from PIL import Image
+
+from train.data.readers import read_picture as read_for_training
+from vdd_model.app.cli import main
+from vdd_model.media.clip import MediaError
+from vdd_model.media.images import picture_size, read_image, read_picture
+from vdd_model.media.video import probe, read, write_image
+
+PICTURE = (pattern(0, 96, 128) * 255).astype(np.uint8)
+GRAIN = np.clip(PICTURE + np.random.default_rng(0).normal(0, 9, PICTURE.shape), 0, 255).astype(np.uint8)
+
+
+def stored(path, mode="RGB", values=GRAIN, **keys):
+    Image.fromarray(values).convert(mode).save(path, **keys)
+    return path
+
+
+def encoded(path, codec, pix_fmt, values=GRAIN, aspect=None):
+    """A picture as FFmpeg writes it."""
+    context = av.CodecContext.create(codec, "w")
+    context.height, context.width = values.shape[:2]
+    context.pix_fmt, context.time_base = pix_fmt, Fraction(1, 25)
+    context.sample_aspect_ratio = aspect or Fraction(1)
+    frame = av.VideoFrame.from_ndarray(values, "rgb24").reformat(format=pix_fmt)
+    path.write_bytes(b"".join(bytes(p) for p in [*context.encode(frame), *context.encode(None)]))
+    return path
+
+
+def tiff_file(values, *, tile=None, compress=False, extra=None, pages=1, big_endian=False):
+    """An uncompressed or deflated TIFF file, written by hand: Pillow writes neither tiles nor half floats."""
+    e = ">" if big_endian else "<"
+    values = np.atleast_3d(values)
+    height, width, channels = values.shape
+    kind = values.dtype.newbyteorder(e)
+    rows, columns = tile or (height, width)
+    out = bytearray(struct.pack(e + "2sHI", b"MM" if big_endian else b"II", 42, 0))
+    link = 4
+    for _ in range(pages):
+        blocks, places = [values[y:y + rows, x:x + columns].astype(kind).tobytes()
+                          for y in range(0, height, rows) for x in range(0, width, columns)], []
+        blocks = [zlib.compress(b) for b in blocks] if compress else blocks
+        for block in blocks:
+            places.append(len(out))
+            out += block + bytes(len(block) % 2)
+        tags = {256: width, 257: height, 258: [8 * values.dtype.itemsize] * channels, 259: 8 if compress else 1, 277: channels,
+                262: 2 if channels > 2 else 1, 339: [{"u": 1, "f": 3}[values.dtype.kind]] * channels, 324 if tile else 273: places,
+                325 if tile else 279: [*map(len, blocks)], 323 if tile else 278: rows}
+        tags |= ({322: columns} if tile else {}) | ({} if extra is None else {338: [extra]})
+        entries, beyond = b"", b""
+        start = len(out) + 2 + 12 * len(tags) + 4
+        for tag, found in sorted(tags.items()):
+            found = found if isinstance(found, list) else [found]
+            packed = struct.pack(f"{e}{len(found)}I", *found)
+            if len(found) > 1:
+                packed, beyond = struct.pack(e + "I", start + len(beyond)), beyond + packed
+            entries += struct.pack(e + "HHI", tag, 4, len(found)) + packed
+        struct.pack_into(e + "I", out, link, len(out))
+        link = len(out) + 2 + len(entries)
+        out += struct.pack(e + "H", len(tags)) + entries + bytes(4) + beyond
+    return bytes(out)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "progressive.jpg", "cmyk.jpg", "a.png", "a.webp", "a.bmp", "a.tif", "a.jp2", "a.tga", "a.ppm",
+                                  "a.exr", "a.dpx", "lzw.tif", "jpeg.tif"])
+def test_what_is_cut_off_is_named(tmp_path, name):
+    path, kinds = tmp_path / name, {"a.exr": "gbrpf32le", "a.dpx": "gbrp10le"}
+    if name in kinds:
+        encoded(path, name[2:], kinds[name])
+    else:
+        stored(path, "CMYK" if name == "cmyk.jpg" else "RGB", **({"progressive": True} if "prog" in name else {}),
+               **({"compression": {"lzw": "tiff_lzw", "jpeg": "jpeg"}[path.stem]} if path.stem in ("lzw", "jpeg") else {}))
+    data = path.read_bytes()
+    whole = read_image(path)[0]
+    assert (whole - torch.from_numpy(GRAIN) / 255).abs().mean() < 0.06
+    for part in (0.3, 0.5, 0.9):
+        path.write_bytes(data[:int(len(data) * part)])
+        with pytest.raises(MediaError, match=name):
+            read_image(path)
+
+
+def test_a_damaged_jpeg_ends_a_sequence_and_is_named(tmp_path, capfd):
+    (tmp_path / "in").mkdir()
+    for i in range(4):
+        stored(tmp_path / "in" / f"{i}.jpg", quality=95)
+    data = (tmp_path / "in/2.jpg").read_bytes()
+    (tmp_path / "in/2.jpg").write_bytes(data[:len(data) // 2])
+    assert main(["deblur", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--quiet"], IdentityDeblurrer()) == 3
+    assert "2.jpg" in (error := capfd.readouterr().err) and "damaged or cut off" in error and len(list((tmp_path / "out").iterdir())) == 2
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("keys", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"subsampling": 0}, {"quality": 2}])
+def test_odd_but_good_jpegs_are_read(tmp_path, mode, keys):
+    data = stored(tmp_path / "a.jpg", mode, **keys).read_bytes()
+    whole, scan = read_picture(data), data.index(b"\xff\xda")
+    odd = {"no end marker": data[:-2], "zeros behind it": data + bytes(999), "another behind it": data + data,
+           "filled up": data[:2] + b"\xff\xff" + data[2:], "a late comment": data[:scan] + b"\xff\xfe\0\4hm" + data[scan:],
+           "broken EXIF": data[:2] + b"\xff\xe1\0\x10Exif\0\0MM\0*\xff\xff" + b"z" * 2 + data[2:],
+           "broken profile": data[:2] + b"\xff\xe2\0\x10ICC_PROFILE\0\x09\x02" + data[2:]}
+    for what, changed in odd.items():
+        assert torch.equal(read_picture(changed, what), whole), what
+
+
+def test_cmyk_with_fewer_samples_is_read(tmp_path):
+    rgb = read_picture(stored(tmp_path / "a.jpg", "CMYK", subsampling=1, quality=95))
+    assert (rgb.float() - torch.from_numpy(PICTURE).float()).abs().mean() < 14
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "f2", "f4"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("tile", [None, (16, 16)])
+@pytest.mark.parametrize("compress", [False, True])
+def test_tiff_is_never_black(tmp_path, dtype, channels, tile, compress):
+    pytest.importorskip("tifffile")
+    scale = np.iinfo(dtype).max if dtype[0] == "u" else 1
+    values = ((pattern(0)[..., :channels] * 3 - 1 if dtype == "f4" else pattern(0)[..., :channels]) * scale).astype(dtype)
+    (tmp_path / "a.tif").write_bytes(tiff_file(values, tile=tile, compress=compress))
+    rgb, alpha = read_image(tmp_path / "a.tif")
+    assert alpha is None and np.abs(rgb.numpy() - values.astype(np.float64) / scale).max() < (0.002 if dtype in ("u1", "f2") else 1e-4)
+    clip = probe(tmp_path / "a.tif")
+    assert (clip.gray, clip.bit_depth) == (channels == 1, 8 if dtype == "u1" else 16)
+
+
+def test_tiff_that_no_decoder_knows_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "tifffile", None)
+    (tmp_path / "a.tif").write_bytes(tiff_file(pattern(0).astype("f2")))
+    with pytest.raises(MediaError, match="package tifffile"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_pages_of_a_tiff_are_said(tmp_path):
+    (tmp_path / "a.tif").write_bytes(tiff_file(PICTURE, pages=6))
+    reader = read(probe(tmp_path / "a.tif"))
+    assert len(list(reader)) == 1 and "6 pictures" in reader.notes[0]
+    thumbnail = Image.fromarray(PICTURE[::4, ::4])
+    Image.fromarray(PICTURE).save(tmp_path / "b.tif", save_all=True, append_images=[thumbnail])
+    assert list(reader := read(probe(tmp_path / "b.tif"))) and not reader.notes
+
+
+def test_four_channels_are_not_always_transparent(tmp_path):
+    opaque = [stored(tmp_path / "cmyk.jpg", "CMYK"), stored(tmp_path / "lossless.webp", "RGBA", lossless=True)]
+    (tmp_path / "x.tif").write_bytes(tiff_file(np.dstack([PICTURE, PICTURE[..., :1]]), extra=0))
+    for path in [*opaque, tmp_path / "x.tif"]:
+        assert read_image(path)[1] is None and not probe(path).has_alpha
+        assert not probe([stored(tmp_path / "first.png"), path]).has_alpha
+    real = Image.fromarray(np.dstack([PICTURE, PICTURE[..., 1]]))
+    for name, keys in (("a.webp", {"lossless": True, "exact": True}), ("b.webp", {}), ("c.tif", {}), ("d.tga", {}), ("e.jp2", {})):
+        real.save(tmp_path / name, **keys)
+        assert probe(tmp_path / name).has_alpha and probe([stored(tmp_path / "first.png"), tmp_path / name]).has_alpha
+        assert np.abs(read_image(tmp_path / name)[1].numpy() - PICTURE[..., 1] / 255).max() < 0.01
+
+
+def test_grey_targa_with_transparency(tmp_path):
+    stored(tmp_path / "a.tga", "LA")
+    assert np.array_equal(np.rint(read_image(tmp_path / "a.tga")[0].numpy()[..., 0] * 255), np.asarray(Image.fromarray(GRAIN).convert("L")))
+
+
+@pytest.mark.parametrize("codec, suffix, pix_fmt", [("dpx", "dpx", "gbrp10le"), ("exr", "exr", "gbrpf32le"), ("png", "png", "rgb24"),
+                                                    ("mjpeg", "jpg", "yuvj444p"), ("tiff", "tif", "rgb24")])
+def test_the_shape_of_pixels_is_kept(tmp_path, capfd, codec, suffix, pix_fmt):
+    (tmp_path / "in").mkdir()
+    for i in range(2):
+        encoded(tmp_path / "in" / f"{i}.{suffix}", codec, pix_fmt, aspect=Fraction(2))
+    assert probe(tmp_path / "in").pixel_aspect == 2
+    if codec == "dpx":
+        assert main(["deblur", str(tmp_path / "in"), "-o", str(tmp_path / "o.mp4"), "--quiet"], IdentityDeblurrer()) == 0
+        assert probe(tmp_path / "o.mp4").pixel_aspect == 2
+        assert main(["deblur", str(tmp_path / "in"), "-o", str(tmp_path / "o"), "--quiet"], IdentityDeblurrer()) == 0
+        assert "not square (2:1)" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif"])
+def test_pixels_per_inch_are_the_other_way_round(tmp_path, name):
+    stored(tmp_path / name, dpi=(300, 150))
+    assert abs(probe(tmp_path / name).pixel_aspect - Fraction(1, 2)) < 0.001
+    stored(tmp_path / name, dpi=(300, 300))
+    assert probe(tmp_path / name).pixel_aspect == 1
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "lzw.tif", "zstd.tif"])
+def test_one_reader_for_deblurring_and_training(tmp_path, name, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    keys = {"compression": {"lzw": "tiff_lzw", "zstd": "zstd"}[name[:-4]]} if name.endswith("tif") else {}
+    try:
+        stored(tmp_path / name, exif=exif, **keys)
+    except OSError:
+        pytest.skip("this Pillow does not write it")
+    upright = read_image(tmp_path / name)[0]
+    turned = {1: GRAIN, 3: GRAIN[::-1, ::-1], 6: np.rot90(GRAIN, 3), 7: np.rot90(GRAIN[:, ::-1], 3)}[orientation]
+    assert upright.shape == turned.shape and (upright - torch.from_numpy(turned / 255.0)).abs().mean() < 0.06
+    found = read_for_training(tmp_path / name)
+    assert torch.equal(found, (upright * 255).round().byte().permute(2, 0, 1))
+    assert torch.equal(read_picture(tmp_path / name), found.permute(1, 2, 0))
+    assert torch.equal(read_for_training(tmp_path / name, (3, 5, 40, 50)), found[:, 5:50, 3:40])
+    assert picture_size(tmp_path / name) == picture_size((tmp_path / name).read_bytes()) == turned.shape[1::-1]
+
+
+@pytest.mark.parametrize("name, kind", [("a.png", "u2"), ("a.tif", "u2"), ("a.tif", "f4")])
+def test_deep_grey_is_read_in_training(tmp_path, name, kind):
+    values = np.linspace(0, 65535 if kind == "u2" else 1, 256).astype(kind)
+    Image.fromarray(values[None].repeat(32, 0)).save(tmp_path / name)
+    assert np.abs(read_for_training(tmp_path / name)[0, 0].numpy().astype(int) - np.arange(256)).max() <= 1
+
+
+def test_grey_and_transparent_pictures_in_eight_bits(tmp_path):
+    for keys in ({"gray": True}, {"alpha": torch.full((48, 64), 0.5)}, {"bit_depth": 16}):
+        write_image(tmp_path / "a.png", torch.from_numpy(pattern(0)), **keys)
+        assert torch.equal(read_picture(tmp_path / "a.png"), (read_image(tmp_path / "a.png")[0] * 255).round().byte())
+    buffer = io.BytesIO()
+    Image.fromarray(GRAIN).save(buffer, "BMP")
+    assert np.array_equal(read_picture(buffer.getvalue()).numpy(), GRAIN)

@@ -1,0 +1,70 @@
+"""PNG files out: one picture with 8 or 16 bits, and what it says about its colours."""
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+
+from .clip import Clip
+from .pixel_formats import BT709, BT2020, UNSPECIFIED, ColorTags, from_rgb, is_wide
+
+_COLOUR_CHUNKS = (b"cICP", b"gAMA", b"cHRM", b"sRGB", b"mDCV", b"cLLI")
+
+
+def write_image(path: str | Path, rgb: torch.Tensor, alpha: torch.Tensor | None = None, *, bit_depth: int = 8, gray: bool = False,
+                compression: int = 3) -> None:
+    """Save (H,W,3) float32 in [0,1] as PNG with 8 or 16 bits; written aside and renamed. `gray` stores one channel."""
+    path = Path(path)
+    data = encode_png(rgb.numpy(), None if alpha is None else alpha.numpy(), bit_depth=bit_depth, gray=gray, compression=compression)
+    aside = path.with_name(path.name + ".part")
+    aside.write_bytes(data)
+    os.replace(aside, path)
+
+
+def encode_png(rgb: np.ndarray, alpha: np.ndarray | None, *, bit_depth: int = 8, gray: bool = False, compression: int = 3,
+               chunks: bytes = b"") -> bytes:
+    """(H,W,3) float32 RGB in [0,1], alpha (H,W) or None -> the bytes of a PNG file. `chunks`, whole ones, go behind the header."""
+    wide = bit_depth > 8
+    if gray:
+        pix_fmt = ("ya16be" if wide else "ya8") if alpha is not None else ("gray16be" if wide else "gray")
+    else:
+        pix_fmt = ("rgba64be" if wide else "rgba") if alpha is not None else ("rgb48be" if wide else "rgb24")
+    context = av.CodecContext.create("png", "w")
+    context.height, context.width = rgb.shape[:2]
+    context.pix_fmt, context.time_base, context.framerate = pix_fmt, Fraction(1, 25), Fraction(25)
+    context.options = {"compression_level": str(compression), "pred": "mixed"}
+    frame = from_rgb(rgb, alpha, pix_fmt, ColorTags(full_range=True), gray=gray)
+    data = b"".join(bytes(p) for p in [*context.encode(frame), *context.encode(None)])
+    return data[:33] + chunks + data[33:]
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def chunks_of(path: Path, profile: bytes, gray: bool) -> bytes:
+    """What a picture file says about its colours as chunks of a PNG file: an ICC profile, or the tags of a PNG file."""
+    found = b""
+    with path.open("rb") as file:
+        if file.read(8) == b"\x89PNG\r\n\x1a\n":
+            while len(head := file.read(8)) == 8 and head[4:] != b"IDAT":
+                length, name = struct.unpack(">I4s", head)
+                data = file.read(length + 4)[:length]
+                found += _chunk(name, data) if name in _COLOUR_CHUNKS else b""
+    if profile[16:20] == (b"GRAY" if gray else b"RGB "):       # PNG takes no other one
+        found += _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile))
+    return found
+
+
+def png_chunks(clip: Clip) -> bytes:
+    """What the PNG files made of a clip have to say about their colours; nothing for those that every program assumes."""
+    primaries, transfer = clip.color.primaries, clip.color.transfer
+    if clip.png_chunks or not is_wide(clip.color):
+        return clip.png_chunks
+    return _chunk(b"cICP", bytes([primaries if primaries != UNSPECIFIED else BT2020, transfer if transfer != UNSPECIFIED else BT709, 0, 1]))
