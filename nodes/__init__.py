@@ -8,6 +8,7 @@ from .conditioning import EncodeBlurredClip
 from .decoding import DecodeDeblurredFrames
 from .loading import LoadDeblurCheckpoint
 from .measuring import CompareDeblurring, SynthesizeMotionBlur
+from .notices import name_errors_plainly
 from .sampling import DeblurSampler, DeblurSigmas
 from .streaming import DeblurFrames, DeblurVideo
 
@@ -22,4 +23,5 @@ class DeblurExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         folders.register()                # here and not in on_load, which older hosts never call
+        name_errors_plainly()
         return NODES

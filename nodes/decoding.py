@@ -12,6 +12,7 @@ from ..vdd_model.inference.window import decode_frames, make_tiling, need_number
 from ..vdd_model.networks.fidelity import BlurGuide
 from . import native
 from .frames import rgb_of
+from .notices import sampled_by
 from .schema import advanced, schema
 
 
@@ -42,6 +43,7 @@ class DecodeDeblurredFrames(io.ComfyNode):
                          tooltip="Whose detail is shown. faithful: what one step knows. sampled: what several steps drew. auto: faithful "
                                  "behind one step of Deblur Sampler, else sampled."),
             ],
+            hidden=[io.Hidden.prompt],
             outputs=[io.Image.Output(display_name="frames", tooltip="As many frames, of the same size, as were encoded.")])
 
     @classmethod
@@ -49,6 +51,11 @@ class DecodeDeblurredFrames(io.ComfyNode):
         encoders, model = native.need_deblur_vae(vae)
         config, z = encoders.config, latent["samples"]
         native.need_video_latent(z, config.vae.latent_channels)
+        if not torch.isfinite(z).all():
+            first = int((~torch.isfinite(z)).any(dim=1).flatten(2).any(dim=2).long().argmax())
+            made = sampled_by(cls.hidden.prompt, "latent")
+            raise UserError(f"the latent holds values that are not numbers, from frame {first} on: they came out of the sampling"
+                            f"{f' with {made}' if made else ''}; use sampler 'euler' and scheduler 'simple', or Deblur Sampler")
         factor, frames = config.vae.factor, z.shape[2]
         padded = tuple(n * factor for n in z.shape[-2:])
 

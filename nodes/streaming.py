@@ -22,12 +22,12 @@ from ..vdd_model.media.clip import Clip
 from ..vdd_model.media.encoding import unsupported_sound
 from ..vdd_model.media.sinks import remove
 from ..vdd_model.media.video import OutputOptions, part_folder, probe
-from . import folders, native
+from . import folders, native, results
 from .frames import rgb_of, with_alpha
+from .notices import Notices, prompt_id
 from .schema import advanced, schema, seed_input
 
 CUT_CRF = 4                   # of the file that the host writes of a trimmed video: hardly a difference to see, or for the model
-FOLDER = "deblurred"          # below the host's output folder: finished files, and the unfinished ones that a later run goes on with
 
 
 def option_inputs() -> list[io.Input]:
@@ -68,6 +68,7 @@ class HandedOn:
     """A result that another node may still point to: the widgets that made it, whether it was there when last looked at, how often not."""
 
     widgets: dict
+    prompt: str | None = None         # the run of the graph in which it was handed on last
     there: bool = True
     times_gone: int = 0
 
@@ -94,7 +95,7 @@ class DeblurVideo(io.ComfyNode):
         return schema(
             node_id="VDDDeblurVideo", display_name="Deblur Video",
             description="Deblurs a video file of any length, a window of frames at a time. Sound, frame rate, rotation and colour tags are "
-                        f"kept. The result is written to output/{FOLDER}; after Cancel or a crash the next run goes on where it stopped.",
+                        f"kept. The result is written to output/{results.FOLDER}; after Cancel or a crash the next run goes on.",
             search_aliases=["vdd", "video deblurring", "motion blur removal", "sharpen video", "restore video"],
             inputs=[
                 io.Video.Input("video", tooltip="The blurred video, e.g. from Load Video."),
@@ -104,7 +105,7 @@ class DeblurVideo(io.ComfyNode):
                 ensemble_input(),
             ],
             outputs=[io.Video.Output(display_name="video", tooltip="The sharp video. Save Video copies it without encoding again; with "
-                                                                   f"transparency or unusual sound, take the file in output/{FOLDER}.")])
+                                     f"transparency or unusual sound, take the file in output/{results.FOLDER}.")])
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint, video=None, **widgets):
@@ -112,34 +113,52 @@ class DeblurVideo(io.ComfyNode):
 
     @classmethod
     def execute(cls, video, checkpoint, quality=16, **widgets) -> io.NodeOutput:
-        options, weights = options_from(**widgets), folders.path_of(checkpoint)
+        options, weights, notices = options_from(**widgets), folders.path_of(checkpoint), Notices()
         if isinstance(video, InputImpl.VideoFromComponents):         # its frames are in memory already: no file, no loss
-            parts = video.get_components()
-            sharp = native.HostDeblurrer(weights).deblur(rgb_of(parts.images), options)
-            alpha = getattr(parts, "alpha", None)
-            fields = {"images": sharp, "audio": parts.audio, "frame_rate": parts.frame_rate, **({} if alpha is None else {"alpha": alpha})}
-            # the depth that Create Video was asked for; older hosts know 8 bit only
-            known = inspect.signature(InputImpl.VideoFromComponents).parameters
-            depth = {"bit_depth": video.get_bit_depth()} if "bit_depth" in known else {}
-            return io.NodeOutput(InputImpl.VideoFromComponents(Types.VideoComponents(**fields), **depth))
+            return io.NodeOutput(_in_memory(video, native.HostDeblurrer(weights), options, notices))
         source = _source_of(video)
         suffix = _suffix(source.clip)
         output = OutputOptions(quality=None if suffix == ".mov" else quality)          # .mov: ProRes, which has no CRF
         identity, device = "{} {}".format(*folders.mark_of(checkpoint)), mm.get_torch_device()
         precision = jobs.precision_of(native.autoencoder_dtype(device), device)
-        target = _target(source, f"{jobs.PROCESSING} {identity} {precision} {options} {output.quality}", suffix)
+        target = results.target_of(source.name, source.key, f"{jobs.PROCESSING} {identity} {precision} {options} {output.quality}", suffix)
+        part = part_folder(target)
         if target.exists():          # it appears under its name whole or not at all, made with exactly these settings
-            remove(part_folder(target))
+            remove(part)
         else:
-            path = source.clip.path if source.clip else _cut(video, part_folder(target))
-            job = jobs.Job(path, target, name=source.name)
-            outcome = jobs.run(job, lambda: native.HostDeblurrer(weights), options, output, identity=identity, precision=precision,
-                               resume=True, quiet=True, say=logging.info, tick=mm.throw_exception_if_processing_interrupted)
+            for text in results.clear_unfinished(target):
+                notices(f"{source.name}: {text}", logging.INFO)
+            try:
+                path = source.clip.path if source.clip else _cut(video, part)
+                job = jobs.Job(path, target, name=source.name)
+                outcome = jobs.run(job, lambda: native.HostDeblurrer(weights), options, output, identity=identity, precision=precision,
+                                   resume=True, quiet=True, say=lambda text: notices(text, logging.INFO),
+                                   tick=mm.throw_exception_if_processing_interrupted)
+            except BaseException:
+                if part.exists():
+                    notices(f"{source.name}: unfinished work of {results.size_of(part)} is kept in output/{results.FOLDER}. Run with the "
+                            "same settings goes on with it; a run of this clip with others, or of another clip after a day, deletes it",
+                            logging.INFO)
+                raise
             for note in outcome.notes:
-                logging.warning("Deblur Video: %s: %s", source.name, note)
-        _handed_on.setdefault(str(target), HandedOn({})).there = True
-        _handed_on[str(target)].widgets = {"checkpoint": checkpoint, "quality": quality, **widgets}
+                notices(f"{source.name}: {note}")
+            results.clear_results(target, {path for path, made in _handed_on.items() if made.prompt == prompt_id()})
+        made = _handed_on.setdefault(str(target), HandedOn({}))
+        made.there, made.prompt, made.widgets = True, prompt_id(), {"checkpoint": checkpoint, "quality": quality, **widgets}
         return io.NodeOutput(InputImpl.VideoFromFile(str(target)))
+
+
+def _in_memory(video, deblurrer: native.HostDeblurrer, options: DeblurOptions, notices: Notices):
+    """A video whose frames are in memory, deblurred, with all that this host's class keeps beside them."""
+    parts = video.get_components()
+    fields = {name: value for name in ("audio", "frame_rate", "metadata", "alpha") if (value := getattr(parts, name, None)) is not None}
+    images = deblurrer.deblur(rgb_of(parts.images), options, notice=notices)
+    known, kept = inspect.signature(InputImpl.VideoFromComponents).parameters, {}
+    if "bit_depth" in known:
+        kept["bit_depth"] = video.get_bit_depth()
+    if "color_space" in known:
+        kept["color_space"] = None if (space := video.get_color_space()) == "auto" else space         # auto: none is forced
+    return InputImpl.VideoFromComponents(Types.VideoComponents(**{"audio": None, **fields, "images": images}), **kept)
 
 
 class Source(NamedTuple):
@@ -223,12 +242,6 @@ def _suffix(clip: Clip | None) -> str:
     return ".mkv" if unsupported_sound(clip, Path("x" + suffix)) else suffix
 
 
-def _target(source: Source, settings: str, suffix: str) -> Path:
-    """The output file of this source with these settings: always the same name, so that a run can be gone on with."""
-    key = hashlib.sha256(f"{source.key} {settings}".encode()).hexdigest()[:8]
-    return Path(folder_paths.get_output_directory()) / FOLDER / f"{Path(source.name).stem}-{key}{suffix}"
-
-
 class DeblurFrames(io.ComfyNode):
     """IMAGE -> IMAGE."""
 
@@ -249,5 +262,5 @@ class DeblurFrames(io.ComfyNode):
     @classmethod
     def execute(cls, frames: torch.Tensor, checkpoint, **widgets) -> io.NodeOutput:
         deblurrer = native.HostDeblurrer(folders.path_of(checkpoint))
-        sharp = deblurrer.deblur(rgb_of(frames), options_from(**widgets), notice=logging.warning)
+        sharp = deblurrer.deblur(rgb_of(frames), options_from(**widgets), notice=Notices())
         return io.NodeOutput(with_alpha(sharp.to(mm.intermediate_device()), frames))

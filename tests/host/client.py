@@ -15,6 +15,8 @@ import urllib.request
 import uuid
 from pathlib import Path
 
+TEXT = 3                      # kind of the binary events that carry a text for a node
+
 
 def free_port() -> int:
     with socket.socket() as s:
@@ -123,6 +125,10 @@ class Host:
     def count(self, kind: str, since: float = 0.0) -> int:
         return sum(1 for at, name, _ in list(self.events) if name == kind and at >= since)
 
+    def texts(self, node: str, since: float = 0.0) -> list[str]:
+        """What was shown on a node, one after another."""
+        return [data[1] for at, name, data in list(self.events) if name == "text" and data[0] == node and at >= since]
+
     def _connect(self) -> socket.socket:
         s = socket.create_connection(("127.0.0.1", self.port))
         key = base64.b64encode(os.urandom(16)).decode()
@@ -135,7 +141,7 @@ class Host:
         return s
 
     def _listen(self) -> None:
-        """Read websocket frames: text ones are events by type, binary ones are previews."""
+        """Read websocket frames: text ones are events by type, binary ones are previews and texts on nodes."""
         try:
             parts, binary = b"", False
             while True:
@@ -154,7 +160,10 @@ class Host:
                 binary = kind == 2 if kind else binary
                 if not head[0] & 128 or kind in (9, 10):
                     continue
-                if binary:
+                if binary and int.from_bytes(parts[:4], "big") == TEXT:
+                    end = 8 + int.from_bytes(parts[4:8], "big")
+                    self.events.append((time.monotonic(), "text", (parts[8:end].decode(), parts[end:].decode())))
+                elif binary:
                     self.events.append((time.monotonic(), "preview", parts))
                 else:
                     message = json.loads(parts)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 import urllib.parse
 from pathlib import Path
@@ -154,12 +155,46 @@ def test_cancel_stops_within_a_chunk_and_the_next_run_goes_on(host):
     assert latency < 10
     assert list(part.glob("*.part")) and not list(part.glob("long-*.mp4"))
     print(f"cancel latency {latency:.2f} s, started {asked - since:.1f} s before")
+    assert "long.mp4: unfinished work of" in host.texts("2", since)[-1]
     host.run(prompt)
+    assert "goes on after" in host.texts("2", since)[-1]
     assert "goes on after" in host.log.read_text()
     (done,) = part.glob("long-*.mp4")
     clip = probe(done)
     assert clip.num_frames == 120 and str(clip.rate) == "24000/1001"
     assert not list(part.glob("*.part"))
+
+
+def test_a_changed_run_leaves_one_result(host):
+    """What Cancel left goes when the clip is run with other settings; figures of what lies on the disk are printed."""
+    folder, prompt = host.base / "output" / "deblurred", deblur_video("long.mp4", steps=4, window=8, overlap=2, seed=5)
+    before = set(folder.glob("*"))
+
+    def left() -> dict[str, int]:
+        return {path.name: sum(f.stat().st_size for f in ([path] if path.is_file() else path.rglob("*")))
+                for path in set(folder.glob("*")) - before}
+
+    running, end = host.post(prompt), time.monotonic() + 300
+    while not any(path.is_dir() and any(f.stat().st_size for f in path.glob("*.raw")) for path in folder.glob("*.part")):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    host.raw("/interrupt", {})
+    host.wait(running)
+    cancelled = left()
+    since = time.monotonic()
+    host.run(deblur_video("long.mp4", steps=1, window=8, overlap=2, seed=6))
+    changed = left()
+    print(f"after Cancel: {cancelled}; after a changed run: {changed}")
+    assert len(cancelled) == 1 and next(iter(cancelled)).endswith(".part")
+    assert len(changed) == 1 and next(iter(changed)).endswith(".mp4")
+    assert "a cancelled run of this clip with other settings had left" in host.texts("2", since)[-1]
+
+
+def test_a_clip_with_a_long_name(host):
+    name = "\u6e05" * 78 + ".mp4"                                          # 238 bytes
+    shutil.copy(host.base / "input" / "blurred.mp4", host.base / "input" / name)
+    host.run(ours_alone(name))
+    assert len(list((host.base / "output" / "deblurred").glob("\u6e05*.mp4"))) == 1
 
 
 def ours_alone(name: str, **inputs) -> dict:
@@ -242,6 +277,13 @@ def test_memory_does_not_grow_with_the_clip(host):
 
 def test_a_broken_and_a_missing_checkpoint_are_explained(host):
     assert "PyTorch pickle" in host.fail(graph(checkpoint="broken.safetensors"))
+
+
+def test_errors_are_titled_by_their_own_name(host):
+    """And not by the path of the installation."""
+    assert host.fail(graph(checkpoint="broken.safetensors")).startswith("CheckpointError: ")
+    (host.base / "input" / "broken.mp4").write_bytes(b"no video" * 100)
+    assert host.fail(ours_alone("broken.mp4")).startswith("MediaError: ")
 
 
 def test_unloading_and_running_again(host):

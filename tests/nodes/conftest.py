@@ -52,10 +52,13 @@ class Schema:
     description: str = ""
     inputs: list = field(default_factory=list)
     outputs: list = field(default_factory=list)
+    hidden: list = field(default_factory=list)
     is_output_node: bool = False
 
 
 class Node:
+    hidden = SimpleNamespace(prompt=None)
+
     @classmethod
     def GET_SCHEMA(cls):                                     # noqa: N802
         return cls.define_schema()
@@ -225,7 +228,8 @@ def host_modules(models: Path) -> dict[str, types.ModuleType]:
     latest = modules["comfy_api.latest"]
     kinds = {name: Kind(name.upper()) for name in ("Image", "Model", "Vae", "Latent", "Conditioning", "Sigmas", "Video", "Int", "Float",
                                                    "String", "Combo", "Boolean")}
-    latest.io = SimpleNamespace(Schema=Schema, ComfyNode=Node, NodeOutput=NodeOutput, Custom=Kind, Input=Value, **kinds)
+    latest.io = SimpleNamespace(Schema=Schema, ComfyNode=Node, NodeOutput=NodeOutput, Custom=Kind, Input=Value,
+                                Hidden=SimpleNamespace(prompt="PROMPT"), **kinds)
     latest.InputImpl = SimpleNamespace(VideoFromFile=VideoFromFile, VideoFromComponents=VideoFromComponents)
     latest.Types = SimpleNamespace(VideoComponents=SimpleNamespace)
     latest.ui = SimpleNamespace(PreviewImage=PreviewImage)

@@ -255,17 +255,97 @@ def test_a_video_in_memory_stays_there(pack):
     assert out.images.shape == (3, 32, 48, 3) and out.audio == {"a": 1} and out.frame_rate == 25
 
 
-def test_the_bit_depth_of_a_video_in_memory_is_kept(pack, monkeypatch):
+@pytest.mark.parametrize("space", ["HDR", "auto", None])
+def test_a_video_in_memory_keeps_what_the_hosts_class_takes(pack, monkeypatch, space):
+    """Bit depth since 0.22, color space since 0.34; components had no metadata and no alpha at first."""
     latest = pack.host["comfy_api.latest"]
 
-    class Video(latest.InputImpl.VideoFromComponents):
+    class Newest(latest.InputImpl.VideoFromComponents):
+        def __init__(self, components, bit_depth=8, color_space="sRGB"):
+            super().__init__(components)
+            self.get_bit_depth, self.get_color_space = lambda: bit_depth, lambda: color_space or "auto"
+
+    class Older(latest.InputImpl.VideoFromComponents):
         def __init__(self, components, bit_depth=8):
             super().__init__(components)
-            self.bit_depth = bit_depth
+            self.get_bit_depth = lambda: bit_depth
 
-        def get_bit_depth(self):
-            return self.bit_depth
+    extra = {"metadata": {"camera": "x"}, "alpha": torch.rand(3, 32, 48)} if space else {}
+    video, given = (Newest, {"color_space": None if space == "auto" else space}) if space else (Older, {})
+    monkeypatch.setattr(latest.InputImpl, "VideoFromComponents", video)
+    parts = latest.Types.VideoComponents(images=torch.rand(3, 32, 48, 3), audio=None, frame_rate=25, **extra)
+    out = pack.nodes["VDDDeblurVideo"].execute(video(parts, bit_depth=10, **given), **WIDGETS).result[0]
+    assert out.get_bit_depth() == 10 and (not space or out.get_color_space() == space)
+    assert {k: v for k, v in vars(out.components).items() if k not in ("images", "audio", "frame_rate")} == extra
 
-    monkeypatch.setattr(latest.InputImpl, "VideoFromComponents", Video)
-    parts = latest.Types.VideoComponents(images=torch.rand(3, 32, 48, 3), audio=None, frame_rate=25)
-    assert pack.nodes["VDDDeblurVideo"].execute(Video(parts, bit_depth=10), **WIDGETS).result[0].get_bit_depth() == 10
+
+def test_a_changed_setting_deletes_what_cancel_left(pack, deblurred, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    source = write_video(tmp_path / "clip.mp4", list(torch.rand(9, 32, 48, 3, generator=torch.Generator().manual_seed(0))), 24)
+    node, video = pack.nodes["VDDDeblurVideo"], pack.host["comfy_api.latest"].InputImpl.VideoFromFile(str(source))
+    with monkeypatch.context() as patch, pytest.raises(Cancelled):
+        cancel_after(pack, patch, 1)
+        node.execute(video, **WIDGETS)
+    assert "unfinished work of" in caplog.text and len(list(deblurred.glob("*.part"))) == 1
+    node.execute(video, **{**WIDGETS, "seed": 1})
+    assert "that a cancelled run of this clip with other settings had left" in caplog.text
+    assert [p.suffix for p in deblurred.iterdir()] == [".mp4"]
+
+
+def test_of_other_clips_the_new_unfinished_jobs_stay(pack, deblurred, monkeypatch):
+    results, now = pack.module("nodes.results"), 2_000_000_000.0
+    monkeypatch.setattr(results.time, "time", lambda: now)
+
+    def unfinished(name: str, hours: float):
+        folder = deblurred / f"{name}.part"
+        folder.mkdir(parents=True)
+        for path in (folder / "packets.bin", folder):
+            path.touch()
+            os.utime(path, (now - hours * 3600,) * 2)
+        return folder
+
+    new = [unfinished(f"clip{i}-000000000000.mp4", i) for i in range(5)]
+    old, older_version = unfinished("old-000000000000.mp4", 25), unfinished("old-00000000.mp4", 25)
+    others = [unfinished("holiday.mp4", 99), unfinished("x-00000000.gif", 99)]
+    busy = unfinished("busy-000000000000.mp4", 30)
+    with pack.module("vdd_model.app.jobs")._locked(busy):
+        os.utime(busy / "lock", (now - 30 * 3600,) * 2)
+        assert results.clear_unfinished(results.target_of("clip.mp4", "key", "settings", ".mp4")) == []
+    assert {p for p in (*new, old, older_version, *others, busy) if p.exists()} == {*new[:3], *others, busy}
+
+
+def test_of_a_clips_results_the_newest_stay(pack, deblurred, tmp_path, monkeypatch):
+    """Those that this run of the graph hands on too, however many."""
+    streaming, prompts = pack.module("nodes.streaming"), iter("aaabbbbbc")
+    source = write_video(tmp_path / "clip.mp4", list(torch.rand(3, 32, 48, 3)), 24)
+    node, video = pack.nodes["VDDDeblurVideo"], pack.host["comfy_api.latest"].InputImpl.VideoFromFile(str(source))
+    monkeypatch.setattr(streaming, "_handed_on", {})
+    (deblurred / "clip-0123abcd.mp4").parent.mkdir(parents=True)
+    for other in ("clip-0123abcd.mp4", "clip.mp4", "clip-of-mine.mp4"):
+        (deblurred / other).touch()
+    made, counts = [], []
+    for seed, prompt in enumerate(prompts):
+        monkeypatch.setattr(streaming, "prompt_id", lambda now=prompt: now)
+        made.append(node.execute(video, **{**WIDGETS, "seed": seed}).result[0].file)
+        os.utime(made[-1], (seed, seed))
+        counts.append(len(list(deblurred.iterdir())) - 3)
+    assert counts == [1, 2, 3, 3, 3, 3, 4, 5, 3]
+    assert [os.path.exists(path) for path in made] == [False] * 6 + [True] * 3
+
+
+@pytest.mark.parametrize("letter", ["x", "\u6e05", "\U0001f3a5"])
+def test_a_long_name_is_shortened(pack, deblurred, tmp_path, letter):
+    """255 bytes are what file systems take; the names of the result and of the folder of unfinished work are longer than the clip's."""
+    name = letter * (240 // len(letter.encode())) + ".mp4"
+    source = write_video(tmp_path / "x.mp4", list(torch.rand(3, 32, 48, 3)), 24).rename(tmp_path / name)
+    node, video = pack.nodes["VDDDeblurVideo"], pack.host["comfy_api.latest"].InputImpl.VideoFromFile(str(source))
+    found = node.execute(video, **WIDGETS).result[0].file
+    assert os.path.basename(found).startswith(letter * 50) and node.execute(video, **WIDGETS).result[0].file == found
+
+
+def test_a_path_on_windows_is_shortened(pack, monkeypatch):
+    results = pack.module("nodes.results")
+    monkeypatch.setattr(results, "os", SimpleNamespace(name="nt"))
+    monkeypatch.setattr(results.folder_paths, "get_output_directory", lambda: "C:/" + "x" * 150)
+    target = results.target_of("y" * 200 + ".mp4", "key", "settings", ".mp4")
+    assert len(f"{target}.part/spool-000000.raw") == 259

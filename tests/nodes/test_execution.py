@@ -73,16 +73,33 @@ def test_encode_and_decode(pack, frames, vae_and_encoders):
         pack.nodes["VDDDecode"].execute({"samples": torch.zeros(1, 16, 5, 10, 12)}, vae)
 
 
-def test_numbers_that_are_none_stop_the_graph(pack, frames, vae_and_encoders):
+def test_numbers_that_are_none_stop_the_graph(pack, frames, vae_and_encoders, monkeypatch):
     vae, encoders = vae_and_encoders
     broken = frames.clone()
     broken[4, 3, 3, 0] = float("nan")
     with pytest.raises(RuntimeError, match="frames 4 to 4 hold NaN"):
         pack.nodes["VDDEncodeClip"].execute(broken, encoders, vae)
     samples = torch.randn(1, 4, 5, 10, 12)
-    samples[0, 0, 4] = float("inf")
-    with pytest.raises(RuntimeError, match="from frame 4 on is not a number"):
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="model's answer from frame 0 on is not a number"):
+        patch.setattr(pack.module("nodes.decoding"), "decode_frames", lambda *_, **__: torch.full((1, 3, 5, 40, 48), float("nan")))
         pack.nodes["VDDDecode"].execute({"samples": samples}, vae, frames)
+    samples[0, 2, 3, 4, 5] = float("inf")
+    with pytest.raises(RuntimeError, match="latent holds values that are not numbers, from frame 3 on: they came out of the sampling; use"):
+        pack.nodes["VDDDecode"].execute({"samples": samples}, vae, frames)
+
+
+def test_the_sampler_behind_a_latent_is_found_in_the_graph(pack, monkeypatch):
+    notices = pack.module("nodes.notices")
+    monkeypatch.setattr(notices, "_running", lambda: SimpleNamespace(node_id="9", prompt_id="p"))
+    custom = {"3": {"inputs": {"sampler": ["1", 0], "sigmas": ["2", 0]}}, "1": {"inputs": {"sampler_name": "heun"}},
+              "2": {"inputs": {"scheduler": "beta", "steps": 4}}}
+    plain = {"3": {"inputs": {"sampler_name": "lcm", "scheduler": "karras", "latent_image": ["1", 0]}},
+             "1": {"inputs": {"sampler_name": "farther"}}}
+    other = {"5": {"inputs": {"sampler_name": "of another input"}}, "9": {"inputs": {"latent": ["4", 0], "vae": ["5", 0]}},
+             "4": {"inputs": {"samples": ["3", 0]}}}
+    assert notices.sampled_by({**custom, **other}, "latent") == "sampler 'heun' and scheduler 'beta'"
+    assert notices.sampled_by({**plain, **other}, "latent") == "sampler 'lcm' and scheduler 'karras'"
+    assert notices.sampled_by(other, "latent") == notices.sampled_by(None, "latent") == ""
 
 
 def test_decode_takes_the_branch_of_how_the_latent_was_drawn(pack, frames, vae_and_encoders, monkeypatch):

@@ -215,6 +215,13 @@ def _discard(folder: Path) -> None:
         _empty(folder)
 
 
+def discard(folder: Path) -> bool:
+    """Delete an unfinished job's folder, unless a run is at work there. Whether it is gone."""
+    with contextlib.suppress(MediaError, OSError), _locked(folder):
+        _discard(folder)
+    return not folder.exists()
+
+
 def _holds_work(folder: Path) -> bool:
     """Whether any frame has been finished there."""
     return any(p.is_dir() and any(p.iterdir()) or p.suffix in (".raw", ".bin") and p.stat().st_size for p in folder.iterdir())
@@ -303,7 +310,7 @@ def check_room(job: Job, clip: Clip, encoding: Encoding | None, folder: Path, do
         need += min(SEGMENT, left) * pixels * (1.5 if "420" in encoding.pix_fmt else 3) * (2 if "10" in encoding.pix_fmt else 1)
     free = shutil.disk_usage(folder).free
     if free < need:
-        raise MediaError(f"{job.target} needs at least {_size(need)} of room while it is written, and {_size(free)} are free")
+        raise MediaError(f"{job.target} needs at least {in_bytes(need)} of room while it is written, and {in_bytes(free)} are free")
 
 
 def precision_of(dtype: torch.dtype, device: torch.device) -> str:
@@ -311,7 +318,8 @@ def precision_of(dtype: torch.dtype, device: torch.device) -> str:
     return f"{str(dtype).removeprefix('torch.')} on {device.type}"
 
 
-def _size(count: float) -> str:
+def in_bytes(count: float) -> str:
+    """Bytes as megabytes or gigabytes."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
