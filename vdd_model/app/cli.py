@@ -79,6 +79,9 @@ def _add_deblur(commands, common: argparse.ArgumentParser) -> None:
     deblur.add_argument("inputs", nargs="+", metavar="IN", help="video file, folder, or pattern such as 'shots/*.mp4', 'frames/%%06d.png'")
     deblur.add_argument("-o", "--output", required=True, metavar="OUT",
                         help="a file (.mp4, .mov, .mkv, .png for one picture) or, for several inputs or pictures, a folder")
+    deblur.add_argument("--each", action="store_true",
+                        help="pictures are photographs, each deblurred alone, and no clip (default: where their sizes differ and their "
+                             "names are no running numbers)")
     deblur.add_argument("--force", action="store_true",
                         help="replace an output that exists; in a folder, the pictures that are named in the same way")
     deblur.add_argument("--resume", action="store_true", help="go on with an interrupted run from its last finished frames")
@@ -191,7 +194,7 @@ def _deblur(arguments: argparse.Namespace, deblurrer=None) -> int:
     from .preview import preview_paths
     output = OutputOptions(arguments.codec, arguments.quality, arguments.preset, arguments.bit_depth, arguments.chroma,
                            not arguments.no_audio)
-    jobs = plan(arguments.inputs, arguments.output, output, arguments.fps or Fraction(24))
+    jobs = plan(arguments.inputs, arguments.output, output, arguments.fps or Fraction(24), arguments.each)
     if arguments.fps and any(isinstance(job.source, os.PathLike) for job in jobs):
         _note("--fps is the rate of picture sequences; a video keeps its own")
     if arguments.preview:

@@ -1,13 +1,16 @@
 """From the command line's inputs to jobs: which clips there are, where each result goes, and which process does which."""
 from __future__ import annotations
 
+import contextlib
+import re
+from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
 from ..media.clip import MediaError
 from ..media.encoding import CONTAINERS, VIDEO_SUFFIXES, OutputOptions
-from ..media.images import IMAGE_SUFFIXES, find_images, matching, natural_order
+from ..media.images import IMAGE_SUFFIXES, find_images, matching, natural_order, picture_size
 from .jobs import Job
 
 _WRITABLE = {s for group in CONTAINERS.values() for s in group}
@@ -58,8 +61,25 @@ def find_clips(inputs: Sequence[str]) -> list[tuple[str, Path | tuple[Path, ...]
     return result
 
 
-def plan(inputs: Sequence[str], out: str, output: OutputOptions, rate: Fraction = Fraction(24)) -> list[Job]:
-    """The jobs for `inputs` with `-o out`: a file for a single clip, else a folder with one result for each. Raises MediaError."""
+def unrelated(files: Sequence[Path]) -> bool:
+    """Whether pictures are photographs rather than a clip: of several sizes, and their names no numbers that run on."""
+    parts = [re.fullmatch(r"(.*?)(\d+)(\D*)", file.stem) for file in files]
+    if all(parts) and len({(p[1], p[3]) for p in parts}) == 1 and all(int(b[2]) - int(a[2]) == 1 for a, b in zip(parts, parts[1:])):
+        return False
+    sizes = set()
+    for file in files:
+        with contextlib.suppress(MediaError):                  # the reader will say so when it gets there
+            sizes.add(picture_size(file))
+        if len(sizes) > 1:
+            return True
+    return False
+
+
+def plan(inputs: Sequence[str], out: str, output: OutputOptions, rate: Fraction = Fraction(24), each: bool = False) -> list[Job]:
+    """The jobs for `inputs` with `-o out`: a file for a single clip, else a folder with one result for each. Raises MediaError.
+
+    `each`: every picture is a clip of its own, as are `unrelated` ones in any case.
+    """
     clips = find_clips(inputs)
     target = Path(out)
     if target.name in ("", ".."):                              # . and the like: the folder's own name is needed
@@ -73,6 +93,8 @@ def plan(inputs: Sequence[str], out: str, output: OutputOptions, rate: Fraction 
         if len(clips) > 1:
             raise MediaError(f"{len(clips)} clips cannot go into the one file {out}; give a folder")
         name, source = clips[0]
+        if each and isinstance(source, tuple) and len(source) > 1:
+            raise MediaError(f"--each makes a picture of each of {len(source)}, which cannot go into the one file {out}; give a folder")
         if suffix == ".png" and not (isinstance(source, tuple) and len(source) == 1):
             raise MediaError(f"{out} holds one picture, but {name} is a clip; give a folder, or a name ending in .mp4, .mov or .mkv")
         if output.codec == "png" and suffix != ".png":
@@ -82,6 +104,14 @@ def plan(inputs: Sequence[str], out: str, output: OutputOptions, rate: Fraction 
     for name, source in clips:
         pictures = isinstance(source, tuple)
         as_images = output.codec == "png" or pictures and output.codec == "auto"
+        if as_images and pictures and len(source) > 1 and (each or unrelated(source)):
+            if target.resolve() in {file.resolve().parent for file in source}:
+                raise MediaError(f"{target} is the folder of the input pictures; choose another output")
+            stems = Counter(file.stem for file in source)
+            folder = target if len(clips) == 1 else target / source[0].resolve().parent.name
+            jobs += [Job((file,), folder / f"{file.stem if stems[file.stem] == 1 else file.name}.png", True, str(file), rate)
+                     for file in source]
+            continue
         stem = source.stem if not pictures else source[0].stem if len(source) == 1 else source[0].parent.resolve().name
         if as_images:
             where = target if len(clips) == 1 else target / stem

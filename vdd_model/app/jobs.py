@@ -170,7 +170,8 @@ def run(job: Job, make_deblurrer: Callable, options: DeblurOptions, output: Outp
                 if begun := sink.done:
                     say(f"{job.label}: goes on after {sink.done} finished frames")
                 reader, extra = _work(job, clip, sink, make_deblurrer, options, quiet, say, tick)
-                notes += reader.notes + extra
+                apart = "; --each deblurs every picture on its own" if clip.is_sequence else ""
+                notes += [note + apart if note.startswith("the frame size changes") else note for note in reader.notes] + extra
                 notes += sink.finish(job.target, clip, audio=output.audio)
             _discard(folder)
         except BaseException as error:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from torch import Tensor
 from ..errors import UserError
 from . import metrics
 from .progress import Progress
+
+if TYPE_CHECKING:
+    from ..media.clip import Clip
 
 CHUNK = 4                             # frames scored together by `compare`
 ERROR_LIMIT = 48 / 255                # error that gets the brightest colour of an error map
@@ -298,6 +301,25 @@ def compare_frames(output: Iterable[Tensor], truth: Iterable[Tensor], blurred: I
     return scorers, middle, count, uneven
 
 
+def _of_one_name(clips: Sequence[Clip]) -> tuple[list[Clip], list[str]]:
+    """Folders of pictures that share names, without those that are not in all of them, and what is left out in words."""
+    from ..media.video import probe
+
+    named = [{file.stem: file for file in clip.files} for clip in clips]
+    shared = [stem for stem in named[0] if all(stem in names for names in named)]
+    twice = any(len(names) != len(clip.files) for names, clip in zip(named, clips))
+    if not shared or twice or all(list(names)[:len(shared)] == shared for names in named):         # one that is longer is cut
+        return list(clips), []
+    notes, known = [], set(shared)
+    for clip, names in zip(clips, named):
+        alone = [file.name for stem, file in names.items() if stem not in known]
+        if alone:
+            more = f" and {len(alone) - 3} more" if len(alone) > 3 else ""
+            notes.append(f"{clip.path}: {', '.join(alone[:3])}{more} ha{'s' if len(alone) == 1 else 've'} no picture of that name to be "
+                         "compared with")
+    return [probe([names[stem] for stem in shared]) for names in named], notes
+
+
 def compare(a: str | os.PathLike, b: str | os.PathLike, out_dir: str | os.PathLike, blurred: str | os.PathLike | None = None, *,
             zoom_box: Sequence[int] | None = None, lpips: bool = True, warp: bool = True,
             say: Callable[[str], None] | None = print) -> dict:
@@ -311,7 +333,7 @@ def compare(a: str | os.PathLike, b: str | os.PathLike, out_dir: str | os.PathLi
     from ..media.video import probe, read
 
     paths = [Path(p) for p in (a, b, *([blurred] if blurred is not None else []))]
-    clips = [probe(p) for p in paths]
+    clips, lack = _of_one_name([probe(p) for p in paths])
     if len({(c.width, c.height) for c in clips}) != 1:
         found = ", ".join(f"{path} {clip.width} x {clip.height}" for path, clip in zip(paths, clips))
         raise UserError(f"the clips have frames of different sizes: {found}")
@@ -330,7 +352,7 @@ def compare(a: str | os.PathLike, b: str | os.PathLike, out_dir: str | os.PathLi
         scorers, middle, count, uneven = compare_frames(*frames, shown=shown, lpips=lpips, warp=warp, progress=bar.update)
     if not count:
         raise UserError(f"{a} and {b} have no frame in common to compare")
-    notes = [f"one clip is longer: only the first {count} frames were compared"] if uneven else []
+    notes = lack + [f"one clip is longer: only the first {count} frames were compared"] * uneven
     notes += [f"{path}: {note}" for path, reader in zip(paths, readers) for note in reader.notes]
     if lpips and lpips_note():
         notes.append(lpips_note())

@@ -22,7 +22,7 @@ from PIL import Image
 from . import tiff
 from .clip import Clip, Frame, MediaError
 from .pixel_formats import ColorTags, Layout, complete_tags, is_wide, layout, layout_of, to_rgb
-from .png import chunks_of
+from .png import about, chunks_of
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".exr", ".ppm", ".pgm", ".tga", ".dpx", ".jp2"}
 _CENTRED = {"mjpeg", "webp"}
@@ -290,13 +290,6 @@ def _image_tags(frame: av.VideoFrame, codec: str) -> ColorTags:
     return tags
 
 
-def _profile(path: Path) -> bytes:
-    """The ICC profile of a picture file, or b""."""
-    data = path.read_bytes()
-    picture = _opened(data, _codec(data))
-    return picture.info.get("icc_profile") or b"" if picture else b""
-
-
 def _plain_png(head: bytes) -> str:
     """Pixel format of a PNG file without a transparent colour, "" for anything else: many times faster than asking ffmpeg."""
     if head[:8] != b"\x89PNG\r\n\x1a\n" or head[12:16] != b"IHDR" or b"IDAT" not in head or b"tRNS" in head:
@@ -365,12 +358,16 @@ def probe_images(files: Sequence[Path], rate: Fraction = Fraction(24), name: Pat
         if (other.floating, other.depth) > deepest:
             deepest, pix_fmt = (other.floating, other.depth), found_format
     width, height = (frame.height, frame.width) if turned else (frame.width, frame.height)
-    profile = _profile(files[0])
+    opened = _opened(files[0].read_bytes(), codec)
+    profile = opened.info.get("icc_profile") or b"" if opened else b""
     chunks, tags = chunks_of(files[0], profile, gray), _image_tags(frame, codec)
     if b"cICP" in chunks:
         primaries, transfer = chunks[chunks.index(b"cICP") + 4:][:2]
         said = dataclasses.replace(tags, primaries=primaries, transfer=transfer)
         tags = said if is_wide(said) else tags
+    if len(files) == 1:                                        # each of a row would say it of the first
+        with contextlib.suppress(OSError, ValueError, SyntaxError, KeyError, TypeError, struct.error, ArithmeticError):
+            chunks += about(opened, bool(turned))
     extras = ("the colour profile of its pictures",) if profile and b"sRGB" not in profile.replace(b"\0", b"") else ()
     return Clip(path=name or files[0], width=width, height=height, num_frames=len(files), rate=rate, time_base=1 / rate,
                 bit_depth=min(16, deepest[1]), has_alpha=has_alpha, gray=gray, color=tags, png_chunks=chunks,

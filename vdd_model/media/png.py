@@ -10,6 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from PIL import Image
 
 from .clip import Clip
 from .pixel_formats import BT709, BT2020, UNSPECIFIED, ColorTags, from_rgb, is_wide
@@ -59,6 +60,19 @@ def chunks_of(path: Path, profile: bytes, gray: bool) -> bytes:
                 found += _chunk(name, data) if name in _COLOUR_CHUNKS else b""
     if profile[16:20] == (b"GRAY" if gray else b"RGB "):       # PNG takes no other one
         found += _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile))
+    return found
+
+
+def about(picture: Image.Image | None, turned: bool) -> bytes:
+    """What a photograph says of itself beside its colours, as chunks of a PNG file: pixels per inch and EXIF, but for its orientation."""
+    found = b""
+    if picture and "dpi" in picture.info:
+        x, y = (round(float(n) / 0.0254) for n in picture.info["dpi"])
+        found += _chunk(b"pHYs", struct.pack(">IIB", *((y, x) if turned else (x, y)), 1)) if 0 < min(x, y) <= max(x, y) < 2**31 else b""
+    if picture and "exif" in picture.info:
+        exif = picture.getexif()
+        exif.pop(0x0112, None)
+        found += _chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) if exif else b""
     return found
 
 

@@ -146,3 +146,17 @@ def test_compare_refuses_what_does_not_fit(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="cannot be written|not be"):
         report.save_text("x", tmp_path / "file" / "x.md")
+
+
+def test_pictures_of_one_name_are_compared(tmp_path):
+    """A folder that lacks one picture is not compared with its neighbours, and the lack is said."""
+    from vdd_model.media.video import write_image
+
+    for folder, numbers in (("a", (0, 1, 3, 4)), ("b", range(5))):
+        (tmp_path / folder).mkdir()
+        for i in numbers:
+            frame = torch.rand(24, 32, 3, generator=torch.Generator().manual_seed(i))
+            write_image(tmp_path / folder / f"frame_{i}.png", frame)
+    result = report.compare(tmp_path / "a", tmp_path / "b", tmp_path / "out", say=None, warp=False)
+    assert result["frames"] == 4 and result["scores"]["a"]["psnr"] == 100
+    assert any("frame_2.png has no picture of that name" in note and str(tmp_path / "b") in note for note in result["notes"])

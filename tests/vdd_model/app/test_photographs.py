@@ -1,0 +1,72 @@
+"""Photographs through the command line: alone, several that are no clip, and what they say of themselves."""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from media_tools import IdentityDeblurrer, pattern
+from PIL import Image
+
+from vdd_model.app.cli import main
+from vdd_model.app.inputs import plan
+from vdd_model.media.clip import MediaError
+from vdd_model.media.video import OutputOptions, read_image, write_image
+
+
+def deblur(*arguments):
+    return main(["deblur", *map(str, arguments), "--quiet"], IdentityDeblurrer())
+
+
+def photographs(folder, *names, sizes=((48, 64), (64, 48), (40, 40))):
+    folder.mkdir()
+    for i, name in enumerate(names):
+        Image.fromarray((pattern(i, *sizes[i % len(sizes)]) * 255).astype(np.uint8)).save(folder / name, quality=95)
+    return folder
+
+
+def test_photographs_of_several_sizes_are_no_clip(tmp_path, capfd):
+    folder = photographs(tmp_path / "in", "beach.jpg", "cat.png", "IMG_2041.jpg", "IMG_2044.webp")
+    (folder / "._cat.png").write_bytes(b"what macOS leaves")
+    assert deblur(folder, "-o", tmp_path / "out") == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["IMG_2041.png", "IMG_2044.png", "beach.png", "cat.png"]
+    for path in folder.glob("[!.]*"):
+        assert torch.allclose(read_image(tmp_path / "out" / (path.stem + ".png"))[0], read_image(path)[0], atol=0.003)
+    assert deblur(folder, "-o", tmp_path / "out") == 1 and "exists already" in capfd.readouterr().err
+    assert deblur(folder, "-o", folder) == 1 and "folder of the input pictures" in capfd.readouterr().err
+    assert deblur(*folder.glob("IMG*"), "-o", tmp_path / "loose") == 0 and len(list((tmp_path / "loose").iterdir())) == 2
+
+
+def test_a_broken_photograph_takes_none_with_it(tmp_path, capfd):
+    folder = photographs(tmp_path / "in", "a.jpg", "b.jpg", "c.jpg")
+    (folder / "b.jpg").write_bytes((folder / "b.jpg").read_bytes()[:500])
+    assert deblur(folder, "-o", tmp_path / "out") == 1 and "b.jpg is not a picture that can be read" in capfd.readouterr().err
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
+
+
+def test_each_takes_every_picture_alone(tmp_path, capfd):
+    folder = photographs(tmp_path / "in", "1.jpg", "1.png", "2.jpg", sizes=[(48, 64)])
+    options = OutputOptions()
+    assert [job.target.name for job in plan([str(folder)], str(tmp_path / "o"), options, each=True)] == ["1.jpg.png", "1.png.png", "2.png"]
+    assert len(plan([str(folder)], str(tmp_path / "o"), options)) == 1                     # of one size they are a clip
+    with pytest.raises(MediaError, match="give a folder"):
+        plan([str(folder)], str(tmp_path / "o.mp4"), options, each=True)
+    for name in ("3.png", "4.png", "5.png"):
+        write_image(folder / name, torch.from_numpy(pattern(0, 32, 32)))
+    for name in ("1.png",):
+        (folder / name).unlink()
+    assert deblur(folder, "-o", tmp_path / "clip") == 3 and "--each deblurs every picture on its own" in capfd.readouterr().err
+    assert deblur(folder, "-o", tmp_path / "each", "--each") == 0 and len(list((tmp_path / "each").iterdir())) == 5
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
+def test_a_photograph_keeps_what_it_says_of_itself(tmp_path, name):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x0110], exif[0x0132] = 6, "Some camera", "2026:05:01 12:00:00"
+    keys = {} if name.endswith("webp") else {"dpi": (300, 300)}
+    Image.fromarray((pattern(0) * 255).astype(np.uint8)).save(tmp_path / name, exif=exif, **keys)
+    assert deblur(tmp_path / name, "-o", tmp_path / "out.png") == 0
+    with Image.open(tmp_path / "out.png") as after:
+        assert after.size == (48, 64) and dict(after.getexif()) == {0x0110: "Some camera", 0x0132: "2026:05:01 12:00:00"}
+        assert not keys or round(after.info["dpi"][0]) == 300
+        after.load()
+    assert read_image(tmp_path / "out.png")[0].shape == (64, 48, 3)
