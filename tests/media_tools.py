@@ -14,6 +14,7 @@ if __name__ == "__main__":
 import av
 import numpy as np
 import torch
+from av.bitstream import BitStreamFilterContext
 
 from vdd_model.app.jobs import Job, run
 from vdd_model.inference.pipeline import DeblurOptions
@@ -111,6 +112,43 @@ def shifted(source: Path, target: Path, start: int, back: int) -> Path:
                 packet.pts, packet.dts, packet.stream = packet.pts - back * one, packet.dts - back * one, copy
                 out.mux(packet)
     return target
+
+
+def remuxed(source: Path, target: Path, bitstream: str = "", later: Fraction = Fraction(0)) -> Path:
+    """The packets of `source` in another file, through a bitstream filter for the video, `later` seconds later."""
+    with av.open(str(source)) as before, av.open(str(target), "w") as out:
+        copies = {s.index: out.add_stream_from_template(s) for s in before.streams}
+        video = before.streams.video[0]
+        through = BitStreamFilterContext(bitstream, video, copies[video.index]) if bitstream else None
+        for packet in before.demux():
+            number = packet.stream_index
+            changed = through.filter(packet if packet.dts is not None else None) if through and number == video.index else [packet]
+            for each in changed:
+                if each.dts is not None:
+                    ticks = round(later / each.time_base)
+                    each.pts, each.dts, each.stream = each.pts + ticks, each.dts + ticks, copies[number]
+                    out.mux(each)
+    return target
+
+
+def save_packets(path: Path, frames: Sequence[np.ndarray], codec: str, pix_fmt: str, options: dict, cut: int | None = None) -> Path:
+    """A clip of which packet `cut` ends in its middle."""
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream(codec, rate=25)
+        stream.height, stream.width, stream.pix_fmt, stream.options = *frames[0].shape[:2], pix_fmt, options
+        encoded = []
+        for index, rgb in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.rint(rgb * 255).astype(np.uint8), "rgb24").reformat(format=pix_fmt)
+            frame.pts, frame.time_base = index, Fraction(1, 25)
+            encoded += stream.encode(frame)
+        for index, packet in enumerate([*encoded, *stream.encode(None)]):
+            if index == cut:
+                half = av.Packet(bytes(packet)[: packet.size // 2])
+                half.pts, half.dts, half.duration, half.time_base = packet.pts, packet.dts, packet.duration, packet.time_base
+                half.is_keyframe, half.stream = packet.is_keyframe, stream
+                packet = half
+            out.mux(packet)
+    return path
 
 
 def packets(path: Path, kind: str) -> list[tuple[float, bytes]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..errors import UserError
-from .pixel_formats import ColorTags
+from .pixel_formats import UNSPECIFIED, ColorTags
 
 
 class MediaError(UserError):
@@ -41,14 +41,18 @@ class Clip:
     has_alpha: bool = False
     gray: bool = False
     color: ColorTags = field(default_factory=ColorTags)      # complete: the matrix that is really used
+    first_says: tuple[int, int] = (UNSPECIFIED, 0)           # matrix and range by which the first frame calls itself, for those that follow
     codec: str = ""
     pix_fmt: str = ""
     quarter_turns: int = 0                  # counter-clockwise, applied by the reader
     mirrored: bool = False                  # left and right are swapped after that, by the reader too
+    crop: tuple[int, int, int, int] = (0, 0, 0, 0)           # rows and columns left away at top, bottom, left, right, before all that
+    chroma: str = "left"                    # where 4:2:0's samples lie, see `pixel_formats.CHROMA`
     pixel_aspect: Fraction = Fraction(1)
     files: tuple[Path, ...] = ()            # the pictures of a sequence; empty for a video file
     sound: tuple[str, ...] = ()             # codec of each audio and subtitle stream
     metadata: tuple[tuple[str, str], ...] = ()
+    track: tuple[tuple[str, str], ...] = ()                  # title, language and the like of the video's own track
     timecode: str = ""                      # of the first frame, hh:mm:ss:ff, or ;ff for drop frame
     chapters: tuple[tuple[Fraction, Fraction, str], ...] = ()          # (start, end, title), seconds in the file
     png_chunks: bytes = b""                 # of a picture sequence: what its colours mean, as PNG says it
@@ -59,6 +63,8 @@ class Clip:
     shift: Fraction = Fraction(0)           # seconds taken off every stream so that the output starts at 0
     joins: tuple[Fraction, ...] = ()        # of a file joined by copying: seconds to add to the times behind each place
     interlaced: bool = False
+    headless: int = 0                       # packets before the first key frame, of which no picture may come
+    remarks: tuple[str, ...] = ()           # what is to be said of the clip whatever is made of it
     untimed: bool = False                   # the file carries no usable times: frames are counted instead
     size_bytes: int = 0
     missing: int = 0                        # frames that the header promises and the file does not hold, as far as known
@@ -68,6 +74,13 @@ class Clip:
     def is_sequence(self) -> bool:
         """Whether the clip is a row of picture files."""
         return bool(self.files)
+
+    @property
+    def coded_size(self) -> tuple[int, int]:
+        """(width, height) as the decoder gives the pictures: neither cropped nor turned."""
+        top, bottom, left, right = self.crop
+        width, height = (self.height, self.width) if self.quarter_turns % 2 else (self.width, self.height)
+        return width + left + right, height + top + bottom
 
     @property
     def duration(self) -> float:

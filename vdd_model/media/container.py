@@ -1,18 +1,25 @@
 """Files opened with PyAV: failures in one sentence, the video stream and its decoder, times that run on where files were joined."""
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import threading
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import av
+import av.logging
+from av.codec.context import Flags
 from av.stream import Disposition
 
 from .clip import MediaError
 
 # formats that ffmpeg "plays" but that are text or sound, never a clip
 NOT_VIDEO = {"tty", "bin", "adf", "idf", "xbin", "srt", "webvtt", "ass", "lrc", "microdvd", "txt", "ffmetadata", "data", "concat"}
+_TRIED = 1000                                                  # packets in which every stream's first ones are looked for
 
 
 def open_container(path: Path):
@@ -51,11 +58,56 @@ def is_cover(stream) -> bool:
 
 
 def video_stream(container, path: Path):
-    """The file's first clip. Raises MediaError."""
-    for stream in container.streams.video:
-        if not is_cover(stream):
-            return stream
-    raise MediaError(f"{path} has no video in it" + (", only sound" if container.streams.audio else ""))
+    """The file's clip, its decoder set up: no cover, nothing that FFmpeg does not know, no still beside a clip; of several the one that
+    the file marks as its default, then the first. Raises MediaError.
+    """
+    known = [s for s in container.streams.video if s.codec_context is not None]
+    clips = [s for s in known if not is_cover(s)]
+    if not clips:
+        if strange := [s for s in container.streams.video if s.codec_context is None]:
+            raise MediaError(f"{path} holds video in a coding that FFmpeg does not know{_coding(container, strange[0])}; "
+                             "convert it first, with the program or the camera maker's tool that it comes from")
+        raise MediaError(f"{path} has no video in it" + (", only sound" if container.streams.audio else ""))
+    if len(clips) > 1:
+        still = _stills(path, [s.index for s in clips])
+        clips.sort(key=lambda s: (s.index in still, Disposition.default not in s.disposition, s.index))
+    # not frame by frame: several frames are then under way at a damaged end, where PyAV gives up all that follow the first error
+    clips[0].thread_type = "SLICE"
+    clips[0].codec_context.flags |= Flags.unaligned            # else a crop at the left is taken only as far as memory likes it
+    return clips[0]
+
+
+def _coding(container, stream) -> str:
+    """The four letters by which the file names the stream's coding, as FFmpeg prints them, or ""."""
+    found = re.search(rf"Stream #0:{stream.index}\b.*?Video: .*?\((.{{4}}) / 0x", dump(container))
+    return f" ({found[1]})" if found else ""
+
+
+def _stills(path: Path, streams: Sequence[int]) -> set[int]:
+    """Those of several video streams that hold a single picture, as far as the file's first packets tell."""
+    count = dict.fromkeys(streams, 0)
+    with contextlib.closing(open_container(path)) as container, contextlib.suppress(av.FFmpegError):
+        for packet in islice(container.demux([container.streams[i] for i in streams]), _TRIED):
+            count[packet.stream_index] += packet.size > 0
+            if min(count.values()) > 1:
+                break
+    return {i for i in streams if count[i] < 2}
+
+
+_dumping = threading.Lock()
+
+
+def dump(container) -> str:
+    """What FFmpeg prints of a file. It tells some things that PyAV has no name for, such as a crop; "" where this PyAV cannot."""
+    with _dumping, av.logging.Capture(False):                  # what other threads' decoders say meanwhile is nobody's business
+        level = av.logging.get_level()
+        try:
+            av.logging.set_level(av.logging.VERBOSE)
+            av.logging.set_libav_level(av.logging.VERBOSE)
+            return container.dumps_format()
+        finally:
+            av.logging.set_libav_level(av.logging.INFO)
+            av.logging.set_level(level)
 
 
 def decoder_of(stream):
@@ -66,27 +118,33 @@ def decoder_of(stream):
     return stream.codec_context
 
 
+def keeps_a_clock(container) -> bool:
+    """Whether the times of the file are those of a clock that ran before, and runs over: transport and program streams."""
+    return bool({"mpegts", "mpeg"} & set(container.format.name.split(",")))
+
+
 class Joins:
     """Puts the times of transport and program streams that were joined by copying behind one another, as players do.
 
     At every place where the times of a stream step back by more than a quarter of a second, the next of `found` is added from there on.
-    The picture sets them, when the file is walked over for the first time; the sound keeps its distance to it.
+    The picture, stream `leader`, sets them when the file is walked over for the first time; the sound keeps its distance to it.
     """
 
-    def __init__(self, container, found: Sequence[Fraction] = ()):
+    def __init__(self, container, leader: int, found: Sequence[Fraction] = ()):
         self.found = list(found)
-        self._used = bool({"mpegts", "mpeg"} & set(container.format.name.split(",")))
-        self._leader = next((s.index for s in container.streams.video if not is_cover(s)), None)
+        self._used = keeps_a_clock(container)
+        self._leader = leader
         self._streams: dict[int, tuple[int, Fraction, Fraction]] = {}          # (places passed, last time, step) in seconds
 
-    def correct(self, packet: av.Packet) -> None:
-        """Shift the packet's times; packets of a stream have to come in their order."""
+    def correct(self, packet: av.Packet) -> bool:
+        """Shift the packet's times; packets of a stream have to come in their order. Returns whether one of the places lies before it."""
         if not self._used or packet.dts is None:
-            return
+            return False
         time = packet.dts * packet.time_base
         passed, last, step = self._streams.get(packet.stream_index, (0, None, Fraction(0)))
         offset = self.found[passed - 1] if passed else Fraction(0)
-        if last is not None and time + offset < last - Fraction(1, 4):
+        back = last is not None and time + offset < last - Fraction(1, 4)
+        if back:
             if passed == len(self.found) and packet.stream_index == self._leader:
                 self.found.append(last + step - time)
             passed = min(passed + 1, len(self.found))
@@ -98,3 +156,4 @@ class Joins:
         packet.dts += ticks
         if packet.pts is not None:
             packet.pts += ticks
+        return back

@@ -389,7 +389,7 @@ def join(packet_file: Path, encoding: Encoding, target: Path, clip: Clip | None,
             elif muxer == "matroska" and clip.attached:
                 notes.append("attached files were left out; PyAV 16 or later takes them over")
             if copies:
-                sources.append(_copied_packets(source, copies, clip.shift, Joins(source, clip.joins)))
+                sources.append(_copied_packets(source, copies, clip.shift, Joins(source, -1, clip.joins)))
         try:
             output.start_encoding()
             for _, _, packet in heapq.merge(*sources, key=lambda item: item[0]):

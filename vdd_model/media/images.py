@@ -278,7 +278,7 @@ def picture_size(source: str | Path | bytes, name: str = "") -> tuple[int, int]:
 
 def _pixels(picture: Picture) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(rgb (H,W,3), alpha (H,W) or None), float32 and upright."""
-    rgb, alpha = to_rgb(picture.frame, _image_tags(picture.frame, picture.codec), centred_chroma=picture.codec in _CENTRED)
+    rgb, alpha = to_rgb(picture.frame, _image_tags(picture.frame, picture.codec), chroma="center" if picture.codec in _CENTRED else "left")
     rgb, alpha = (None if x is None else torch.from_numpy(_turn(x, picture.turns, picture.mirrored)) for x in (rgb, alpha))
     return rgb, alpha if picture.transparent else None
 

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 
 import av
+import av.filter
 import numpy as np
 
 UNSPECIFIED = 2                                                # in H.273: matrix, primaries and transfer alike
 PQ, HLG, P3 = 16, 18, (11, 12)                                 # transfers; primaries
 RGB, BT709, BT470BG, SMPTE170M, BT2020 = 0, 1, 5, 6, 9         # matrix coefficients by their H.273 numbers
+YCGCO = 8
 # matrix number -> (K_R, K_B); every other number is read and written with BT.709's, so an unchanged pixel stays what it was
 LUMA = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 5: (0.299, 0.114), 6: (0.299, 0.114), 7: (0.212, 0.087),
         9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}
+KNOWN_MATRICES = {RGB, UNSPECIFIED, YCGCO, *LUMA}
 
 # packed formats: which channels follow each other (y: grey, 0: nothing) and the type of one value
 PACKED = {name + suffix: (name, dtype) for names, suffix, dtype in (
@@ -24,6 +28,13 @@ PACKED = {name + suffix: (name, dtype) for names, suffix, dtype in (
     (("rgb", "bgr"), "48le", "<u2"), (("rgb", "bgr"), "48be", ">u2"), (("rgba", "bgra"), "64le", "<u2"), (("rgba", "bgra"), "64be", ">u2"),
 ) for name in names}
 PACKED |= {"ya8": ("ya", "u1"), "ya16le": ("ya", "<u2"), "ya16be": ("ya", ">u2")}
+# packed in one value: its type, then first bit and number of bits of red, green, blue. libswscale widens these by shifting: white is 248
+_BITS = {"rgb565": ((11, 5), (5, 6), (0, 5)), "rgb555": ((10, 5), (5, 5), (0, 5)), "rgb444": ((8, 4), (4, 4), (0, 4)),
+         "rgb8": ((5, 3), (2, 3), (0, 2)), "x2rgb10": ((20, 10), (10, 10), (0, 10)), "rgb4_byte": ((3, 1), (1, 2), (0, 1))}
+_BITS |= {"bgr8": ((0, 3), (3, 3), (6, 2)), "bgr4_byte": ((0, 1), (1, 2), (3, 1)),
+          **{name.replace("rgb", "bgr"): _BITS[name][::-1] for name in ("rgb565", "rgb555", "rgb444", "x2rgb10")}}
+FEW_BITS = {name + end: ("u1" if not end else ("<" if end == "le" else ">") + ("u4" if name.startswith("x2") else "u2"), bits)
+            for name, bits in _BITS.items() for end in ([""] if name in ("rgb8", "bgr8", "rgb4_byte", "bgr4_byte") else ["le", "be"])}
 # other formats -> one of the same depth that is read here; libswscale only rearranges the values
 SAME_DEPTH = {
     "pal8": "rgba", "gray16be": "gray16le", "nv12": "yuv420p", "nv21": "yuv420p", "nv16": "yuv422p", "nv24": "yuv444p",
@@ -61,6 +72,8 @@ class Layout:
 def layout(pix_fmt: str) -> Layout:
     """What `pix_fmt` means. Raises ValueError for a format that is not known."""
     name = SAME_DEPTH.get(pix_fmt, pix_fmt)
+    if name in FEW_BITS:
+        return Layout("gbr", False, max(8, *(count for _, count in FEW_BITS[name][1])), False, (1, 1))
     if name in PACKED:
         channels, dtype = PACKED[name]
         return Layout("gray" if "y" in channels else "gbr", "a" in channels, 8 * np.dtype(dtype).itemsize, False, (1, 1))
@@ -113,10 +126,55 @@ def _scales(depth: int, full_range: bool) -> tuple[float, float, float, float]:
     return 16 * unit, 219 * unit, 128 * unit, 224 * unit
 
 
-def _plane(frame: av.VideoFrame, index: int, dtype: np.dtype) -> np.ndarray:
+def _plane(frame: av.VideoFrame, index: int, dtype: np.dtype, values: int = 1) -> np.ndarray:
+    """A plane's values (height, width x values), a view."""
     plane = frame.planes[index]
     rows = np.frombuffer(plane, np.uint8)[: plane.height * plane.line_size].reshape(plane.height, plane.line_size)
-    return rows[:, : plane.width * dtype.itemsize].view(dtype)
+    return rows[:, : plane.width * values * dtype.itemsize].view(dtype)
+
+
+def planes_of(frame: av.VideoFrame) -> list[np.ndarray]:
+    """Every plane's bytes (height, bytes of a row)."""
+    frame = plain(frame)
+    one = 1 if len(frame.planes) == 1 else 0                   # a palette's own plane is no picture
+    deep = 2 if max(c.bits for c in frame.format.components) > 8 else 1
+    return [_plane(frame, i, np.dtype("u1"), max(1, frame.format.padded_bits_per_pixel // 8) if one else deep)
+            for i in range(len(frame.planes))]
+
+
+def plain(frame: av.VideoFrame) -> av.VideoFrame:
+    """The frame in a format that is read here, its rows from the top: Windows keeps RGB from the bottom (a negative line size)."""
+    if any(plane.line_size < 0 for plane in frame.planes):
+        graph = av.filter.Graph()
+        source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format.name, time_base=Fraction(1, 25))
+        graph.link_nodes(source, graph.add("hflip"), graph.add("hflip"), graph.add("buffersink")).configure()      # there and back: a copy
+        graph.push(frame)
+        frame = graph.pull()
+    if frame.format.name in SAME_DEPTH:
+        return frame.reformat(format=SAME_DEPTH[frame.format.name])
+    try:
+        layout(frame.format.name)
+    except ValueError:                                         # rare: libswscale widens it, matrix and range stay what they are
+        return frame.reformat(format=_sixteen_bits(frame.format))
+    return frame
+
+
+def beyond_limits(frame: av.VideoFrame, tags: ColorTags) -> bool:
+    """Whether half a percent of the picture is clearly brighter than limited range's white or darker than its black (235 and 16 of 255)."""
+    frame = plain(frame)
+    if frame.format.name in PACKED or frame.format.name in FEW_BITS or tags.full_range:
+        return False
+    kind = layout(frame.format.name)
+    if kind.kind == "gbr" or kind.floating:
+        return False
+    luma, unit = _plane(frame, 0, _type_of(frame, kind)), 2 ** (kind.depth - 8)
+    return int(np.count_nonzero((luma > 239 * unit) | (luma < 12 * unit))) > luma.size / 200
+
+
+def _type_of(frame: av.VideoFrame, kind: Layout) -> np.dtype:
+    """The type of a planar format's values."""
+    end = ">" if frame.format.name.endswith("be") else "<"
+    return np.dtype(f"{end}{'f' if kind.floating else 'u'}{1 if kind.depth <= 8 else 2 if kind.depth <= 16 else 4}")
 
 
 def _part(c: np.ndarray, axis: int, start: int | None, stop: int | None, step: int | None = None) -> np.ndarray:
@@ -185,23 +243,22 @@ def _subtract_neighbours(out: np.ndarray, before: np.ndarray, after: np.ndarray 
         _part(out, axis, -1, None)[...] -= _part(last, axis, -1, None)
 
 
-def to_rgb(frame: av.VideoFrame, tags: ColorTags, *, centred_chroma: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
+# where 4:2:0's chroma lies -> whether halfway between two luma samples, (down, across); JPEG, MPEG-1: center, BT.2020: topleft
+CHROMA = {"left": (True, False), "center": (True, True), "topleft": (False, False), "top": (False, True)}
+
+
+def to_rgb(frame: av.VideoFrame, tags: ColorTags, *, chroma: str = "left") -> tuple[np.ndarray, np.ndarray | None]:
     """A decoded frame -> (rgb (H,W,3), alpha (H,W) or None), float32 in [0,1] (float formats are passed on as they are).
 
-    `tags` must be complete (see `complete_tags`). `centred_chroma`: 4:2:0 as in JPEG instead of MPEG.
+    `tags` must be complete (see `complete_tags`). `chroma`: where 4:2:0's samples lie, a key of `CHROMA`.
     """
-    if frame.format.name in SAME_DEPTH:
-        frame = frame.reformat(format=SAME_DEPTH[frame.format.name])
-    try:
-        kind = layout(frame.format.name)
-    except ValueError:                                         # rare: libswscale widens it, matrix and range stay what they are
-        frame = frame.reformat(format=_sixteen_bits(frame.format))
-        kind = layout(frame.format.name)
+    frame = plain(frame)
     if frame.format.name in PACKED:
         return _unpack(frame)
-    height, width = frame.height, frame.width
-    big = frame.format.name.endswith("be")
-    dtype = np.dtype(f"{'>' if big else '<'}{'f' if kind.floating else 'u'}{1 if kind.depth <= 8 else 2 if kind.depth <= 16 else 4}")
+    if frame.format.name in FEW_BITS:
+        return _unpack_bits(frame), None
+    kind, height, width = layout(frame.format.name), frame.height, frame.width
+    dtype = _type_of(frame, kind)
     top = 1.0 if kind.floating else float(2 ** kind.depth - 1)
     out = np.empty((height, width, 3), np.float32)
     alpha = None
@@ -217,13 +274,18 @@ def to_rgb(frame: av.VideoFrame, tags: ColorTags, *, centred_chroma: bool = Fals
         out[...] = luma[..., None]
     else:
         cb, cr = ((_plane(frame, i, dtype).astype(np.float32) - np.float32(c0)) * np.float32(1 / c_span) for i in (1, 2))
-        down, across = kind.step
-        cb, cr = (_upsample(_upsample(c, down, height, True, 0), across, width, centred_chroma, 1) for c in (cb, cr))
-        kr, kb = LUMA.get(tags.matrix, LUMA[BT709])
-        kg = 1 - kr - kb
-        np.add(luma, np.float32(2 * (1 - kr)) * cr, out=out[..., 0])
-        np.add(luma, np.float32(2 * (1 - kb)) * cb, out=out[..., 2])
-        np.add(luma, np.float32(-2 * (1 - kb) * kb / kg) * cb + np.float32(-2 * (1 - kr) * kr / kg) * cr, out=out[..., 1])
+        (down, across), (between_rows, between_columns) = kind.step, CHROMA.get(chroma, CHROMA["left"])
+        cb, cr = (_upsample(_upsample(c, down, height, between_rows, 0), across, width, between_columns, 1) for c in (cb, cr))
+        if tags.matrix == YCGCO:                               # H.273's equations: Cb is Cg, Cr is Co
+            np.add(luma, cr - cb, out=out[..., 0])
+            np.add(luma, cb, out=out[..., 1])
+            np.subtract(luma, cr + cb, out=out[..., 2])
+        else:
+            kr, kb = LUMA.get(tags.matrix, LUMA[BT709])
+            kg = 1 - kr - kb
+            np.add(luma, np.float32(2 * (1 - kr)) * cr, out=out[..., 0])
+            np.add(luma, np.float32(2 * (1 - kb)) * cb, out=out[..., 2])
+            np.add(luma, np.float32(-2 * (1 - kb) * kb / kg) * cb + np.float32(-2 * (1 - kr) * kr / kg) * cr, out=out[..., 1])
     if not kind.floating:
         np.clip(out, 0, 1, out=out)
     return out, alpha
@@ -232,9 +294,8 @@ def to_rgb(frame: av.VideoFrame, tags: ColorTags, *, centred_chroma: bool = Fals
 def _unpack(frame: av.VideoFrame) -> tuple[np.ndarray, np.ndarray | None]:
     """A packed picture -> (rgb, alpha or None)."""
     channels, name = PACKED[frame.format.name]
-    dtype, plane = np.dtype(name), frame.planes[0]
-    rows = np.frombuffer(plane, np.uint8)[: plane.height * plane.line_size].reshape(plane.height, plane.line_size)
-    values = rows[:, : frame.width * len(channels) * dtype.itemsize].view(dtype).reshape(frame.height, frame.width, len(channels))
+    dtype = np.dtype(name)
+    values = _plane(frame, 0, dtype, len(channels)).reshape(frame.height, frame.width, len(channels))
     scale = np.float32(1 / np.iinfo(dtype).max)
     rgb = np.empty((frame.height, frame.width, 3), np.float32)
     for i, channel in enumerate("rgb"):
@@ -243,13 +304,24 @@ def _unpack(frame: av.VideoFrame) -> tuple[np.ndarray, np.ndarray | None]:
     return rgb, alpha
 
 
+def _unpack_bits(frame: av.VideoFrame) -> np.ndarray:
+    """A picture with all channels in one value -> RGB."""
+    name, channels = FEW_BITS[frame.format.name]
+    values = _plane(frame, 0, np.dtype(name))
+    rgb = np.empty((frame.height, frame.width, 3), np.float32)
+    for i, (first, count) in enumerate(channels):
+        np.multiply(values >> first & 2 ** count - 1, np.float32(1 / (2 ** count - 1)), out=rgb[..., i], casting="unsafe")
+    return rgb
+
+
 def luma_of(rgb: np.ndarray, matrix: int = BT709) -> np.ndarray:
     """(..., 3) RGB -> (...) luma with the matrix's weights."""
-    kr, kb = LUMA.get(matrix, LUMA[BT709])
+    kr, kb = (0.25, 0.25) if matrix == YCGCO else LUMA.get(matrix, LUMA[BT709])
     return rgb @ np.array([kr, 1 - kr - kb, kb], np.float32)
 
 
-def from_rgb(rgb: np.ndarray, alpha: np.ndarray | None, pix_fmt: str, tags: ColorTags, *, gray: bool = False) -> av.VideoFrame:
+def from_rgb(rgb: np.ndarray, alpha: np.ndarray | None, pix_fmt: str, tags: ColorTags, *, gray: bool = False,
+             chroma: str = "left") -> av.VideoFrame:
     """(H,W,3) float32 RGB in [0,1] and optional alpha (H,W) -> a frame in the planar or PNG format `pix_fmt`, tagged with `tags`.
 
     Values are rounded to nearest. `gray` writes neutral chroma. A missing alpha plane is written as opaque.
@@ -270,10 +342,13 @@ def from_rgb(rgb: np.ndarray, alpha: np.ndarray | None, pix_fmt: str, tags: Colo
         luma = luma_of(rgb, tags.matrix)
         planes = [luma * np.float32(y_span) + np.float32(y0)]
         if kind.kind == "yuv":
-            down, across = kind.step
-            for channel, k in ((2, kb), (0, kr)):
-                c = (rgb[..., channel] - luma) * np.float32(0.0 if gray else c_span / (2 * (1 - k)))
-                planes.append(_downsample(_downsample(c, across, False, 1), down, True, 0) + np.float32(c0))
+            (down, across), (between_rows, between_columns) = kind.step, CHROMA[chroma]
+            differences = [(rgb[..., channel] - luma, 0.5 / (1 - k)) for channel, k in ((2, kb), (0, kr))]
+            if tags.matrix == YCGCO:
+                differences = [(rgb[..., 1] - luma, 1), (rgb[..., 0] - rgb[..., 2], 0.5)]
+            for c, scale in differences:
+                c = c * np.float32(0.0 if gray else c_span * scale)
+                planes.append(_downsample(_downsample(c, across, between_columns, 1), down, between_rows, 0) + np.float32(c0))
     if kind.alpha:
         planes.append(np.full((height, width), top, np.float32) if alpha is None else alpha * np.float32(top))
     for index, values in enumerate(planes):

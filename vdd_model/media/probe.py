@@ -3,8 +3,10 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import struct
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,12 +14,15 @@ import av
 import numpy as np
 
 from .clip import Clip, MediaError
-from .container import Joins, decoder_of, is_cover, open_container, reason, video_stream
-from .pixel_formats import ColorTags, complete_tags, layout_of, to_rgb
+from .container import Joins, dump, is_cover, keeps_a_clock, open_container, reason, video_stream
+from .decoder import Decoder
+from .pixel_formats import CHROMA, KNOWN_MATRICES, UNSPECIFIED, ColorTags, Layout, complete_tags, layout_of, to_rgb
 
 STANDARD_RATES = tuple(Fraction(n, d) for n, d in (
     (24000, 1001), (24, 1), (25, 1), (30000, 1001), (30, 1), (48, 1), (50, 1), (60000, 1001), (60, 1), (100, 1), (120000, 1001),
     (120, 1), (240000, 1001), (240, 1), (15, 1), (15000, 1001), (12, 1), (10, 1)))
+# streams without a container: they carry no times, and their rate only inside
+RAW = {"h264", "hevc", "vvc", "evc", "m4v", "mpegvideo", "vc1", "cavsvideo", "avs2", "avs3", "dirac", "obu", "h261", "h263", "mjpeg"}
 # metadata that describes the file it stands in and would be wrong in another one
 _OF_THE_FILE = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration", "timecode"}
 APPLE = "com.apple.quicktime."
@@ -32,78 +37,124 @@ def probe_video(path: str | Path, *, scan: bool = True) -> Clip:
     """
     path = Path(path)
     with contextlib.closing(open_container(path)) as container:
+        # what the file says: before a picture is decoded, for many decoders then overwrite the container's colors with "not said"
         stream = video_stream(container, path)
-        stream.thread_type = "SLICE"                           # as `VideoReader` does
-        first = _first_frame(container, stream, path)
+        context, tick, family = stream.codec_context, stream.time_base or Fraction(1, 1000), container.format.name
+        said = ColorTags(int(context.colorspace), int(context.color_primaries), int(context.color_trc), int(context.color_range) == 2)
+        crop, chroma = _presentation(container, stream)
+        aspect = stream.sample_aspect_ratio or Fraction(1)
         header_frames, duration = stream.frames, (container.duration or 0) / av.time_base
         # those that an edit list leaves out are in the header's number, but not all in the index
         samples = min(header_frames, len(getattr(stream, "index_entries", ())) or header_frames)
-        sound = tuple(s.codec_context.name if s.codec_context else "" for s in container.streams if s.type in ("audio", "subtitle"))
         rates = [r for r in (stream.average_rate, stream.base_rate, stream.guessed_rate) if r]
-        tick = stream.time_base or Fraction(1, 1000)
-        context = stream.codec_context
-        tags = ColorTags(int(first.colorspace), _tag(first, context, "color_primaries"), _tag(first, context, "color_trc"), False)
+        if family in RAW:                                      # of these only the last one looks into the stream
+            rates.reverse()
+        first = _first_frame(container, stream, path)
+        # what the first picture says
         kind = layout_of(first)
-        full = int(first.color_range) == 2 or first.format.name.startswith("yuvj") or (
-            kind.kind == "gray" and int(first.color_range) == 0 and context.name not in ("h264", "hevc", "vp9", "av1"))
-        tags = complete_tags(ColorTags(tags.matrix, tags.primaries, tags.transfer, full), kind.kind, first.height, first.width)
+        tags = _colors(first, said, context.name, kind)
         turns, mirrored = orientation(first)
-        width, height = (first.height, first.width) if turns % 2 else (first.width, first.height)
-        aspect = stream.sample_aspect_ratio or Fraction(1)
-        metadata, timecode, chapters = _metadata(container), _timecode(container, stream), _chapters(container)
-        light, extras = _light(first), _extras(container, stream, first)
-        attached = tuple(s.metadata.get("filename", "") for s in container.streams if s.type == "attachment")
-        interlaced = bool(getattr(first, "interlaced_frame", False))
-        pix_fmt, name, family = first.format.name, context.name, container.format.name
-        has_alpha = kind.alpha and (name != "gif" or bool(to_rgb(first, tags)[1].min() < 1))
-    missing, breaks_off = 0, ""
+        light, extras, remarks = _light(first), _extras(container, stream, first), []
+        if tags.matrix not in KNOWN_MATRICES:
+            remarks.append(f"its colors are stored with matrix {tags.matrix} of H.273, which is taken for BT.709's")
+        has_alpha = kind.alpha and (family != "gif" or bool(to_rgb(first, tags)[1].min() < 1))
+        # Windows' RGB of 32 bits: the fourth byte is unused, and alpha where a program has agreed with itself that it is
+        fourth = has_alpha and family == "avi" and context.name == "rawvideo"
+        facts = {"color": tags, "first_says": (int(first.colorspace), int(first.color_range)),
+                 "codec": context.name, "pix_fmt": first.format.name, "bit_depth": min(16, kind.depth),
+                 "gray": kind.kind == "gray", "quarter_turns": turns, "mirrored": mirrored, "chroma": chroma, "crop": crop,
+                 "pixel_aspect": 1 / aspect if turns % 2 else aspect, "metadata": _metadata(container), "track": _track(stream),
+                 "timecode": _timecode(container, stream), "chapters": _chapters(container), "light": light, "extras": extras,
+                 "sound": tuple(_coding_of(s) for s in container.streams if s.type in ("audio", "subtitle")),
+                 "attached": tuple(s.metadata.get("filename", "") for s in container.streams if s.type == "attachment"),
+                 "interlaced": bool(getattr(first, "interlaced_frame", False)), "size_bytes": path.stat().st_size}
+        if _alpha_layer(context, first):
+            remarks.append("its transparency is in a layer of HEVC that is not read")
+        width, height = first.width - crop[2] - crop[3], first.height - crop[0] - crop[1]
+    # all packets
+    missing, breaks_off, walk = 0, "", Walk()
     if scan:
         # AVI tells when a frame is decoded, which is when it is shown only where none is reordered
-        times, count, hidden, first_time, last_time, joins = _scan(path, timed=family != "avi" or not context.codec.reorder)
-        # an AVI's header is written when the recording ends, and not by every program to the frame
+        walk = _scan(path, timed=family not in RAW and (family != "avi" or not context.codec.reorder), fourth=fourth)
+        has_alpha = has_alpha and (walk.fourth or not fourth)
+        count, last = walk.count, walk.last
+        # an AVI's header is written when the recording ends, and not by every program to the frame; it counts dropped frames too
         promised, slack = (samples, 0) if "mp4" in family else (header_frames, header_frames // 100) if family == "avi" else (0, 0)
-        if promised - slack > count + hidden:
-            missing = promised - hidden - count
-            breaks_off = f"the last {missing} of its {promised - hidden} frames are missing"
-        elif duration and last_time is not None and duration - float(last_time) > max(0.3, 0.01 * duration):
-            missing = max(1, round((duration - float(last_time)) * float(rates[0] if rates else 25)))
-            breaks_off = f"it breaks off after {float(last_time):.1f} of {duration:.1f} s"
+        held = max(count + walk.hidden, walk.slots if family == "avi" else 0)
+        if promised - slack > held:
+            missing = promised - held
+            breaks_off = f"the last {missing} of its {promised - walk.hidden} frames are missing"
+        elif duration and last is not None and duration - float(last) > max(0.3, 0.01 * duration):
+            missing = max(1, round((duration - float(last)) * float(rates[0] if rates else 25)))
+            breaks_off = f"it breaks off after {float(last):.1f} of {duration:.1f} s"
     else:
-        times, joins = np.empty(0, np.int64), ()
-        first_time = Fraction(first.pts or 0) * tick
+        walk.first = Fraction(first.pts or 0) * tick
         count = header_frames or max(1, round(duration * float(rates[0] if rates else 25)))
+    # the grid of times
+    times = walk.times
     rate, constant = _frame_rate(times, tick, rates)
-    origin = Fraction(int(times[0])) * tick if len(times) else first_time or Fraction(0)
-    shift = max(Fraction(0), first_time or Fraction(0))
+    origin = Fraction(int(times[0])) * tick if len(times) else walk.first or Fraction(0)
+    shift = walk.first or Fraction(0)
+    if shift < 0 and not walk.clock:                           # an edit list's way to hide what stands before 0
+        shift = Fraction(0)
     if constant:
         exact = (origin - shift) * rate.numerator
         tick = Fraction(1, rate.numerator if exact.denominator == 1 else rate.numerator * math.ceil(90000 / rate.numerator))
-    return Clip(path=path, width=width, height=height, num_frames=count, rate=rate, time_base=tick, constant_rate=constant,
-                bit_depth=min(16, kind.depth), has_alpha=has_alpha, gray=kind.kind == "gray", color=tags, codec=name, pix_fmt=pix_fmt,
-                quarter_turns=turns, mirrored=mirrored, pixel_aspect=1 / aspect if turns % 2 else aspect, sound=sound,
-                metadata=metadata, timecode=timecode, chapters=chapters, light=light, extras=extras, attached=attached,
-                origin=origin, shift=shift, joins=joins, interlaced=interlaced, untimed=scan and not len(times),
-                size_bytes=path.stat().st_size, missing=missing, breaks_off=breaks_off)
+    return Clip(path=path, width=height if turns % 2 else width, height=width if turns % 2 else height, num_frames=count, rate=rate,
+                time_base=tick, constant_rate=constant, has_alpha=has_alpha, origin=origin, shift=shift, joins=walk.joins,
+                untimed=scan and not len(times), missing=missing, breaks_off=breaks_off, headless=walk.headless, remarks=tuple(remarks),
+                **facts)
 
 
 def _first_frame(container, stream, path: Path) -> av.VideoFrame:
     errors = []
-    decoder = decoder_of(stream)
-    for packet in container.demux(stream):
-        try:
-            for frame in decoder.decode(packet if packet.size else None):
-                return frame
-        except av.FFmpegError as error:
-            errors.append(error)
-            if len(errors) > 300:
-                break
+    for item in Decoder(container, stream):
+        if not isinstance(item, Exception):
+            return item
+        errors.append(item)
+        if len(errors) > 300:
+            break
     why = f" ({reason(errors[0])})" if errors else ""
     raise MediaError(f"{path} holds a video stream but not one frame that can be decoded{why}")
 
 
-def _tag(frame, context, name: str) -> int:
-    value = getattr(frame, name, None)                         # frames carry it from PyAV 14.3 on
-    return int(value if value not in (None, 2) else getattr(context, name, 2))
+def _colors(first: av.VideoFrame, said: ColorTags, codec: str, kind: Layout) -> ColorTags:
+    """The complete tags of the first picture: those that the container `said`, which the ISO's format puts first, else its own."""
+    def first_of(one: int, other: int | None) -> int:
+        return one if one != UNSPECIFIED else int(other or UNSPECIFIED)
+
+    full = {1: False, 2: True}.get(int(first.color_range), said.full_range) or first.format.name.startswith("yuvj") or (
+        kind.kind == "gray" and int(first.color_range) == 0 and codec not in ("h264", "hevc", "vp9", "av1"))
+    tags = ColorTags(first_of(said.matrix, int(first.colorspace) or None if kind.kind != "gbr" else int(first.colorspace)),
+                     first_of(said.primaries, getattr(first, "color_primaries", None)),      # frames carry them from PyAV 14.3 on
+                     first_of(said.transfer, getattr(first, "color_trc", None)), full)
+    return complete_tags(tags, kind.kind, first.height, first.width)
+
+
+def _presentation(container, stream) -> tuple[tuple[int, int, int, int], str]:
+    """(rows and columns that the container has left away at top, bottom, left, right; where 4:2:0's chroma lies), as FFmpeg prints them."""
+    text = dump(container)
+    part = re.search(rf"^  Stream #0:{stream.index}\b.*?(?=^  Stream #|\Z)", text, re.MULTILINE | re.DOTALL)
+    lines = part[0] if part else ""
+    found = re.search(r"^\s+Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)\s*$", lines, re.MULTILINE | re.IGNORECASE)
+    left, right, top, bottom = map(int, found.groups()) if found else (0, 0, 0, 0)
+    place = re.search(rf"Video: .*?\w\([^)]*\b({'|'.join(CHROMA)})\)", lines.partition("\n")[0])
+    return (top, bottom, left, right), place[1] if place else "center" if stream.codec_context.name in ("mjpeg", "webp") else "left"
+
+
+def _coding_of(stream) -> str:
+    return stream.codec_context.name if stream.codec_context else ""
+
+
+def _track(stream) -> tuple[tuple[str, str], ...]:
+    return tuple((key, stream.metadata[key]) for key in ("language", "title", "handler_name") if stream.metadata.get(key))
+
+
+def _alpha_layer(context, first: av.VideoFrame) -> bool:
+    """Whether an HEVC stream has parameter sets for a second layer and none for what it is, as Apple's transparency has."""
+    if context.name != "hevc" or layout_of(first).alpha:
+        return False
+    return bool(re.search(rb"\x01\xa5|\x02\xa5", context.extradata or b""))
 
 
 def _side_data(frame: av.VideoFrame) -> dict[str, bytes]:
@@ -178,27 +229,45 @@ def _extras(container, video, frame: av.VideoFrame) -> tuple[str, ...]:
     return tuple(dict.fromkeys(words))
 
 
-def _scan(path: Path, timed: bool) -> tuple[np.ndarray, int, int, Fraction | None, Fraction | None, tuple[Fraction, ...]]:
-    """Sorted times of the video's packets in ticks (none if they carry no times), their number, the number of those that an edit list
-    hides or that hold nothing, the first moment of picture or sound and the last of any stream in seconds, and what `Joins` found.
-    """
-    times: list[int] = []
-    untimed = hidden = 0
-    first: Fraction | None = None
-    last: Fraction | None = None
+@dataclass
+class Walk:
+    """What a walk over all packets finds."""
+
+    times: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))       # of the video's, sorted, in ticks; none without times
+    count: int = 1                          # the video's packets that are shown
+    hidden: int = 0                         # those that an edit list hides or that hold nothing
+    headless: int = 0                       # those before the first key frame
+    slots: int = 0                          # places on the grid of decoding times, dropped frames among them
+    first: Fraction | None = None           # first moment of picture or sound in seconds
+    last: Fraction | None = None            # last moment of any stream
+    clock: bool = False                     # times may be negative because a clock ran over
+    joins: tuple[Fraction, ...] = ()        # what `Joins` found
+    fourth: bool = False                    # whether any fourth byte is not 0
+
+
+def _scan(path: Path, timed: bool, fourth: bool = False) -> Walk:
+    """Walk over the packets of all streams. Without `timed` their times are not believed; `fourth`: every fourth byte is looked at."""
+    walk, times, untimed, keyed = Walk(), [], 0, False
     with contextlib.closing(open_container(path)) as container:
         video = video_stream(container, path)
+        walk.clock = keeps_a_clock(container)
         # all of them: the container's duration is that of its longest stream, which subtitles or another video may be
         streams = [s for s in container.streams if s.type in ("audio", "subtitle", "data") or s.type == "video" and not is_cover(s)]
         ends: dict[int, tuple[int, Fraction]] = {}
         starts: dict[int, Fraction] = {}
-        joins = Joins(container)
+        joins = Joins(container, video.index)
         try:
             for packet in container.demux(streams):
                 joins.correct(packet)
                 index = packet.stream_index
+                if index == video.index:
+                    walk.slots = max(walk.slots, (packet.dts or 0) + 1)
+                    keyed = keyed or packet.is_keyframe
+                    walk.headless += bool(packet.size) and not keyed
+                    if fourth and not walk.fourth:
+                        walk.fourth = bool(np.frombuffer(packet, np.uint8)[3::4].any())
                 if not packet.size or packet.is_discard:       # an empty one with a time stands for a frame that was dropped
-                    hidden += index == video.index and (packet.size > 0 or packet.dts is not None)
+                    walk.hidden += index == video.index and (packet.size > 0 or packet.dts is not None)
                     continue
                 if packet.pts is None:
                     untimed += index == video.index
@@ -214,13 +283,12 @@ def _scan(path: Path, timed: bool) -> tuple[np.ndarray, int, int, Fraction | Non
                     starts[index] = min(packet.pts * packet.time_base, starts.get(index, packet.pts * packet.time_base))
         except av.FFmpegError:
             pass                                               # the reader will meet the same place and report it
-    if ends:
-        last = max(end * base for end, base in ends.values())
-        first = min(starts.values(), default=None)
-    count = max(1, len(times) + untimed)
-    if untimed > len(times) or not timed:
-        return np.empty(0, np.int64), count, hidden, None, None, tuple(joins.found)
-    return np.sort(np.asarray(times, np.int64)), count, hidden, first, last, tuple(joins.found)
+    walk.count, walk.joins, walk.headless = max(1, len(times) + untimed), tuple(joins.found), walk.headless if keyed else 0
+    if timed and untimed <= len(times):
+        walk.times = np.sort(np.asarray(times, np.int64))
+        walk.first = min(starts.values(), default=None)
+        walk.last = max((end * base for end, base in ends.values()), default=None)
+    return walk
 
 
 def _frame_rate(times: np.ndarray, tick: Fraction, claimed: Sequence[Fraction]) -> tuple[Fraction, bool]:

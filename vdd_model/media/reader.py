@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 
 import av
@@ -10,8 +11,9 @@ import numpy as np
 import torch
 
 from .clip import Clip, Frame, MediaError
-from .container import Joins, decoder_of, open_container, reason, video_stream
-from .pixel_formats import to_rgb
+from .container import open_container, reason, video_stream
+from .decoder import Decoder
+from .pixel_formats import RGB, UNSPECIFIED, ColorTags, beyond_limits, complete_tags, layout_of, to_rgb
 
 
 class VideoReader:
@@ -26,50 +28,62 @@ class VideoReader:
         self.notes: list[str] = []
 
     def __iter__(self) -> Iterator[Frame]:
-        clip, index, damaged, errors = self.clip, 0, 0, 0
-        previous = None
-        changed = ""
-        tick = None
+        clip, index, errors, interlaced = self.clip, 0, 0, 0
+        beyond: list[int] = []                                 # frames with values outside limited range
+        previous, changed = None, ""
         with contextlib.closing(open_container(clip.path)) as container:
             stream = video_stream(container, clip.path)
-            # not frame by frame: several frames are then under way at a damaged end, where PyAV gives up all that follow the first error
-            stream.thread_type = "SLICE"
             tick = stream.time_base or Fraction(1, 1000)
-            for item in _decode(container, stream, Joins(container, clip.joins)):
+            decoder = Decoder(container, stream, clip)
+            for item in decoder:
                 if isinstance(item, Exception):
                     errors += 1
                     if not any(reason(item) in note for note in self.notes):
                         self.notes.append(f"a part after frame {index} could not be decoded ({reason(item)})")
                     continue
-                size = (item.height, item.width) if clip.quarter_turns % 2 else (item.width, item.height)
-                if size != (clip.width, clip.height):
-                    changed = (f"the frame size changes from {clip.width}x{clip.height} to {size[0]}x{size[1]} at frame {index}; "
-                               "the rest was left out")
+                if (item.width, item.height) != clip.coded_size:
+                    before, after = ("x".join(map(str, size[::-1] if clip.quarter_turns % 2 else size))
+                                     for size in (clip.coded_size, (item.width, item.height)))
+                    changed = f"the frame size changes from {before} to {after} at frame {index}; the rest was left out"
                     break
+                # its place in time
                 pts = self._time(item.pts, tick, index)
                 if previous is not None and pts <= previous:
                     pts = previous + 1
                 previous = pts
-                damaged += bool(getattr(item, "is_corrupt", False))
+                interlaced += bool(getattr(item, "interlaced_frame", False))
                 if index >= self.start:
                     duration = getattr(item, "duration", 0) or 0
                     if clip.constant_rate:                     # the last frame may be held for longer: nothing else tells its end
                         held = round(duration * tick * clip.rate) if index == clip.num_frames - 1 and not clip.untimed else 1
                         duration = self._one_frame() * max(1, held)
+                    if beyond_limits(item, tags_of(item, clip)):
+                        beyond.append(index)
                     yield self._convert(item, pts, int(duration) or self._one_frame(), index)
                 else:
                     self.passing()
                 index += 1
+        # what went wrong
         if changed:
             self.notes = [changed]
         # only where something went wrong: a few packets without a picture of their own (fields, hidden frames) are no loss
-        self.lost = max(0, clip.num_frames - index) if errors or changed or damaged else 0
-        if damaged:
-            self.notes.append(f"{damaged} frame{'s are' if damaged > 1 else ' is'} damaged")
-            self.lost = max(self.lost, damaged)
+        self.lost = max(0, clip.num_frames - index) if errors or changed or decoder.damaged else 0
+        if decoder.damaged:
+            self.notes.append(f"{decoder.damaged} frame{'s are' if decoder.damaged > 1 else ' is'} damaged")
+            self.lost = max(self.lost, decoder.damaged)
+        if not self.lost and (headless := min(clip.headless, clip.num_frames - index)) > 0:
+            self.notes.append(f"its first {headless} frame{'s stand' if headless > 1 else ' stands'} before any key frame and cannot be "
+                              "decoded")
+            self.lost = headless
         if clip.breaks_off:                                    # beside what the file holds
             self.notes.insert(0, clip.breaks_off)
             self.lost += clip.missing
+        # what is said of the rest
+        if interlaced and not clip.interlaced:
+            self.notes.append(f"{interlaced} of its frames are interlaced, though not the first; deinterlace it first for a better result")
+        if beyond:
+            self.notes.append(f"{len(beyond)} frame{'s' if len(beyond) > 1 else ''} (the first is {beyond[0]}) held values outside limited "
+                              "range (above white or below black), which were cut off")
         if index == 0:
             raise MediaError(f"{clip.path} holds a video stream but not one frame that can be decoded")
 
@@ -91,38 +105,28 @@ class VideoReader:
         return Frame(torch.from_numpy(rgb), None if alpha is None else torch.from_numpy(alpha), pts, duration, index)
 
 
+def tags_of(picture: av.VideoFrame, clip: Clip) -> ColorTags:
+    """A decoded picture's colors: the clip's, and what it says of itself where that is not what the first one said."""
+    matrix, value_range, tags = int(picture.colorspace), int(picture.color_range), clip.color
+    if (matrix, value_range) != clip.first_says:
+        tags = replace(tags, matrix=matrix if matrix not in (UNSPECIFIED, RGB) else tags.matrix,
+                       full_range={1: False, 2: True}.get(value_range, tags.full_range))
+    return complete_tags(tags, layout_of(picture).kind, picture.height, picture.width)
+
+
 def upright_rgb(picture: av.VideoFrame, clip: Clip) -> tuple[np.ndarray, np.ndarray | None]:
-    """A decoded picture as RGB (H, W, 3) and, where the clip has it, alpha (H, W), float32 in [0, 1], upright."""
-    rgb, alpha = to_rgb(picture, clip.color, centred_chroma=clip.codec in ("mjpeg", "webp"))
+    """A decoded picture as RGB (H, W, 3) and, where the clip has it, alpha (H, W), float32 in [0, 1], cropped and upright."""
+    rgb, alpha = to_rgb(picture, tags_of(picture, clip), chroma=clip.chroma)
+    parts = [rgb, alpha if clip.has_alpha else None]
+    if any(clip.crop):
+        top, bottom, left, right = clip.crop
+        parts = [x if x is None else np.ascontiguousarray(x[top: x.shape[0] - bottom, left: x.shape[1] - right]) for x in parts]
     if clip.quarter_turns or clip.mirrored:
-        rgb, alpha = (x if x is None else upright(x, clip) for x in (rgb, alpha))
-    return rgb, alpha
+        parts = [x if x is None else upright(x, clip) for x in parts]
+    return parts[0], parts[1]
 
 
 def upright(picture: np.ndarray, clip: Clip) -> np.ndarray:
     """A decoded picture (H, W, ...) as the clip is to be shown: turned and mirrored."""
     turned = np.rot90(picture, clip.quarter_turns)
     return np.ascontiguousarray(turned[:, ::-1] if clip.mirrored else turned)
-
-
-def _decode(container, stream, joins: Joins) -> Iterator[av.VideoFrame | Exception]:
-    """Frames in order; an error is yielded in its place and decoding goes on behind it."""
-    packets, decoder = container.demux(stream), decoder_of(stream)
-    while True:
-        try:
-            packet = next(packets)
-        except StopIteration:
-            return
-        except av.FFmpegError as error:
-            yield error
-            packet = None                                      # the file ends here: flush the decoder
-        else:
-            joins.correct(packet)
-        try:
-            yield from decoder.decode(packet if packet is not None and packet.size else None)
-        except av.EOFError:
-            pass
-        except av.FFmpegError as error:
-            yield error
-        if packet is None:
-            return

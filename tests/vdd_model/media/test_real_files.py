@@ -1,0 +1,418 @@
+"""What files of cameras, capture programs and cutters really do, and one would not guess: every frame, its time, its colors."""
+from __future__ import annotations
+
+import base64
+import re
+import struct
+import zlib
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import pytest
+from media_tools import chart, pattern, remuxed, save_clip, save_packets
+
+from vdd_model.media.clip import MediaError
+from vdd_model.media.container import dump
+from vdd_model.media.decoder import Decoder
+from vdd_model.media.pixel_formats import FEW_BITS, ColorTags, complete_tags, from_rgb, layout_of, to_rgb
+from vdd_model.media.video import probe, read, read_clip
+
+HAS = av.codecs_available
+
+
+def eight_bits(index: int = 0, height: int = 48, width: int = 64) -> np.ndarray:
+    return np.rint(pattern(index, height, width).clip(0, 1) * 255).astype(np.uint8)
+
+
+# the right stream
+
+def test_a_still_in_front_of_the_clip_is_not_the_clip(tmp_path):
+    with av.open(str(tmp_path / "in.mkv"), "w") as out:
+        streams = [out.add_stream(name, rate=25) for name in ("mjpeg", "libx264")]
+        for stream, pix_fmt in zip(streams, ("yuvj420p", "yuv420p")):
+            stream.width, stream.height, stream.pix_fmt, stream.disposition = 64, 48, pix_fmt, 0
+        for index, stream in [(0, streams[0]), *((i, streams[1]) for i in range(12))]:
+            out.mux(stream.encode(from_rgb(pattern(index), None, stream.pix_fmt, ColorTags(1, 1, 1, stream is streams[0]))))
+        for stream in streams:
+            out.mux(stream.encode(None))
+    clip = probe(tmp_path / "in.mkv")
+    assert (clip.codec, len(list(read(clip)))) == ("h264", 12) and clip.extras == ("further video streams",)
+
+
+def test_the_default_track_is_the_clip(tmp_path):
+    with av.open(str(tmp_path / "in.mkv"), "w") as out:
+        streams = [out.add_stream("libx264", rate=25) for _ in range(2)]
+        for i, stream in enumerate(streams):
+            stream.width, stream.height, stream.pix_fmt, stream.disposition = 64 + 32 * i, 48, "yuv420p", i
+        for index in range(4):
+            for stream in streams:
+                out.mux(stream.encode(from_rgb(pattern(index, 48, stream.width), None, "yuv420p", ColorTags(1))))
+        for stream in streams:
+            out.mux(stream.encode(None))
+    assert probe(tmp_path / "in.mkv").width == 96
+
+
+def test_an_animated_avif_is_its_animation(tmp_path):
+    image, features = pytest.importorskip("PIL.Image"), pytest.importorskip("PIL.features")
+    if not features.check("avif"):
+        pytest.skip("this Pillow writes no AVIF")
+    frames = [image.fromarray(eight_bits(i)) for i in range(8)]
+    frames[0].save(tmp_path / "in.avif", save_all=True, append_images=frames[1:], duration=40)
+    assert len(list(read(probe(tmp_path / "in.avif")))) == 8
+
+
+def test_a_coding_that_nobody_knows_is_named(tmp_path):
+    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(3)])
+    source.write_bytes(source.read_bytes().replace(b"avc1", b"zzz9").replace(b"avcC", b"zzzC"))
+    with pytest.raises(MediaError, match=r"in a coding that FFmpeg does not know \(zzz9\); convert it"):
+        probe(source)
+
+
+# what the container says
+
+def clap(source: Path, width: int, height: int, right: int = 0, down: int = 0) -> Path:
+    """The mp4 with a clean aperture of this size, off its centre."""
+    data = bytearray(source.read_bytes())
+    path, start = [], 0
+    for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd", b"avc1"):
+        at = start
+        while bytes(data[at + 4: at + 8]) != name:
+            at += struct.unpack(">I", data[at: at + 4])[0]
+        path.append(at)
+        start, stop = at + 8 + 8 * (name == b"stsd"), at + struct.unpack(">I", data[at: at + 4])[0]
+    for at in path:
+        data[at: at + 4] = struct.pack(">I", struct.unpack(">I", data[at: at + 4])[0] + 40)
+    data[stop: stop] = struct.pack(">I4s8i", 40, b"clap", width, 1, height, 1, right, 1, down, 1)
+    source.write_bytes(data)
+    return source
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_the_containers_crop_is_taken(tmp_path, suffix):
+    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(3)])
+    whole = read_clip(source).numpy()
+    clap(source, 52, 36, right=2, down=-4)                     # mp4: clap; the copy in Matroska: PixelCrop
+    if suffix == ".mkv":
+        source = remuxed(source, tmp_path / "in.mkv")
+    if "ropping" not in dump(av.open(str(source))):
+        pytest.skip("this FFmpeg does not read it")
+    clip = probe(source)
+    assert (clip.width, clip.height, clip.coded_size, clip.crop) == (52, 36, (64, 48), (2, 10, 8, 4))
+    assert np.array_equal(read_clip(clip).numpy(), whole[:, 2:38, 8:60])
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc"])
+def test_a_crop_at_the_left_of_the_stream_is_taken(tmp_path, codec):
+    plain = save_clip(tmp_path / "whole.mp4", [pattern(i, 96, 128) for i in range(3)], codec="libx26" + codec[-1].replace("c", "5"))
+    source = remuxed(plain, tmp_path / "in.mp4", f"{codec}_metadata=crop_left=8")
+    clip = probe(source)
+    assert (clip.width, clip.height) == (120, 96)
+    assert np.array_equal(read_clip(clip)[:, :, 16:].numpy(), read_clip(plain)[:, :, 24:].numpy())
+
+
+CONTAINED = [("libx265", "yuv420p10le", ".mp4"), ("libx265", "yuv420p10le", ".mkv"), ("prores_ks", "yuv422p10le", ".mov"),
+             ("prores_ks", "yuv422p10le", ".mkv"), ("libvpx-vp9", "yuv420p", ".webm"), ("libvpx-vp9", "yuv420p", ".mp4"),
+             ("libx264", "yuv420p", ".mp4"), ("ffv1", "yuv420p10le", ".mkv"), ("libsvtav1", "yuv420p10le", ".mp4"),
+             ("dnxhd", "yuv422p10le", ".mov"), ("mpeg4", "yuv420p", ".mov"), ("mjpeg", "yuvj420p", ".mov")]
+
+
+@pytest.mark.parametrize("codec, pix_fmt, suffix", CONTAINED)
+def test_colors_that_stand_in_the_container_only(tmp_path, codec, pix_fmt, suffix):
+    """Most decoders overwrite them, with what they do not know, when they start."""
+    if codec not in HAS:
+        pytest.skip(f"this PyAV has no {codec}")
+    options = {"libx265": {"x265-params": "log-level=none:colorprim=unknown:transfer=unknown:colormatrix=unknown"},
+               "dnxhd": {"profile": "dnxhr_hqx"}}.get(codec, {})
+    size = (128, 256) if codec == "dnxhd" else (96, 128)
+    with av.open(str(tmp_path / f"in{suffix}"), "w") as out:
+        stream = out.add_stream(codec, rate=25)
+        stream.height, stream.width, stream.pix_fmt, stream.options = *size, pix_fmt, options
+        context = stream.codec_context
+        context.color_primaries, context.color_trc, context.colorspace, context.color_range = 9, 16, 9, 2 if "j" in pix_fmt else 1
+        for i in range(2):
+            frame = from_rgb(pattern(i, *size), None, pix_fmt, ColorTags(2, 2, 2, "j" in pix_fmt))
+            frame.pts = i
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    with av.open(str(tmp_path / f"in{suffix}")) as file:
+        context = file.streams.video[0].codec_context
+        said = ColorTags(int(context.colorspace), int(context.color_primaries), int(context.color_trc), "j" in pix_fmt)
+    assert (said.matrix, said.primaries, said.transfer) == (9, 9, 16)
+    assert probe(tmp_path / f"in{suffix}").color == said
+
+
+def test_the_range_may_change_in_the_middle(tmp_path):
+    """Two recordings joined by copying, limited and full: each frame is read as it says of itself."""
+    parts = [save_clip(tmp_path / f"{n}.h264", [np.full((48, 64, 3), 0.7843, np.float32)] * 5, tags=ColorTags(6, 6, 6, bool(n)))
+             for n in (0, 1)]
+    (tmp_path / "in.h264").write_bytes(parts[0].read_bytes() + parts[1].read_bytes())
+    frames = read_clip(tmp_path / "in.h264").numpy()
+    assert len(frames) == 10 and np.abs(frames * 255 - 200).max() < 2
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("pix_fmt", ["yuv444p", "yuv420p", "yuv444p10le"])
+def test_ycgco_is_read_and_written(pix_fmt, full):
+    tags = ColorTags(8, 1, 1, full)
+    rgb = to_rgb(from_rgb(chart(), None, pix_fmt, tags), tags)[0]
+    assert np.abs(rgb[8::16, 8::16] - chart()[8::16, 8::16]).max() < 3 / 255
+    green = from_rgb(np.tile(np.float32([0, 1, 0]), (16, 16, 1)), None, "yuv444p", ColorTags(8, 1, 1, True))
+    assert [round(np.frombuffer(p, np.uint8)[0] / 255, 2) for p in green.planes] == [0.5, 1.0, 0.5]      # H.273: Y, Cg, Co
+
+
+@pytest.mark.parametrize("chroma", ["left", "center", "topleft", "top"])
+def test_chroma_lies_where_the_stream_says(chroma):
+    """A slope down and to the right of one color stays a slope: wrong places would move it by half a pixel."""
+    y, x = np.mgrid[0:32, 0:32].astype(np.float32) / 32
+    slope = np.stack([0.5 + (2 * x + y - 1) / 8, np.full_like(x, 0.5), 0.5 - (2 * x + y - 1) / 8], 2)
+    tags = ColorTags(1, 1, 1, True)
+    frame = from_rgb(slope, None, "yuv420p16le", tags, chroma=chroma)
+    assert np.abs(to_rgb(frame, tags, chroma=chroma)[0] - slope)[4:-4, 4:-4].max() < 2e-4
+    others = {"left", "center", "topleft", "top"} - {chroma}
+    assert min(np.abs(to_rgb(frame, tags, chroma=other)[0] - slope)[4:-4, 4:-4].max() for other in others) > 1e-3
+
+
+def test_the_place_of_chroma_is_found(tmp_path):
+    source = save_clip(tmp_path / "in.mp4", [pattern(i, 48, 96) for i in range(3)], codec="libx265", pix_fmt="yuv420p10le",
+                       tags=ColorTags(9, 9, 16, False), options={"x265-params": "log-level=none:chromaloc=2"})
+    assert probe(source).chroma == "topleft"
+    assert probe(save_clip(tmp_path / "b.mp4", [pattern(0)] * 2)).chroma == "left"
+    assert probe(save_clip(tmp_path / "c.avi", [pattern(0)] * 2, codec="mjpeg", pix_fmt="yuvj420p",
+                           tags=ColorTags(5, 1, 1, True))).chroma == "center"
+
+
+# memory layouts
+
+@pytest.mark.parametrize("pix_fmt, turned", [("bgr24", False), ("bgra", False), ("rgb555le", True), ("gray", False)])
+def test_rows_from_the_bottom(tmp_path, pix_fmt, turned):
+    """BI_RGB as Windows writes it: the frames have a negative line size."""
+    source = tmp_path / "in.avi"
+    with av.open(str(source), "w") as out:
+        stream = out.add_stream("rawvideo", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, pix_fmt
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(eight_bits()[::-1]), "rgb24").reformat(format=pix_fmt)
+        for i in range(3):
+            frame.pts = i
+            out.mux(stream.encode(frame))
+    data = bytearray(source.read_bytes())
+    at = data.index(b"strf") + 16
+    data[at: at + 4] = struct.pack("<i", 48)                   # biHeight: positive is from the bottom
+    source.write_bytes(data)
+    with av.open(str(source)) as file:
+        seen = next(file.decode(video=0))
+        if seen.format.name != pix_fmt or seen.planes[0].line_size > 0:
+            pytest.skip(f"FFmpeg reads this one as {seen.format.name}, from the top")
+        expected = seen.reformat(format="rgb24").to_ndarray()
+    assert np.abs(read_clip(source)[0].numpy() * 255 - expected).max() < (9 if turned else 1)       # libswscale's white of 5 bits is 248
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_the_fourth_byte_of_an_avi(tmp_path, used):
+    """It means nothing where it is 0 throughout; where any is not, a program has put alpha there."""
+    alphas = [np.zeros((48, 64), np.float32), np.full((48, 64), 0.5 * used, np.float32)]
+    with av.open(str(tmp_path / "in.avi"), "w") as out:
+        stream = out.add_stream("rawvideo", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "bgra"
+        for i, alpha in enumerate(alphas):
+            frame = av.VideoFrame.from_ndarray(np.dstack([eight_bits()[..., ::-1], (alpha * 255).astype(np.uint8)]), format="bgra")
+            frame.pts = i
+            out.mux(stream.encode(frame))
+    clip = probe(tmp_path / "in.avi")
+    frames = list(read(clip))
+    assert clip.has_alpha == used and all((frame.alpha is not None) == used for frame in frames)
+    assert np.array_equal(np.rint(frames[0].rgb.numpy() * 255), eight_bits())
+
+
+def formats() -> list[str]:
+    """Pixel formats that libswscale writes, those of hardware left out."""
+    found = []
+    for name in sorted(av.video.format.names):
+        try:
+            if av.VideoFrame(16, 16, "rgb24").reformat(format=name).reformat(format="rgb24").planes:
+                found.append(name)
+        except (ValueError, av.FFmpegError, OSError, RuntimeError):
+            pass
+    return found
+
+
+def test_white_is_white_in_every_format():
+    white = av.VideoFrame.from_ndarray(np.full((16, 16, 3), 255, np.uint8), "rgb24")
+    for name in formats():
+        frame = white.reformat(format=name, dst_color_range=1)
+        tags = complete_tags(ColorTags(6, 1, 1, name.startswith("yuvj")), layout_of(frame).kind, 16, 16)
+        if layout_of(frame).kind == "gray" or name.startswith("xyz"):
+            continue                                           # of either range; of another white
+        assert to_rgb(frame, tags)[0].min() > 0.99, name
+
+
+@pytest.mark.parametrize("name", sorted(FEW_BITS))
+def test_few_bits_hold_their_colors(name):
+    source = av.VideoFrame.from_ndarray(np.rint(chart() * 255).astype(np.uint8), "rgb24")
+    try:
+        packed = source.reformat(format=name)
+    except OSError:
+        pytest.skip("libswscale does not write it")
+    rgb = to_rgb(packed, ColorTags(0))[0][8::16, 8::16]
+    steps = [2 ** bits - 1 for _, bits in FEW_BITS[name][1]]
+    assert (np.abs(rgb - chart()[8::16, 8::16]) <= np.maximum(1.6 / np.array(steps), 1.2 / 255)).all()
+
+
+# packets and frames are not one to one
+
+def test_an_empty_packet_repeats_a_frame(tmp_path):
+    """Ogg Theora does so. Given to the decoder it would be the end of all."""
+    with av.open(str(save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(6)]))) as file:
+        stream = file.streams.video[0]
+        packets = [packet for packet in file.demux(stream)]
+        empty = av.Packet()
+        empty.dts = empty.pts = packets[1].dts + 1
+        container = SimpleNamespace(demux=lambda _: iter([*packets[:2], empty, *packets[2:]]), format=file.format)
+        assert [type(item) for item in Decoder(container, stream)] == [av.VideoFrame] * 6
+
+
+def test_theora_that_repeats_frames(tmp_path, shared):
+    """A clip by libtheora, which PyAV's wheel does not have."""
+    script = shared / "repro" / "b04-theora-repeated-frames.py"
+    if not script.exists():
+        pytest.skip(f"needs {script}")
+    source = tmp_path / "in.ogv"
+    source.write_bytes(zlib.decompress(base64.b85decode(re.search(r'CLIP = """(.*?)"""', script.read_text(), re.S)[1].replace("\n", ""))))
+    clip = probe(source)
+    reader = read(clip)
+    times = [round(float(frame.pts * clip.time_base * clip.rate)) for frame in reader]
+    with av.open(str(source)) as file:
+        packets = [packet for packet in file.demux(video=0) if packet.dts is not None]
+    assert len(packets) == 14 and times == [i for i, p in enumerate(packets) if p.size] and reader.lost == 0
+
+
+def test_frames_dropped_while_an_avi_was_captured_are_no_damage(tmp_path):
+    times = [0, 1, 2, 3, 6, 7, 8, 9]
+    source = save_clip(tmp_path / "in.avi", [pattern(i) for i in range(8)], codec="mjpeg", pix_fmt="yuvj420p", times=times,
+                       tags=ColorTags(5, 1, 1, True))
+    clip = probe(source)
+    reader = read(clip)
+    assert [frame.pts * clip.time_base * 25 for frame in reader] == times and (reader.lost, reader.notes, clip.breaks_off) == (0, [], "")
+    data = source.read_bytes()
+    source.write_bytes(data[: int(len(data) * 0.6)])
+    assert "frames are missing" in probe(source).breaks_off
+
+
+def test_a_clock_that_runs_over(tmp_path):
+    """A transport stream's times have 33 bits; FFmpeg counts from below zero where they end within the first minute."""
+    plain = save_clip(tmp_path / "plain.ts", [pattern(i) for i in range(50)], audio=True)
+    source = remuxed(plain, tmp_path / "in.ts", later=Fraction(2**33, 90000) - 2)
+    clip, before = probe(source), probe(plain)
+    frames = list(read(clip))
+    assert len(frames) == 50 and frames[0].pts >= 0 and abs((clip.origin - clip.shift) - (before.origin - before.shift)) < 0.01
+    assert {round((b.pts - a.pts) * clip.time_base * 25, 3) for a, b in zip(frames, frames[1:])} == {1}
+
+
+def test_what_stands_before_the_first_key_frame_is_said(tmp_path):
+    plain = save_clip(tmp_path / "plain.ts", [pattern(i) for i in range(50)],
+                      options={"g": "20", "bf": "0", "crf": "10", "sc_threshold": "0"})
+    data = plain.read_bytes()
+    with av.open(str(plain)) as file:
+        ninth = [p.pos for p in file.demux(video=0) if p.size][8]
+    (tmp_path / "in.ts").write_bytes(data[:3 * 188] + data[ninth:])      # the tables, then from the ninth frame on
+    reader = read(probe(tmp_path / "in.ts"))
+    assert len(list(reader)) == 30 and reader.lost == 12
+    assert any("its first 12 frames stand before any key frame" in note for note in reader.notes)
+
+
+@pytest.mark.parametrize("suffix, codec", [(".h264", "libx264"), (".hevc", "libx265"), (".m2v", "mpeg2video"), (".m4v", "mpeg4"),
+                                           (".266", "libvvenc")])
+def test_a_stream_without_a_container_plays_at_its_own_rate(tmp_path, suffix, codec):
+    if codec not in HAS:
+        pytest.skip(f"this PyAV has no {codec}")
+    clip = probe(save_clip(tmp_path / f"in{suffix}", [pattern(i) for i in range(8)], rate=Fraction(50), codec=codec))
+    assert clip.rate == 50 and len(list(read(clip))) == 8
+
+
+# a decoder's silence is no health
+
+CUT = [("mjpeg", "yuvj420p", ".mkv"), ("mjpeg", "yuvj420p", ".avi"), ("huffyuv", "yuv422p", ".avi"), ("ffvhuff", "yuv420p", ".avi"),
+       ("qtrle", "rgb24", ".mov"), ("libvpx", "yuv420p", ".webm"), ("libvpx-vp9", "yuv420p", ".webm"), ("libx265", "yuv420p", ".ts"),
+       ("libx264", "yuv420p", ".mkv"), ("libx264", "yuv420p", ".ts"), ("ffv1", "yuv420p", ".mkv"),
+       ("prores_ks", "yuv422p10le", ".mov"), ("mpeg2video", "yuv420p", ".mpg"), ("mpeg4", "yuv420p", ".mp4"), ("png", "rgb24", ".mov"),
+       ("libsvtav1", "yuv420p", ".nut"), ("utvideo", "yuv420p", ".avi"), ("magicyuv", "gbrp", ".avi"), ("asv2", "yuv420p", ".avi"),
+       ("jpegls", "rgb24", ".avi"), ("snow", "yuv420p", ".avi"), ("msvideo1", "rgb555le", ".avi"),
+       ("amv", "yuvj420p", ".nut"), ("svq1", "yuv410p", ".mov"), ("wmv2", "yuv420p", ".avi"), ("flv", "yuv420p", ".flv"),
+       ("cfhd", "yuv422p10le", ".avi"), ("v210", "yuv422p10le", ".mov"), ("rawvideo", "yuv420p", ".nut")]
+
+
+@pytest.mark.parametrize("codec, pix_fmt, suffix", CUT)
+def test_half_a_packet_is_never_a_whole_frame(tmp_path, codec, pix_fmt, suffix):
+    """Of one clip whole and of the same with one packet cut: the first is never called damaged, the second always."""
+    if codec not in HAS:
+        pytest.skip(f"this PyAV has no {codec}")
+    size = (144, 176)
+    rng = np.random.default_rng(0)
+    frames = [(pattern(i, *size) + rng.normal(0, 0.03, (*size, 3))).astype(np.float32).clip(0, 1) for i in range(8)]
+    options = {"x265-params": "log-level=none"} if codec == "libx265" else {"strict": "experimental"}
+    whole, cut = (save_packets(tmp_path / f"{n}{suffix}", frames, codec, pix_fmt, options, cut=n) for n in (None, 5))
+    reader = read(probe(whole))
+    assert len(list(reader)) == 8 and (reader.lost, reader.notes) == (0, [])
+    reader = read(probe(cut))
+    assert len(list(reader)) <= 8 and reader.lost > 0 and reader.notes, codec
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_bytes_missing_in_a_transport_stream(tmp_path, codec):
+    rng = np.random.default_rng(0)
+    frames = [(pattern(i, 96, 128) + rng.normal(0, 0.05, (96, 128, 3))).astype(np.float32) for i in range(20)]
+    source = save_clip(tmp_path / "in.ts", frames, codec=codec)
+    assert [len(list(reader := read(probe(source)))), reader.lost, reader.notes] == [20, 0, []]
+    data = source.read_bytes()
+    middle = len(data) // 188 // 2 * 188
+    source.write_bytes(data[:middle] + data[middle + 188:])
+    reader = read(probe(source))
+    assert len(list(reader)) and reader.lost and "damaged" in reader.notes[-1]
+
+
+# said, where it is lost
+
+def test_values_outside_limited_range_are_said(tmp_path):
+    bright = from_rgb(pattern(0), None, "yuv420p", ColorTags(1))
+    rows = np.frombuffer(bright.planes[0], np.uint8).reshape(48, -1).copy()
+    rows[:24] = 250
+    bright.planes[0].update(rows)
+    with av.open(str(tmp_path / "in.mp4"), "w") as out:
+        stream = out.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt, stream.options = 64, 48, "yuv420p", {"crf": "1"}
+        for i in range(4):
+            frame = bright if i in (1, 2) else from_rgb(pattern(i), None, "yuv420p", ColorTags(1))
+            frame.pts = i
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    reader = read(probe(tmp_path / "in.mp4"))
+    list(reader)
+    assert reader.lost == 0 and len(reader.notes) == 1 and "2 frames (the first is 1) held values outside limited range" in reader.notes[0]
+
+
+def test_interlacing_that_begins_later_is_said(tmp_path):
+    parts = [save_clip(tmp_path / f"{i}.h264", [pattern(k) for k in range(6)], options=options).read_bytes()
+             for i, options in enumerate([{"crf": "10"}, {"crf": "10", "x264-params": "interlaced=1"}])]
+    (tmp_path / "in.h264").write_bytes(b"".join(parts))
+    clip = probe(tmp_path / "in.h264")
+    reader = read(clip)
+    assert not clip.interlaced and len(list(reader)) == 12 and any("6 of its frames are interlaced" in note for note in reader.notes)
+
+
+def test_an_alpha_layer_that_is_not_read_is_said(tmp_path):
+    frames = [pattern(i, 96, 128) for i in range(3)]
+    source = tmp_path / "in.mov"
+    try:
+        save_clip(source, frames, codec="libx265", pix_fmt="yuva420p", alpha=np.full((96, 128), 0.5, np.float32))
+    except (av.FFmpegError, OSError, ValueError):
+        pytest.skip("this PyAV's x265 writes no alpha")
+    clip = probe(source)
+    assert clip.has_alpha or any("transparency" in remark for remark in clip.remarks)
+
+
+def test_an_unknown_matrix_is_said(tmp_path):
+    source = save_clip(tmp_path / "in.mp4", [pattern(0)] * 2, tags=ColorTags(14, 9, 16, False))
+    assert any("matrix 14" in remark for remark in probe(source).remarks)
+    assert probe(save_clip(tmp_path / "b.mp4", [pattern(0)] * 2)).remarks == ()
