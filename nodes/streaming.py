@@ -198,7 +198,7 @@ def _edits(video, clip: Clip | None) -> str:
     They tell that there is something and the size that comes of it; the rest is in the object's state.
     """
     pending = getattr(video, "has_pending_frame_edits", lambda: False)()
-    if not pending and (clip is None or sorted(video.get_dimensions()) == sorted((clip.width, clip.height))):
+    if not pending and (clip is None or sorted(video.get_dimensions()) == sorted(clip.coded_size)):
         return ""
     return f" {sorted((name, repr(value)) for name, value in vars(video).items() if not hasattr(value, 'read'))}"
 

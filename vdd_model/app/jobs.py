@@ -139,6 +139,7 @@ def run(job: Job, make_deblurrer: Callable, options: DeblurOptions, output: Outp
     check_target(job, force=force, resume=resume, preview=preview)
     encoding = None if job.as_images else choose_encoding(clip, job.target, output)
     notes = list(encoding.notes) if encoding else without_effect(output, "png")
+    notes += clip.remarks
     if clip.interlaced:
         notes.append("it is interlaced; deinterlace it first for a better result")
     if job.as_images and clip.pixel_aspect != 1:
