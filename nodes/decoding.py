@@ -7,13 +7,12 @@ import torch
 from comfy_api.latest import io
 
 from ..vdd_model.errors import UserError
-from ..vdd_model.inference.pipeline import COLORS
 from ..vdd_model.inference.window import decode_frames, make_tiling, need_numbers, to_frames, to_pixels
 from ..vdd_model.networks.fidelity import BlurGuide
 from . import native
 from .frames import rgb_of
 from .notices import sampled_by
-from .schema import advanced, schema
+from .schema import advanced, option_input, schema
 
 
 class DecodeDeblurredFrames(io.ComfyNode):
@@ -31,14 +30,7 @@ class DecodeDeblurredFrames(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="From Load Deblur Checkpoint. An image VAE is refused."),
                 io.Image.Input("blurred", optional=True,
                                tooltip="The frames that were encoded: for fidelity, colour and alpha."),
-                io.Float.Input("fidelity", default=1.0, min=0.0, max=1.0, step=0.05,
-                               tooltip="0: the latents alone. 1: edges and details from the blurred frames where they have them."),
-                io.Combo.Input("color", options=list(COLORS), default="wavelet",
-                               tooltip="wavelet: large areas whose brightness or color has drifted from the input are brought back."),
-                io.Int.Input("tile", default=-1, min=-1, max=8192,
-                             tooltip="Edge of a tile in pixels, to save memory. -1: chosen by the frame size; 0: whole frames."),
-                advanced(io.Int.Input, "tile_overlap", default=-1, min=-1, max=1024,
-                         tooltip="Pixels that neighbouring tiles share. -1: chosen by the tile size."),
+                *map(option_input, ("fidelity", "color")), option_input("tile", False), option_input("tile_overlap"),
                 advanced(io.Combo.Input, "detail", options=["auto", "faithful", "sampled"], default="auto",
                          tooltip="Whose detail is shown. faithful: what one step knows. sampled: what several steps drew. auto: faithful "
                                  "behind one step of Deblur Sampler, else sampled."),

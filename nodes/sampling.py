@@ -6,13 +6,7 @@ from comfy_api.latest import io
 from ..vdd_model.diffusion.sampler import SPACINGS
 from ..vdd_model.inference.windows import continue_clip, frame_noise, time_windows
 from . import hostsampler, native
-from .schema import advanced, schema, seed_input
-
-
-def spacing_input() -> io.Input:
-    return advanced(io.Combo.Input, "spacing", options=list(SPACINGS), default="trailing",
-                    tooltip="Which timesteps are visited. trailing: evenly, from pure noise on. vgen: as the official sampler does, "
-                            "from 4 steps on.")
+from .schema import advanced, option_input, schema, seed_input
 
 
 class DeblurSampler(io.ComfyNode):
@@ -30,17 +24,11 @@ class DeblurSampler(io.ComfyNode):
                 io.Conditioning.Input("negative", tooltip="From Encode Blurred Clip; used when guidance is not 1."),
                 io.Latent.Input("latent", tooltip="From Encode Blurred Clip. A noise mask on it is honoured."),
                 seed_input(),
-                io.Int.Input("steps", default=1, min=1, max=1000,
-                             tooltip="1: the posterior mean, most faithful and fastest. 20 to 50: one sharp sample, as in the paper."),
-                io.Float.Input("guidance", default=1.0, min=0.0, max=20.0, step=0.1,
-                               tooltip="Classifier-free guidance. 1: none, and half the work."),
-                io.Float.Input("eta", default=0.0, min=0.0, max=1.0, step=0.05, tooltip="0: deterministic (DDIM). 1: ancestral."),
-                spacing_input(),
-                io.Int.Input("window", default=16, min=0, max=10000,
+                *map(option_input, ("steps", "guidance", "eta", "spacing")),
+                option_input("window", False, min=0, max=10000,
                              tooltip="Frames that are sampled together; 16 is the paper's window. 0: the whole clip at once."),
-                io.Int.Input("overlap", default=4, min=0, max=5000, tooltip="Frames that neighbouring windows share and blend over."),
-                advanced(io.Float.Input, "guidance_rescale", default=0.0, min=0.0, max=1.0, step=0.05,
-                         tooltip="How far guidance above 1 is kept from raising the contrast."),
+                option_input("overlap", False, max=5000),
+                option_input("guidance_rescale"),
                 advanced(io.Float.Input, "guidance_from", default=0.0, min=0.0, max=1.0, step=0.01,
                          tooltip="Guide only above this noise level (0 is clean, 1 is noise)."),
                 advanced(io.Float.Input, "guidance_to", default=1.0, min=0.0, max=1.0, step=0.01,
@@ -84,7 +72,7 @@ class DeblurSigmas(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="From Load Deblur Checkpoint."),
                 io.Int.Input("steps", default=10, min=1, max=1000, tooltip="Number of steps."),
-                spacing_input(),
+                option_input("spacing"),
             ],
             outputs=[io.Sigmas.Output(display_name="sigmas", tooltip="For SamplerCustom or SamplerCustomAdvanced.")])
 

@@ -16,51 +16,26 @@ from comfy_api.latest import InputImpl, Types, io
 
 from ..vdd_model.app import jobs
 from ..vdd_model.errors import UserError
-from ..vdd_model.inference.ensemble import ORIENTATIONS
-from ..vdd_model.inference.pipeline import COLORS, DeblurOptions
 from ..vdd_model.media.clip import Clip
 from ..vdd_model.media.encoding import unsupported_sound
 from ..vdd_model.media.sinks import remove
 from ..vdd_model.media.video import OutputOptions, part_folder, probe
+from ..vdd_model.options import DeblurOptions
 from . import folders, native, results
 from .frames import rgb_of, with_alpha
 from .notices import Notices, prompt_id
-from .schema import advanced, schema, seed_input
+from .schema import advanced, option_input, options_from, schema, seed_input
 
 CUT_CRF = 4                   # of the file that the host writes of a trimmed video: hardly a difference to see, or for the model
 
 
 def option_inputs() -> list[io.Input]:
-    """The widgets that both nodes share, in the order of `options_from`; both end with `ensemble_input`."""
+    """The widgets that both nodes share, in the order of saved graphs, which know them by their place: new ones come last."""
     return [
         io.Combo.Input("checkpoint", options=folders.names(),
                        tooltip="A .safetensors file in models/vdd, or the model that comes with the pack."),
-        io.Int.Input("steps", default=1, min=1, max=1000,
-                     tooltip="1: the posterior mean, most faithful and fastest. 20 to 50: one sharp sample, as in the paper."),
-        io.Float.Input("guidance", default=1.0, min=0.0, max=20.0, step=0.1,
-                       tooltip="Classifier-free guidance. 1: none, and half the work."),
-        io.Float.Input("fidelity", default=1.0, min=0.0, max=1.0, step=0.05,
-                       tooltip="0: the latents alone. 1: edges and details from the blurred frames where they have them."),
-        io.Combo.Input("color", options=list(COLORS), default="wavelet",
-                       tooltip="wavelet: large areas whose brightness or color has drifted from the input are brought back."),
-        seed_input(),
-        advanced(io.Int.Input, "window", default=16, min=1, max=1000, tooltip="Frames deblurred together; 16 is the paper's window."),
-        advanced(io.Int.Input, "overlap", default=4, min=0, max=500, tooltip="Frames that neighbouring windows share and blend over."),
-        advanced(io.Int.Input, "tile", default=-1, min=-1, max=8192, step=1,
-                 tooltip="Edge of a tile in pixels. -1: chosen by the frame size; 0: whole frames."),
+        *map(option_input, ("steps", "guidance", "fidelity", "color")), seed_input(), *map(option_input, ("window", "overlap", "tile")),
     ]
-
-
-def ensemble_input() -> io.Input:
-    """Each node's last widget: files of earlier versions give widgets by their place."""
-    return advanced(io.Int.Input, "ensemble", default=1, min=1, max=len(ORIENTATIONS),
-                    tooltip="With one step: the mean over so many orientations (mirrored, turned). "
-                            "More faithful still, as many times the work.")
-
-
-def options_from(steps, guidance, fidelity, color, seed, window=16, overlap=4, tile=-1, ensemble=1) -> DeblurOptions:
-    return DeblurOptions(steps=steps, guidance=guidance, fidelity=fidelity, color=color, seed=seed, window=window, overlap=overlap,
-                         tile=None if tile < 0 else tile, ensemble=ensemble)
 
 
 @dataclass
@@ -102,7 +77,7 @@ class DeblurVideo(io.ComfyNode):
                 *option_inputs(),
                 advanced(io.Int.Input, "quality", default=16, min=0, max=51,
                          tooltip="CRF of the written file: smaller is better and larger. Not used for a clip with transparency."),
-                ensemble_input(),
+                option_input("ensemble"),
             ],
             outputs=[io.Video.Output(display_name="video", tooltip="The sharp video. Save Video copies it without encoding again; with "
                                      f"transparency or unusual sound, take the file in output/{results.FOLDER}.")])
@@ -252,7 +227,7 @@ class DeblurFrames(io.ComfyNode):
             description="Deblurs a batch of frames in one node, a window of frames at a time. As many frames of the same size come back; "
                         "alpha passes through.",
             search_aliases=["vdd images", "deblur image batch", "motion blur removal"],
-            inputs=[io.Image.Input("frames", tooltip="Blurred frames in order."), *option_inputs(), ensemble_input()],
+            inputs=[io.Image.Input("frames", tooltip="Blurred frames in order."), *option_inputs(), option_input("ensemble")],
             outputs=[io.Image.Output(display_name="frames", tooltip="Sharp frames.")])
 
     @classmethod

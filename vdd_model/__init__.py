@@ -5,8 +5,11 @@ __all__ = ["DeblurOptions", "Deblurrer"]
 
 
 def __getattr__(name: str):
-    """The public names, imported when they are first asked for: they bring torch."""
-    if name in __all__:
-        from .inference import pipeline
-        return getattr(pipeline, name)
+    """The public names, imported when they are first asked for: the one brings torch."""
+    if name == "Deblurrer":
+        from .inference.pipeline import Deblurrer
+        return Deblurrer
+    if name == "DeblurOptions":
+        from .options import DeblurOptions
+        return DeblurOptions
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,6 +7,8 @@ import signal
 import sys
 from fractions import Fraction
 
+from ..options import add_flags, from_flags
+
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_PARTIAL, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 3, 130, 143
 EXIT_CODES = """exit codes:
   0    everything was done
@@ -88,32 +90,12 @@ def _add_deblur(commands, common: argparse.ArgumentParser) -> None:
     deblur.add_argument("--preview", action="store_true", help="also write OUT.preview.png (before | after) and OUT.preview.mp4 (A/B)")
     deblur.add_argument("--quiet", action="store_true", help="no progress")
 
-    model = deblur.add_argument_group("model")
-    model.add_argument("--checkpoint", default="small", help="a checkpoint file, or the built-in model (default: %(default)s)")
-    model.add_argument("--steps", type=int, default=1, help="1: the most faithful result; more: sharper, less exact (default: %(default)s)")
-    model.add_argument("--denoise-at-one-step", action="store_true", help="call the UNet for one step too: slower, for 0.01 dB")
-    model.add_argument("--ensemble", type=int, default=1, metavar="1..8",
-                       help="mean of one step over so many orientations: more faithful, as many times the work (default: %(default)s)")
-    model.add_argument("--guidance", type=float, default=1.0, help="guidance scale; 1: none, and half the work (default: %(default)s)")
-    model.add_argument("--guidance-rescale", type=float, default=0.0,
-                       help="0 to 1, against the contrast that guidance adds (default: %(default)s)")
-    model.add_argument("--eta", type=float, default=0.0, help="0: DDIM, 1: ancestral, from 2 steps on (default: %(default)s)")
-    model.add_argument("--spacing", choices=("trailing", "vgen"), default="trailing",
-                       help="timesteps; vgen: from 4 steps on (default: %(default)s)")
-    model.add_argument("--fidelity", type=float, default=1.0, help="0 to 1: how much the decoder sees of the input (default: %(default)s)")
-    model.add_argument("--color", choices=("wavelet", "none"), default="wavelet",
-                       help="wavelet: low frequencies that have drifted from the input's come back (default: %(default)s)")
-    model.add_argument("--seed", type=int, default=0)
+    deblur.add_argument("--checkpoint", default="small", help="a checkpoint file, or the built-in model (default: %(default)s)")
+    add_flags(deblur)
 
-    work = deblur.add_argument_group("memory and speed")
-    work.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the first there is)")
-    work.add_argument("--dtype", choices=("float32", "bfloat16", "float16"),
+    deblur.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: the first there is)")
+    deblur.add_argument("--dtype", choices=("float32", "bfloat16", "float16"),
                       help="default: bfloat16 where the processor computes in it, else float32 (float16 on a GPU)")
-    work.add_argument("--window", type=int, default=16, help="frames deblurred together (default: %(default)s)")
-    work.add_argument("--overlap", type=int, default=4,
-                      help="frames that neighbouring windows share, at most half a window (default: %(default)s)")
-    work.add_argument("--tile", type=int, help="side of the tiles in pixels; 0: whole frames (default: by size)")
-    work.add_argument("--tile-overlap", type=int, help="pixels that neighbouring tiles share")
 
     out = deblur.add_argument_group("output")
     out.add_argument("--codec", choices=("auto", "h264", "hevc", "prores", "ffv1", "png"), default="auto",
@@ -210,12 +192,8 @@ def _deblur(arguments: argparse.Namespace, deblurrer=None) -> int:
             jobs.remove(job)
     for job in jobs:                                           # all of them, before hours are spent on the first
         check_target(job, force=arguments.force, resume=arguments.resume, preview=arguments.preview)
-    from ..inference.pipeline import DeblurOptions, Deblurrer
-    options = DeblurOptions(
-        steps=arguments.steps, guidance=arguments.guidance, guidance_rescale=arguments.guidance_rescale, eta=arguments.eta,
-        spacing=arguments.spacing, fidelity=arguments.fidelity, seed=arguments.seed, window=arguments.window, overlap=arguments.overlap,
-        tile=arguments.tile, tile_overlap=arguments.tile_overlap, color=arguments.color,
-        ensemble=arguments.ensemble, denoise_at_one_step=arguments.denoise_at_one_step)
+    options = from_flags(arguments)
+    from ..inference.pipeline import Deblurrer
     identity, precision, made = "given", "", [deblurrer] if deblurrer else []
     if not deblurrer:
         identity = _identity(arguments.checkpoint)

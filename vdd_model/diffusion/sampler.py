@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..options import VGEN_MIN_STEPS
 from .schedule import Schedule
 
 VModel = Callable[[Tensor, Tensor], Tensor]
-VGEN_MIN_STEPS = 4       # from here on the first timestep is nearly all noise, as what sampling starts from is
 
 
 def trailing_timesteps(steps: int, num_timesteps: int = 1000) -> list[int]:

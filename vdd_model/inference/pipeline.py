@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
 import platform
 import warnings
@@ -13,14 +12,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..config import ConfigError, DiffusionConfig
 from ..cpu.onednn import channels_last, pack
 from ..cpu.strips import in_strips
-from ..diffusion.sampler import SPACINGS, VGEN_MIN_STEPS
 from ..diffusion.schedule import make_schedule
 from ..errors import UserError
 from ..networks.fidelity import BlurGuide, with_neighbours
 from ..networks.model import DeblurModel, drop_untrained_branch
+from ..options import DeblurOptions
 from .ensemble import ORIENTATIONS, Orientation, hand_out, mean
 from .window import (
     FEATURE_BYTES,
@@ -42,62 +40,7 @@ from .window import (
 from .windows import crossfade
 
 T = TypeVar("T")
-COLORS = ("wavelet", "none")
-MAX_STEPS = DiffusionConfig().num_timesteps
 PACKED_FROM_DIM = 256                    # a UNet this wide is packed for a CPU: a smaller one gains next to nothing
-
-
-@dataclass(frozen=True)
-class DeblurOptions:
-    """How a clip is deblurred. The defaults give the posterior mean: one step, no guidance, the best PSNR."""
-
-    steps: int = 1                       # 1: posterior mean; more: towards a sample of the posterior, sharper and less exact
-    denoise_at_one_step: bool = False    # call the UNet for one step too: more than a third of the work, for 0.01 dB
-    guidance: float = 1.0                # guidance_scale on the semantic vector of the centre frame
-    guidance_rescale: float = 0.0
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    eta: float = 0.0                     # 0: DDIM, 1: ancestral
-    spacing: str = "trailing"            # or "vgen", the official sampler's timesteps
-    fidelity: float = 1.0                # strength of the decoder's fidelity branch, 0..1
-    seed: int = 0
-    window: int = 16                     # frames deblurred together
-    overlap: int = 4                     # frames that neighbouring windows share and blend; at most half of the window is used
-    tile: int | None = None              # side of the tiles in pixels; None: chosen by size, 0: whole frames
-    tile_overlap: int | None = None      # pixels that neighbouring tiles share and blend; None: chosen by the tile's size
-    color: str = "wavelet"               # low frequencies that drift come back to the input's; "none": as the model gives them
-    ensemble: int = 1                    # orientations of the clip that one step is averaged over: nearer to the truth
-
-    def __post_init__(self):
-        def check(ok: bool, name: str, allowed: str) -> None:
-            """Raise ConfigError for the option `name` unless `ok`."""
-            if not ok:
-                raise ConfigError(f"{name} must be {allowed}, not {getattr(self, name)!r}")
-
-        check(1 <= self.steps <= MAX_STEPS, "steps", f"between 1 and {MAX_STEPS}")
-        check(math.isfinite(self.guidance), "guidance", "a finite number")
-        check(0 <= self.guidance_rescale <= 1, "guidance_rescale", "between 0 and 1")
-        check(len(self.guidance_interval) == 2, "guidance_interval", "two numbers between 0 and 1")
-        check(0 <= self.eta <= 1, "eta", "between 0 and 1")
-        check(self.spacing in SPACINGS, "spacing", " or ".join(SPACINGS))
-        check(self.spacing != "vgen" or self.steps >= VGEN_MIN_STEPS, "steps", f"at least {VGEN_MIN_STEPS} with the spacing 'vgen'")
-        check(0 <= self.fidelity <= 1, "fidelity", "between 0 and 1")
-        check(self.window >= 1, "window", "at least 1 frame")
-        check(self.overlap >= 0, "overlap", "at least 0 frames")
-        check(self.tile is None or self.tile >= 0, "tile", "a number of pixels, or 0 for whole frames")
-        check(self.tile_overlap is None or self.tile_overlap >= 0, "tile_overlap", "a number of pixels")
-        check(self.color in COLORS, "color", " or ".join(COLORS))
-        check(1 <= self.ensemble <= len(ORIENTATIONS), "ensemble", f"between 1 and {len(ORIENTATIONS)}")
-        check(self.ensemble == 1 or self.steps == 1, "ensemble", "1 with more than one step, whose detail a mean of several loses")
-
-    @property
-    def stride(self) -> int:
-        """Frames from the start of one window to the start of the next."""
-        return self.window - self.shared
-
-    @property
-    def shared(self) -> int:
-        """Frames that neighbouring windows share."""
-        return min(self.overlap, self.window // 2)
 
 
 @dataclass(frozen=True)

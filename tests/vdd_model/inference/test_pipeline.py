@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from vdd_model.app.demo import bundled_photo
 from vdd_model.checkpoint.store import BUILT_IN
-from vdd_model.config import AutoencoderConfig, ConfigError, ModelConfig, UNetConfig
+from vdd_model.config import AutoencoderConfig, ModelConfig, UNetConfig
 from vdd_model.diffusion.schedule import make_schedule
 from vdd_model.errors import UserError
 from vdd_model.inference import window as inference
@@ -359,14 +359,6 @@ def test_things_that_are_no_frames_are_refused(frame):
         list(Deblurrer(Stub(), device="cpu").stream([frame]))
     with pytest.raises(UserError, match="expected frames"):
         Deblurrer(Stub(), device="cpu").deblur(torch.zeros(0, 8, 8, 3))
-
-
-@pytest.mark.parametrize("change", [{"steps": 0}, {"steps": 1001}, {"steps": 3, "spacing": "vgen"}, {"fidelity": 1.5}, {"eta": -1},
-                                    {"window": 0}, {"overlap": -1}, {"tile": -1}, {"spacing": "karras"}, {"color": "lab"},
-                                    {"guidance_rescale": 2.0}])
-def test_impossible_options_are_refused(change):
-    with pytest.raises(ConfigError, match=next(iter(change))):
-        DeblurOptions(**change)
 
 
 @pytest.mark.parametrize("device, dtype", [("cuda:0", torch.float16), ("cuda:1", torch.bfloat16), ("cuda", torch.float16)])

@@ -1,0 +1,126 @@
+"""How a clip is deblurred: every option once, with its default, its range and its help.
+
+The checks, the command line's flags and the nodes' widgets are made of what stands here. Nothing heavy is imported.
+"""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from dataclasses import dataclass, field
+
+from .config import ConfigError, DiffusionConfig
+
+VGEN_MIN_STEPS = 4       # from here on the first timestep of "vgen" is nearly all noise, as what sampling starts from is
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is known of an option beside its default."""
+
+    help: str                                       # sentences
+    low: float | None = None                        # what lies outside of low..high is refused
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    unset: str = ""                                 # what happens where it is left open (None)
+    widget: tuple[float, float, float] = (0, 1, 1)  # of a node: smallest and largest value, step
+    advanced: bool = False                          # a node folds it away
+    group: str = "model"                            # heading on the command line
+
+    def allowed(self, value) -> str:
+        """What `value` should have been, "" where it is all right."""
+        if value is None and self.unset or isinstance(value, bool):
+            return ""
+        if self.choices:
+            return "" if value in self.choices else " or ".join(self.choices)
+        if isinstance(value, tuple):
+            return "" if len(value) == 2 else "two numbers between 0 and 1"
+        low, high = (-math.inf if self.low is None else self.low), (math.inf if self.high is None else self.high)
+        if isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high:
+            return ""
+        return "a finite number" if self.low is None else f"at least {low}" if self.high is None else f"between {low} and {high}"
+
+
+def _option(default, help: str, **facts):
+    return field(default=default, metadata={"option": Option(help, **facts)})
+
+
+WORK = "memory and speed"
+
+
+@dataclass(frozen=True)
+class DeblurOptions:
+    """How a clip is deblurred. The defaults give the posterior mean: one step, no guidance, the best PSNR. Raises ConfigError."""
+
+    steps: int = _option(1, "1: the posterior mean, most faithful and fastest. 20 to 50: one sharp sample, as in the paper.",
+                         low=1, high=DiffusionConfig().num_timesteps, widget=(1, 1000, 1))
+    denoise_at_one_step: bool = _option(False, "Call the UNet for one step too: more than a third of the work, for 0.01 dB.", advanced=True)
+    guidance: float = _option(1.0, "Classifier-free guidance. 1: none, and half the work.", widget=(0.0, 20.0, 0.1))
+    guidance_rescale: float = _option(0.0, "How far guidance above 1 is kept from raising the contrast.",
+                                      low=0, high=1, widget=(0.0, 1.0, 0.05), advanced=True)
+    guidance_interval: tuple[float, float] = _option((0.0, 1.0), "Guide only between these noise levels (0 is clean, 1 is noise).")
+    eta: float = _option(0.0, "0: deterministic (DDIM). 1: ancestral.", low=0, high=1, widget=(0.0, 1.0, 0.05))
+    spacing: str = _option("trailing", "Which timesteps are visited. trailing: evenly, from pure noise on. vgen: as the official sampler "
+                                       f"does, from {VGEN_MIN_STEPS} steps on.", choices=("trailing", "vgen"), advanced=True)
+    fidelity: float = _option(1.0, "0: the latents alone. 1: edges and details from the blurred frames where they have them.",
+                              low=0, high=1, widget=(0.0, 1.0, 0.05))
+    seed: int = _option(0, "The noise. A pixel of a frame gets the same noise whatever the window, tile or start frame.")
+    window: int = _option(16, "Frames deblurred together; 16 is the paper's window.", low=1, widget=(1, 1000, 1), advanced=True, group=WORK)
+    overlap: int = _option(4, "Frames that neighbouring windows share and blend over; at most half a window is used.",
+                           low=0, widget=(0, 500, 1), advanced=True, group=WORK)
+    tile: int | None = _option(None, "Side of a tile in pixels, to save memory; 0: whole frames.",
+                               low=0, unset="chosen by the frame size", widget=(0, 8192, 1), advanced=True, group=WORK)
+    tile_overlap: int | None = _option(None, "Pixels that neighbouring tiles share and blend over.",
+                                       low=0, unset="chosen by the tile size", widget=(0, 1024, 1), advanced=True, group=WORK)
+    color: str = _option("wavelet", "wavelet: large areas whose brightness or color has drifted from the input are brought back.",
+                         choices=("wavelet", "none"))
+    ensemble: int = _option(1, "With one step: the mean over so many orientations (mirrored, turned). More faithful still, as many times "
+                               "the work.", low=1, high=8, widget=(1, 8, 1), advanced=True)
+
+    def __post_init__(self):
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            allowed = each.metadata["option"].allowed(value)
+            if allowed:
+                raise ConfigError(f"{each.name} must be {allowed}, not {value!r}")
+        if self.spacing == "vgen" and self.steps < VGEN_MIN_STEPS:
+            raise ConfigError(f"steps must be at least {VGEN_MIN_STEPS} with the spacing 'vgen', not {self.steps}")
+        if self.ensemble > 1 and self.steps > 1:
+            raise ConfigError(f"ensemble must be 1 with more than one step, whose detail a mean of several loses, not {self.ensemble}")
+
+    @property
+    def stride(self) -> int:
+        """Frames from the start of one window to the start of the next."""
+        return self.window - self.shared
+
+    @property
+    def shared(self) -> int:
+        """Frames that neighbouring windows share."""
+        return min(self.overlap, self.window // 2)
+
+
+FIELDS = {each.name: each for each in dataclasses.fields(DeblurOptions)}
+
+
+def add_flags(parser: argparse.ArgumentParser, *names: str) -> None:
+    """A flag for each of these options, by default for all, under its heading."""
+    groups = {}
+    for name in names or FIELDS:
+        option, default = FIELDS[name].metadata["option"], FIELDS[name].default
+        if option.group not in groups:
+            groups[option.group] = parser.add_argument_group(option.group)
+        settings = {"default": default}
+        if isinstance(default, bool):
+            settings["action"] = "store_true"
+        elif isinstance(default, tuple):
+            settings |= {"nargs": len(default), "type": float, "metavar": ("LOW", "HIGH")}
+        else:
+            settings |= {"type": int if default is None else type(default), "choices": option.choices or None}
+        text = option.help.replace("%", "%%") + ("" if isinstance(default, bool) else f" Default: {option.unset or default}.")
+        groups[option.group].add_argument(f"--{name.replace('_', '-')}", help=text, **settings)
+
+
+def from_flags(arguments: argparse.Namespace) -> DeblurOptions:
+    """The options of a parsed command line; those that it has no flag for keep their defaults. Raises ConfigError."""
+    given = {name: value for name, value in vars(arguments).items() if name in FIELDS}
+    return DeblurOptions(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
