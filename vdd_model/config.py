@@ -51,6 +51,14 @@ class FidelityConfig:
 
 
 @dataclass(frozen=True)
+class FusionConfig:
+    """What joins the picture path's frame with the prior's: one entry per level of its U-Net, fine to coarse."""
+
+    channels: tuple[int, ...] = (64, 96, 128)
+    blocks: tuple[int, ...] = (2, 2, 3)
+
+
+@dataclass(frozen=True)
 class AutoencoderConfig:
     """Stable Diffusion's AutoencoderKL (defaults: SD 2.1 kl-f8)."""
 
@@ -65,6 +73,7 @@ class AutoencoderConfig:
     latent_scale: float = 0.18215         # latents = posterior mean * latent_scale
     fidelity: FidelityConfig | None = field(default_factory=FidelityConfig)
     detail: bool = False                  # a second fidelity branch, for latents of several steps: it draws what a sample says
+    fusion: FusionConfig | None = None    # joins the fidelity branch's frame with that of a pretrained prior
 
     @property
     def factor(self) -> int:

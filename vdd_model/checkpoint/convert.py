@@ -27,7 +27,7 @@ KINDS = {
     "encoder.conv_in.weight": "autoencoder",
 }
 # Parts that no official file holds.
-OURS = ("adapter.", "vae.fidelity.", "vae.detail.")
+OURS = ("adapter.", "vae.fidelity.", "vae.detail.", "vae.fusion.")
 TEXT_PREFIXES = ("", "cond_stage_model.model.")          # OpenCLIP's own file, Stable Diffusion 2.x
 START, END = 49406, 49407                                # OpenCLIP's tokens: "" is START END, padded with 0
 

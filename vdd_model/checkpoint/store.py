@@ -23,7 +23,7 @@ FORMAT = 1
 BUILT_IN = {"small": Path(__file__).parents[1] / "weights" / "vdd-small.safetensors"}
 # The model's parts in the order `info` lists them; the longest matching prefix counts.
 PARTS = ("unet", "encoder1.semantic_head", "encoder1.spatial_head", "encoder2.semantic_head", "encoder2.spatial_head", "adapter",
-         "vae.encoder", "vae.decoder", "vae.fidelity", "vae.detail", "vae", "null_text")
+         "vae.encoder", "vae.decoder", "vae.fidelity", "vae.detail", "vae.fusion", "vae", "null_text")
 
 
 def resolve(name: str | os.PathLike) -> Path:

@@ -211,8 +211,8 @@ def decode_frames(model: DeblurModel, latents: Tensor, guide: BlurGuide | None =
                   tick: Tick = no_tick) -> Tensor:
     """Latents (1, 4, F, h, w) -> pixels (1, 3, F, H, W), float32, not clamped.
 
-    The guide's pixels may be of more frames: those from `start` on belong to the latents, what lies around them is looked at as their
-    neighbours. Its features are of the F frames; without any, and in tiles, they are made here.
+    The guide's pixels (and its prior's) may be of more frames: those from `start` on belong to the latents, what lies around them is
+    looked at as their neighbours. Its features are of the F frames; without any, and in tiles, they are made here.
     """
     config, count = model.config, latents.shape[2]
     factor = config.vae.factor
@@ -225,10 +225,11 @@ def decode_frames(model: DeblurModel, latents: Tensor, guide: BlurGuide | None =
         z = pieces[wide].of(latents).to(dtype)
         if guide is None or not guide.strength:
             return model.decode(z).float()
-        pixels, features = guide.pixels[..., wide.rows.slice, wide.columns.slice], guide.features
+        piece = guide._replace(features=None).map(lambda x: x[..., wide.rows.slice, wide.columns.slice])
+        features = guide.features
         if features is None or len(pieces) > 1:              # those of whole frames are no tile's
-            features = encode_with_features(model, pixels, start, start + count).features
-        return model.decode(z, guide._replace(pixels=pixels[:, :, start:start + count], features=features)).float()
+            features = encode_with_features(model, piece.pixels, start, start + count).features
+        return model.decode(z, piece.map(lambda x: x[:, :, start:start + count])._replace(features=features)).float()
 
     return blend(list(pieces), decode)
 

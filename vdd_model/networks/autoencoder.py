@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..config import AutoencoderConfig
 from .fidelity import BlurGuide, FidelityBranch
+from .fusion import PriorFusion
 
 LOGVAR_RANGE = (-30.0, 20.0)      # clamp of the official DiagonalGaussianDistribution
 
@@ -202,7 +203,7 @@ def add_thumbnail(latents: Tensor, x: Tensor, config: AutoencoderConfig) -> Tens
 
 
 class AutoencoderKL(nn.Module):
-    """Encoder, decoder, quantisation convolutions: official keys. `fidelity.*` and `detail.*` are ours and may be absent.
+    """Encoder, decoder, quantisation convolutions: official keys. `fidelity.*`, `detail.*` and `fusion.*` are ours and may be absent.
 
     Both are fidelity branches: the first for the latents of one step, a mean that holds what is known and no more; the second for
     those of several steps, samples, whose detail it draws. One for both would have to doubt the samples for the sake of the mean.
@@ -218,6 +219,9 @@ class AutoencoderKL(nn.Module):
         self.post_quant_conv = operations.Conv2d(config.latent_channels, config.latent_channels, 1)
         self.fidelity = None if config.fidelity is None else FidelityBranch(config.fidelity, config, operations)
         self.detail = FidelityBranch(config.fidelity, config, operations) if config.fidelity is not None and config.detail else None
+        self.fusion = None
+        if config.fidelity is not None and config.fusion is not None:
+            self.fusion = PriorFusion(config.fusion, config.fidelity.channels[-1], config.patch_size, operations)
         if config.thumbnail:
             for layer in (self.quant_conv, self.decoder.conv_out):           # training starts from the thumbnail itself
                 nn.init.zeros_(layer.weight)
@@ -232,7 +236,8 @@ class AutoencoderKL(nn.Module):
     def decode(self, z: Tensor, guide: BlurGuide | None = None) -> Tensor:
         """Unscaled latents z (N, latent_channels, h, w) -> pixels (N, 3, H, W), about [-1, 1], not clamped.
 
-        With a guide: (1 - strength) * plain + strength * (blurred + residual), the residual of the fidelity or the detail branch.
+        With a guide: (1 - strength) * plain + strength * (blurred + residual), the residual of the fidelity or the detail branch. With a
+        prior's frames the second term is joined with them.
         """
         levels = self.decoder.features(self.post_quant_conv(z))
         if guide is None or not guide.strength or self.fidelity is None:
@@ -240,7 +245,10 @@ class AutoencoderKL(nn.Module):
         if guide.features is None:
             raise ValueError("fidelity > 0 needs encoder 2's features of the blurred frames")
         branch = self.detail if guide.detail and self.detail is not None else self.fidelity
-        restored = guide.pixels + branch(levels, guide.features)
+        residual, state = branch(levels, guide.features)
+        restored = guide.pixels + residual
+        if guide.prior is not None and self.fusion is not None:
+            restored = self.fusion(state, guide.pixels, restored, guide.prior)
         return restored if guide.strength == 1.0 else torch.lerp(self._plain(levels[-1], z).to(restored.dtype), restored, guide.strength)
 
     def _plain(self, finest: Tensor, z: Tensor) -> Tensor:

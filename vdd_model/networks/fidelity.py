@@ -19,17 +19,19 @@ class BlurGuide(NamedTuple):
     As clips, `DeblurModel.decode` takes them so: pixels (B, 3, F, H, W) in [-1, 1] and encoder 2's features, fine to coarse, each
     (B, C, F, h_k, w_k), the coarsest with its neighbours (`DeblurModel.encode_blurred` makes them; None: not made yet). As pictures,
     without F and with B F in place of B, `AutoencoderKL.decode` does. Pixels may be float32 beside a network of half precision: the sum
-    then is float32, free of banding.
+    then is float32, free of banding. `prior` holds what a pretrained prior made of the same frames, of the pixels' shape and range.
     """
 
     pixels: Tensor
     features: list[Tensor] | None = None
     strength: float = 1.0             # fidelity, 0..1: of the branch against the plain decoder
     detail: bool = False              # the latents were drawn in several steps: the detail branch speaks, where there is one
+    prior: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> BlurGuide:
-        """`function` of the pixels and of every level of the features."""
-        return self._replace(pixels=function(self.pixels), features=self.features and [function(level) for level in self.features])
+        """`function` of the pixels, of the prior's and of every level of the features."""
+        return self._replace(pixels=function(self.pixels), features=self.features and [function(level) for level in self.features],
+                             prior=None if self.prior is None else function(self.prior))
 
 
 def with_neighbours(x: Tensor) -> Tensor:
@@ -97,12 +99,12 @@ class FidelityBranch(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, decoder_features: list[Tensor], encoder_features: list[Tensor]) -> Tensor:
-        """decoder_features coarse to fine, encoder_features fine to coarse (as both are made) -> residual (N, 3, H, W)."""
+    def forward(self, decoder_features: list[Tensor], encoder_features: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """decoder_features coarse to fine, encoder_features fine to coarse (as both are made) -> residual (N, 3, H, W) and the state that
+        it was made of (N, C, H / patch_size, W / patch_size)."""
         state = None
         for join, blocks, dec, enc in zip(self.join, self.levels, decoder_features, reversed(encoder_features)):
             parts = [dec, enc] if state is None else [dec, enc, F.interpolate(state, scale_factor=2.0, mode="nearest")]
             # channels-last in every type: the blocks' norms need rows of channels, and float32 runs 1.4 x as fast on a CPU
             state = blocks(join(torch.cat(parts, dim=1)).contiguous(memory_format=torch.channels_last))
-        residual = self.head(state)
-        return F.pixel_shuffle(residual, self.patch_size) if self.patch_size > 1 else residual
+        return F.pixel_shuffle(self.head(state), self.patch_size), state
