@@ -18,7 +18,7 @@ from vdd_model.errors import UserError
 from ..synthesis.scene import BlurConfig
 from . import readers
 from .clips import open_clips
-from .photos import read_photos, write_pack
+from .photos import Photos, read_photos, write_pack
 
 
 def psnr(blurred: Tensor, sharp: Tensor) -> float:
@@ -29,11 +29,9 @@ def psnr(blurred: Tensor, sharp: Tensor) -> float:
 
 def check(root: Path, layout: str, split: str, blur_folder: str, every: int) -> int:
     """Read everything (or every n-th frame), print what was found; returns 1 when something is missing or unreadable."""
-    if root.is_file():
-        return _report_photos(root, *read_photos(root))
-    found = readers.find(root, layout, split, blur_folder)
-    if found.layout == "photos":
-        return _report_photos(root, *read_photos(root, split))
+    found = None if root.is_file() else readers.find(root, layout, split, blur_folder)
+    if found is None or found.layout == "photos":
+        return _report_photos(root, read_photos(root, split)[1])
     problems = list(found.problems)
     frames = sum(len(s) for s in found.sequences)
     print(f"{root}: layout {found.layout}, {len(found.sequences)} clips, {frames} frames")
@@ -73,11 +71,14 @@ def _size(sequence) -> str:
         return "?"
 
 
-def _report_photos(root: Path, names: list[str], photos: list[Tensor], unreadable: dict[str, str]) -> int:
-    sides = sorted(min(p.shape[-2:]) for p in photos)
-    pixels = sum(p.shape[1] * p.shape[2] for p in photos) / 1e6
-    print(f"{root}: {len(names)} photographs, {pixels:.0f} megapixels, shorter side {sides[0]} to {sides[-1]}; blur is synthesised")
-    return _problems(list(unreadable.values()))
+def _report_photos(root: Path, photos: Photos) -> int:
+    photos.check()
+    sides = photos.sides[[name not in photos.unreadable for name in photos.names]]
+    if not len(sides):
+        raise readers.DataError(f"{root}: not one photograph could be read; the first: {next(iter(photos.unreadable.values()))}")
+    pixels = sum(width * height for name, (width, height) in zip(photos.names, photos.sizes) if name not in photos.unreadable) / 1e6
+    print(f"{root}: {len(sides)} photographs, {pixels:.0f} megapixels, shorter side {sides.min()} to {sides.max()}; blur is synthesised")
+    return _problems(list(photos.unreadable.values()))
 
 
 def _problems(problems: list[str]) -> int:

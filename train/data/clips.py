@@ -1,8 +1,4 @@
-"""Clips for training from any kind of footage, and what to know of a folder before hours are spent on it.
-
-    python -m train.data check ROOT              what is there, what is missing or unreadable, PSNR of the blurred frames
-    python -m train.data contact ROOT -o a.png   samples as training sees them, blurred over sharp
-    python -m train.data pack ROOT -o a.safetensors   photographs in one file
+"""Clips for training from any kind of footage.
 
 A sample is a pure function of (seed, index): neither a restart nor the number of processes changes which samples are seen.
 """
@@ -13,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import einops
 import numpy as np
@@ -27,7 +24,6 @@ from ..synthesis.blur import synthesize
 from ..synthesis.scene import BlurConfig, like_gopro, shots
 from . import photos, readers
 from .readers import DataError, Found
-from .source import Clips
 
 ATTEMPTS = 20                            # draws for one sample before its folder is given up as unreadable
 CUT, ALIKE = 0.06, 0.5                   # two scenes: a mean difference above the one and a correlation below the other
@@ -36,21 +32,30 @@ SHOT_KEYS = frozenset({"single", "repeats", "repeat_lengths", "hard_cuts"})     
 MARGIN = 16                              # pixels read around a crop of a sharp video, for flow that points outside
 
 
+class Clips(NamedTuple):
+    """A batch. Frames (B, 3, F, size, size) in [0, 1] on the asked device; names say which files each sample came from."""
+
+    blurred: Tensor
+    sharp: Tensor
+    names: list[str]
+
+
 class PhotoClips:
-    """Photographs, decoded once and kept (uint8) where training happens, seen by a moving camera."""
+    """Photographs, decoded (uint8) where training happens, seen by a moving camera."""
 
     blur_keys = frozenset(field.name for field in fields(BlurConfig))
 
     def __init__(self, source: str | Path, blur: BlurConfig | None = None, split: str = "") -> None:
         self.source, self.blur = source, blur or BlurConfig()
         self.names, self.originals, self.unreadable = _photos(Path(source), split)
-        self.photos = self.originals                           # where the last batch was asked for
+        self.photos, self.device = self.originals, torch.device("cpu")         # where the last batch was asked for
 
     def batch(self, seed: int, indices: Sequence[int], *, num_frames: int, size: int, device: torch.device | str) -> Clips:
         """Clips of synthesised blur (`train.synthesis.blur.synthesize`), each as it is or turned by a multiple of 90 degrees:
         photographs hold more level and upright edges than sloping ones, and more of one kind than of the other."""
-        if self.photos[0].device != torch.device(device):
-            self.photos = [photo.to(device) for photo in self.photos]
+        if self.device != torch.device(device):
+            self.device = torch.device(device)
+            self.photos = self.originals.on(self.device)
         cut = self.blur.cut                                    # sample i is part i % cut^2 of scene i // cut^2
         scenes = list(dict.fromkeys(int(index) // cut**2 for index in indices))
         made = synthesize(self.photos, seed, scenes, num_frames=num_frames, size=size * cut, config=self.blur, device=device,
@@ -71,7 +76,7 @@ def _turns(seed: int, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 @lru_cache(maxsize=2)
-def _photos(source: Path, split: str) -> tuple[list[str], list[Tensor], dict[str, str]]:
+def _photos(source: Path, split: str) -> tuple[list[str], photos.Photos, dict[str, str]]:
     """Read once, shared by the stages of a run."""
     return photos.read_photos(source, split)
 
@@ -197,9 +202,8 @@ class VideoClips(RecordedClips):
               gopro: bool = False) -> tuple[Tensor, Tensor, str]:
         config, video = self.blur, sequence.sharp
         duty = 1.0 if gopro else float(rng.uniform(*config.duty))
-        rate = getattr(video, "rate", 30.0)
         longest = min(self.max_interval, (len(video) - 3) // max(num_frames - 1, 1))
-        interval = int(np.clip(round(rate / rng.uniform(12, 40)), 1, max(longest, 1)))
+        interval = int(np.clip(round(video.rate / rng.uniform(12, 40)), 1, max(longest, 1)))
         reach = math.ceil(interval * duty / 2)
         span = (num_frames - 1) * interval + 2 * reach + 1
         if span > len(video):
@@ -276,4 +280,4 @@ def open_clips(folder: str | Path, layout: str = "auto", split: str = "", *, blu
     found = readers.find(folder, layout, split, blur_folder)
     if found.layout == "photos":
         return PhotoClips(folder, blur, split)
-    return VideoClips(found, blur) if found.layout == "videos" else PairClips(found, blur)
+    return VideoClips(found, blur) if found.layout in ("videos", "frames") else PairClips(found, blur)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -20,6 +21,8 @@ from torch import Tensor
 
 from vdd_model.errors import UserError
 from vdd_model.media import images
+
+from .sequences import in_sequences, is_film, natural
 
 if TYPE_CHECKING:
     from vdd_model.media.reader import VideoReader
@@ -31,7 +34,9 @@ SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "tes
 DVD_TEST = ("720p_240fps_2", "IMG_0003", "IMG_0021", "IMG_0030", "IMG_0031", "IMG_0032", "IMG_0033", "IMG_0037", "IMG_0039", "IMG_0049")
 PAIR_NAMES = tuple((b, s) for b in ("blur", "blurred", "blurry", "input", "lq") for s in ("sharp", "gt", "target", "hq"))
 SEEK_BACK = (0, 10)                      # seconds before the first frame that is wanted: some containers land behind where they were sent
-LAYOUTS = ("gopro", "reds", "bsd", "dvd", "pairs", "videos", "photos")
+LAYOUTS = ("gopro", "reds", "bsd", "dvd", "pairs", "videos", "frames", "photos")
+NO_DATA = ("__MACOSX", "@eaDir")         # what file systems and archivers put beside people's files, as do all names that begin with a dot
+RATES = ((re.compile(r"(\d+) ?fps", re.IGNORECASE), None), (re.compile("gopro_large_all", re.IGNORECASE), 240.0))
 
 
 class DataError(UserError):
@@ -91,6 +96,14 @@ class PictureFrames:
     def size(self) -> tuple[int, int]:
         """(width, height) in pixels of the first frame. Raises DataError."""
         return picture_size(self.paths[0])
+
+    @property
+    def rate(self) -> float:
+        """Frames per second, as far as the path says: `..._240fps/...`, GOPRO_Large_all; else 30."""
+        for pattern, rate in RATES:
+            if found := pattern.search(str(self.paths[0].parent)):
+                return rate or float(found[1])
+        return 30.0
 
     def read(self, numbers: range, box: Box | None = None) -> Tensor:
         """The frames `numbers`, or their `box`: uint8 (F, 3, H, W), RGB. Raises DataError naming the file."""
@@ -281,17 +294,18 @@ def find(root: str | Path, layout: str = "auto", split: str = "", blur: str = "b
         raise DataError(f"no layout is called {layout!r}; there are: auto, {', '.join(LAYOUTS)}")
     problems: list[str] = []
     for name in LAYOUTS[:-1] if layout == "auto" else (layout,):
-        if name == "videos" and (problems or _side_by_side(root, split, blur)):       # blurred frames are no sharp video
+        if name in ("videos", "frames") and (problems or _side_by_side(root, split, blur)):       # blurred frames are no sharp video
             break
-        finder = {"gopro": _gopro, "reds": _reds, "bsd": _bsd, "dvd": _dvd, "pairs": _pairs, "videos": _videos}.get(name)
-        if finder is None:
+        if name == "photos":
             break
+        finder = {"gopro": _gopro, "reds": _reds, "bsd": _bsd, "dvd": _dvd, "pairs": _pairs, "videos": _videos,
+                  "frames": _frames if layout == "frames" else _films}[name]
         sequences = [s for s in finder(root, SPLITS.get(split, split), blur, problems) if len(s) > 0]
         if sequences:
             return Found(name, sorted(sequences, key=lambda s: s.name), problems)
     if problems:
         raise DataError(f"no pair of blurred and sharp frames below {root} can be used; the first: {problems[0]}")
-    if layout in ("auto", "videos", "photos") and (folder := _side_by_side(root, split, blur)):
+    if layout in ("auto", "videos", "frames", "photos") and (folder := _side_by_side(root, split, blur)):
         raise DataError(f"{folder} holds blurred and sharp frames side by side, which cannot be used as "
                         f"{'clips' if layout == 'auto' else layout}: ask for the layout 'pairs', or for the folder of the sharp ones alone")
     if layout in ("auto", "photos"):
@@ -315,12 +329,17 @@ def _side_by_side(root: Path, split: str, blur: str) -> Path | None:
 
 def _folders(root: Path) -> Iterator[Path]:
     for folder, inner, _ in os.walk(root, followlinks=True):
-        inner.sort()
+        inner[:] = sorted(name for name in inner if _counts(name))
         yield Path(folder)
 
 
+def _counts(name: str) -> bool:
+    """Whether a file or folder of this name is somebody's: `._a.png` is none, it holds what macOS knows of a.png."""
+    return not name.startswith(".") and name not in NO_DATA
+
+
 def _walk_files(root: Path) -> list[Path]:
-    return sorted(Path(folder) / name for folder, _, names in os.walk(root, followlinks=True) for name in names)
+    return sorted(path for folder in _folders(root) for path in folder.iterdir() if _counts(path.name) and path.is_file())
 
 
 def _in_split(root: Path, folder: Path, split: str) -> bool:
@@ -331,13 +350,8 @@ def _in_split(root: Path, folder: Path, split: str) -> bool:
 
 def _pictures(folder: Path) -> dict[str, Path]:
     """Frames of a folder by their stem, in the order of their numbers."""
-    paths = [p for p in folder.iterdir() if p.suffix.lower() in PICTURES] if folder.is_dir() else []
-    return {p.stem: p for p in sorted(paths, key=lambda p: _natural(p.stem))}
-
-
-def _natural(stem: str) -> list:
-    """Sorts frame 10 after frame 9."""
-    return [int(t) if t.isdecimal() else t for t in re.split(r"(\d+)", stem)]
+    paths = [p for p in folder.iterdir() if p.suffix.lower() in PICTURES and _counts(p.name)] if folder.is_dir() else []
+    return {p.stem: p for p in sorted(paths, key=lambda p: natural(p.stem))}
 
 
 def _match(root: Path, name: str, blurred: Path, sharp: Path, problems: list[str]) -> list[Sequence]:
@@ -348,16 +362,17 @@ def _match(root: Path, name: str, blurred: Path, sharp: Path, problems: list[str
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             problems.append(f"{where}: no partner of {', '.join(missing[:3])}{more}")
-    runs: list[list[str]] = [[]]
-    for key in sorted({**a, **b}, key=_natural):
-        if key in a and key in b:
-            runs[-1].append(key)
-        elif runs[-1]:
-            runs.append([])
-    runs = [run for run in runs if run]
-    names = [name] if len(runs) == 1 else [f"{name}#{i}" for i in range(len(runs))]
-    return [Sequence(n, PictureFrames(str(sharp), [b[k] for k in run]), PictureFrames(str(blurred), [a[k] for k in run]))
-            for n, run in zip(names, runs)]
+    found = []
+    for label, keys in in_sequences({**a, **b}):
+        runs = [list(run) for both, run in groupby(keys, lambda key: key in a and key in b) if both]
+        for i, run in enumerate(runs):
+            full = _joined(name, label) + (f"#{i}" if len(runs) > 1 else "")
+            found.append(Sequence(full, PictureFrames(str(sharp), [b[k] for k in run]), PictureFrames(str(blurred), [a[k] for k in run])))
+    return found
+
+
+def _joined(name: str, label: str) -> str:
+    return name + ("/" if label and not label.startswith("#") else "") + label
 
 
 def _relative(root: Path, folder: Path) -> str:
@@ -411,8 +426,9 @@ def _pairs(root: Path, split: str, blur: str, problems: list[str]) -> Iterator[S
 
 def _pair_folders(root: Path, name: str, blurred: Path, sharp: Path, problems: list[str]) -> Iterator[Sequence]:
     yield from _match(root, name, blurred, sharp, problems)
-    sharp_inner = {p.stem: p for p in sharp.iterdir() if p.is_dir() or p.suffix.lower() in VIDEOS}
-    for path in sorted(p for p in blurred.iterdir() if p.is_dir() or p.suffix.lower() in VIDEOS):
+    inner, sharp_inner = ({p.stem: p for p in sorted(folder.iterdir()) if _counts(p.name) and (p.is_dir() or p.suffix.lower() in VIDEOS)}
+                          for folder in (blurred, sharp))
+    for path in inner.values():
         other = sharp_inner.get(path.stem)
         if other is None:
             problems.append(f"{path}: no partner in {sharp}")
@@ -438,6 +454,33 @@ def _videos(root: Path, split: str, blur: str, problems: list[str]) -> Iterator[
                 yield Sequence(path.relative_to(root).as_posix(), frames)
             except (UserError, ImportError) as error:
                 problems.append(f"{path}: {error}" if str(path) not in str(error) else str(error))
+
+
+def _frames(root: Path, split: str, blur: str, problems: list[str]) -> Iterator[Sequence]:
+    """Folders of sharp frames, as GOPRO_Large_all holds them."""
+    for folder in _folders(root):
+        if _in_split(root, folder, split):
+            pictures = _pictures(folder)
+            for label, keys in in_sequences(pictures):
+                name = _joined(_relative(root, folder), label)
+                yield Sequence(name, PictureFrames(name, [pictures[key] for key in keys]))
+
+
+def _films(root: Path, split: str, blur: str, problems: list[str]) -> Iterator[Sequence]:
+    """The same where nobody said that they are frames: nothing, unless most pictures lie in sequences whose neighbours look alike."""
+    films, others = [], []
+    for sequence in _frames(root, split, blur, problems):
+        paths = sequence.sharp.paths
+        try:
+            (films if is_film(lambda i, paths=paths: read_picture(paths[i]), len(paths)) else others).append(sequence)
+        except DataError:
+            others.append(sequence)
+    left_out = sum(map(len, others))
+    if left_out > sum(map(len, films)):
+        return
+    if left_out:
+        problems.append(f"{left_out} pictures are no frames of a clip and left out; the first is {others[0].sharp.paths[0]}")
+    yield from films
 
 
 _threads: ThreadPoolExecutor | None = None

@@ -6,20 +6,12 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from ..config import StageConfig, TrainConfig, blur_config
-
-
-class Clips(NamedTuple):
-    """A batch. Frames (B, 3, F, size, size) in [0, 1] on the asked device; names say which files each sample came from."""
-
-    blurred: Tensor
-    sharp: Tensor
-    names: list[str]
+from .clips import Clips, open_clips
 
 
 class ClipSource(Protocol):
@@ -34,8 +26,6 @@ class ClipSource(Protocol):
 
 def open_source(config: TrainConfig, stage: StageConfig) -> ClipSource:
     """The run's data for one stage. Raises DataError."""
-    from .clips import open_clips
-
     data, blur = config.data, blur_config(config, stage)
     if stage.kind in ("autoencoder", "denoiser"):                  # they never look at the blurred frames
         blur = dataclasses.replace(blur, max_subsamples=1, noise=0.0, codec=0.0)

@@ -190,13 +190,14 @@ def _place(rng: np.random.Generator, photos: Sequence[Tensor], low: np.ndarray, 
     for the number of draws is random too. Returns the photograph's index and `_region`'s result."""
     best = None
     count = int(rng.integers(1, config.candidates + 1))
-    smallest = [1.25 * size / min(photo.shape[-2:]) for photo in photos]       # scale at which a photograph fills the crop, with room
-    large = [i for i, scale in enumerate(smallest) if scale <= config.scale[1]] or range(len(photos))
-    for _ in range(count):
-        index = large[int(rng.integers(len(large)))]     # enlarged beyond what is asked for, a photograph is no sharp truth
-        scale = max(_log_uniform(rng, config.scale), smallest[index])
-        found = _region(rng, low, high, photos[index], scale, zoom, rng.random() < 0.5)
-        detail = _detail(photos[index], found[0], scale) if count > 1 else 0
+    sides = photos.sides if hasattr(photos, "sides") else np.array([min(photo.shape[-2:]) for photo in photos])
+    smallest = 1.25 * size / sides                       # scale at which a photograph fills the crop, with room
+    large = np.flatnonzero(smallest <= config.scale[1])
+    for _ in range(count):                               # enlarged beyond what is asked for, a photograph is no sharp truth
+        index = int(large[rng.integers(len(large))] if len(large) else rng.integers(len(photos)))
+        photo, scale = photos[index], max(_log_uniform(rng, config.scale), smallest[index])
+        found = _region(rng, low, high, photo, scale, zoom, rng.random() < 0.5)
+        detail = _detail(photo, found[0], scale) if count > 1 else 0
         if best is None or detail > best[0]:
             best = detail, index, found
     return best[1:]
@@ -295,6 +296,7 @@ def _relief(rng: np.random.Generator, parallax: Parallax, times: list[np.ndarray
 def _layer(rng, photos, extent, duty, num_frames, size, config, camera_motion):
     """One moving layer: texture (its map in `truth`), motion, gain over the camera's (None: it stands still), shift of its centre."""
     index = int(rng.integers(len(photos)))
+    photo = photos[index]
     wide, high = (max(8, round(size * _log_uniform(rng, config.layer_size))) for _ in range(2))
     centre = rng.uniform(0, size, 2)
     gain, motion = 1.0, camera_motion
@@ -305,8 +307,8 @@ def _layer(rng, photos, extent, duty, num_frames, size, config, camera_motion):
         lens = random_lens(rng, size, own / duty * num_frames)
         motion = Motion(rng, own, min(1.0, max(duty, own / config.max_step)), num_frames, size, lens,
                         _order(rng, config), num_frames / 2)
-    scale = max(_log_uniform(rng, config.scale), max(wide / photos[index].shape[-1], high / photos[index].shape[-2]))
-    region, shape, place = _region(rng, np.zeros(2), np.array([wide, high], float), photos[index], scale, 1.0, rng.random() < 0.5)
+    scale = max(_log_uniform(rng, config.scale), max(wide / photo.shape[-1], high / photo.shape[-2]))
+    region, shape, place = _region(rng, np.zeros(2), np.array([wide, high], float), photo, scale, 1.0, rng.random() < 0.5)
     shift = np.eye(3)
     shift[:2, 2] = [wide / 2 - centre[0], high / 2 - centre[1]]
     coarse = int(rng.integers(3, 7))

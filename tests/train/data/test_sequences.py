@@ -1,0 +1,128 @@
+"""Data sets as people download them: many clips in one folder, folders of sharp frames, what archives add; memory that stays bounded."""
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from media_tools import pattern, save_clip
+from PIL import Image
+
+from train import readers
+from train.data import PairClips, PhotoClips, VideoClips, open_clips
+from train.data.__main__ import main
+from train.data.photos import Photos, read_photos
+from train.data.sequences import in_sequences
+
+
+@pytest.mark.parametrize("names, expected", [
+    (["a-000009", "a-000010", "b-4001", "b-4002"], {"a": 2, "b": 2}),
+    (["0001_left", "0001_right", "0002_left", "0002_right"], {"left": 2, "right": 2}),
+    (["1", "2", "5", "6", "7"], {"#0": 2, "#1": 3}),
+    (["x_010", "x_020", "x_030", "x_050", "y_1", "y_2"], {"x#0": 3, "x#1": 1, "y": 2}),
+    (["0.033", "0.067", "0.099", "0.134"], {"": 4}),                              # times
+    (["frame9", "frame10", "frame11"], {"": 3}), (["paris 1", "rome 2"], {"": 2}), ([], {})])
+def test_names_tell_which_pictures_follow_one_another(names, expected):
+    found = in_sequences(reversed(names))
+    assert {label: len(run) for label, run in found} == expected
+    assert sorted(name for _, run in found for name in run) == sorted(names)
+    assert all(run == [name for name in names if name in run] for _, run in found)
+
+
+def film(folder, count, seed=0, name="{:06d}.png", first=1, size=(64, 48), step=2):
+    """Frames of a camera that pans over noise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(seed).integers(0, 256, (8, 40, 3), dtype=np.uint8)
+    scene = Image.fromarray(coarse).resize((size[0] + step * count, size[1]), Image.Resampling.BICUBIC)
+    for i in range(count):
+        scene.crop((step * i, 0, step * i + size[0], size[1])).save(folder / name.format(first + i))
+
+
+def test_gopro_flat_in_input_and_target_is_several_clips(tmp_path):
+    for seed, (clip, first) in enumerate((("GOPR0384_11_00", 1), ("GOPR0384_11_05", 4001), ("GOPR0385_11_01", 3011))):
+        for side in ("input", "target"):
+            film(tmp_path / "train" / side, 6, seed, clip + "-{:06d}.png", first)
+    (tmp_path / "train/input/GOPR0384_11_05-004003.png").unlink()
+    found = readers.find(tmp_path, "auto", "train")
+    assert found.layout == "pairs" and [(s.name, len(s)) for s in found.sequences] == [
+        ("train/GOPR0384_11_00", 6), ("train/GOPR0384_11_05#0", 2), ("train/GOPR0384_11_05#1", 3), ("train/GOPR0385_11_01", 6)]
+    assert all(a.name == b.name for s in found.sequences for a, b in zip(s.sharp.paths, s.blurred.paths))
+    for index in range(20):
+        name = PairClips(found).batch(0, [index], num_frames=3, size=32, device="cpu").names[0]
+        assert int(name.split("frames ")[1].split("..")[1]) < 6
+
+
+def test_folders_of_sharp_frames_are_clips_and_blurred_as_their_rate_says(tmp_path):
+    """240 frames a second are averaged over several; of 30 no two lie in one exposure's middle."""
+    for name in ("GOPR0001", "GOPR0002"):
+        film(tmp_path / "GOPRO_Large_all/train" / name, 40, step=1)
+        film(tmp_path / "plain/train" / name, 40, step=1)
+    film(tmp_path / "GOPRO_Large_all/test/GOPR0003", 12)
+    found = readers.find(tmp_path / "GOPRO_Large_all", "auto", "train")
+    assert found.layout == "frames" and [(s.name, len(s)) for s in found.sequences] == [("train/GOPR0001", 40), ("train/GOPR0002", 40)]
+    error = {}
+    for root in ("GOPRO_Large_all", "plain"):
+        clips = open_clips(tmp_path / root, split="train")
+        assert isinstance(clips, VideoClips)
+        made = clips.batch(0, range(8), num_frames=2, size=32, device="cpu")
+        spans = [np.ptp(list(map(int, name.split("frames ")[1].split("..")))) for name in made.names]
+        error[root] = np.mean(spans)
+    assert clips.sequences[0].sharp.rate == 30 and error["GOPRO_Large_all"] > 2 * error["plain"]
+    assert main(["check", str(tmp_path / "GOPRO_Large_all"), "--split", "test"]) == 0
+    film(tmp_path / "60fps", 9)
+    assert readers.find(tmp_path / "60fps", "frames").sequences[0].sharp.rate == 60
+
+
+def test_numbered_photographs_are_no_clip(tmp_path):
+    """Twelve pictures of one size, numbered as frames are: only their pixels tell. One burst among them changes nothing."""
+    for i in range(12):
+        film(tmp_path, 1, seed=i, first=i + 1)
+    film(tmp_path / "burst", 9, seed=50)
+    assert readers.find(tmp_path).layout == "photos" and len(readers.find(tmp_path).sequences) == 21
+    assert readers.find(tmp_path, "frames").layout == "frames"                     # who asks for it knows better
+
+
+@pytest.mark.parametrize("layout", ["pairs", "photos", "frames", "videos"])
+def test_what_archives_and_file_systems_add_is_no_data(tmp_path, layout):
+    root = tmp_path / "set"
+    if layout == "pairs":
+        for side in ("blur", "sharp"):
+            film(root / side, 4)
+    elif layout == "videos":
+        root.mkdir()
+        save_clip(root / "a.mp4", [pattern(i) for i in range(9)])
+    else:
+        film(root / "frames", 10)
+    before = [(s.name, len(s)) for s in readers.find(root, layout).sequences]
+    for folder in [root, *(p for p in root.iterdir() if p.is_dir())]:
+        for path in [p for p in folder.iterdir() if p.is_file()]:
+            (folder / f"._{path.name}").write_bytes(b"\0\5\x16\7 what macOS knows of a file")
+    for name in ("__MACOSX", ".thumbnails", "@eaDir"):
+        shutil.copytree(root, tmp_path / name)
+        shutil.move(tmp_path / name, root / name)
+    found = readers.find(root, layout)
+    assert [(s.name, len(s)) for s in found.sequences] == before and not found.problems
+
+
+def test_photographs_are_kept_decoded_up_to_a_bound_and_stay_the_same(tmp_path):
+    film(tmp_path, 12, step=5, size=(96, 80))
+    names, photos, _ = read_photos(tmp_path)
+    small = Photos(names, photos.sizes, photos.decode, {}, held=3 * 96 * 80 * 3)
+    assert all(torch.equal(a, b) for a, b in zip(photos, small))
+    assert len(small._kept) == 3 and len(photos._kept) == 12 and photos[2] is photos[2]
+    clips, bounded = PhotoClips(tmp_path), PhotoClips(tmp_path)
+    bounded.photos = bounded.originals = small
+    shape = dict(num_frames=2, size=32, device="cpu")
+    assert torch.equal(clips.batch(0, range(6), **shape).blurred, bounded.batch(0, range(6), **shape).blurred)
+
+
+def test_a_photograph_that_breaks_off_is_named_and_the_next_stands_in(tmp_path):
+    film(tmp_path, 3, step=30, size=(200, 200))
+    broken = tmp_path / "000002.png"
+    broken.write_bytes(broken.read_bytes()[:900])                                 # its header is whole
+    _, photos, unreadable = read_photos(tmp_path)
+    assert len(photos) == 3 and not unreadable
+    assert torch.equal(photos[1], photos[2]) and list(unreadable) == ["000002.png"] and "000002.png" in unreadable["000002.png"]
+    assert not torch.equal(photos[0], photos[1])
+    assert main(["check", str(tmp_path)]) == 1
