@@ -79,8 +79,8 @@ def _add_deblur(commands, common: argparse.ArgumentParser) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Deblur videos, folders of pictures or patterns of pictures. Sound, frame times, colour tags and rotation are kept,\n"
                     "bit depth and transparency where the output can hold them (.mp4: up to 10 bits, opaque). Nothing appears under the\n"
-                    "output's name before it is whole. Started by `accelerate launch` or torchrun, the inputs are shared out over the\n"
-                    "processes.")
+                    "output's name before it is whole. Started by `accelerate launch` or torchrun, the inputs, and the frames of\n"
+                    "each where there are fewer inputs than processes, are shared out over the processes.")
     deblur.add_argument("inputs", nargs="+", metavar="IN", help="video file, folder, or pattern such as 'shots/*.mp4', 'frames/%%06d.png'")
     deblur.add_argument("-o", "--output", required=True, metavar="OUT",
                         help="a file (.mp4, .mov, .mkv, .png for one picture) or, for several inputs or pictures, a folder")
@@ -174,7 +174,7 @@ def _explain(error: Exception, debug: bool) -> int:
 
 def _deblur(arguments: argparse.Namespace, deblurrer=None) -> int:
     from ..media.encoding import OutputOptions
-    from .inputs import plan, share
+    from .inputs import plan, share_out
     from .jobs import add_preview, check_previews, check_target, is_finished, precision_of, run
     from .preview import preview_paths
     output = OutputOptions(arguments.codec, arguments.quality, arguments.preset, arguments.bit_depth, arguments.chroma,
@@ -184,17 +184,24 @@ def _deblur(arguments: argparse.Namespace, deblurrer=None) -> int:
         _note("--fps is the rate of picture sequences; a video keeps its own")
     if arguments.preview:
         check_previews(jobs)
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    jobs = share(jobs, rank, world_size)
-    if arguments.resume and not arguments.force:
-        for job in [job for job in jobs if is_finished(job)]:
-            _note(f"{job.target} is there already and was left as it is")
-            if arguments.preview and not all(path.exists() for path in preview_paths(job.target)):
-                for note in add_preview(job, quiet=arguments.quiet):
-                    _note(note)
-            jobs.remove(job)
-    for job in jobs:                                           # all of them, before hours are spent on the first
-        check_target(job, force=arguments.force, resume=arguments.resume, preview=arguments.preview)
+    jobs, team = share_out(jobs)
+
+    def ready() -> list[int]:
+        """Numbers of the jobs that are to be done; all are checked before hours are spent on the first."""
+        todo = []
+        for number, job in enumerate(jobs):
+            if arguments.resume and not arguments.force and is_finished(job):
+                _note(f"{job.target} is there already and was left as it is")
+                if arguments.preview and not all(path.exists() for path in preview_paths(job.target)):
+                    for note in add_preview(job, quiet=arguments.quiet):
+                        _note(note)
+            else:
+                todo.append(number)
+        for number in todo:
+            check_target(jobs[number], force=arguments.force, resume=arguments.resume, preview=arguments.preview)
+        return todo
+
+    jobs = [jobs[number] for number in (team.agree("jobs", ready) if team else ready())]
     options = from_flags(arguments)
     from ..inference.pipeline import Deblurrer
     identity, precision, made = "given", "", [deblurrer] if deblurrer else []
@@ -202,6 +209,9 @@ def _deblur(arguments: argparse.Namespace, deblurrer=None) -> int:
         identity = _identity(arguments.checkpoint)
         device, dtype = _device_and_dtype(arguments)
         precision = precision_of(dtype, device)
+        if team:
+            team.need_equal("weights", identity.rpartition(" ")[0])
+            team.need_equal("precision", precision)
 
     def make():
         """The one Deblurrer of all jobs, loaded by the first that needs it."""
@@ -213,7 +223,7 @@ def _deblur(arguments: argparse.Namespace, deblurrer=None) -> int:
     for job in jobs:
         try:
             outcome = run(job, make, options, output, identity=identity, precision=precision, resume=arguments.resume,
-                          force=arguments.force, preview=arguments.preview, quiet=arguments.quiet, say=_note)
+                          force=arguments.force, preview=arguments.preview, quiet=arguments.quiet, team=team, say=_note)
         except Exception as error:
             if len(jobs) == 1:
                 raise
@@ -228,6 +238,8 @@ def _deblur(arguments: argparse.Namespace, deblurrer=None) -> int:
         if outcome.lost:
             _note(f"{job.label}: {outcome.lost} frame{'s' if outcome.lost > 1 else ''} lost")
         partial += outcome.lost > 0
+    if team:
+        team.leave()
     if failed:
         return _say_error(f"{failed} of {len(jobs)} clips failed", EXIT_ERROR)
     return EXIT_PARTIAL if partial else EXIT_OK

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from ..media.clip import MediaError
 from ..media.encoding import CONTAINERS, VIDEO_SUFFIXES, OutputOptions
 from ..media.images import IMAGE_SUFFIXES, find_images, matching, natural_order, picture_size
 from .jobs import Job
+from .shares import Team, gather
 
 _WRITABLE = {s for group in CONTAINERS.values() for s in group}
 
@@ -132,6 +134,16 @@ def _suffix(source: Path | tuple[Path, ...], output: OutputOptions) -> str:
     if own in allowed:
         return own
     return {"prores": ".mov", "ffv1": ".mkv"}.get(output.codec, ".mkv" if own in (".webm", ".avi", ".nut", ".ts") else ".mp4")
+
+
+def share_out(jobs: list[Job]) -> tuple[list[Job], Team | None]:
+    """This process's jobs, and the team that does each of them together: where there are fewer of them than processes, which see each
+    other's files and locks. Raises UserError."""
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    team = gather() if 0 < len(jobs) < size else None
+    if team and team.sees(jobs[0].target.parent):
+        return jobs, team
+    return share(jobs, rank, size), None
 
 
 def share(jobs: Sequence[Job], rank: int, world_size: int) -> list[Job]:

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -22,12 +22,12 @@ from ..inference.pipeline import DeblurOptions, first_input_frame
 from ..measure.progress import Progress
 from ..media.clip import Clip, MediaError
 from ..media.encoding import Encoding, OutputOptions, choose_encoding, no_room, unsupported_sound, without_effect
-from ..media.images import ImageReader, gaps
+from ..media.images import gaps
 from ..media.png import png_chunks
-from ..media.reader import VideoReader
-from ..media.sinks import NUMBERED_PICTURE, SEGMENT, ImageSink, VideoSink, remove, sync
+from ..media.sinks import NUMBERED_PICTURE, SEGMENT, ImageSink, VideoSink, remove, replace_text
 from ..media.video import part_folder, probe, read
 from .preview import preview_paths, write_preview
+from .shares import Share, Team, attempt, divide, held, is_free, shares
 from .threads import WriteBehind, read_ahead
 
 READ_AHEAD_BYTES = 96 * 2**20
@@ -126,18 +126,100 @@ def is_finished(job: Job) -> bool:
 
 
 def run(job: Job, make_deblurrer: Callable, options: DeblurOptions, output: OutputOptions, *, identity: str = "", precision: str = "",
-        resume: bool = False, force: bool = False, preview: bool = False, quiet: bool = False,
+        resume: bool = False, force: bool = False, preview: bool = False, quiet: bool = False, team: Team | None = None,
         say: Callable[[str], None] = print, tick: Callable[[], None] = lambda: None) -> Outcome:
     """Deblur one clip. `make_deblurrer()` is called when everything else is in order.
 
     `identity` names the weights and `precision` the dtype and the kind of device: a job is resumed only with the same ones. `tick` is
-    called for every frame that a resumed run passes over; what it raises ends the run.
+    called for every frame that a resumed run passes over; what it raises ends the run. The processes of a `team` all call this for the
+    same job: they share it out, and the first one's Outcome is that of the whole.
     Raises UserError; on any exception the work done so far stays beside the output for `resume`.
     """
     started = time.monotonic()
+    first, agree = not team or team.number == 0, team.agree if team else lambda what, decide: decide()
     clip = _probe(job)
-    check_target(job, force=force, resume=resume, preview=preview)
     encoding = None if job.as_images else choose_encoding(clip, job.target, output)
+    folder = part_folder(job.target)
+    with contextlib.ExitStack() as stack:
+        def enter() -> None:
+            """Refuse what cannot be done, then keep other runs from working on the same output."""
+            check_target(job, force=force, resume=resume, preview=preview)
+            if encoding and output.audio and (lacking := unsupported_sound(clip, job.target)):
+                raise MediaError(f"{job.label}: its sound ({', '.join(lacking)}) cannot be stored in {job.target.suffix}; choose an output "
+                                 f"ending in .mkv{'' if job.target.suffix.lower() == '.mov' else ' or .mov'}, or --no-audio")
+            try:
+                job.target.parent.mkdir(parents=True, exist_ok=True)
+                folder.mkdir(exist_ok=True)
+            except OSError as error:
+                raise MediaError(f"{folder} cannot be made ({error.strerror})") from None
+            stack.enter_context(_locked(folder))
+
+        def begin() -> list[int]:
+            """Where the shares start."""
+            if not resume:
+                if any(not is_free(lock) for lock in folder.glob("from-*.lock")):
+                    raise MediaError(f"{folder} is being worked on by another run")
+                _empty(folder)
+            _check_journal(folder, job, clip, options, output, identity, precision)
+            begun = 0
+            if team:
+                with contextlib.closing(_make_sink(job, clip, encoding, folder, output, force)) as sink:
+                    begun = sink.done
+            return divide(folder, clip.num_frames, team.size if team else 1, begun)
+
+        def work(share: Share) -> int:
+            """Finish one share. Returns the number of frames made now."""
+            place = share.folder if encoding else folder
+            with contextlib.closing(_make_sink(job, clip, encoding, place, output, force, share.start)) as sink:
+                begun = sink.done
+                check_room(job, clip, encoding, folder, begun, share.stop)
+                if begun > share.start:
+                    say(f"{job.label}: goes on after {begun - share.start} finished frames")
+                result = _work(job, clip, sink, share.stop, make_deblurrer, options, quiet or not first, say, tick)
+                sink.end()
+                share.finish({"frames": sink.done - share.start, **result})
+            return sink.done - begun
+
+        agree(f"enter {job.target}", enter)
+        try:
+            parts = shares(folder, agree(f"begin {job.target}", begin))
+            own, made = team.number % len(parts) if team else 0, 0
+            for share in parts[own:] + parts[:own]:            # one's own first, then those that nobody works on
+                made += attempt(share, work)
+            if not first:
+                return Outcome(job.target, made, made, time.monotonic() - started)
+            while any(share.result is None for share in parts):
+                tick()
+                time.sleep(0.2)
+                made += sum(attempt(share, work) for share in parts)
+            whole = len(list(takewhile(lambda share: share.result["frames"] == (share.stop or 0) - share.start, parts[:-1])))
+            parts = parts[:whole + 1]                          # behind a share that ended early the clip ends
+            results = [share.result for share in parts]
+            if not made and resume:
+                say(f"{job.label}: goes on after {sum(result['frames'] for result in results)} finished frames, which is all of them")
+            with contextlib.closing(_make_sink(job, clip, encoding, folder, output, force)) as sink:
+                notes = _notes(job, clip, encoding, output, results)
+                notes += sink.finish(job.target, clip, audio=output.audio, others=[share.folder for share in parts[1:]])
+            _discard(folder)
+        except BaseException as error:
+            if not first and not folder.exists():              # the others had finished it before this process came
+                return Outcome(job.target, 0, 0, time.monotonic() - started)
+            if isinstance(error, (OSError, UserError)) and no_room(error):
+                raise MediaError(f"no room left on the disk for {job.target}; what is finished is kept in {folder}: "
+                                 "free some space and run again with --resume") from error
+            if first and not _holds_work(folder):
+                _discard(folder)
+            if not isinstance(error, OSError):
+                raise
+            raise MediaError(f"{job.target} cannot be written ({error.strerror or error})") from error
+    if preview:
+        notes += add_preview(job, quiet=quiet)
+    lost = max(results[-1]["lost"], sum(len(result["bad"]) for result in results))      # the last reader has come to the clip's end
+    return Outcome(job.target, sum(result["frames"] for result in results), made, time.monotonic() - started, lost, notes)
+
+
+def _notes(job: Job, clip: Clip, encoding: Encoding | None, output: OutputOptions, results: Sequence[dict]) -> list[str]:
+    """What the user should know of the clip and of what came of its shares."""
     notes = list(encoding.notes) if encoding else without_effect(output, "png")
     notes += clip.remarks
     if clip.interlaced:
@@ -151,42 +233,13 @@ def run(job: Job, make_deblurrer: Callable, options: DeblurOptions, output: Outp
         notes.append("EXR holds linear light, which is taken and written as if it were what a display shows; convert it beforehand")
     if gap := gaps(clip.files):
         notes.append(gap)
-    if encoding and output.audio and (lacking := unsupported_sound(clip, job.target)):
-        raise MediaError(f"{job.label}: its sound ({', '.join(lacking)}) cannot be stored in {job.target.suffix}; "
-                         f"choose an output ending in .mkv{'' if job.target.suffix.lower() == '.mov' else ' or .mov'}, or --no-audio")
-    folder = part_folder(job.target)
-    try:
-        job.target.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise MediaError(f"{folder} cannot be made ({error.strerror})") from None
-    with _locked(folder):
-        if not resume:
-            _empty(folder)
-        try:
-            _check_journal(folder, job, clip, options, output, identity, precision)
-            sink = _make_sink(job, clip, encoding, folder, output, force)
-            with contextlib.closing(sink):
-                check_room(job, clip, encoding, folder, sink.done)
-                if begun := sink.done:
-                    say(f"{job.label}: goes on after {sink.done} finished frames")
-                reader, extra = _work(job, clip, sink, make_deblurrer, options, quiet, say, tick)
-                apart = "; --each deblurs every picture on its own" if clip.is_sequence else ""
-                notes += [note + apart if note.startswith("the frame size changes") else note for note in reader.notes] + extra
-                notes += sink.finish(job.target, clip, audio=output.audio)
-            _discard(folder)
-        except BaseException as error:
-            if isinstance(error, (OSError, UserError)) and no_room(error):
-                raise MediaError(f"no room left on the disk for {job.target}; what is finished is kept in {folder}: "
-                                 "free some space and run again with --resume") from error
-            if not _holds_work(folder):
-                _discard(folder)
-            if not isinstance(error, OSError):
-                raise
-            raise MediaError(f"{job.target} cannot be written ({error.strerror or error})") from error
-    if preview:
-        notes += add_preview(job, quiet=quiet)
-    return Outcome(job.target, sink.done, sink.done - begun, time.monotonic() - started, reader.lost, notes)
+    apart = "; --each deblurs every picture on its own" if clip.is_sequence else ""
+    notes += [note + apart if note.startswith("the frame size changes") else note for note in results[-1]["notes"]]
+    for kind, what in (("bad", "held pixels that are not numbers; they were set to black"),
+                       ("beyond", "held values below 0 or above 1, which were cut off")):
+        if frames := [index for result in results for index in result[kind]]:
+            notes.append(f"{len(frames)} frame{'s' if len(frames) > 1 else ''} (the first is {frames[0]}) {what}")
+    return notes
 
 
 def add_preview(job: Job, *, quiet: bool = False) -> list[str]:
@@ -229,18 +282,19 @@ def _holds_work(folder: Path) -> bool:
     return any(p.is_dir() and any(p.iterdir()) or p.suffix in (".raw", ".bin") and p.stat().st_size for p in folder.iterdir())
 
 
-def _make_sink(job: Job, clip: Clip, encoding: Encoding | None, folder: Path, output: OutputOptions,
-               force: bool) -> VideoSink | ImageSink:
+def _make_sink(job: Job, clip: Clip, encoding: Encoding | None, folder: Path, output: OutputOptions, force: bool,
+               first: int = 0) -> VideoSink | ImageSink:
     if encoding:
-        return VideoSink(folder, encoding)
+        return VideoSink(folder, encoding, first)
     depth = output.bit_depth or (16 if clip.bit_depth > 8 else 8)
     return ImageSink(folder, job.target, job.picture_names, 8 if depth == 8 else 16, clip.gray, clip.has_alpha, replace=force,
-                     chunks=png_chunks(clip))
+                     chunks=png_chunks(clip), first=first)
 
 
-def _work(job: Job, clip: Clip, sink, make_deblurrer: Callable, options: DeblurOptions, quiet: bool,
-          say: Callable[[str], None], tick: Callable[[], None]) -> tuple[VideoReader | ImageReader, list[str]]:
-    """Read, deblur and write, all three at once. Returns the reader, which knows what was lost, and further notes."""
+def _work(job: Job, clip: Clip, sink, stop: int | None, make_deblurrer: Callable, options: DeblurOptions, quiet: bool,
+          say: Callable[[str], None], tick: Callable[[], None]) -> dict:
+    """Read, deblur and write, all three at once, up to the frame `stop`. Returns what to tell of it: frames of the input that were lost,
+    notes, indices of frames with bad values."""
     deblurrer = make_deblurrer()
     start = first_input_frame(sink.done, options)
     ended = threading.Event()
@@ -261,29 +315,32 @@ def _work(job: Job, clip: Clip, sink, make_deblurrer: Callable, options: DeblurO
     def feed() -> Iterator[torch.Tensor]:
         """The clip's frames, RGB (H, W, 3), as the model takes them."""
         for frame in ahead:
-            rgb = frame.rgb
+            rgb, given = frame.rgb, first <= frame.index and (stop is None or frame.index < stop)
             if floating:
                 if not torch.isfinite(rgb).all():
-                    bad.append(frame.index)
+                    bad.extend([frame.index] * given)
                     rgb = torch.nan_to_num(rgb, 0.0, 1.0, 0.0)
-                if frame.index >= first and (rgb.max() > 1 or rgb.min() < 0):
+                if given and (rgb.max() > 1 or rgb.min() < 0):
                     beyond.append(frame.index)
                 rgb = rgb.clamp(0, 1)
-            if frame.index >= first:
+            if given:
                 waiting.append((None if frame.alpha is None else frame.alpha.numpy(), (frame.pts, frame.duration)))
             yield rgb
 
-    progress = Progress(Path(job.label).name, clip.num_frames, sink.done, quiet=quiet)
+    progress = Progress(Path(job.label).name, stop or clip.num_frames, sink.done, quiet=quiet)
     writer = WriteBehind(sink.write, depth=1)
     done = first = sink.done
     finished = False
     try:
         with contextlib.closing(feed()) as frames:
             for chunk in deblurrer.stream(frames, options, first_frame=first, input_start=start, total=clip.num_frames, notice=say):
+                chunk = chunk[:None if stop is None else stop - done]
                 sides = [waiting.popleft() for _ in range(len(chunk))]
                 writer.put(chunk.float().clamp(0, 1).cpu().numpy(), [a for a, _ in sides], [t for _, t in sides])
                 done += len(chunk)
                 progress.update(done)
+                if done == stop:
+                    break
         if waiting:
             raise UserError(f"{job.label}: {len(waiting)} frames did not come back from the model")
         finished = True
@@ -292,20 +349,12 @@ def _work(job: Job, clip: Clip, sink, make_deblurrer: Callable, options: DeblurO
         ahead.close()
         writer.close(wait_for_all=finished)
         progress.close()
-    notes = []
-    if bad:
-        notes.append(f"{len(bad)} frame{'s' if len(bad) > 1 else ''} (the first is {bad[0]}) held pixels that are not numbers; "
-                     "they were set to black")
-        reader.lost = max(reader.lost, len(bad))
-    if beyond:
-        notes.append(f"{len(beyond)} frame{'s' if len(beyond) > 1 else ''} (the first is {beyond[0]}) held values below 0 or above 1, "
-                     "which were cut off")
-    return reader, notes
+    return {"lost": reader.lost, "notes": reader.notes, "bad": bad, "beyond": beyond}
 
 
-def check_room(job: Job, clip: Clip, encoding: Encoding | None, folder: Path, done: int) -> None:
-    """Refuse a job that the disk surely cannot hold. Raises MediaError."""
-    pixels, left = clip.width * clip.height, max(0, clip.num_frames - done)
+def check_room(job: Job, clip: Clip, encoding: Encoding | None, folder: Path, done: int, stop: int | None = None) -> None:
+    """Refuse a job, or what is left of it up to the frame `stop`, that the disk surely cannot hold. Raises MediaError."""
+    pixels, left = clip.width * clip.height, max(0, (stop or clip.num_frames) - done)
     codec = encoding.codec if encoding else "png"
     need = left * pixels * _BYTES_PER_PIXEL[codec] * (1 if codec == "png" else 2)      # packets, then the joined file
     if encoding and not encoding.intra:
@@ -342,11 +391,7 @@ def _check_journal(folder: Path, job: Job, clip: Clip, options: DeblurOptions, o
         for old in [*folder.glob("*.bin"), *folder.glob("*.raw")]:
             old.unlink()                                       # no journal: whose frames these are is not known
         remove(folder / "pictures")
-        aside = path.with_suffix(".new")
-        with aside.open("w") as file:
-            json.dump(journal, file, indent=1)
-            sync(file)                                         # it must not be lost where the frames are not
-        os.replace(aside, path)
+        replace_text(path, json.dumps(journal, indent=1))      # it must not be lost where the frames are not
         return
     changed = [k for k in journal if before.get(k) != json.loads(json.dumps(journal[k]))]
     if changed:
@@ -361,25 +406,18 @@ def _plain(value):
 
 @contextlib.contextmanager
 def _locked(folder: Path):
-    """Keep two runs from working on the same output; the lock goes away with the process, however it ends.
-
-    A folder that is empty but for the lock goes too, once the lock is closed: Windows deletes no open file.
-    """
-    file = (folder / "lock").open("w")
-    try:
-        import fcntl
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:                                        # not on this system
-        pass
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):        # else a network folder that has no locks
-            file.close()
-            raise MediaError(f"{folder} is being worked on by another run") from None
-    try:
+    """Keep two runs from working on the same output. A folder that is empty but for the lock goes too, once the lock is closed: Windows
+    deletes no open file."""
+    (folder / "lock").touch()
+    with contextlib.ExitStack() as behind, held(folder / "lock") as mine:
+        if mine is False:
+            raise MediaError(f"{folder} is being worked on by another run")
+        behind.callback(_remove_empty, folder)
         yield
-    finally:
-        file.close()
-        with contextlib.suppress(OSError):
-            if os.listdir(folder) == ["lock"]:
-                (folder / "lock").unlink()
-                folder.rmdir()                                 # unlike rmtree harmless when another run has just come in
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        if os.listdir(folder) == ["lock"]:
+            (folder / "lock").unlink()
+            folder.rmdir()                                     # unlike rmtree harmless when another run has just come in

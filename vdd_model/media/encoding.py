@@ -309,32 +309,33 @@ def finished_segments(path: Path) -> tuple[int, int, int]:
     return segments, frames, position
 
 
-def read_segments(path: Path, *, data: bool = True) -> Iterator[list[Packet]]:
-    """The packets of the file, segment by segment; without their bytes unless `data`."""
-    with path.open("rb") as file:
-        while head := file.read(_SEGMENT.size):
-            packets = []
-            for _ in range(_SEGMENT.unpack(head)[3]):
-                pts, duration, key, length = _PACKET.unpack(file.read(_PACKET.size))
-                packets.append(Packet(pts, duration, bool(key), file.read(length) if data else b""))
-                if not data:
-                    file.seek(length, 1)
-            yield packets
+def read_segments(paths: Sequence[Path], *, data: bool = True) -> Iterator[list[Packet]]:
+    """The packets of the files, segment by segment; without their bytes unless `data`."""
+    for path in paths:
+        with path.open("rb") as file:
+            while head := file.read(_SEGMENT.size):
+                packets = []
+                for _ in range(_SEGMENT.unpack(head)[3]):
+                    pts, duration, key, length = _PACKET.unpack(file.read(_PACKET.size))
+                    packets.append(Packet(pts, duration, bool(key), file.read(length) if data else b""))
+                    if not data:
+                        file.seek(length, 1)
+                yield packets
 
 
-def _reorder_depth(path: Path) -> int:
+def _reorder_depth(paths: Sequence[Path]) -> int:
     """By how many places a packet may come later in decoding than in presentation order."""
     depth = 0
-    for packets in read_segments(path, data=False):
+    for packets in read_segments(paths, data=False):
         rank = {pts: i for i, pts in enumerate(sorted(p.pts for p in packets))}
         depth = max([depth, *(i - rank[p.pts] for i, p in enumerate(packets))])
     return depth
 
 
-def _with_dts(path: Path, frame: int) -> Iterator[tuple[Packet, int]]:
+def _with_dts(paths: Sequence[Path], frame: int) -> Iterator[tuple[Packet, int]]:
     """Packets with their decoding times: the presentation times in order, moved back by the reordering depth."""
-    depth, clock = _reorder_depth(path), None
-    for packets in read_segments(path):
+    depth, clock = _reorder_depth(paths), None
+    for packets in read_segments(paths):
         ordered = sorted(p.pts for p in packets)
         if clock is None:
             clock = [ordered[0] - frame * (depth - i) for i in range(depth)]
@@ -343,8 +344,8 @@ def _with_dts(path: Path, frame: int) -> Iterator[tuple[Packet, int]]:
         clock = clock[len(packets):]
 
 
-def join(packet_file: Path, encoding: Encoding, target: Path, clip: Clip | None, *, audio: bool = True) -> list[str]:
-    """Mux the packets of all segments, and the sound and subtitles of `clip`, into `target`. Nothing is encoded again.
+def join(packet_files: Sequence[Path], encoding: Encoding, target: Path, clip: Clip | None, *, audio: bool = True) -> list[str]:
+    """Mux the packets of all segments in these files, and the sound and subtitles of `clip`, into `target`. Nothing is encoded again.
 
     Returns notes on what could not be carried over. Raises MediaError.
     """
@@ -360,7 +361,7 @@ def join(packet_file: Path, encoding: Encoding, target: Path, clip: Clip | None,
         stream.time_base = encoding.time_base
         if encoding.codec == "hevc" and muxer != "matroska":
             stream.codec_context.codec_tag = "hvc1"            # what Apple's players ask for
-        sources = [_video_packets(packet_file, encoding, stream)]
+        sources = [_video_packets(packet_files, encoding, stream)]
         if clip and clip.metadata:
             output.metadata.update(dict(clip.metadata))
         if clip and clip.timecode:
@@ -446,9 +447,9 @@ def unsupported_sound(clip: Clip, path: Path) -> list[str]:
         return lacking if len(lacking) == len(source.streams.audio) else []
 
 
-def _video_packets(packet_file: Path, encoding: Encoding, stream) -> Iterator[tuple[Fraction, int, av.Packet]]:
+def _video_packets(packet_files: Sequence[Path], encoding: Encoding, stream) -> Iterator[tuple[Fraction, int, av.Packet]]:
     one = max(1, round(1 / (encoding.rate * encoding.time_base)))
-    for item, dts in _with_dts(packet_file, one):
+    for item, dts in _with_dts(packet_files, one):
         packet = av.Packet(item.data)
         packet.pts, packet.dts, packet.duration, packet.time_base = item.pts, dts, item.duration, encoding.time_base
         packet.is_keyframe, packet.stream = item.key, stream

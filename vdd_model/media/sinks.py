@@ -36,12 +36,13 @@ _TIMES = struct.Struct("<qq")
 
 
 class VideoSink:
-    """Frames -> packets of one video stream, kept in `folder`. `done` frames are safe on disk after each `flush`.
+    """Frames -> packets of one video stream, kept in `folder`: those from index `first` on, a multiple of SEGMENT. Frames up to index
+    `done` are safe on disk after each `flush`.
 
     Raises MediaError for what the encoder refuses.
     """
 
-    def __init__(self, folder: Path, encoding: Encoding):
+    def __init__(self, folder: Path, encoding: Encoding, first: int = 0):
         self.folder, self.encoding = folder, encoding
         self.packet_file = folder / "packets.bin"
         self.segment, frames, size = finished_segments(self.packet_file)
@@ -49,7 +50,7 @@ class VideoSink:
             file.truncate(size)
         self.encoder: SegmentEncoder | None = None
         self.in_segment = 0
-        self.done = frames
+        self.done = first + frames
         self._spool = None
         if not encoding.intra:
             self._replay()
@@ -122,12 +123,18 @@ class VideoSink:
             self._spool.close()
             self._spool = None
 
-    def finish(self, target: Path, clip: Clip, *, audio: bool) -> list[str]:
-        """Join everything into `target`, which appears whole or not at all. Returns notes."""
+    def end(self) -> None:
+        """No further frame comes."""
         if self.in_segment:
             self._end_segment()
+
+    def finish(self, target: Path, clip: Clip, *, audio: bool, others: Sequence[Path] = ()) -> list[str]:
+        """Join everything, what sinks in the folders `others` have kept of the frames behind too, into `target`, which appears whole or
+        not at all. Returns notes."""
+        self.end()
         whole = self.folder / f"whole{target.suffix}"
-        notes = join(self.packet_file, self.encoding, whole, clip, audio=audio)
+        packet_files = [self.packet_file, *(folder / self.packet_file.name for folder in others)]
+        notes = join(packet_files, self.encoding, whole, clip, audio=audio)
         with whole.open("r+b") as file:
             sync(file)
         (self.folder / "moving").touch()                       # from here on, no `whole` means that `target` is it
@@ -141,12 +148,12 @@ class ImageSink:
     """
 
     def __init__(self, folder: Path, target: Path, names: Sequence[str], bit_depth: int, gray: bool, alpha: bool, replace: bool = False,
-                 chunks: bytes = b""):
-        self.folder, self.names, self.target = folder / "pictures", names, target
+                 chunks: bytes = b"", first: int = 0):
+        self.folder, self.names, self.target, self.aside = folder / "pictures", names, target, folder / f"writing-{first}"
         self.bit_depth, self.gray, self.alpha, self.replace, self.chunks = bit_depth, gray, alpha, replace, chunks
         self.folder.mkdir(exist_ok=True)
         self._remove_old()
-        self.done = 0
+        self.done = first
         places = [self.folder] + [target] * self._moving().exists()
         while any((place / self.name(self.done)).exists() for place in places):
             self.done += 1
@@ -169,11 +176,10 @@ class ImageSink:
         for picture, alpha in zip(rgb, alphas):
             data = encode_png(picture, alpha if self.alpha else None, bit_depth=self.bit_depth, gray=self.gray,
                               chunks=self.chunks)
-            aside = self.folder / "writing"
-            with aside.open("wb") as file:
+            with self.aside.open("wb") as file:
                 file.write(data)
                 sync(file)
-            os.replace(aside, self.folder / self.name(self.done))
+            os.replace(self.aside, self.folder / self.name(self.done))
             self.done += 1
 
     def flush(self) -> None:
@@ -182,7 +188,10 @@ class ImageSink:
     def close(self) -> None:
         """Stop without finishing; the pictures written stay."""
 
-    def finish(self, target: Path, clip: Clip, *, audio: bool) -> list[str]:
+    def end(self) -> None:
+        """No further frame comes."""
+
+    def finish(self, target: Path, clip: Clip, *, audio: bool, others: Sequence[Path] = ()) -> list[str]:
         """Move the pictures into the folder `target`, or the only one to the file `target`. Returns notes."""
         if target.suffix.lower() == ".png":
             os.replace(self.folder / self.name(0), target)
@@ -200,6 +209,15 @@ class ImageSink:
             if (self.folder / self.name(index)).exists():
                 _move(self.folder / self.name(index), target / self.name(index))
         return [] if not (clip.sound and audio) else ["pictures hold no sound, so it was left out"]
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file that is there whole or as it was, whatever happens."""
+    aside = path.with_name(path.name + ".new")
+    with aside.open("w") as file:
+        file.write(text)
+        sync(file)
+    os.replace(aside, path)
 
 
 def sync(file) -> None:
