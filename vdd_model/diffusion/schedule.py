@@ -1,4 +1,4 @@
-"""The forward process: noise schedule, q(x_t | x_0), the v target and what follows from v.
+"""The forward process (paper eq. 1 and 2, in the terms of v): noise schedule, q(x_t | x_0), the v target and what follows from v.
 
 Everything is written with a = sqrt(alpha_bar_t) and s = sqrt(1 - alpha_bar_t), and nothing divides by a, so that all of it
 stays finite at the last timestep, where the schedule with zero terminal SNR (Lin et al. 2023) has a = 0:
@@ -62,11 +62,6 @@ def x0_from_v(schedule: Schedule, x_t: Tensor, t: Tensor, v: Tensor) -> Tensor:
     return _at(schedule.sqrt_alpha_bar, t, x_t) * x_t - _at(schedule.sqrt_one_minus_alpha_bar, t, x_t) * v
 
 
-def eps_from_v(schedule: Schedule, x_t: Tensor, t: Tensor, v: Tensor) -> Tensor:
-    """The noise that v stands for."""
-    return _at(schedule.sqrt_one_minus_alpha_bar, t, x_t) * x_t + _at(schedule.sqrt_alpha_bar, t, x_t) * v
-
-
 class About(NamedTuple):
     """How a network of unit variance sees x_t and predicts v, given a Gaussian estimate of x0: `v = v_mean + v_scale * network(r_t)`."""
 
@@ -89,18 +84,6 @@ def about(schedule: Schedule, x_t: Tensor, t: Tensor, mean: Tensor, log_std: Ten
     a, s = _at(schedule.sqrt_alpha_bar, t, mean), _at(schedule.sqrt_one_minus_alpha_bar, t, mean)
     rest, d = x_t.float() - a * mean, a**2 * variance + s**2
     return About(rest * d.rsqrt(), a * s * (1 - variance) / d * rest - s * mean, (variance / d).sqrt())
-
-
-def posterior(schedule: Schedule, x0: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """q(x_{t-1} | x_t, x_0): posterior_mean (B, ...), its variance and clipped log variance (B, 1, ...)."""
-    alpha_bar = schedule.alpha_bar
-    previous = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
-    alpha = alpha_bar / previous
-    rest = 1 - alpha_bar
-    variance = (1 - alpha) * (1 - previous) / rest
-    from_x0, from_x_t = (1 - alpha) * previous.sqrt() / rest, (1 - previous) * alpha.sqrt() / rest
-    mean = _at(from_x0, t, x_t) * x0 + _at(from_x_t, t, x_t) * x_t
-    return mean, _at(variance, t, x_t), _at(variance.clamp(1e-20).log(), t, x_t)
 
 
 def offset_noise(shape: tuple[int, ...] | torch.Size, strength: float, generator: torch.Generator | None = None, *,

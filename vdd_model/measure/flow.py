@@ -1,4 +1,4 @@
-"""A small dense optical flow for measuring, not for making, pictures: pyramidal Lucas-Kanade."""
+"""A small dense optical flow, pyramidal Lucas-Kanade: for the measures, and for training frames between those of sharp videos."""
 from __future__ import annotations
 
 import torch

@@ -27,7 +27,6 @@ from .probe import APPLE
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv", ".gif",
                   ".mxf", ".3gp", ".3g2", ".ogv", ".h264", ".hevc", ".264", ".265", ".vob", ".nut", ".apng", ".y4m", ".m2t", ".m2v",
                   ".dv", ".qt", ".asf", ".ivf"}
-CODECS = ("auto", "h264", "hevc", "prores", "ffv1", "png")
 CONTAINERS = {"h264": {".mp4", ".mov", ".mkv", ".m4v"}, "hevc": {".mp4", ".mov", ".mkv", ".m4v"}, "prores": {".mov", ".mkv"},
               "ffv1": {".mkv"}}
 MUXERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
