@@ -14,13 +14,13 @@ from .schema import Encoders, schema
 
 
 class EncodeBlurredClip(io.ComfyNode):
-    """Blurred frames -> what the sampler is told of them, and an empty latent of the right size."""
+    """Blurred frames -> what the sampler is told of them, and the latent that it starts from."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="VDDEncodeClip", display_name="Encode Blurred Clip",
-            description="Encodes a blurred clip with both image encoders and prepares an empty latent for the sampler.",
+            description="Encodes a blurred clip with both image encoders: what the sampler is told, and where it starts.",
             search_aliases=["vdd encode", "blur conditioning"],
             inputs=[
                 io.Image.Input("frames", tooltip="The blurred frames in order; any number and any size. Alpha is not looked at."),
@@ -30,7 +30,8 @@ class EncodeBlurredClip(io.ComfyNode):
             outputs=[
                 io.Conditioning.Output(display_name="positive", tooltip="The blurred clip."),
                 io.Conditioning.Output(display_name="negative", tooltip="The clip without its semantic part, for guidance above 1."),
-                io.Latent.Output(display_name="latent", tooltip="An empty latent, one per frame."),
+                io.Latent.Output(display_name="latent", tooltip="The blurred clip as latents: what KSampler with denoise below 1 starts "
+                                 "from, and what stays where a noise mask forbids changes."),
             ])
 
     @classmethod
@@ -55,4 +56,4 @@ class EncodeBlurredClip(io.ComfyNode):
         blur, image = torch.cat(blur, dim=2).to(home), torch.cat(image)[None, None].to(home)
         positive = [[encoders.null_text, {native.BLUR: blur, native.IMAGE: image}]]
         negative = [[encoders.null_text, {native.BLUR: blur, native.IMAGE: torch.zeros_like(image)}]]
-        return io.NodeOutput(positive, negative, {"samples": torch.zeros_like(blur), native.SIZE: (height, width)})
+        return io.NodeOutput(positive, negative, {"samples": blur / config.vae.latent_scale, native.SIZE: (height, width)})

@@ -4,7 +4,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import comfy.model_management as mm
-import comfy.sample
 import comfy.samplers
 import latent_preview
 import torch
@@ -91,7 +90,7 @@ class Run:
 
     def window(self, positive, negative, latent: dict, noise: Callable[[int], Tensor]) -> Tensor:
         """Sample one window's latents; noise(0) starts it, noise(i + 1) is added by step i when eta > 0."""
-        samples = comfy.sample.fix_empty_latent_channels(self.model, latent["samples"])
+        samples = latent["samples"] if latent.get("noise_mask") is not None else torch.zeros_like(latent["samples"])
         guider = Guider(self.model)
         guider.set_conds(positive, negative)
         guider.set_guidance(*self.guidance)

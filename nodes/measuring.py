@@ -14,6 +14,8 @@ from ..vdd_model.measure import metrics, report
 from .frames import rgb_of
 from .schema import schema, seed_input
 
+SMALLEST_COLUMN = 240         # pixels: narrower pictures are enlarged, or their labels would be cut off
+
 
 def _as_image(picture) -> torch.Tensor:
     """A Pillow picture as IMAGE (1, H, W, 3)."""
@@ -32,13 +34,15 @@ def _progress(total: int) -> Callable[[int], None]:
 
 
 def _table(rows: dict[str, dict[str, float | None]], count: int) -> str:
-    """One measure a line, so that it reads well in a narrow node (Markdown)."""
-    lines = [f"| {count} frames | " + " | ".join(rows) + " |", "| --- |" + " ---: |" * len(rows)]
+    """One measure a line, so that it reads well in a narrow node: Markdown whose columns are also in line where it is shown as text."""
+    lines = [[f"{count} frames", *rows], ["-", *["-"] * len(rows)]]
     for key, (title, _, _) in metrics.COLUMNS.items():
         values = [row.get(key) for row in rows.values()]
         if any(v is not None for v in values):
-            lines.append(f"| {title} | " + " | ".join(report.format_value(key, v) for v in values) + " |")
-    return "\n".join(lines)
+            lines.append([title, *(report.format_value(key, v) for v in values)])
+    first, *others = (max(3, *map(len, column)) for column in zip(*lines))
+    lines[1] = ["-" * first, *("-" * (width - 1) + ":" for width in others)]
+    return "\n".join("| " + " | ".join([line[0].ljust(first), *(c.rjust(n) for c, n in zip(line[1:], others))]) + " |" for line in lines)
 
 
 class CompareDeblurring(io.ComfyNode):
@@ -79,8 +83,10 @@ class CompareDeblurring(io.ComfyNode):
         if blurred is not None:
             pictures = [pictures[2], *pictures[:2]]
             labels.insert(0, f"blurred  {report.format_value('psnr', rows['blurred']['psnr'])} dB")
-        panel = _as_image(report.panel(pictures, labels))
-        errors = _as_image(report.error_map(pictures[-2], pictures[-1]))
+        width = clips[0].shape[2]
+        panel = _as_image(report.panel(pictures, labels, width=min(480, max(SMALLEST_COLUMN, width))))
+        times = -(-SMALLEST_COLUMN // width)                    # of a small frame the scale below the map would find no room
+        errors = _as_image(report.error_map(*(x.repeat_interleave(times, 0).repeat_interleave(times, 1) for x in pictures[-2:])))
         table = _table({"deblurred" if k == "output" else k: v for k, v in rows.items()}, count)
         shown_ui = [ui.PreviewImage(image, cls=cls).as_dict()["images"] for image in (panel, errors)]
         return io.NodeOutput(table, panel, errors, float(rows["output"]["psnr"]),

@@ -79,7 +79,7 @@ class HostConfig(comfy.supported_models_base.BASE):
     supported_inference_dtypes = [torch.float16, torch.bfloat16, torch.float32]
 
     def __init__(self, config: ModelConfig):
-        super().__init__({"config": config})
+        super().__init__({"config": config, "model_channels": config.unet.dim})
         diffusion = config.diffusion
         self.sampling_settings = {"beta_schedule": "linear", "linear_start": diffusion.beta_start, "linear_end": diffusion.beta_end,
                                   "timesteps": diffusion.num_timesteps, "zsnr": diffusion.zero_terminal_snr}
@@ -112,6 +112,9 @@ class HostUNet(UNet3D):
         return executor.execute(x, timesteps, context, control, options, **conditions)
 
     def _forward(self, x, timesteps, context, control, transformer_options, vdd_blur=None, vdd_image=None, **_):
+        if kinds := {kind for group in ("patches", "patches_replace") for kind, each in transformer_options.get(group, {}).items() if each}:
+            raise UserError(f"a node before the sampler changes layers ({', '.join(sorted(kinds))}) in a way that this 3D-UNet does not "
+                            "have: take out FreeU, HyperTile, attention guidance and the like")
         if vdd_blur is None or vdd_image is None:
             raise UserError("this model deblurs: connect the positive and negative outputs of 'Encode Blurred Clip' to the sampler")
         frames = x.shape[2]
@@ -149,6 +152,12 @@ class HostModel(comfy.model_base.BaseModel):
             out[BLUR] = comfy.conds.CONDNoiseShape(kwargs[BLUR].to(kwargs["device"]))
             out[IMAGE] = comfy.conds.CONDRegular(kwargs[IMAGE].to(kwargs["device"]))
         return out
+
+    def state_dict_for_saving(self, unet_state_dict, *_, **__):
+        """What Save Model writes: the whole checkpoint and its configuration, its denoiser with these weights (of a LoRA, a merge)."""
+        config, state = checkpoint.read_state(self.checkpoint)
+        denoiser = {name if name.startswith("adapter.") else f"unet.{name}": t for name, t in unet_state_dict.items()}
+        return {**state, **denoiser, checkpoint.CONFIG: checkpoint.config_tensor(config)}
 
     def extra_conds_shapes(self, **kwargs):
         return {key: list(kwargs[key].shape) for key in (BLUR, IMAGE) if kwargs.get(key) is not None}
@@ -223,6 +232,7 @@ def load_denoiser(path: str, dtype: str, rgb, disable_dynamic: bool = False) -> 
     unet = {k.removeprefix("unet."): v for k, v in state.items() if k.startswith(DENOISER)}
     patcher = _unet_patcher(config, unet, DTYPES[dtype], rgb, disable_dynamic)
     patcher.cached_patcher_init = (load_denoiser, (path, dtype, rgb))
+    patcher.model.checkpoint = path
     return patcher
 
 

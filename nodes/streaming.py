@@ -26,6 +26,7 @@ from .frames import rgb_of, with_alpha
 from .notices import Notices, prompt_id
 from .schema import advanced, option_input, options_from, schema, seed_input
 
+ALIASES = ["deblur", "unblur", "sharpen", "camera shake", "去模糊"]
 CUT_CRF = 4                   # of the file that the host writes of a trimmed video: hardly a difference to see, or for the model
 
 
@@ -71,7 +72,7 @@ class DeblurVideo(io.ComfyNode):
             node_id="VDDDeblurVideo", display_name="Deblur Video",
             description="Deblurs a video file of any length, a window of frames at a time. Sound, frame rate, rotation and colour tags are "
                         f"kept. The result is written to output/{results.FOLDER}; after Cancel or a crash the next run goes on.",
-            search_aliases=["vdd", "video deblurring", "motion blur removal", "sharpen video", "restore video"],
+            search_aliases=["vdd", "video deblurring", "motion blur removal", "restore video", *ALIASES],
             inputs=[
                 io.Video.Input("video", tooltip="The blurred video, e.g. from Load Video."),
                 *option_inputs(),
@@ -226,7 +227,7 @@ class DeblurFrames(io.ComfyNode):
             node_id="VDDDeblurFrames", display_name="Deblur Frames",
             description="Deblurs a batch of frames in one node, a window of frames at a time. As many frames of the same size come back; "
                         "alpha passes through.",
-            search_aliases=["vdd images", "deblur image batch", "motion blur removal"],
+            search_aliases=["vdd images", "deblur image batch", "motion blur removal", "photo", *ALIASES],
             inputs=[io.Image.Input("frames", tooltip="Blurred frames in order."), *option_inputs(), option_input("ensemble")],
             outputs=[io.Image.Output(display_name="frames", tooltip="Sharp frames.")])
 

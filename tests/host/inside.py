@@ -170,6 +170,13 @@ def checks(folder, checkpoint):
         result["lora_keys"] = [len(keys), len(patched_model.patches)]
         changed = nodes["VDDSampler"].execute(patched_model, positive, negative, latent, 7, 2, 1.0, 0.0, window=0).result[0]["samples"]
         result["lora_changes"] = (changed - reference).abs().max().item()
+        saved = os.path.join(os.path.dirname(checkpoint), "saved.safetensors")
+        comfy.sd.save_checkpoint(saved, patched_model, metadata={"prompt": "{}"},                       # as Save Model calls it
+                                 extra_keys={"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])})
+        again = nodes["VDDLoadCheckpoint"].execute("saved.safetensors", "auto").result
+        positive2, negative2, latent2 = nodes["VDDEncodeClip"].execute(frames, again[2], again[1]).result
+        found = nodes["VDDSampler"].execute(again[0], positive2, negative2, latent2, 7, 2, 1.0, 0.0, window=0).result[0]["samples"]
+        result["saved_model"] = (changed - found).abs().max().item(), (found - reference).abs().max().item()
         result["lora_undone"] = (ours(2, 1.0, window=0) - reference).abs().max().item()
 
         # what other nodes hang around the network and its guidance; the denoiser loaded again, as the host does for another GPU

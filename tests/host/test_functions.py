@@ -59,6 +59,12 @@ def test_lora_reaches_the_unet_and_leaves_it(checked):
     assert checked["lora_undone"] == 0.0
 
 
+def test_a_saved_model_is_loaded_again(checked):
+    """With the LoRA in its weights."""
+    difference, effect = checked["saved_model"]
+    assert difference < 1e-5 < 1e-3 < effect
+
+
 def test_other_nodes_reach_the_network_and_its_guidance(checked):
     assert checked["post_cfg"] < 1e-3
     assert checked["wrapper_calls"] >= 1 and checked["wrapped"] == 0.0

@@ -286,6 +286,28 @@ def test_errors_are_titled_by_their_own_name(host):
     assert host.fail(ours_alone("broken.mp4")).startswith("MediaError: ")
 
 
+PATCHES = {
+    "FreeU": {"b1": 1.1, "b2": 1.2, "s1": 0.9, "s2": 0.2}, "PerturbedAttentionGuidance": {"scale": 3.0},
+    "HyperTile": {"tile_size": 256, "swap_size": 2, "max_depth": 0, "scale_depth": False}, "TomePatchModel": {"ratio": 0.3},
+    "SelfAttentionGuidance": {"scale": 0.5, "blur_sigma": 2.0}, "NAGuidance": {"nag_scale": 5.0, "nag_alpha": 0.5, "nag_tau": 1.5},
+    "SkipLayerGuidanceDiT": {"double_layers": "7", "single_layers": "7", "scale": 3.0, "start_percent": 0.0, "end_percent": 1.0,
+                             "rescaling_scale": 0.0},
+    "PatchModelAddDownscale": {"block_number": 1, "downscale_factor": 2.0, "start_percent": 0.0, "end_percent": 1.0,
+                               "downscale_after_skip": True, "downscale_method": "bicubic", "upscale_method": "bicubic"},
+}
+
+
+@pytest.mark.parametrize("node", PATCHES)
+def test_what_changes_layers_that_are_not_there_is_refused(host, object_info, node):
+    """In one sentence, and not by doing nothing."""
+    if node not in object_info:
+        pytest.skip(f"this ComfyUI has no {node}")
+    prompt = graph(sampler={**ksampler(["9", 0]), "inputs": {**ksampler(["9", 0])["inputs"], "cfg": 2.0}})
+    prompt["9"] = {"class_type": node, "inputs": {"model": ["4", 0], **PATCHES[node]}}
+    message = host.fail(prompt)
+    assert message.startswith("UserError: a node before the sampler changes layers (")
+
+
 def test_unloading_and_running_again(host):
     first = pixels(host, host.run(graph())["8"]["images"][0])
     host.raw("/free", {"unload_models": True, "free_memory": True})

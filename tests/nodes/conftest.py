@@ -279,7 +279,7 @@ def pack(tmp_path_factory, tiny_checkpoint):
 def vae_and_encoders(pack):
     """The loader without its first output, which needs the host's model classes."""
     native, checkpoint = pack.module("nodes.native"), pack.module("vdd_model.checkpoint.store")
-    kept, native._unet_patcher = native._unet_patcher, lambda *_: SimpleNamespace()
+    kept, native._unet_patcher = native._unet_patcher, lambda *_: SimpleNamespace(model=SimpleNamespace())
     try:
         return native.load(str(checkpoint.resolve(pack.models / "vdd" / "vdd-tiny.safetensors")))[1:]
     finally:

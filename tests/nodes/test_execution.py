@@ -227,7 +227,7 @@ def test_the_host_can_load_the_denoiser_again(pack, monkeypatch):
 
     def patcher(config, state, dtype, rgb, disable_dynamic):
         made.append((sorted(state), dtype, rgb, disable_dynamic))
-        return SimpleNamespace()
+        return SimpleNamespace(model=SimpleNamespace())
 
     monkeypatch.setattr(native, "_unet_patcher", patcher)
     model = native.load(str(checkpoint.resolve(pack.models / "vdd" / TINY)), "bfloat16")[0]
@@ -310,6 +310,15 @@ def test_compare_and_synthesize(pack):
     assert len(out.ui["images"]) == 2
     with pytest.raises(RuntimeError, match="same number and size"):
         pack.nodes["VDDCompare"].execute(sharp, sharp[:2])
+
+
+def test_the_comparison_of_small_frames_can_be_read(pack):
+    """Wide enough for its labels and the error map's scale; the table is in columns also as plain text."""
+    photo = torch.rand(1, 60, 100, 3, generator=torch.Generator().manual_seed(1))
+    table, panel, errors, _ = pack.nodes["VDDCompare"].execute(photo, photo.roll(1, 2), photo).result
+    assert panel.shape[2] >= 3 * 240 and errors.shape[2] >= 240 and len({len(line) for line in table.splitlines()}) == 1
+    assert errors[0, errors.shape[1] - 8].std() > 0.1                        # the strip of colors below the map
+    assert table.splitlines()[1].startswith("| ---") and table.splitlines()[1].endswith("-: |")
 
 
 def test_synthesizing_can_be_cancelled_and_shows_progress(pack, monkeypatch):
@@ -424,7 +433,6 @@ def test_cancel_is_looked_at_in_every_step(pack, monkeypatch):
         raise Cancelled
 
     monkeypatch.setattr(hostsampler, "Guider", Guider)
-    monkeypatch.setattr(hostsampler.comfy.sample, "fix_empty_latent_channels", lambda model, samples: samples, raising=False)
     monkeypatch.setattr(hostsampler.comfy.samplers, "KSAMPLER", lambda *_: None, raising=False)
     monkeypatch.setattr(hostsampler.latent_preview, "prepare_callback", lambda model, steps: lambda *_: None, raising=False)
     monkeypatch.setattr(pack.host["comfy.model_management"], "throw_exception_if_processing_interrupted", cancel)
@@ -445,9 +453,19 @@ def test_guidance_nodes_of_the_host_act_in_our_sampler(guider):
     close(guider({"sampler_cfg_function": lambda args: args["input"] - 7.0}), 7.0)
 
 
-def test_preview_colours_follow_the_autoencoder(pack, tiny_model):
-    factors, bias = pack.module("nodes.preview").latent_rgb(tiny_model)
-    assert len(factors) == 4 and all(len(row) == 3 for row in factors) and len(bias) == 3
+def test_preview_colors_follow_the_autoencoder(pack):
+    """Of one whose latents are mixtures of the colors, the colors come back."""
+    mixture, shift = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0.1, 0.2, 0.3, 0.4])
+
+    def encode(images):
+        colors = torch.nn.functional.avg_pool2d(images, 8)
+        return ((torch.einsum("lc,nchw->nlhw", mixture, colors) + shift[:, None, None]) / 5,)
+
+    model = SimpleNamespace(vae=SimpleNamespace(encode=encode, post_quant_conv=torch.nn.Conv2d(4, 4, 1)),
+                            config=SimpleNamespace(vae=SimpleNamespace(factor=8, latent_scale=5)))
+    factors, bias = pack.module("nodes.preview").latent_rgb(model)
+    colors = torch.rand(10, 3) * 2 - 1
+    torch.testing.assert_close((colors @ mixture.T + shift) @ torch.tensor(factors) + torch.tensor(bias), colors, rtol=0, atol=1e-4)
 
 
 def test_schedule_and_sigmas_of_the_host(pack, tiny_model):

@@ -45,6 +45,22 @@ def test_help_page(pack, node_id):
     assert len(text) > 200
 
 
+@pytest.mark.parametrize("node_id", IDS)
+def test_chinese_help_page(node_id):
+    words = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text())
+    assert (ROOT / "web" / "docs" / node_id / "zh.md").read_text().startswith(f"# {words[node_id]['display_name']}\n")
+
+
+def test_what_people_search_for_is_found(pack, monkeypatch):
+    """By the aliases, on hosts that know them."""
+    found = []
+    monkeypatch.setattr(pack.module("nodes.streaming"), "schema", lambda search_aliases, **_: found.append(search_aliases))
+    for node in ("VDDDeblurVideo", "VDDDeblurFrames"):
+        pack.nodes[node].define_schema()
+    for word in ("unblur", "deblur", "shake", "sharpen", "去模糊"):
+        assert all(any(word in alias for alias in aliases) for aliases in found) and len(found) == 2
+
+
 def test_english_names_are_those_of_the_schemas(pack):
     words = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text())
     assert set(words) == set(IDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,12 @@ from .tensorfile import CheckpointError, Header, megabytes, read_header, read_te
 if TYPE_CHECKING:
     from ..networks.model import DeblurModel
 
-__all__ = ["BUILT_IN", "FORMAT", "CheckpointError", "info", "load", "read_config", "read_state", "read_training", "resolve", "save",
-           "save_state"]
+__all__ = ["BUILT_IN", "CONFIG", "FORMAT", "CheckpointError", "config_tensor", "info", "load", "read_config", "read_state",
+           "read_training", "resolve", "save", "save_state"]
 
 FORMAT = 1
+CONFIG = "vdd.config"          # in the metadata; a tensor in a file that ComfyUI saved, which fills the metadata itself
+FROM_COMFYUI = (CONFIG, "v_pred", "ztsnr")     # what it adds to the tensors
 BUILT_IN = {"small": Path(__file__).parents[1] / "weights" / "vdd-small.safetensors"}
 # The model's parts in the order `info` lists them; the longest matching prefix counts.
 PARTS = ("unet", "encoder1.semantic_head", "encoder1.spatial_head", "encoder2.semantic_head", "encoder2.spatial_head", "adapter",
@@ -57,6 +60,11 @@ def save_state(state: Mapping[str, Tensor], config: ModelConfig, path: str | os.
     write_tensors(path, state, metadata, dtype)
 
 
+def config_tensor(config: ModelConfig) -> Tensor:
+    """The configuration as bytes, for a writer that has no metadata of ours."""
+    return torch.frombuffer(bytearray(config.to_json().encode()), dtype=torch.uint8)
+
+
 def load(path: str | os.PathLike = "small", device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> DeblurModel:
     """Build the model of a checkpoint, in eval mode.
 
@@ -65,10 +73,10 @@ def load(path: str | os.PathLike = "small", device: torch.device | str | None = 
     and what was found.
     """
     path = resolve(path)
-    header = read_header(path)
+    header = _header(path)
     model = _empty_model(header)
     _check(header, model)
-    state = read_tensors(path)
+    state = _tensors(header)
     for name in list(state):
         to = dtype if dtype is not None and state[name].is_floating_point() else None
         state[name] = state[name].to(device=device, dtype=to)      # one at a time: no second copy of the whole model
@@ -85,15 +93,15 @@ def read_state(path: str | os.PathLike) -> tuple[ModelConfig, dict[str, Tensor]]
     Names and shapes are those of the configuration. Raises CheckpointError as `load` does.
     """
     path = resolve(path)
-    header = read_header(path)
+    header = _header(path)
     model = _empty_model(header)
     _check(header, model)
-    return model.config, read_tensors(path)
+    return model.config, _tensors(header)
 
 
 def read_config(path: str | os.PathLike) -> ModelConfig:
     """The configuration in a checkpoint, without its tensors. Raises CheckpointError."""
-    return _config(read_header(resolve(path)))
+    return _config(_header(resolve(path)))
 
 
 def read_training(path: str | os.PathLike) -> dict:
@@ -104,6 +112,21 @@ def read_training(path: str | os.PathLike) -> dict:
     except json.JSONDecodeError:
         raise CheckpointError(f"{header.path}: its training record is not JSON") from None
     return training if isinstance(training, dict) else {}
+
+
+def _header(path: Path) -> Header:
+    """The header of a checkpoint; of one that ComfyUI saved, as if it had been written here."""
+    header = read_header(path)
+    if CONFIG not in header.entries:
+        return header
+    text = bytes(read_tensors(path, CONFIG)[""].tolist()).decode(errors="replace")
+    return replace(header, entries={name: entry for name, entry in header.entries.items() if name not in FROM_COMFYUI},
+                   metadata={**header.metadata, "vdd.format": str(FORMAT), CONFIG: text})
+
+
+def _tensors(header: Header) -> dict[str, Tensor]:
+    """A checkpoint's own tensors, mapped from the file."""
+    return {name: t for name, t in read_tensors(header.path).items() if name in header.entries}
 
 
 def _config(header: Header) -> ModelConfig:
@@ -165,7 +188,7 @@ def info(path: str | os.PathLike) -> str:
     values) and `note` are written out as sentences, everything else as it is. Raises CheckpointError.
     """
     path = resolve(path)
-    header = read_header(path)
+    header = _header(path)
     config, training = _config(header), read_training(path)
     lines = [f"{path}: {megabytes(header.size)}, format {header.metadata['vdd.format']}",
              f"model {config.name}: window of {config.num_frames} frames, {config.vae.factor} pixels per latent, "
