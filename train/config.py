@@ -18,7 +18,7 @@ TRAINABLE: dict[str, tuple[str, ...]] = {
     "denoiser": ("unet.", "encoder1.semantic", "null_text"),
     "stage1": ("encoder2.", "adapter."),
     "stage2": ("unet.", "encoder1.semantic", "null_text", "encoder2.", "adapter."),
-    "stage3": ("vae.fidelity.", "vae.detail."),
+    "stage3": ("vae.fidelity.", "vae.detail.", "vae.fusion."),
 }
 
 
@@ -64,6 +64,9 @@ class StageConfig:
     image_dropout: float = 0.1            # of the semantic tokens, never of the spatial condition
     detach_latents: bool = True           # stage 3: no gradient through the decoder's features into the UNet and encoder 2's latents
     fidelity: float = 1.0                 # stage 3: strength of the branch
+    prior_dropout: float = 0.0            # stage 3: share of batches that do not see their prior frames (train.data.pool)
+    prior_success: float = 0.0            # stage 3: share of samples whose prior is moved towards the truth, 0.3 to 0.85 of the way: what
+                                          # it does on the footage it was trained on is better than what it does on synthesised blur
     compile: bool = True                  # false: eager in a run that compiles, for a stage too short to win back what compiling takes
     denoise: bool = True                  # stage 3: latents from the UNet; false: without it, at last_timestep 1 encoder 2's own (cheap)
     rescale: bool = False                 # before it, scale the latents to what encoder 2's estimate leaves open (stages.rescale_latents)

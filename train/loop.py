@@ -219,7 +219,7 @@ class Run:
                     loss = accelerator.unwrap_model(work.module)
                     cached = work.cache.outputs(indices, lambda c=clips, m=loss: m.frozen(c.blurred, c.sharp))
                     cached = {name: value.to(self.device) for name, value in cached.items()}
-                terms = work.module(clips.blurred, clips.sharp, positions, cached)
+                terms = work.module(clips.blurred, clips.sharp, positions, cached, clips.prior)
                 (terms["loss"] / stage.accumulation).backward()
             rows.append(torch.stack([value.detach().float() for value in terms.values()]))
             files += clips.names

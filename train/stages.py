@@ -6,6 +6,7 @@ how many processes share a batch nor on a restart.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Sequence
 
@@ -58,15 +59,18 @@ class StageLoss(nn.Module):
         self.perceptual = _lpips() if stage.loss.lpips else None
 
     def forward(self, blurred: Tensor, sharp: Tensor, positions: Sequence[int],
-                cached: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+                cached: dict[str, Tensor] | None = None, prior: Tensor | None = None) -> dict[str, Tensor]:
         """Means over the batch, float32 scalars: "loss" is the total.
 
         blurred, sharp: (B, 3, F, H, W) in [0, 1]; positions: B numbers that key the random draws;
-        cached: outputs of the frozen encoders for this batch: "target" (B, 4, F, h, w), "image" (B, E).
+        cached: outputs of the frozen encoders for this batch: "target" (B, 4, F, h, w), "image" (B, E);
+        prior: a pretrained prior's frames of the blurred ones, which stage 3 looks at.
         """
         blurred, sharp = blurred * 2 - 1, sharp * 2 - 1
+        if prior is not None:
+            prior = self._prior(prior * 2 - 1, sharp, positions)
         run = {"autoencoder": self._autoencoder, "denoiser": self._denoiser, "stage1": self._denoiser,
-               "stage2": self._denoiser, "stage3": self._fidelity}[self.stage.kind]
+               "stage2": self._denoiser, "stage3": functools.partial(self._fidelity, prior=prior)}[self.stage.kind]
         terms = run(blurred, sharp, positions, cached or {})
         loss = self.stage.loss
         weights = {"v": 1.0, "coherence": loss.coherence, "estimate": loss.estimate, "latent": loss.latent, "pixel": 1.0, "kl": loss.kl,
@@ -173,7 +177,15 @@ class StageLoss(nn.Module):
             v_hat = model.predict_v(x_t, t, condition, context)
             return diffusion.x0_from_v(schedule, x_t, t, v_hat.float())
 
-    def _fidelity(self, blurred: Tensor, sharp: Tensor, positions, cached) -> dict[str, Tensor]:
+    def _prior(self, prior: Tensor, sharp: Tensor, positions: Sequence[int]) -> Tensor | None:
+        """The prior's frames as this batch sees them: none of them, or some moved towards the truth."""
+        draws = torch.stack([torch.rand(3, generator=self._generator("cpu", "prior", p)) for p in positions])
+        if draws[0, 0] < self.stage.prior_dropout:
+            return None
+        way = torch.where(draws[:, 1] < self.stage.prior_success, 0.3 + 0.55 * draws[:, 2], 0.0)
+        return torch.lerp(prior, sharp, way.to(prior).view(-1, 1, 1, 1, 1))
+
+    def _fidelity(self, blurred: Tensor, sharp: Tensor, positions, cached, *, prior: Tensor | None = None) -> dict[str, Tensor]:
         """Pixel losses on the model's own outputs. What does not train carries no gradient, so nothing is kept for it.
 
         The detail branch learns from all but the last timestep, at which a sample holds nothing that a mean does not; where it does not
@@ -187,7 +199,7 @@ class StageLoss(nn.Module):
             z0_hat = z0_hat.detach()
         detail = model.vae.detail is not None and any(p.requires_grad for p in model.vae.detail.parameters())
         sampled = detail and bool((t < self.schedule.num_timesteps - 1).any())
-        output = model.decode(z0_hat, BlurGuide(blurred, code.features, self.stage.fidelity, sampled))
+        output = model.decode(z0_hat, BlurGuide(blurred, code.features, self.stage.fidelity, sampled, prior))
         weights = self.stage.loss
         terms = {"pixel": losses.charbonnier(output, sharp)}
         if weights.psnr:

@@ -15,6 +15,7 @@ from vdd_model.networks.model import fold_time, unfold_time
 
 from .config import TrainConfig, blur_config
 from .data import readers
+from .data.pool import is_pool
 from .stages import generator
 
 SEED = 20_250_101          # of the validation's blur and noise: never a training seed
@@ -70,7 +71,7 @@ def _sets(config: TrainConfig) -> tuple[list[readers.Sequence], list[readers.Seq
 def seen_in_training(config: TrainConfig) -> list[str]:
     """Names of validation clips whose sharp frames the run trains on. Raises ConfigError, DataError."""
     data, folder = config.data, Path(config.root) / config.data.folder
-    if folder.is_file():                                       # a pack: its photographs have no files any more
+    if folder.is_file() or is_pool(folder):                    # a pack's and a pool's photographs have no files any more
         return []
     trained = set().union(*map(_files, readers.find(folder, data.layout, data.split, data.blur_folder).sequences))
     return [sequence.name for sequences in _sets(config) for sequence in sequences if _files(sequence) & trained]

@@ -1,4 +1,4 @@
-"""`python -m train.data`: check a folder, look at samples, pack photographs."""
+"""`python -m train.data`: check a folder, look at samples, pack photographs, make a pool with a prior's frames."""
 from __future__ import annotations
 
 import argparse
@@ -14,11 +14,14 @@ from tqdm import tqdm
 
 from vdd_model.config import ConfigError, from_dict
 from vdd_model.errors import UserError
+from vdd_model.inference.pipeline import default_device, default_dtype
+from vdd_model.inference.prior import Prior, find_prior, need_prior
 
 from ..synthesis.scene import BlurConfig
 from . import readers
-from .clips import open_clips
+from .clips import PhotoClips, open_clips
 from .photos import Photos, read_photos, write_pack
+from .pool import write_pool
 
 
 def psnr(blurred: Tensor, sharp: Tensor) -> float:
@@ -126,6 +129,15 @@ def main(argv: list[str] | None = None) -> int:
     command.add_argument("root", type=Path)
     command.add_argument("-o", "--output", type=Path, required=True)
     command.add_argument("--max-side", type=int, default=0, metavar="N", help="reduce larger photographs; 0 keeps every file's bytes")
+    command = commands.add_parser("pool", help="samples of synthesised blur with a pretrained prior's frames, for stage 3 of the fusion")
+    command.add_argument("root", type=Path)
+    command.add_argument("-o", "--output", type=Path, required=True)
+    command.add_argument("--prior", type=Path, help="the prior's file; else the one in the model folder")
+    command.add_argument("--count", type=int, default=600)
+    command.add_argument("--frames", type=int, default=4)
+    command.add_argument("--size", type=int, default=256)
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the blur's configuration")
     args = parser.parse_args(argv)
     try:
         if args.command == "check":
@@ -136,6 +148,12 @@ def main(argv: list[str] | None = None) -> int:
             return _problems(list(unreadable.values()))
         pairs = [text.partition("=") for text in args.set]
         blur = from_dict(BlurConfig, {key: yaml.safe_load(value) for key, _, value in pairs}, "--set ")
+        if args.command == "pool":
+            device = default_device()
+            prior = Prior.load(need_prior(find_prior(path=args.prior)), device, default_dtype(device))
+            write_pool(PhotoClips(args.root, blur), args.output, prior, count=args.count, seed=args.seed, num_frames=args.frames,
+                       size=args.size)
+            return 0
         source = open_clips(args.root, args.layout, args.split, blur_folder=args.blur_folder, blur=blur)
         clips = source.batch(args.seed, range(args.count), num_frames=args.frames, size=args.size, device="cpu")
         sheet(clips.blurred, clips.sharp, args.zoom).save(args.output)

@@ -33,11 +33,13 @@ MARGIN = 16                              # pixels read around a crop of a sharp 
 
 
 class Clips(NamedTuple):
-    """A batch. Frames (B, 3, F, size, size) in [0, 1] on the asked device; names say which files each sample came from."""
+    """A batch. Frames (B, 3, F, size, size) in [0, 1] on the asked device; names say which files each sample came from. `prior`: what a
+    pretrained prior made of the blurred frames, where the data hold it (train/data/pool.py)."""
 
     blurred: Tensor
     sharp: Tensor
     names: list[str]
+    prior: Tensor | None = None
 
 
 class PhotoClips:

@@ -12,6 +12,7 @@ import torch
 
 from ..config import StageConfig, TrainConfig, blur_config
 from .clips import Clips, open_clips
+from .pool import PoolClips, is_pool
 
 
 class ClipSource(Protocol):
@@ -29,7 +30,10 @@ def open_source(config: TrainConfig, stage: StageConfig) -> ClipSource:
     data, blur = config.data, blur_config(config, stage)
     if stage.kind in ("autoencoder", "denoiser"):                  # they never look at the blurred frames
         blur = dataclasses.replace(blur, max_subsamples=1, noise=0.0, codec=0.0)
-    return open_clips(Path(config.root) / data.folder, data.layout, data.split, blur_folder=data.blur_folder, blur=blur)
+    folder = Path(config.root) / data.folder
+    if is_pool(folder):
+        return PoolClips(folder)
+    return open_clips(folder, data.layout, data.split, blur_folder=data.blur_folder, blur=blur)
 
 
 class Ahead:
@@ -53,7 +57,7 @@ class Ahead:
         if done is not None:
             current = torch.cuda.current_stream(clips.blurred.device)
             current.wait_event(done)
-            for tensor in (clips.blurred, clips.sharp):
+            for tensor in filter(torch.is_tensor, clips):
                 tensor.record_stream(current)            # its memory is not used anew before this stream is through with it
         return clips
 

@@ -1,0 +1,103 @@
+"""A pool of synthesised samples with a pretrained prior's frames, which are far too slow to be made at every step.
+
+    python -m train.data pool ROOT -o POOL --count N     ROOT: photographs; one file a sample, `--count` of them, what is there stays
+
+A sample is made once and read many times, each time with another crop, turned, mirrored and reversed.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..synthesis.scene import shots
+from .clips import Clips, PhotoClips
+from .readers import DataError
+
+PARTS = ("blurred", "sharp", "prior")
+FORMAT = {"vdd.pool": "1"}
+
+
+def is_pool(folder: str | Path) -> bool:
+    """Whether a folder holds samples of `write_pool`."""
+    first = next(Path(folder).glob("*.safetensors"), None) if Path(folder).is_dir() else None
+    if first is None:
+        return False
+    try:
+        with safe_open(first, "pt") as file:
+            return (file.metadata() or {}).items() >= FORMAT.items()
+    except (OSError, SafetensorError):
+        return False
+
+
+def write_pool(source: PhotoClips, out: Path, prior: Callable[[Tensor], Tensor], *, count: int, seed: int, num_frames: int, size: int,
+               say: Callable[[str], None] = print) -> None:
+    """Samples 0 ... count - 1 of stream `seed`, each (num_frames, 3, size, size) in 8 bits; one whose frames all show one exposure keeps
+    one frame. prior: frames (F, H, W, 3) in [0, 1] -> the same, deblurred."""
+    out.mkdir(parents=True, exist_ok=True)
+    for index in range(count):
+        path = out / f"{index:06d}.safetensors"
+        if path.exists():
+            continue
+        single = set(shots(seed, index, num_frames, source.blur)[0].shown) == {0}
+        clips = source.batch(seed, [index], num_frames=1 if single else num_frames, size=size, device="cpu")
+        blurred, sharp = (x[0].transpose(0, 1) for x in (clips.blurred, clips.sharp))
+        frames = {"blurred": blurred, "sharp": sharp, "prior": prior(blurred.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)}
+        partial = path.with_suffix(".part")
+        save_file({name: (x * 255).round().to(torch.uint8).contiguous() for name, x in frames.items()}, partial, metadata=FORMAT)
+        partial.replace(path)
+        say(f"{path}: {len(blurred)} frames")
+
+
+class PoolClips:
+    """Samples of `write_pool`. A batch holds clips, or single frames, as its first sample's draw has it: they differ in length."""
+
+    blur_keys: frozenset[str] = frozenset()
+
+    def __init__(self, folder: str | Path) -> None:
+        self.unreadable: dict[str, str] = {}
+        self.clips: list[Path] = []
+        self.singles: list[Path] = []
+        for path in sorted(Path(folder).glob("*.safetensors")):
+            try:
+                with safe_open(path, "pt") as file:
+                    shape = file.get_slice("blurred").get_shape()
+            except (OSError, SafetensorError) as error:
+                self.unreadable[str(path)] = f"{path}: {error}"
+                continue
+            (self.clips if shape[0] > 1 else self.singles).append(path)
+        if not self.clips and not self.singles:
+            raise DataError(f"{folder}: no sample of this pool can be read; make it anew with `python -m train.data pool`")
+
+    def batch(self, seed: int, indices: Sequence[int], *, num_frames: int, size: int, device: torch.device | str) -> Clips:
+        """Crops of `size` pixels of up to `num_frames` frames, turned and mirrored by chance, clips reversed by chance."""
+        first = np.random.default_rng([seed, int(indices[0]), 8]).random()
+        paths = self.singles if first < len(self.singles) / (len(self.singles) + len(self.clips)) else self.clips
+        drawn = [self._sample(seed, int(index), paths, num_frames, size) for index in indices]
+        count = min(len(sample["blurred"]) for sample in drawn)
+        blurred, sharp, prior = (torch.stack([sample[part][:count].transpose(0, 1) for sample in drawn]).to(device) for part in PARTS)
+        return Clips(blurred, sharp, [str(sample["path"]) for sample in drawn], prior)
+
+    def _sample(self, seed: int, index: int, paths: list[Path], num_frames: int, size: int) -> dict:
+        """One sample's parts (F, 3, size, size) in [0, 1], and its file."""
+        rng = np.random.default_rng([seed, index, 9])
+        path = paths[int(rng.integers(len(paths)))]
+        start = rng.random(3)
+        swap, *flips = rng.random(4) < 0.5
+        try:
+            with safe_open(path, "pt") as file:
+                frames, _, height, width = file.get_slice("blurred").get_shape()
+                if min(height, width) < size:
+                    raise DataError(f"{path}: its frames of {width} x {height} pixels are too small for crops of {size}")
+                room = (max(0, frames - num_frames), height - size, width - size)
+                f, y, x = (int(at * (left_over + 1)) for at, left_over in zip(start, room))
+                parts = {part: file.get_slice(part)[f:f + num_frames, :, y:y + size, x:x + size].float() / 255 for part in PARTS}
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{path}: cannot be read as a sample of a pool ({error})") from None
+        axes = [axis for axis, on in zip((0, 2, 3), flips) if on]
+        return {"path": path} | {part: (value.mT if swap else value).flip(axes) for part, value in parts.items()}
