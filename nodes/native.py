@@ -79,7 +79,7 @@ class HostConfig(comfy.supported_models_base.BASE):
     supported_inference_dtypes = [torch.float16, torch.bfloat16, torch.float32]
 
     def __init__(self, config: ModelConfig):
-        super().__init__({"config": config, "model_channels": config.unet.dim})
+        super().__init__({"config": config})
         diffusion = config.diffusion
         self.sampling_settings = {"beta_schedule": "linear", "linear_start": diffusion.beta_start, "linear_end": diffusion.beta_end,
                                   "timesteps": diffusion.num_timesteps, "zsnr": diffusion.zero_terminal_snr}
@@ -143,6 +143,7 @@ class HostModel(comfy.model_base.BaseModel):
 
     def __init__(self, model_config: HostConfig, device=None):
         super().__init__(model_config, comfy.model_base.ModelType.V_PREDICTION, device=device, unet_model=HostUNet)
+        model_config.unet_config["model_channels"] = self.diffusion_model.config.dim           # other nodes ask for it
 
     def extra_conds(self, **kwargs):
         out = super().extra_conds(**kwargs)

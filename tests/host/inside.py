@@ -27,14 +27,14 @@ TRAINING = ("train", "accelerate", "open_clip", "lpips", "tensorboard")
 def models(folder):
     """Random weights are enough: only that the nodes pass frames on is tested."""
     os.makedirs(f"{folder}/upscale_models", exist_ok=True)
+    from safetensors.torch import save_file
     from spandrel.architectures.ESRGAN.__arch.RRDB import RRDBNet
-    net = RRDBNet(in_nc=3, out_nc=3, num_filters=8, num_blocks=1, scale=2)
-    torch.save(net.state_dict(), f"{folder}/upscale_models/RealESRGAN_x2plus.pth")
+    save_file(RRDBNet(in_nc=3, out_nc=3, num_filters=8, num_blocks=1, scale=4).state_dict(),
+              f"{folder}/upscale_models/RealESRGAN_x4plus.safetensors")
     try:
         from comfy_extras.frame_interpolation_models.ifnet import IFNet
     except ImportError:
         return
-    from safetensors.torch import save_file
     os.makedirs(f"{folder}/frame_interpolation", exist_ok=True)
     torch.manual_seed(0)
     net = IFNet(head_ch=4, channels=[8, 8, 8, 8, 8])
