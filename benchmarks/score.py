@@ -30,7 +30,7 @@ from train.tools.evaluate import Pair, Scored, exit_code, fingerprint_of, pairs_
 from vdd_model.errors import UserError
 from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
 from vdd_model.inference.window import decode_frames, to_frames, to_pixels
-from vdd_model.measure import report
+from vdd_model.measure import perceptual, report
 from vdd_model.networks.fidelity import BlurGuide
 
 STEPS = (1, 2, 4, 10, 50)
@@ -41,7 +41,8 @@ LATENTS = "with the sharp latents"
 VARIANTS = {"1 step, UNet called": {"denoise_at_one_step": True}, "1 step, color as the model gives it": {"color": "none"}}
 CHUNK = 4                               # frames decoded at a time
 BLUR = BlurConfig(near_sharp=0.0, extent=(3.0, 30.0), kinks=0.0, relief=0.0)      # smooth paths before planes, as in every published table
-COLUMNS = ("psnr", "ssim_gaussian", "ssim_matlab", "lpips", "temporal_error", "warp_error", "sharpness", "color_shift")
+COLUMNS = ("psnr", "ssim_gaussian", "ssim_matlab", "lpips", "flip", "jod", "vmaf", "temporal_error", "warp_error", "sharpness",
+           "color_shift")
 
 
 def photo_pairs(folder: Path, frames: int, size: int, limit: int = 0) -> list[Pair]:
@@ -168,8 +169,9 @@ def measure(a: argparse.Namespace, deblurrer: Deblurrer, sets: dict[str, list[Pa
     lines = [f"# Score of {a.checkpoint}", "", f"- parameters: {size:,}; file: {status.st_size / 1e6:.1f} MB", ""]
     results, totals = {}, {}
     for name, pairs in sets.items():
-        fingerprint = fingerprint_of(a.checkpoint, deblurrer, options, a.data, True, SEED, asdict(BLUR), a.frames, a.size, a.clip_frames)
-        scored = run(pairs, settings, parts=a.out / "parts" / name.replace(" ", "_"), fingerprint=fingerprint)
+        fingerprint = fingerprint_of(a.checkpoint, deblurrer, options, a.data, True, SEED, asdict(BLUR), a.frames, a.size, a.clip_frames,
+                                   *perceptual.present())
+        scored = run(pairs, settings, parts=a.out / "parts" / name.replace(" ", "_"), fingerprint=fingerprint, perceptual=True)
         results[name], totals[name] = (pairs, scored), scored.totals()
         frames = sum(p.num_frames for p in pairs)
         seconds = statistics.mean(r["seconds"] / r["frames"] for r in scored.rows[steps_name(a.steps[0])].values())

@@ -117,12 +117,12 @@ def _batched(items: Iterable, size: int) -> Iterator[list]:
 
 
 def score(output: Iterable[Tensor], pair: Pair, *, reference: bool = True, shown: int = 0, lpips: bool = True,
-          warp: bool = True) -> tuple[dict, Tensor]:
+          warp: bool = True, perceptual: bool = False) -> tuple[dict, Tensor]:
     """Score a clip's frames against its truth: {"frames", "seconds", columns...} and the frame of index `shown`.
 
     The seconds are those that making the frames took, without measuring them.
     """
-    scorer = metrics.Scorer(lpips=lpips, warp=warp)
+    scorer = metrics.Scorer(lpips=lpips, warp=warp, perceptual=perceptual)
     clock, kept, count = [0.0], None, 0
     triples = zip(_timed(output, clock), pair.sharp(), pair.blurred())
     bar = tqdm(total=pair.num_frames, desc=pair.name, unit="frame", leave=False, disable=None)
@@ -183,7 +183,7 @@ def _stream(deblurrer: Deblurrer, pair: Pair, options: DeblurOptions) -> Iterato
 
 
 def run(pairs: list[Pair], settings: dict[str, Callable], *, parts: Path | None = None, fingerprint: str = "", lpips: bool = True,
-        warp: bool = True, say: Callable[[str], None] = print) -> Scored:
+        warp: bool = True, perceptual: bool = False, say: Callable[[str], None] = print) -> Scored:
     """Score every setting on every clip. With `parts`, finished ones are kept there as JSON and not computed again by a later run of the
     same `fingerprint`. The middle frame of the first clip is kept of every setting."""
     scored = Scored()
@@ -192,7 +192,8 @@ def run(pairs: list[Pair], settings: dict[str, Callable], *, parts: Path | None 
             part = None if parts is None else parts / f"{_file_name(pair.name)}--{_file_name(name)}.json"
             row, picture = _known(part, fingerprint, need_picture=number == 0)
             if row is None:
-                row, picture = score(make(pair), pair, reference=name != "truth", shown=pair.num_frames // 2, lpips=lpips, warp=warp)
+                row, picture = score(make(pair), pair, reference=name != "truth", shown=pair.num_frames // 2, lpips=lpips, warp=warp,
+                                     perceptual=perceptual)
                 if part is not None:
                     if number == 0:
                         report.save_image(report.to_image(picture), part.with_suffix(".png"))

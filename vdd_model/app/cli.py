@@ -48,8 +48,10 @@ def parser() -> argparse.ArgumentParser:
     _add_deblur(commands, common)
 
     compare = commands.add_parser("compare", parents=[common], help="score a result against the truth and draw the error map",
-                                  description="Print PSNR, SSIM, LPIPS (where its package and weights are at hand) and temporal error of "
-                                              "A against the truth B, and draw an error map and a zoomed panel.")
+                                  description="Print PSNR, SSIM, LPIPS (where its package and weights are at hand), FLIP and "
+                                              "ColorVideoVDP (the extra 'measure'), VMAF (an FFmpeg with libvmaf, also that of "
+                                              "imageio-ffmpeg) and temporal error of A against the truth B, and draw an error map and a "
+                                              "zoomed panel. Pictures of folders are compared by their names.")
     compare.add_argument("a", help="result: a video, or a folder or pattern of pictures")
     compare.add_argument("b", help="truth")
     compare.add_argument("--blurred", default=None, help="what A was made from: scored beside it, and shown in the panel")
@@ -275,7 +277,7 @@ def _device_and_dtype(arguments: argparse.Namespace):
 
 def _compare(arguments: argparse.Namespace) -> int:
     from ..measure import report
-    result = report.compare(arguments.a, arguments.b, arguments.output, arguments.blurred, zoom_box=arguments.zoom)
+    result = report.compare(arguments.a, arguments.b, arguments.output, arguments.blurred, zoom_box=arguments.zoom, perceptual=True)
     print("wrote " + ", ".join(result["files"]))
     return EXIT_PARTIAL if result["lost"] else EXIT_OK
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .flow import dense_flow, warp
+from .perceptual import RATE, Spool, flip
 
 MAX_PSNR = 100.0          # what an identical frame counts in a mean; two 8-bit frames that differ at all are below it in practice
 LUMA = (0.299, 0.587, 0.114)
@@ -26,6 +27,9 @@ COLUMNS = {
     "ssim_gaussian": ("SSIM (Gaussian, per channel)", 4, True),
     "ssim_matlab": ("SSIM (MATLAB, 3-D)", 4, True),
     "lpips": ("LPIPS (alex)", 4, False),
+    "flip": ("FLIP", 4, False),
+    "jod": ("ColorVideoVDP JOD", 2, True),
+    "vmaf": ("VMAF", 1, True),
     "temporal_error": ("temporal error /255", 3, False),
     "warp_error": ("flow-warped error /255", 3, False),
     "sharpness": ("sharpness (variance of the Laplacian)", 1, None),
@@ -215,11 +219,13 @@ def mean(values: list[float]) -> float | None:
 class Scorer:
     """Collects every measure over a clip that arrives in pieces; memory does not grow with the clip but for the numbers.
 
-    `warp` and `lpips` switch the two slow ones off. `values` holds the values per frame; `result` gives their means.
+    `warp` and `lpips` switch the two slow ones off, `perceptual` those of `perceptual` on, as far as they are installed; `rate` is the
+    clip's. `values` holds the values per frame; `result` gives their means.
     """
 
-    def __init__(self, *, lpips: bool = True, warp: bool = True):
-        self.lpips, self.warp = lpips, warp
+    def __init__(self, *, lpips: bool = True, warp: bool = True, perceptual: bool = False, rate: float = RATE):
+        self.lpips, self.warp, self.perceptual, self.rate = lpips, warp, perceptual, rate
+        self._spool = Spool() if perceptual and Spool.needed() else None
         self.values: dict[str, list[float]] = {key: [] for key in COLUMNS}
         self._last: tuple[Tensor, Tensor] | None = None
 
@@ -230,6 +236,10 @@ class Scorer:
                  "sharpness": sharpness(output)}
         if self.lpips:
             found["lpips"] = lpips_alex(output, truth)
+        if self.perceptual:
+            found["flip"] = flip(output, truth)
+        if self._spool:
+            self._spool.add(output, truth)
         if reference is not None:
             found["color_shift"] = color_shift(output, reference)
         joined = (output, truth) if self._last is None else tuple(torch.cat([last, x]) for last, x in zip(self._last, (output, truth)))
@@ -242,7 +252,12 @@ class Scorer:
                 self.values[key] += values.tolist()
 
     def result(self) -> dict[str, float | None]:
-        """Means over the frames by column; None where a measure was not taken."""
+        """Means over the frames by column; None where a measure was not taken. What looks at the whole clip is measured now."""
+        if self._spool:
+            jod = self._spool.jod(self.rate)
+            self.values["jod"], self.values["vmaf"] = [] if jod is None else [jod], self._spool.vmaf(self.rate)
+            self._spool.close()
+            self._spool = None
         return {key: mean(values) for key, values in self.values.items()}
 
 

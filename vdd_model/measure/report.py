@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from . import metrics
+from .perceptual import RATE
 from .progress import Progress
 
 if TYPE_CHECKING:
@@ -263,7 +264,7 @@ def _chunks(clips: Sequence[Iterable[Tensor]], size: int) -> Iterator[tuple[list
 
 
 def compare_frames(output: Iterable[Tensor], truth: Iterable[Tensor], blurred: Iterable[Tensor] | None = None, *, shown: int = 0,
-                   lpips: bool = True, warp: bool = True,
+                   lpips: bool = True, warp: bool = True, perceptual: bool = False, rate: float = RATE,
                    progress: Callable[[int], None] | None = None) -> tuple[dict[str, metrics.Scorer], list[Tensor], int, bool]:
     """Score frames (H, W, 3) of one or two clips against `truth`, a few at a time.
 
@@ -271,9 +272,8 @@ def compare_frames(output: Iterable[Tensor], truth: Iterable[Tensor], blurred: I
     order of the arguments, the number of frames, and whether one clip went on longer. Raises UserError for frames of different sizes.
     """
     clips = [output, truth] if blurred is None else [output, truth, blurred]
-    scorers = {"output": metrics.Scorer(lpips=lpips, warp=warp)}
-    if blurred is not None:
-        scorers["blurred"] = metrics.Scorer(lpips=lpips, warp=warp)
+    scorers = {name: metrics.Scorer(lpips=lpips, warp=warp, perceptual=perceptual, rate=rate)
+               for name in ("output", "blurred")[:1 if blurred is None else 2]}
     middle: list[Tensor] = []
     count, uneven = 0, False
     frames = _chunks(clips, CHUNK)
@@ -321,7 +321,7 @@ def _of_one_name(clips: Sequence[Clip]) -> tuple[list[Clip], list[str]]:
 
 
 def compare(a: str | os.PathLike, b: str | os.PathLike, out_dir: str | os.PathLike, blurred: str | os.PathLike | None = None, *,
-            zoom_box: Sequence[int] | None = None, lpips: bool = True, warp: bool = True,
+            zoom_box: Sequence[int] | None = None, lpips: bool = True, warp: bool = True, perceptual: bool = False,
             say: Callable[[str], None] | None = print) -> dict:
     """Score clip `a` against the truth `b` (video files, or folders and patterns of pictures), and `blurred`, what `a` was made from.
 
@@ -349,7 +349,8 @@ def compare(a: str | os.PathLike, b: str | os.PathLike, out_dir: str | os.PathLi
     frames = [(f.rgb for f in reader) for reader in readers]
     bar = Progress("comparing", min(c.num_frames for c in clips), quiet=say is None)
     with contextlib.closing(bar):
-        scorers, middle, count, uneven = compare_frames(*frames, shown=shown, lpips=lpips, warp=warp, progress=bar.update)
+        scorers, middle, count, uneven = compare_frames(*frames, shown=shown, lpips=lpips, warp=warp, perceptual=perceptual,
+                                                          rate=float(clips[0].rate), progress=bar.update)
     if not count:
         raise UserError(f"{a} and {b} have no frame in common to compare")
     notes = lack + [f"one clip is longer: only the first {count} frames were compared"] * uneven
