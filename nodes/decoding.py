@@ -7,11 +7,12 @@ import torch
 from comfy_api.latest import io
 
 from ..vdd_model.errors import UserError
+from ..vdd_model.inference.prior import NO_FUSION
 from ..vdd_model.inference.window import decode_frames, make_tiling, need_numbers, to_frames, to_pixels
 from ..vdd_model.networks.fidelity import BlurGuide
 from . import native
 from .frames import rgb_of
-from .notices import sampled_by
+from .notices import Notices, sampled_by
 from .schema import advanced, option_input, schema
 
 
@@ -34,12 +35,15 @@ class DecodeDeblurredFrames(io.ComfyNode):
                 advanced(io.Combo.Input, "detail", options=["auto", "faithful", "sampled"], default="auto",
                          tooltip="Whose detail is shown. faithful: what one step knows. sampled: what several steps drew. auto: faithful "
                                  "behind one step of Deblur Sampler, else sampled."),
+                io.Image.Input("prior", optional=True,
+                               tooltip="The same frames from Deblur Prior: photographs and long blur become sharper."),
             ],
             hidden=[io.Hidden.prompt],
             outputs=[io.Image.Output(display_name="frames", tooltip="As many frames, of the same size, as were encoded.")])
 
     @classmethod
-    def execute(cls, latent, vae, blurred=None, fidelity=1.0, color="wavelet", tile=-1, tile_overlap=-1, detail="auto") -> io.NodeOutput:
+    def execute(cls, latent, vae, blurred=None, fidelity=1.0, color="wavelet", tile=-1, tile_overlap=-1, detail="auto",
+                prior=None) -> io.NodeOutput:
         encoders, model = native.need_deblur_vae(vae)
         config, z = encoders.config, latent["samples"]
         native.need_video_latent(z, config.vae.latent_channels)
@@ -59,6 +63,12 @@ class DecodeDeblurredFrames(io.ComfyNode):
         if blurred is not None and (len(blurred) != frames or not fits((height, width))):
             raise UserError(f"blurred has {len(blurred)} frames of {width} x {height} pixels, the latent {frames} of {padded[1]} x "
                             f"{padded[0]}: connect the frames that were encoded")
+        prior = latent.get(native.PRIOR) if prior is None else prior
+        if prior is not None and blurred is not None and prior.shape[:3] != blurred.shape[:3]:
+            raise UserError(f"prior has {len(prior)} frames of {prior.shape[2]} x {prior.shape[1]} pixels, blurred {frames} of {width} x "
+                            f"{height}: give Deblur Prior the frames that were encoded")
+        if prior is not None and model.vae.fusion is None:
+            Notices()(NO_FUSION)
         if blurred is None:
             fidelity, color = 0.0, "none"
         if model.vae.fidelity is None:                     # this checkpoint has no such branch, or has not trained it
@@ -76,8 +86,9 @@ class DecodeDeblurredFrames(io.ComfyNode):
             latents = z[:, :, start:stop].to(encoders.device) * config.vae.latent_scale
             first, guide = max(0, start - 1), None           # the fidelity branch looks at the neighbouring frames too
             if fidelity:
-                pixels = to_pixels(list(rgb_of(blurred[first:stop + 1])), config.divisor, encoders.device)
-                guide = BlurGuide(pixels, strength=fidelity, detail=sampled)
+                pixels, known = (None if x is None else to_pixels(list(rgb_of(x[first:stop + 1])), config.divisor, encoders.device)
+                                 for x in (blurred, prior if model.vae.fusion is not None else None))
+                guide = BlurGuide(pixels, strength=fidelity, detail=sampled, prior=known)
             decoded = decode_frames(model, latents, guide, start - first, tiling=tiling, tick=mm.throw_exception_if_processing_interrupted)
             need_numbers(decoded, start, encoders.dtype)
             like = list(rgb_of(blurred[start:stop])) if blurred is not None else [decoded.new_empty(height, width, 3)]

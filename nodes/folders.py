@@ -2,11 +2,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import folder_paths
 
 from ..vdd_model import checkpoint
+from ..vdd_model.checkpoint.maxim import FILE_NAME
 from ..vdd_model.errors import UserError
+from ..vdd_model.inference import prior
 
 KEY = "vdd"
 BUILT_IN = "vdd-small (built in)"
@@ -22,7 +25,7 @@ def register() -> None:
 
 def names() -> list[str]:
     """The choices of the loader: the built-in model first."""
-    return [BUILT_IN, *folder_paths.get_filename_list(KEY)]
+    return [BUILT_IN, *(name for name in folder_paths.get_filename_list(KEY) if os.path.basename(name) != FILE_NAME)]
 
 
 def path_of(name: str) -> str:
@@ -35,6 +38,22 @@ def path_of(name: str) -> str:
         raise UserError(f"there is no checkpoint {name!r}: put the file (one .safetensors, as `vdd convert` or training writes it) "
                         f"into {folder}, or choose {BUILT_IN!r}")
     return path
+
+
+def find_prior() -> Path | None:
+    """The pretrained prior's file, in models/vdd or beside the model that comes with the pack; None where there is none."""
+    return prior.find_prior(folder_paths.get_folder_paths(KEY))
+
+
+def need_prior() -> Path:
+    """`find_prior`. Raises UserError that says how to get it."""
+    return prior.need_prior(find_prior())
+
+
+def mark_of_prior() -> tuple:
+    """(path, mtime) of the prior, () where there is none."""
+    path = find_prior()
+    return (str(path), os.path.getmtime(path)) if path else ()
 
 
 def mark_of(name: str | None) -> tuple:

@@ -4,11 +4,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..vdd_model.errors import UserError
+
 
 def rgb_of(frames: Tensor) -> Tensor:
     """(F, H, W, C) -> (F, H, W, 3) float32; alpha is left out, a single grey channel is repeated."""
     rgb = frames[..., :3] if frames.shape[-1] >= 3 else frames[..., :1].expand(*frames.shape[:-1], 3)
     return rgb.float()
+
+
+def need_numbers_in(frames: Tensor) -> None:
+    """Raise UserError for frames with NaN or infinite values, naming the first."""
+    for index, frame in enumerate(frames):
+        if not torch.isfinite(frame).all():
+            raise UserError(f"frame {index} holds NaN or infinite values; replace it or cut it out")
 
 
 def with_alpha(frames: Tensor, source: Tensor) -> Tensor:

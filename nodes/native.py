@@ -6,6 +6,7 @@ host's. Times, v and noise are handed to the functions of `vdd_model`.
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from ..vdd_model.config import ModelConfig
 from ..vdd_model.diffusion.schedule import make_schedule
 from ..vdd_model.errors import UserError
 from ..vdd_model.inference.pipeline import Deblurrer, default_dtype
+from ..vdd_model.inference.prior import Prior
 from ..vdd_model.inference.window import Tiling
 from ..vdd_model.measure.report import to_image
 from ..vdd_model.networks.adapter import Adapter
@@ -46,6 +48,7 @@ UNET_VALUES = 21              # per latent position and channel of the widest la
 ENCODER_VALUES, DECODER_VALUES = 6, 8            # per pixel of a chunk and channel of the autoencoder at full resolution
 FIDELITY_VALUES = 5, 12       # per pixel of a chunk and its neighbour, and channel: the autoencoder's and the fidelity branch's
 WORKING_MEMORY = 2 * 2**30    # what the one-node way asks the host to keep free beside the weights; it cuts smaller pieces when short
+PRIOR_VALUES = 600            # per pixel of a tile: what the prior's network holds at once
 DENOISER = ("unet.", "adapter.")                 # what of a checkpoint the MODEL holds
 FRAMES_PER_CHUNK = 4          # frames that pass an encoder or the decoder together; Cancel is looked at between chunks
 
@@ -53,6 +56,7 @@ FRAMES_PER_CHUNK = 4          # frames that pass an encoder or the decoder toget
 BLUR = "vdd_blur"             # (1, 4, F, h, w): encoder 2's latents
 IMAGE = "vdd_image"           # (1, 1, F, image_dim): semantic vectors of all frames; zeros in the unconditional branch
 SIZE = "vdd_size"             # key of a LATENT's dict: (height, width) of the frames before padding
+PRIOR = "vdd_prior"           # key of a LATENT's dict: the frames of Deblur Prior, as IMAGE
 ONE_STEP = "vdd_one_step"     # key of a LATENT's dict: its samples when they came in one step; another node's samples are others
 
 
@@ -261,12 +265,18 @@ def use(patchers: list, memory_required: int = 0) -> None:
 class HostDeblurrer(Deblurrer):
     """Deblurrer whose weights the host's memory manager holds, with the host's progress bar, preview and Cancel."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, prior: str | os.PathLike | None = None):
         self.model, patcher = load_whole(path)
+        self.prior_file = prior
         self.device = patcher.load_device
         self.schedule = make_schedule(self.model.config.diffusion)
         use([patcher], WORKING_MEMORY)
         self.patcher = patcher                       # the host keeps only a weak reference
+
+    def load_prior(self) -> Prior:
+        prior = load_prior(self.prior_file)
+        use([self.patcher, prior.patcher], WORKING_MEMORY)
+        return prior
 
     def stream(self, frames, options=None, *, total=None, progress=None, **keywords):
         bar = comfy.utils.ProgressBar(total or 1)
@@ -288,6 +298,19 @@ def load_whole(path: str) -> tuple[DeblurModel, comfy.model_patcher.ModelPatcher
     device = mm.get_torch_device()
     model = _assign(config, state, autoencoder_dtype(device))
     return model, _patcher(model, device)
+
+
+def load_prior(path: str | os.PathLike) -> Prior:
+    """The pretrained prior for the host's device; `prior.patcher` is still to be brought there (`use`)."""
+    device = mm.get_torch_device()
+    prior = Prior.load(path, "cpu", autoencoder_dtype(device))
+    prior.device, prior.patcher = device, _patcher(prior.network, device)
+    return prior
+
+
+def prior_memory(prior: Prior, height: int, width: int) -> float:
+    """Bytes that the prior needs beside its weights for a frame of this size (pixels)."""
+    return PRIOR_VALUES * prior.pixels_at_once(height, width) * mm.dtype_size(prior.network.dtype)
 
 
 def _assign(config: ModelConfig, state: dict[str, Tensor], dtype: torch.dtype) -> DeblurModel:

@@ -78,24 +78,25 @@ class DeblurVideo(io.ComfyNode):
                 *option_inputs(),
                 advanced(io.Int.Input, "quality", default=16, min=0, max=51,
                          tooltip="CRF of the written file: smaller is better and larger. Not used for a clip with transparency."),
-                option_input("ensemble"),
+                option_input("ensemble"), option_input("prior", True),
             ],
             outputs=[io.Video.Output(display_name="video", tooltip="The sharp video. Save Video copies it without encoding again; with "
                                      f"transparency or unusual sound, take the file in output/{results.FOLDER}.")])
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint, video=None, **widgets):
-        return folders.mark_of(checkpoint), times_gone({"checkpoint": checkpoint, **widgets})
+        return folders.mark_of(checkpoint), folders.mark_of_prior(), times_gone({"checkpoint": checkpoint, **widgets})
 
     @classmethod
     def execute(cls, video, checkpoint, quality=16, **widgets) -> io.NodeOutput:
         options, weights, notices = options_from(**widgets), folders.path_of(checkpoint), Notices()
         if isinstance(video, InputImpl.VideoFromComponents):         # its frames are in memory already: no file, no loss
-            return io.NodeOutput(_in_memory(video, native.HostDeblurrer(weights), options, notices))
+            return io.NodeOutput(_in_memory(video, native.HostDeblurrer(weights, folders.find_prior()), options, notices))
         source = _source_of(video)
         suffix = _suffix(source.clip)
         output = OutputOptions(quality=None if suffix == ".mov" else quality)          # .mov: ProRes, which has no CRF
-        identity, device = "{} {}".format(*folders.mark_of(checkpoint)), mm.get_torch_device()
+        marks = folders.mark_of(checkpoint) + (() if options.prior == "none" else folders.mark_of_prior())
+        identity, device = " ".join(map(str, marks)), mm.get_torch_device()
         precision = jobs.precision_of(native.autoencoder_dtype(device), device)
         target = results.target_of(source.name, source.key, f"{jobs.PROCESSING} {identity} {precision} {options} {output.quality}", suffix)
         part = part_folder(target)
@@ -107,8 +108,8 @@ class DeblurVideo(io.ComfyNode):
             try:
                 path = source.clip.path if source.clip else _cut(video, part)
                 job = jobs.Job(path, target, name=source.name)
-                outcome = jobs.run(job, lambda: native.HostDeblurrer(weights), options, output, identity=identity, precision=precision,
-                                   resume=True, quiet=True, say=lambda text: notices(text, logging.INFO),
+                outcome = jobs.run(job, lambda: native.HostDeblurrer(weights, folders.find_prior()), options, output, identity=identity,
+                                   precision=precision, resume=True, quiet=True, say=lambda text: notices(text, logging.INFO),
                                    tick=mm.throw_exception_if_processing_interrupted)
             except BaseException:
                 if part.exists():
@@ -228,15 +229,16 @@ class DeblurFrames(io.ComfyNode):
             description="Deblurs a batch of frames in one node, a window of frames at a time. As many frames of the same size come back; "
                         "alpha passes through.",
             search_aliases=["vdd images", "deblur image batch", "motion blur removal", "photo", *ALIASES],
-            inputs=[io.Image.Input("frames", tooltip="Blurred frames in order."), *option_inputs(), option_input("ensemble")],
+            inputs=[io.Image.Input("frames", tooltip="Blurred frames in order."), *option_inputs(), option_input("ensemble"),
+                    option_input("prior", True)],
             outputs=[io.Image.Output(display_name="frames", tooltip="Sharp frames.")])
 
     @classmethod
     def fingerprint_inputs(cls, checkpoint, **_):
-        return folders.mark_of(checkpoint)
+        return folders.mark_of(checkpoint), folders.mark_of_prior()
 
     @classmethod
     def execute(cls, frames: torch.Tensor, checkpoint, **widgets) -> io.NodeOutput:
-        deblurrer = native.HostDeblurrer(folders.path_of(checkpoint))
+        deblurrer = native.HostDeblurrer(folders.path_of(checkpoint), folders.find_prior())
         sharp = deblurrer.deblur(rgb_of(frames), options_from(**widgets), notice=Notices())
         return io.NodeOutput(with_alpha(sharp.to(mm.intermediate_device()), frames))

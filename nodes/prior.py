@@ -1,0 +1,40 @@
+"""Deblur Prior."""
+from __future__ import annotations
+
+import comfy.model_management as mm
+import comfy.utils
+import torch
+from comfy_api.latest import io
+
+from . import folders, native
+from .frames import need_numbers_in, rgb_of, with_alpha
+from .schema import schema
+
+
+class DeblurPrior(io.ComfyNode):
+    """IMAGE -> IMAGE by the pretrained prior alone."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="VDDPrior", display_name="Deblur Prior",
+            description="What a pretrained network for photographs (MAXIM) makes of each frame alone. Connect it to Decode Deblurred "
+                        "Frames, which joins it with what the neighbouring frames tell.",
+            search_aliases=["vdd maxim", "photo deblurring", "single image deblur"],
+            inputs=[io.Image.Input("frames", tooltip="The blurred frames; any number and any size. Alpha passes through.")],
+            outputs=[io.Image.Output(display_name="frames", tooltip="As many frames of the same size.")])
+
+    @classmethod
+    def fingerprint_inputs(cls, **_):
+        return folders.mark_of_prior()
+
+    @classmethod
+    def execute(cls, frames: torch.Tensor) -> io.NodeOutput:
+        need_numbers_in(frames)
+        prior = native.load_prior(folders.need_prior())
+        native.use([prior.patcher], native.prior_memory(prior, *frames.shape[1:3]))
+        progress, out = comfy.utils.ProgressBar(len(frames)), torch.empty(*frames.shape[:3], 3, device=mm.intermediate_device())
+        for i, frame in enumerate(rgb_of(frames).split(1)):
+            out[i] = prior(frame, mm.throw_exception_if_processing_interrupted)[0]
+            progress.update(1)
+        return io.NodeOutput(with_alpha(out, frames))
