@@ -7,7 +7,7 @@ import signal
 import sys
 from fractions import Fraction
 
-from ..options import add_flags, from_flags
+from ..options import DeblurOptions, add_flags, from_flags
 
 EXIT_OK, EXIT_ERROR, EXIT_USAGE, EXIT_PARTIAL, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 3, 130, 143
 EXIT_CODES = """exit codes:
@@ -205,10 +205,11 @@ def _deblur(arguments: argparse.Namespace, deblurrer=None) -> int:
 
     jobs = [jobs[number] for number in (team.agree("jobs", ready) if team else ready())]
     options = from_flags(arguments)
+    prior = None if arguments.prior == options.prior else arguments.prior             # a file
     from ..inference.pipeline import Deblurrer
     identity, precision, made = "given", "", [deblurrer] if deblurrer else []
     if not deblurrer:
-        identity = _identity(arguments.checkpoint)
+        identity = _identity(arguments.checkpoint, options, prior)
         device, dtype = _device_and_dtype(arguments)
         precision = precision_of(dtype, device)
         if team:
@@ -218,7 +219,7 @@ def _deblur(arguments: argparse.Namespace, deblurrer=None) -> int:
     def make():
         """The one Deblurrer of all jobs, loaded by the first that needs it."""
         if not made:
-            made.append(Deblurrer(arguments.checkpoint, device=device, dtype=dtype))
+            made.append(Deblurrer(arguments.checkpoint, device=device, dtype=dtype, prior=prior))
         return made[0]
 
     failed = partial = 0
@@ -251,11 +252,15 @@ def _note(text: str) -> None:
     print(f"vdd: {text}", file=sys.stderr, flush=True)
 
 
-def _identity(checkpoint: str) -> str:
-    """What tells one checkpoint from another: name, size, time of change. Raises CheckpointError when there is none."""
+def _identity(checkpoint: str, options: DeblurOptions, prior: str | None) -> str:
+    """What tells one checkpoint (and prior) from another: name, size, time of change. Raises UserError when one is asked for in vain."""
     from ..checkpoint.store import resolve
+    from ..inference.prior import find_prior, need_prior
     path = resolve(checkpoint)
-    return f"{path.name} {path.stat().st_size} {path.stat().st_mtime_ns}"
+    known = None if options.prior == "none" else find_prior([path.parent], prior)
+    if options.prior == "maxim":
+        need_prior(known)
+    return " ".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in (path, known) if file)
 
 
 def _device_and_dtype(arguments: argparse.Namespace):

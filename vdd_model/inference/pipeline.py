@@ -7,11 +7,13 @@ import platform
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from ..checkpoint.store import BUILT_IN
 from ..cpu.onednn import channels_last, pack
 from ..cpu.strips import in_strips
 from ..diffusion.schedule import make_schedule
@@ -20,6 +22,7 @@ from ..networks.fidelity import BlurGuide, with_neighbours
 from ..networks.model import DeblurModel, drop_untrained_branch
 from ..options import DeblurOptions
 from .ensemble import ORIENTATIONS, Orientation, hand_out, mean
+from .prior import HOW_TO_GET, NO_FUSION, Prior, find_prior, need_prior, prior_is_wanted
 from .window import (
     FEATURE_BYTES,
     Tiling,
@@ -69,11 +72,18 @@ class Deblurrer:
     """A loaded model and what is needed to run it on clips.
 
     checkpoint: "small" (built in), a path, or a DeblurModel (which is moved, not copied). device: None takes CUDA or Apple's GPU
-    where there is one. dtype: None takes default_dtype(device) for a file; a DeblurModel keeps its own.
+    where there is one. dtype: None takes default_dtype(device) for a file; a DeblurModel keeps its own. prior: the pretrained prior's
+    file; None looks for it beside the checkpoint and in the package.
     """
 
+    prior_file: Path | None = None
+    _prior: Prior | None = None
+    told = False                                         # how to get the prior
+
     def __init__(self, checkpoint: str | os.PathLike | DeblurModel = "small", *, device: torch.device | str | None = None,
-                 dtype: torch.dtype | None = None):
+                 dtype: torch.dtype | None = None, prior: str | os.PathLike | None = None):
+        beside = [Path(checkpoint).parent] if isinstance(checkpoint, (str, os.PathLike)) and checkpoint not in BUILT_IN else []
+        self.prior_file = find_prior(beside, prior)
         self.device = torch.device(device) if device is not None else default_device()
         if isinstance(checkpoint, (str, os.PathLike)):
             from ..checkpoint.store import load
@@ -90,6 +100,28 @@ class Deblurrer:
         if self.device.type == "cuda":
             self.model.unet.schedule = self.model.unet.schedule.to(self.device)      # or every call would wait for the GPU
         self.schedule = make_schedule(self.model.config.diffusion)
+
+    def load_prior(self) -> Prior:
+        """The prior in `prior_file`, on the model's device and in its type."""
+        return Prior.load(self.prior_file, self.device, self.model.null_text.dtype)
+
+    def prior_for(self, options: DeblurOptions, total: int | None, notice: Callable[[str], None]) -> Prior | None:
+        """What `options` ask for of the prior, for a clip of `total` frames. Raises UserError where "maxim" is not there."""
+        if not prior_is_wanted(options.prior, self.device, total) or self.model.vae.fidelity is None or not options.fidelity:
+            return None
+        if self.model.vae.fusion is None:
+            if options.prior == "maxim":
+                notice(NO_FUSION)
+            return None
+        if self.prior_file is None and options.prior == "auto":
+            if not self.told:
+                notice(f"without the pretrained prior, which is not there: {HOW_TO_GET}")
+            self.told = True
+            return None
+        if self._prior is None:
+            need_prior(self.prior_file)
+            self._prior = self.load_prior()
+        return self._prior
 
     def deblur(self, frames: Tensor, options: DeblurOptions | None = None, *, progress: Callable[[Progress], None] | None = None,
                notice: Callable[[str], None] = warnings.warn, **overrides) -> Tensor:
@@ -144,6 +176,7 @@ class _Run:
             notice("the fidelity branch of this checkpoint is not trained: edges and details are the latents' alone")
         self.estimated = options.steps == 1 and options.guidance == 1 and not options.denoise_at_one_step and gives_estimate(self.model)
         self.progress, self.notice = progress, notice
+        self.prior = deblurrer.prior_for(options, total, notice)
         self.orientation = orientation                   # of what the model sees; all that is kept of the clip itself is not turned
         self.done = first_frame
         self.frames: dict[int, Tensor] = {}              # blurred, as they came
@@ -240,8 +273,9 @@ class _Run:
             self.notice(f"not enough memory for {self.tiling}; going on with {smaller}")
             self.tiling = smaller
 
-    def _pixels(self, start: int, stop: int) -> Tensor:
-        pixels = to_pixels([self.frames[i] for i in range(start, stop)], self.model.config.divisor, self.device)
+    def _pixels(self, start: int, stop: int, of: Callable[[Tensor], Tensor] = lambda frame: frame) -> Tensor:
+        """The frames [start, stop), or what `of` makes of each, as the model takes them."""
+        pixels = to_pixels([of(self.frames[i]) for i in range(start, stop)], self.model.config.divisor, self.device)
         return self.orientation.turn(pixels)
 
     def _encode(self, start: int, stop: int, tiling: Tiling) -> None:
@@ -303,8 +337,10 @@ class _Run:
         features = self._kept(start, stop, low, high)
         if features is not None:
             low, high = start, stop                      # they know the neighbours: whose pixels need not be brought to the device
-        guide = BlurGuide(self._pixels(low, high), features, self.fidelity, detail=self.options.steps > 1)
-        return decode_frames(self.model, x0, guide, start - low, tiling=tiling, tick=self._tick("decode"))
+        tick = self._tick("decode")
+        known = None if self.prior is None else self._pixels(low, high, lambda frame: self.prior.of(frame, tick))
+        guide = BlurGuide(self._pixels(low, high), features, self.fidelity, detail=self.options.steps > 1, prior=known)
+        return decode_frames(self.model, x0, guide, start - low, tiling=tiling, tick=tick)
 
     def _kept(self, start: int, stop: int, low: int, high: int) -> list[Tensor] | None:
         """The features of frames [start, stop), joined with their neighbours in [low, high), where all were kept."""

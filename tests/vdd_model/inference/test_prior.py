@@ -1,15 +1,22 @@
 """The prior by itself: any size, each frame alone, tiles, Cancel; where its file is looked for."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from conftest import tiny_config
 
 from vdd_model.checkpoint.maxim import FILE_NAME
 from vdd_model.checkpoint.tensorfile import CheckpointError
+from vdd_model.config import FusionConfig
 from vdd_model.errors import UserError
 from vdd_model.inference import prior as module
+from vdd_model.inference.pipeline import Deblurrer
 from vdd_model.inference.prior import Prior, find_prior, need_prior, prior_is_wanted
 from vdd_model.networks.maxim import Maxim
+from vdd_model.networks.model import DeblurModel
+from vdd_model.options import DeblurOptions
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +107,99 @@ def test_where_its_file_is_looked_for(tmp_path, monkeypatch):
     ("auto", "cuda", 300, True), ("auto", "mps", None, True), ("maxim", "cpu", None, True), ("none", "cuda", 1, False)])
 def test_auto_spends_a_cpu_on_a_picture_or_two_only(choice, device, num_frames, wanted):
     assert prior_is_wanted(choice, device, num_frames) is wanted
+
+
+class Stretch(Prior):
+    """In the prior's place: what it makes of a frame is told by that frame alone, and it counts."""
+
+    def __init__(self):
+        super().__init__(Maxim((4, 4, 4)))
+        self.seen = []
+
+    def _one(self, frame: torch.Tensor) -> torch.Tensor:
+        self._tick()
+        self.seen.append(round(float(frame.mean()), 6))
+        return (1.5 * (frame - frame.mean()) + frame.mean()).clamp(0, 1)
+
+
+@pytest.fixture
+def deblurrer(monkeypatch):
+    """A tiny model that joins its frames with the prior's, as an untrained fusion does: the mean of both."""
+    config = tiny_config()
+    torch.manual_seed(0)
+    model = DeblurModel(replace(config, vae=replace(config.vae, fusion=FusionConfig((8, 8), (1, 1))))).eval().requires_grad_(False)
+    for p in model.vae.fidelity.parameters():
+        if not p.any():
+            p.normal_(std=0.02)
+    made = Deblurrer(model, device="cpu")
+    made.prior_file = module.Path("prior.safetensors")
+    monkeypatch.setattr(made, "load_prior", Stretch)
+    return made
+
+
+CLIP = torch.stack([picture(32, 48, seed) for seed in range(11)])
+
+
+def test_the_fusion_joins_the_priors_frames_with_ours(deblurrer):
+    options = DeblurOptions(window=4, overlap=2, color="none")
+    plain = deblurrer.deblur(CLIP, options, prior="none")
+    joined = deblurrer.deblur(CLIP, options, prior="maxim")
+    expected = (plain + Stretch()(CLIP)) / 2
+    inside = (expected > 0.05) & (expected < 0.95) & (plain > 0) & (plain < 1)
+    assert inside.float().mean() > 0.8 and (joined - expected)[inside].abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("change", [{}, {"ensemble": 2}, {"window": 3, "overlap": 0}, {"tile": 32, "tile_overlap": 8}], ids=str)
+def test_each_frame_passes_the_prior_once(deblurrer, change):
+    deblurrer.deblur(CLIP, DeblurOptions(window=4, overlap=2, prior="maxim"), **change)
+    assert sorted(deblurrer._prior.seen) == sorted(round(float(frame.mean()), 6) for frame in CLIP)
+
+
+def test_a_run_that_goes_on_asks_for_no_frame_in_vain(deblurrer):
+    options = DeblurOptions(window=4, overlap=2, prior="maxim")
+    whole = deblurrer.deblur(CLIP, options)
+    deblurrer._prior = None
+    rest = torch.cat(list(deblurrer.stream(CLIP, options, first_frame=7, total=len(CLIP))))
+    assert torch.equal(rest, whole[7:])
+    assert len(deblurrer._prior.seen) <= 5                     # the frame before is a neighbour
+
+
+def test_auto_helps_with_a_picture_on_a_cpu_and_not_with_a_clip(deblurrer):
+    one = deblurrer.deblur(CLIP[:1], prior="auto")
+    assert deblurrer._prior.seen and not torch.equal(one, deblurrer.deblur(CLIP[:1], prior="none"))
+    assert torch.equal(deblurrer.deblur(CLIP[:3], prior="auto"), deblurrer.deblur(CLIP[:3], prior="none"))
+
+
+def test_without_its_file_auto_goes_on_and_says_so_once(deblurrer):
+    deblurrer.prior_file, said = None, []
+    for _ in range(2):
+        assert torch.equal(deblurrer.deblur(CLIP[:1], prior="auto", notice=said.append), deblurrer.deblur(CLIP[:1], prior="none"))
+    assert len(said) == 1 and "vdd convert maxim" in said[0]
+    with pytest.raises(UserError, match="vdd convert maxim"):
+        deblurrer.deblur(CLIP[:1], prior="maxim")
+
+
+def test_a_checkpoint_that_has_not_learnt_it_says_so_when_asked(deblurrer):
+    deblurrer.model.vae.fusion, said = None, []
+    deblurrer.deblur(CLIP[:1], prior="auto", notice=said.append)
+    assert not said
+    deblurrer.deblur(CLIP[:1], prior="maxim", ensemble=2, notice=said.append)
+    assert said == [module.NO_FUSION] and deblurrer._prior is None
+
+
+def test_smaller_tiles_where_memory_runs_out(network, monkeypatch):
+    frame, sides, run = picture(130, 600), [], Maxim.forward
+
+    def hungry(self, x):
+        """Only small pieces fit."""
+        sides.append(max(x.shape[-2:]))
+        if sides[-1] > 256:
+            raise MemoryError
+        return run(self, x)
+    monkeypatch.setattr(Maxim, "forward", hungry)
+    prior = Prior(network)
+    out = prior(torch.stack([frame, frame]))
+    assert sides[:2] == [640, 320] and set(sides[2:]) == {256} and torch.equal(*out) and out.shape == (2, 130, 600, 3)
+    monkeypatch.setattr(Maxim, "forward", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(MemoryError):
+        prior(frame[None])

@@ -1,0 +1,78 @@
+"""Deblur Prior, and its frames on their way to the decoder."""
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vdd_model.checkpoint.maxim import FILE_NAME
+from vdd_model.checkpoint.tensorfile import write_tensors
+from vdd_model.config import FusionConfig
+from vdd_model.networks.fusion import PriorFusion
+from vdd_model.networks.maxim import Maxim
+
+
+@pytest.fixture()
+def frames():
+    return torch.rand(3, 37, 45, 4, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.25
+
+
+@pytest.fixture()
+def prior_file(pack):
+    """A narrow random prior in models/vdd."""
+    network = Maxim((4, 4, 4))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) * 0.1)
+    path = pack.models / "vdd" / FILE_NAME
+    write_tensors(path, network.state_dict(), {"vdd.prior": "maxim"})
+    yield path
+    path.unlink()
+
+
+def test_the_node_keeps_number_size_and_alpha(pack, frames, prior_file):
+    node, folders = pack.nodes["VDDPrior"], pack.module("nodes.folders")
+    assert node.fingerprint_inputs() == (str(prior_file), prior_file.stat().st_mtime)
+    assert FILE_NAME not in folders.names()                    # it is no checkpoint to choose
+    out = node.execute(frames).result[0]
+    assert out.shape == frames.shape and torch.equal(out[..., 3], frames[..., 3]) and not torch.equal(out, frames)
+    assert torch.equal(node.execute(frames[1:2, ..., :3]).result[0], out[1:2, ..., :3])
+    broken = frames.clone()
+    broken[1, 0, 0, 0] = float("inf")
+    with pytest.raises(RuntimeError, match="frame 1 holds NaN or infinite values"):
+        node.execute(broken)
+
+
+def test_without_its_file_one_sentence_says_how_to_get_it(pack, frames, monkeypatch):
+    monkeypatch.setattr(pack.module("vdd_model.inference.prior"), "__file__", str(pack.models / "a" / "b" / "c.py"))
+    with pytest.raises(RuntimeError, match="make prior.*vdd convert maxim.*models/vdd"):
+        pack.nodes["VDDPrior"].execute(frames)
+    assert pack.nodes["VDDPrior"].fingerprint_inputs() == ()
+
+
+def test_the_decoder_joins_its_frames_with_the_priors(pack, frames, vae_and_encoders, monkeypatch):
+    vae, encoders = vae_and_encoders
+    encode, decode, native = pack.nodes["VDDEncodeClip"], pack.nodes["VDDDecode"], pack.module("nodes.native")
+    known = 1 - frames
+    latent = encode.execute(frames, encoders, vae, known).result[2]
+    plain = decode.execute(latent, vae, frames, color="none").result[0]              # a checkpoint without a fusion
+    assert torch.equal(plain, decode.execute({**latent, native.PRIOR: None}, vae, frames, color="none").result[0])
+    model = native.need_deblur_vae(vae).model
+    monkeypatch.setattr(model.vae, "fusion", PriorFusion(FusionConfig((8, 8), (1, 1)), 8, 2, torch.nn).eval().requires_grad_(False))
+    joined = decode.execute(latent, vae, frames, color="none").result[0]
+    inside = (plain > 0) & (plain < 1)
+    assert inside[..., :3].float().mean() > 0.5 and (joined - (plain + known) / 2)[..., :3][inside[..., :3]].abs().max() < 1e-5
+    assert torch.equal(joined, decode.execute({**latent, native.PRIOR: None}, vae, frames, color="none", prior=known).result[0])
+    for node, arguments in ((encode, (frames, encoders, vae)), (decode, (latent, vae, frames))):
+        with pytest.raises(RuntimeError, match="prior has 2 frames of 45 x 37 pixels"):
+            node.execute(*arguments, prior=known[:2])
+
+
+@pytest.mark.parametrize("choice", ["maxim", "none", "auto"])
+def test_the_one_node_way_finds_it_in_models_vdd(pack, frames, prior_file, monkeypatch, choice):
+    native, asked = pack.module("nodes.native"), []
+    monkeypatch.setattr(native.HostDeblurrer, "prior_for", lambda self, options, *_: asked.append((self.prior_file, options.prior)))
+    pack.nodes["VDDDeblurFrames"].execute(frames, "vdd-tiny.safetensors", prior=choice)
+    assert asked == [(prior_file, choice)]
+    loaded = native.load_prior(prior_file)
+    assert loaded.patcher.model is loaded.network and native.prior_memory(loaded, 37, 45) == native.PRIOR_VALUES * 64 * 64 * 4
