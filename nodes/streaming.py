@@ -17,8 +17,8 @@ from comfy_api.latest import InputImpl, Types, io
 from ..vdd_model.app import jobs
 from ..vdd_model.errors import UserError
 from ..vdd_model.media.clip import Clip
-from ..vdd_model.media.encoding import unsupported_sound
 from ..vdd_model.media.sinks import remove
+from ..vdd_model.media.sound import unsupported_sound
 from ..vdd_model.media.video import OutputOptions, part_folder, probe
 from ..vdd_model.options import DeblurOptions
 from . import folders, native, results

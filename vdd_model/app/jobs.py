@@ -21,10 +21,11 @@ from ..errors import UserError
 from ..inference.pipeline import DeblurOptions, first_input_frame
 from ..measure.progress import Progress
 from ..media.clip import Clip, MediaError
-from ..media.encoding import Encoding, OutputOptions, choose_encoding, no_room, unsupported_sound, without_effect
+from ..media.encoding import Encoding, OutputOptions, choose_encoding, no_room, without_effect
 from ..media.images import gaps
 from ..media.png import png_chunks
 from ..media.sinks import NUMBERED_PICTURE, SEGMENT, ImageSink, VideoSink, remove, replace_text
+from ..media.sound import check_sound
 from ..media.video import part_folder, probe, read
 from .preview import preview_paths, write_preview
 from .shares import Share, Team, attempt, divide, held, is_free, shares
@@ -144,9 +145,8 @@ def run(job: Job, make_deblurrer: Callable, options: DeblurOptions, output: Outp
         def enter() -> None:
             """Refuse what cannot be done, then keep other runs from working on the same output."""
             check_target(job, force=force, resume=resume, preview=preview)
-            if encoding and output.audio and (lacking := unsupported_sound(clip, job.target)):
-                raise MediaError(f"{job.label}: its sound ({', '.join(lacking)}) cannot be stored in {job.target.suffix}; choose an output "
-                                 f"ending in .mkv{'' if job.target.suffix.lower() == '.mov' else ' or .mov'}, or --no-audio")
+            if encoding:
+                check_sound(clip, job.label, job.target, output)
             try:
                 job.target.parent.mkdir(parents=True, exist_ok=True)
                 folder.mkdir(exist_ok=True)

@@ -19,6 +19,7 @@ from .clip import MediaError
 
 # formats that ffmpeg "plays" but that are text or sound, never a clip
 NOT_VIDEO = {"tty", "bin", "adf", "idf", "xbin", "srt", "webvtt", "ass", "lrc", "microdvd", "txt", "ffmetadata", "data", "concat"}
+_TRACK = ("language", "title", "handler_name", "creation_time")
 _TRIED = 1000                                                  # packets in which every stream's first ones are looked for
 
 
@@ -108,6 +109,12 @@ def dump(container) -> str:
         finally:
             av.logging.set_libav_level(av.logging.INFO)
             av.logging.set_level(level)
+
+
+def track_tags(stream) -> tuple[tuple[str, str], ...]:
+    """What a stream says of itself and another file can take over. FFmpeg writes a title into .mp4 and reads it as a name."""
+    found = {"title": stream.metadata.get("name"), **{key: stream.metadata.get(key) for key in _TRACK if key in stream.metadata}}
+    return tuple((key, value) for key, value in found.items() if value)
 
 
 def decoder_of(stream):

@@ -14,7 +14,7 @@ import av
 import numpy as np
 
 from .clip import Clip, MediaError
-from .container import Joins, dump, is_cover, keeps_a_clock, open_container, reason, video_stream
+from .container import Joins, dump, is_cover, keeps_a_clock, open_container, reason, track_tags, video_stream
 from .decoder import Decoder
 from .pixel_formats import CHROMA, KNOWN_MATRICES, UNSPECIFIED, ColorTags, Layout, complete_tags, layout_of, to_rgb
 
@@ -63,7 +63,7 @@ def probe_video(path: str | Path, *, scan: bool = True) -> Clip:
         facts = {"color": tags, "first_says": (int(first.colorspace), int(first.color_range)),
                  "codec": context.name, "pix_fmt": first.format.name, "bit_depth": min(16, kind.depth),
                  "gray": kind.kind == "gray", "quarter_turns": turns, "mirrored": mirrored, "chroma": chroma, "crop": crop,
-                 "pixel_aspect": 1 / aspect if turns % 2 else aspect, "metadata": _metadata(container), "track": _track(stream),
+                 "pixel_aspect": 1 / aspect if turns % 2 else aspect, "metadata": _metadata(container), "track": track_tags(stream),
                  "timecode": _timecode(container, stream), "chapters": _chapters(container), "light": light, "extras": extras,
                  "sound": tuple(_coding_of(s) for s in container.streams if s.type in ("audio", "subtitle")),
                  "attached": tuple(s.metadata.get("filename", "") for s in container.streams if s.type == "attachment"),
@@ -144,10 +144,6 @@ def _presentation(container, stream) -> tuple[tuple[int, int, int, int], str]:
 
 def _coding_of(stream) -> str:
     return stream.codec_context.name if stream.codec_context else ""
-
-
-def _track(stream) -> tuple[tuple[str, str], ...]:
-    return tuple((key, stream.metadata[key]) for key in ("language", "title", "handler_name") if stream.metadata.get(key))
 
 
 def _alpha_layer(context, first: av.VideoFrame) -> bool:

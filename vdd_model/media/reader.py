@@ -52,13 +52,13 @@ class VideoReader:
                     pts = previous + 1
                 previous = pts
                 interlaced += bool(getattr(item, "interlaced_frame", False))
+                if beyond_limits(item, tags_of(item, clip)):
+                    beyond.append(index)
                 if index >= self.start:
                     duration = getattr(item, "duration", 0) or 0
                     if clip.constant_rate:                     # the last frame may be held for longer: nothing else tells its end
                         held = round(duration * tick * clip.rate) if index == clip.num_frames - 1 and not clip.untimed else 1
                         duration = self._one_frame() * max(1, held)
-                    if beyond_limits(item, tags_of(item, clip)):
-                        beyond.append(index)
                     yield self._convert(item, pts, int(duration) or self._one_frame(), index)
                 else:
                     self.passing()

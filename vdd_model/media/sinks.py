@@ -18,16 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from .clip import Clip
-from .encoding import (
-    Encoding,
-    SegmentEncoder,
-    finished_segments,
-    join,
-    picture_bytes,
-    picture_from_bytes,
-    picture_of,
-    segment_bytes,
-)
+from .encoding import Encoding, SegmentEncoder, picture_bytes, picture_from_bytes, picture_of
+from .joining import join
+from .packets import finished_segments, segment_bytes
 from .png import encode_png
 
 SEGMENT = 64                                                   # frames of a segment: one key frame at least every 64 frames

@@ -22,7 +22,7 @@ from vdd_model.app import jobs
 from vdd_model.app.cli import main
 from vdd_model.app.jobs import Job, run
 from vdd_model.inference.pipeline import Deblurrer
-from vdd_model.media import encoding, sinks
+from vdd_model.media import joining, sinks
 from vdd_model.media.clip import MediaError
 from vdd_model.media.video import OutputOptions, part_folder, probe, read_clip, read_image, write_image, write_video
 
@@ -335,8 +335,8 @@ def test_a_full_disk_loses_nothing(tmp_path, clip_150, monkeypatch, place):
 
 def test_sound_that_cannot_be_joined_may_be_left_away(tmp_path, clip_150, monkeypatch):
     """The pictures, which took hours, are not lost with it."""
-    target, real = tmp_path / "o.mp4", encoding._copied_packets
-    monkeypatch.setattr(encoding, "_copied_packets", lambda *args: iter(list(real(*args))[::-1]))
+    target, real = tmp_path / "o.mp4", joining.copied
+    monkeypatch.setattr(joining, "copied", lambda *args: iter(list(real(*args))[::-1]))
     with pytest.raises(MediaError, match="--resume --no-audio"):
         deblur(clip_150, target)
     told = []

@@ -1,0 +1,183 @@
+"""What a clip brings along goes into the output: tags of one's own, the track's name, the place of chroma, every kind of sound."""
+from __future__ import annotations
+
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from media_tools import deblur, packets, pattern, save_clip
+
+from vdd_model.media.clip import MediaError
+from vdd_model.media.encoding import OutputOptions
+from vdd_model.media.pixel_formats import ColorTags, from_rgb
+from vdd_model.media.sound import check_sound, unsupported_sound
+from vdd_model.media.video import probe, read, read_clip, write_video
+
+SUFFIXES = [".mp4", ".mov", ".mkv"]
+
+
+def tagged(path: Path, metadata: dict, track: dict, **options) -> Path:
+    with av.open(str(path), "w", options=options) as out:
+        out.metadata.update(metadata)
+        stream = out.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.metadata.update(track)
+        for i in range(3):
+            frame = from_rgb(pattern(i), None, "yuv420p", ColorTags(1, 1, 1))
+            frame.pts = i
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("target", SUFFIXES)
+@pytest.mark.parametrize("source", [".mp4", ".mkv"])
+def test_tags_of_ones_own_are_kept(tmp_path, source, target):
+    """ComfyUI keeps the graph that made a clip there."""
+    tags = {"workflow": '{"nodes": [1]}', "prompt": '{"3": {}}', "com.android.version": "14", "title": "mine", "comment": "a = b\nc"}
+    given = tagged(tmp_path / f"in{source}", tags, {}, **({"movflags": "use_metadata_tags"} if source == ".mp4" else {}))
+    out = write_video(tmp_path / f"o{target}", read_clip(given), like=probe(given))
+    found = {key.lower(): value for key, value in probe(out).metadata}
+    assert {key: found.get(key) for key in tags} == tags
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+def test_plain_tags_stay_where_every_program_looks(tmp_path, suffix):
+    given = tagged(tmp_path / f"in{suffix}", {"title": "mine", "artist": "me"}, {})
+    data = write_video(tmp_path / f"o{suffix}", read_clip(given), like=probe(given)).read_bytes()
+    assert b"\xa9nam" in data and b"mdta" not in data
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_the_tracks_title_and_language_are_kept(tmp_path, suffix):
+    given = tagged(tmp_path / f"in{suffix}", {}, {"title": "Camera B", "language": "deu"})
+    clip = probe(write_video(tmp_path / f"o{suffix}", read_clip(given), like=probe(given)))
+    track = dict(clip.track)
+    assert track["title"] == "Camera B" and track["language"] in ("deu", "ger")            # .mov keeps a number, of an older list
+
+
+@pytest.mark.parametrize("codec, suffix", [("hevc", ".mp4"), ("hevc", ".mkv"), ("h264", ".mov"), ("ffv1", ".mkv")])
+def test_the_place_of_chroma_is_kept(tmp_path, codec, suffix):
+    given = save_clip(tmp_path / "in.mp4", [pattern(i, 48, 96) for i in range(3)], codec="libx265", pix_fmt="yuv420p10le",
+                      tags=ColorTags(9, 9, 16, False), options={"x265-params": "log-level=none:chromaloc=2"})
+    clip = probe(given)
+    out = probe(write_video(tmp_path / f"o{suffix}", read_clip(clip), like=clip,
+                            options=OutputOptions(codec=codec, chroma=420, quality=None if codec == "ffv1" else 2)))
+    assert clip.chroma == out.chroma == "topleft"
+    assert (read_clip(out) - read_clip(clip)).abs().mean() < 2e-3
+
+
+# sound
+
+def lpcm(path: Path, codec: str, bits: int, channels: int = 2) -> np.ndarray:
+    """A clip of 8 frames with 0.32 s of noise in `codec`; returns its samples (n, channels)."""
+    samples = np.random.default_rng(0).integers(-2**(bits - 1), 2**(bits - 1), (12 * 1280, channels)).astype(np.int32)
+    kind, stored = ("s16", samples.astype(np.int16)) if bits == 16 else ("s32", samples << 8)
+    with av.open(str(path), "w", format="mpegts", options={"mpegts_m2ts_mode": "1"}) as out:
+        stream = out.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        sound = out.add_stream(codec, rate=48000, layout={1: "mono", 2: "stereo", 6: "5.1(side)"}[channels])
+        sound.codec_context.format = kind
+        for i in range(8):
+            frame = from_rgb(pattern(i), None, "yuv420p", ColorTags(1, 1, 1))
+            frame.pts = i
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+        for number in range(12):
+            part = np.ascontiguousarray(stored[number * 1280: (number + 1) * 1280]).reshape(1, -1)
+            piece = av.AudioFrame.from_ndarray(part, kind, sound.codec_context.layout.name)
+            piece.sample_rate, piece.pts, piece.time_base = 48000, number * 1280, Fraction(1, 48000)
+            out.mux(sound.encode(piece))
+        out.mux(sound.encode(None))
+    return samples
+
+
+def heard(path: Path, bits: int) -> tuple[str, float, np.ndarray]:
+    """(codec, time of the first sample, samples (n, channels))."""
+    with av.open(str(path)) as file:
+        stream = file.streams.audio[0]
+        frames = list(file.decode(stream))
+        parts = [f.to_ndarray() for f in frames]
+        parts = [p.T if f.format.is_planar else p.reshape(-1, f.layout.nb_channels) for p, f in zip(parts, frames)]
+        return stream.codec_context.name, float(frames[0].pts * frames[0].time_base), np.concatenate(parts) >> (0 if bits == 16 else 8)
+
+
+@pytest.mark.parametrize("suffix, stored", [(".mp4", "flac"), (".mov", "pcm"), (".mkv", "pcm")])
+@pytest.mark.parametrize("codec, bits, channels", [("pcm_bluray", 16, 2), ("pcm_bluray", 24, 2), ("pcm_bluray", 16, 6)])
+def test_sound_of_camcorders_is_converted_without_loss(tmp_path, codec, bits, channels, suffix, stored):
+    samples = lpcm(tmp_path / "in.mts", codec, bits, channels)
+    outcome = deblur(tmp_path / "in.mts", tmp_path / f"o{suffix}")
+    found, start, after = heard(tmp_path / f"o{suffix}", bits)
+    assert found == {"flac": "flac", "pcm": f"pcm_s{bits}le"}[stored] and np.array_equal(after[:len(samples)], samples)
+    assert any(f"its sound ({codec}) is stored as {found}, which loses nothing" in note for note in outcome.notes)
+    with av.open(str(tmp_path / "in.mts")) as file:            # picture and sound keep their distance
+        first = {kind: min(p.pts * p.time_base for p in file.demux(**{kind: 0}) if p.size) for kind in ("video", "audio")
+                 if file.seek(0) is None}
+    lag = float(first["audio"] - first["video"])
+    picture = min(t for t, _ in packets(tmp_path / f"o{suffix}", "video"))
+    assert abs(start - picture - lag) < 0.003
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_uncompressed_sound_goes_into_every_container(tmp_path, suffix):
+    for number, codec in enumerate(["pcm_s16be", "pcm_alaw", "pcm_f32be", "pcm_u8", "pcm_s24be"]):
+        source = tmp_path / f"{number}.nut"
+        with av.open(str(source), "w") as out:
+            stream, sound = out.add_stream("libx264", rate=25), out.add_stream(codec, rate=48000, layout="stereo")
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            for i in range(3):
+                frame = from_rgb(pattern(i), None, "yuv420p", ColorTags(1, 1, 1))
+                frame.pts = i
+                out.mux(stream.encode(frame))
+            out.mux(stream.encode(None))
+            piece = av.AudioFrame.from_ndarray(np.random.default_rng(1).integers(-9000, 9000, (1, 9600)).astype(np.int16), "s16", "stereo")
+            piece.sample_rate, piece.pts, piece.time_base = 48000, 0, Fraction(1, 48000)
+            for part in av.AudioResampler(sound.codec_context.format.name, "stereo", 48000).resample(piece):
+                out.mux(sound.encode(part))
+            out.mux(sound.encode(None))
+        deblur(source, tmp_path / f"{number}{suffix}")
+        sounds = []
+        for path in (source, tmp_path / f"{number}{suffix}"):
+            with av.open(str(path)) as file:
+                to_doubles = av.AudioResampler("dbl", "stereo", 48000)
+                sounds.append(np.concatenate([p.to_ndarray() for f in file.decode(audio=0) for p in to_doubles.resample(f)], 1))
+        assert np.array_equal(*sounds), codec
+
+
+def test_advice_on_sound_is_tried_before(tmp_path):
+    with av.open(str(tmp_path / "in.mkv"), "w") as out:
+        video, sound = out.add_stream("libx264", rate=25), out.add_stream("wavpack", rate=44100, layout="mono")
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        out.mux(video.encode(av.VideoFrame(64, 48, "yuv420p")))
+        out.mux(video.encode(None))
+        piece = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), "fltp", "mono")
+        piece.sample_rate = 44100
+        out.mux(sound.encode(piece))
+        out.mux(sound.encode(None))
+    clip = probe(tmp_path / "in.mkv")
+    assert unsupported_sound(clip, Path("o.mov")) == ["wavpack"]
+    with pytest.raises(MediaError, match=r"\(wavpack\) cannot be stored in .mov; choose an output ending in .mkv, or --no-audio"):
+        check_sound(clip, "in.mkv", Path("o.mov"), OutputOptions())
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_sound_that_a_cut_hides_stays_hidden(tmp_path, suffix):
+    """A lossless cutter leaves all in the file and lets an edit list begin a second later."""
+    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(50)], options={"bf": "0", "g": "10"}, audio=True)
+    data, position = bytearray(source.read_bytes()), 0
+    with av.open(str(source)) as file:
+        scales = [1 / s.time_base for s in (file.streams.video[0], file.streams.audio[0])]
+    for scale in scales:
+        position = data.index(b"elst", position) + 4
+        count, = struct.unpack(">I", data[position + 4: position + 8])
+        entry = position + 8 + 12 * (count - 1)
+        length, media = struct.unpack(">Ii", data[entry: entry + 8])
+        data[entry: entry + 8] = struct.pack(">Ii", length - 1000, media + int(scale))
+    source.write_bytes(data)
+    assert len(list(read(probe(source)))) == 25
+    deblur(source, tmp_path / f"o{suffix}")
+    picture, sound = packets(tmp_path / f"o{suffix}", "video"), packets(tmp_path / f"o{suffix}", "audio")
+    assert 0 <= min(t for t, _ in picture) < 0.1 and -0.05 < sound[0][0] and 0.9 < sound[-1][0] < 1.1

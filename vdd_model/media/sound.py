@@ -1,0 +1,166 @@
+"""Sound and subtitles on their way into an output: copied where its container takes them, PCM converted without loss, else said."""
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+
+import av
+
+from .clip import Clip, MediaError
+from .container import Joins, open_container
+from .encoding import CONTAINERS, MUXERS, OutputOptions
+
+_TRIED = 1000                                                  # packets in which every stream's first ones are looked for
+_PCM = {"u8": "pcm_u8", "s16": "pcm_s16le", "s32": "pcm_s32le", "flt": "pcm_f32le", "dbl": "pcm_f64le"}
+Timed = tuple[Fraction, int, av.Packet]                        # seconds, order among those of one time, packet
+
+
+def ways(path: Path, muxer: str) -> dict[int, str]:
+    """How the container takes each audio and subtitle stream: "" copied, or the codec it is converted to. Those that it refuses lack.
+
+    The first packets of each are put into one in memory, since some containers refuse only then what they list as supported.
+    """
+    with contextlib.closing(open_container(path)) as source:
+        streams = {s.index: s for s in source.streams if s.type in ("audio", "subtitle") and s.codec_context}
+        first: dict[int, list[av.Packet]] = {index: [] for index in streams}
+        with contextlib.suppress(av.FFmpegError):
+            for packet in islice(source.demux(list(streams.values())), _TRIED if streams else 0):
+                if packet.size and packet.dts is not None and len(first[packet.stream_index]) < 3:
+                    first[packet.stream_index].append(packet)
+                if all(len(packets) == 3 for packets in first.values()):
+                    break
+        found = {index: "" for index, stream in streams.items() if _fits(stream, first[index], muxer)}
+        return found | {index: codec for index, stream in streams.items() if index not in found and (codec := _lossless(stream, muxer))}
+
+
+def _fits(stream, packets: Sequence[av.Packet], muxer: str) -> bool:
+    try:
+        trial = av.open(io.BytesIO(), "w", format=muxer)
+        copy = trial.add_stream_from_template(stream)
+        trial.start_encoding()
+        for packet in packets:
+            packet.stream = copy
+            trial.mux_one(packet)
+        trial.close()
+    except (av.FFmpegError, ValueError):
+        return False
+    return True
+
+
+def _lossless(stream, muxer: str) -> str:
+    """The codec that holds an uncompressed stream's values in this container, "" for a stream that is compressed."""
+    context = stream.codec_context
+    if not context.name.startswith("pcm_"):
+        return ""
+    kind = context.format.name.rstrip("p")
+    # LPCM of disks and cameras has 16, 20 or 24 bits; players of .mp4 know FLAC better than PCM
+    deep = kind == "s32" and any(word in context.name for word in ("24", "bluray", "dvd"))
+    if muxer == "mp4" and (kind in ("u8", "s16") or deep) and context.layout.nb_channels <= 8:
+        return "flac"
+    return "pcm_s24le" if deep else _PCM.get(kind, "")
+
+
+def unsupported_sound(clip: Clip, path: Path) -> list[str]:
+    """Codecs of the clip's audio streams if the container of `path` cannot hold any of them, else nothing."""
+    if not clip.sound:
+        return []
+    fitting = ways(clip.path, MUXERS[path.suffix.lower()])
+    with contextlib.closing(open_container(clip.path)) as source:
+        lacking = [name_of(s) for s in source.streams.audio if s.index not in fitting]
+        return lacking if len(lacking) == len(source.streams.audio) else []
+
+
+def check_sound(clip: Clip, label: str, target: Path, options: OutputOptions) -> None:
+    """Refuse a container that takes none of the clip's sound; what is advised instead is tried before. Raises MediaError."""
+    if not (options.audio and (lacking := unsupported_sound(clip, target))):
+        return
+    able = [suffix for suffix in (".mkv", ".mov", ".mp4") if suffix != target.suffix.lower()
+            and suffix in CONTAINERS.get(options.codec, MUXERS) and not unsupported_sound(clip, Path("x" + suffix))]
+    advice = f"choose an output ending in {' or '.join(able)}, or --no-audio" if able else "leave it away with --no-audio"
+    raise MediaError(f"{label}: its sound ({', '.join(lacking)}) cannot be stored in {target.suffix}; {advice}")
+
+
+def name_of(stream) -> str:
+    """A stream's codec."""
+    return stream.codec_context.name if stream.codec_context else "of an unknown kind"
+
+
+def add_converted(output, stream, codec: str):
+    """A stream of `codec` in the output, for what `converted` makes of `stream`."""
+    context = stream.codec_context
+    # some files tell only how many channels there are, which some containers refuse
+    usual = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}.get(context.layout.nb_channels, context.layout.name)
+    layout = usual if context.layout.name.endswith("channels") else context.layout.name
+    copy = output.add_stream(codec, rate=context.sample_rate, layout=layout)
+    kind = context.format.name.rstrip("p")
+    copy.codec_context.format = "s16" if codec == "flac" and kind == "u8" else kind
+    if codec == "flac" and kind == "s32":
+        copy.codec_context.options = {"bits_per_raw_sample": "24"}
+    copy.codec_context.time_base = Fraction(1, context.sample_rate)
+    return copy
+
+
+def converted(clip: Clip, index: int, copy) -> Iterator[Timed]:
+    """The sound of stream `index`, encoded anew into `copy`."""
+    with contextlib.closing(open_container(clip.path)) as source:
+        stream = source.streams[index]
+        decoder, encoder = stream.codec_context, copy.codec_context
+        resampler = av.AudioResampler(encoder.format.name, encoder.layout.name, encoder.sample_rate)
+
+        def encoded(frame: av.AudioFrame | None) -> Iterator[Timed]:
+            for piece in resampler.resample(frame) if frame else [None]:
+                for packet in copy.encode(piece):
+                    yield packet.dts * packet.time_base, 1, packet
+
+        for packet in _audible(source, [stream], clip):
+            with contextlib.suppress(av.FFmpegError):
+                for frame in decoder.decode(packet):
+                    if frame.layout.name != encoder.layout.name:
+                        frame = av.AudioFrame.from_ndarray(frame.to_ndarray(), frame.format.name, encoder.layout.name)
+                        frame.sample_rate = encoder.sample_rate
+                    frame.time_base = Fraction(1, encoder.sample_rate)
+                    frame.pts = round(packet.pts * packet.time_base / frame.time_base)
+                    yield from encoded(frame)
+        yield from encoded(None)
+
+
+def copied(source, copies: dict, clip: Clip) -> Iterator[Timed]:
+    """The packets of the streams in `copies`, each for the stream that takes its place."""
+    for packet in _audible(source, [source.streams[i] for i in copies], clip):
+        when, packet.stream = packet.dts * packet.time_base, copies[packet.stream_index]
+        yield when, 1, packet
+
+
+def _audible(source, streams: Sequence, clip: Clip) -> Iterator[av.Packet]:
+    """The streams' packets that are to be heard or read, at their times in the output."""
+    latest: dict[int, int] = {}
+    before: dict[int, av.Packet] = {}                          # the last one that an edit list hides
+    joins = Joins(source, -1, clip.joins)
+    try:
+        for packet in source.demux(streams):
+            if packet.dts is None or not packet.size:
+                continue
+            joins.correct(packet)
+            index = packet.stream_index
+            if packet.stream.type == "audio":                  # no file takes sound that steps back, as where recordings overlap
+                if packet.dts < latest.get(index, packet.dts):
+                    continue
+                latest[index] = packet.dts
+            back = round(clip.shift / packet.time_base)
+            if packet.pts is not None:
+                packet.pts -= back
+            packet.dts -= back
+            if packet.is_discard:
+                before[index] = packet
+                continue
+            # what is hidden stays hidden, but a decoder needs what comes right before 0 to begin
+            lead = before.pop(index, None)
+            if lead is not None and packet.dts >= 0 and lead.dts + (lead.duration or 0) >= packet.dts:
+                yield lead
+            yield packet
+    except av.FFmpegError:
+        return                                                 # the source breaks off here; the reader has said so
