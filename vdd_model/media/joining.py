@@ -21,6 +21,14 @@ _OWN_PLACE = {"title", "artist", "album", "date", "comment", "copyright", "genre
 _OWN_PLACES = {"mov": _OWN_PLACE | {"make", "model"},
                "mp4": _OWN_PLACE | {"album_artist", "composer", "grouping", "lyrics", "description", "synopsis", "show", "episode_id",
                                     "network", "keywords"}}
+# ISO 639's codes that FFmpeg does not know when it writes .mov, and their older ones, which it does
+_OLDER = dict(pair.split("/") for pair in "sqi/alb hye/arm zho/chi ces/cze nld/dut fra/fre kat/geo deu/ger ell/gre isl/ice mkd/mac msa/may "
+              "fas/per ron/rum slk/slo cym/wel".split())
+
+
+def _tags(track: tuple[tuple[str, str], ...], muxer: str) -> dict[str, str]:
+    """A stream's tags as the container's writer understands them."""
+    return {key: _OLDER.get(value, value) if key == "language" and muxer == "mov" else value for key, value in track}
 
 
 def join(packet_files: Sequence[Path], encoding: Encoding, target: Path, clip: Clip | None, *, audio: bool = True) -> list[str]:
@@ -43,8 +51,8 @@ def join(packet_files: Sequence[Path], encoding: Encoding, target: Path, clip: C
         sources = [_video_packets(packet_files, encoding, stream)]
         if clip and clip.metadata:
             output.metadata.update(dict(clip.metadata))
-        if clip and clip.track:
-            stream.metadata.update(dict(clip.track))
+        if clip:
+            stream.metadata.update(_tags(clip.track, muxer))
         if clip and clip.timecode:
             stream.metadata["timecode"] = clip.timecode        # in .mov and .mp4 this makes a track of it
         if clip and clip.chapters:
@@ -66,7 +74,7 @@ def join(packet_files: Sequence[Path], encoding: Encoding, target: Path, clip: C
                     notes.append(f"its sound ({name_of(other)}) is stored as {codec}, which loses nothing")
                 else:
                     copy = copies[other.index] = output.add_stream_from_template(other)
-                copy.metadata.update(dict(track_tags(other)))
+                copy.metadata.update(_tags(track_tags(other), muxer))
                 with contextlib.suppress(AttributeError):      # PyAV before 14.2 does not know it
                     copy.disposition = getattr(other.disposition, "value", other.disposition)
             if muxer == "matroska" and hasattr(output, "add_attachment"):

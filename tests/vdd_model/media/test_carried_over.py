@@ -53,7 +53,7 @@ def test_plain_tags_stay_where_every_program_looks(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_the_tracks_title_and_language_are_kept(tmp_path, suffix):
-    given = tagged(tmp_path / f"in{suffix}", {}, {"title": "Camera B", "language": "deu"})
+    given = tagged(tmp_path / "in.mp4", {}, {"title": "Camera B", "language": "deu"})
     clip = probe(write_video(tmp_path / f"o{suffix}", read_clip(given), like=probe(given)))
     track = dict(clip.track)
     assert track["title"] == "Camera B" and track["language"] in ("deu", "ger")            # .mov keeps a number, of an older list
