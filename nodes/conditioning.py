@@ -1,8 +1,9 @@
 """Encode Blurred Clip."""
 from __future__ import annotations
 
+import math
+
 import comfy.model_management as mm
-import comfy.utils
 import torch
 from comfy_api.latest import io
 
@@ -10,6 +11,7 @@ from ..vdd_model.errors import UserError
 from ..vdd_model.inference.window import encode_frames, make_tiling, to_pixels
 from . import native
 from .frames import need_numbers_in, rgb_of
+from .progress import Bar
 from .schema import Encoders, schema
 
 
@@ -47,13 +49,17 @@ class EncodeBlurredClip(io.ComfyNode):
         tiling = make_tiling(None, None, height, width, config.divisor)
         native.use([encoders.semantic, encoders.spatial], native.encode_memory(config, tiling, height, width, encoders.dtype))
         need_numbers_in(frames)
-        progress = comfy.utils.ProgressBar(len(frames))
+        padded = [n + -n % config.divisor for n in (height, width)]
+        bar, tiles = Bar(len(frames)), len(tiling.boxes((1, *padded), config.divisor))
+        at_once = tiling.chunk(*(min(n, tiling.tile or n) for n in padded))
         blur, image = [], []
         for part in rgb_of(frames).split(native.FRAMES_PER_CHUNK):
             pixels = to_pixels(list(part), config.divisor, encoders.device)
-            blur.append(encode_frames(encoders.spatial.model, pixels, tiling, mm.throw_exception_if_processing_interrupted).float())
+            bar.begin(len(part), tiles * math.ceil(len(part) / at_once) + 1)
+            blur.append(encode_frames(encoders.spatial.model, pixels, tiling, bar.tick).float())
+            bar.tick()
             image.append(encoders.semantic.model.encoder1.semantic(pixels[0].movedim(1, 0)).float())
-            progress.update(len(part))
+            bar.end()
         home = mm.intermediate_device()
         blur, image = torch.cat(blur, dim=2).to(home), torch.cat(image)[None, None].to(home)
         positive = [[encoders.null_text, {native.BLUR: blur, native.IMAGE: image}]]

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import comfy.model_management as mm
-import comfy.utils
 import torch
 from comfy_api.latest import io
 
@@ -13,6 +12,7 @@ from ..vdd_model.networks.fidelity import BlurGuide
 from . import native
 from .frames import rgb_of
 from .notices import Notices, sampled_by
+from .progress import Bar
 from .schema import advanced, option_input, schema
 
 
@@ -78,22 +78,23 @@ class DecodeDeblurredFrames(io.ComfyNode):
         side = [min(n, tiling.tile or n) for n in padded]
         native.use([vae.patcher, *([encoders.spatial] if fidelity else [])],
                    native.decode_memory(config, min(native.FRAMES_PER_CHUNK, frames), *side, encoders.dtype, fidelity > 0))
-        progress = comfy.utils.ProgressBar(frames)
+        bar, pieces = Bar(frames), len(tiling.boxes((1, *padded), config.divisor))
         alpha = blurred is not None and blurred.shape[-1] == 4
         out = torch.empty(frames, height, width, 3 + alpha, device=mm.intermediate_device())        # once: chunks to join would be it twice
         for start in range(0, frames, native.FRAMES_PER_CHUNK):
             stop = min(start + native.FRAMES_PER_CHUNK, frames)
+            bar.begin(stop - start, pieces)
             latents = z[:, :, start:stop].to(encoders.device) * config.vae.latent_scale
             first, guide = max(0, start - 1), None           # the fidelity branch looks at the neighbouring frames too
             if fidelity:
                 pixels, known = (None if x is None else to_pixels(list(rgb_of(x[first:stop + 1])), config.divisor, encoders.device)
                                  for x in (blurred, prior if model.vae.fusion is not None else None))
                 guide = BlurGuide(pixels, strength=fidelity, detail=sampled, prior=known)
-            decoded = decode_frames(model, latents, guide, start - first, tiling=tiling, tick=mm.throw_exception_if_processing_interrupted)
+            decoded = decode_frames(model, latents, guide, start - first, tiling=tiling, tick=bar.tick)
             need_numbers(decoded, start, encoders.dtype)
             like = list(rgb_of(blurred[start:stop])) if blurred is not None else [decoded.new_empty(height, width, 3)]
             out[start:stop, ..., :3] = to_frames(decoded, like, color, tiling.tile)
-            progress.update(stop - start)
+            bar.end(out[stop - 1, ..., :3])
         if alpha:
             out[..., 3:] = blurred[..., 3:]
         return io.NodeOutput(out)

@@ -1,10 +1,7 @@
 """Compare Deblurring and Synthesize Motion Blur."""
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import comfy.model_management as mm
-import comfy.utils
 import numpy as np
 import torch
 from comfy_api.latest import io, ui
@@ -12,6 +9,7 @@ from comfy_api.latest import io, ui
 from ..vdd_model.errors import UserError
 from ..vdd_model.measure import metrics, report
 from .frames import rgb_of
+from .progress import Bar
 from .schema import schema, seed_input
 
 SMALLEST_COLUMN = 240         # pixels: narrower pictures are enlarged, or their labels would be cut off
@@ -20,17 +18,6 @@ SMALLEST_COLUMN = 240         # pixels: narrower pictures are enlarged, or their
 def _as_image(picture) -> torch.Tensor:
     """A Pillow picture as IMAGE (1, H, W, 3)."""
     return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)[None].to(mm.intermediate_device())
-
-
-def _progress(total: int) -> Callable[[int], None]:
-    """To be called with the number of frames done: moves the host's progress bar and stops when the user cancels."""
-    bar = comfy.utils.ProgressBar(total)
-
-    def progress(done: int) -> None:
-        mm.throw_exception_if_processing_interrupted()
-        bar.update_absolute(done)
-
-    return progress
 
 
 def _table(rows: dict[str, dict[str, float | None]], count: int) -> str:
@@ -77,7 +64,7 @@ class CompareDeblurring(io.ComfyNode):
                             ", ".join(f"{len(c)} of {c.shape[2]} x {c.shape[1]}" for c in clips))
         count = len(clips[0])
         shown = count // 2 if frame < 0 else min(frame, count - 1)
-        scorers, pictures, _, _ = report.compare_frames(*clips, shown=shown, progress=_progress(count))
+        scorers, pictures, _, _ = report.compare_frames(*clips, shown=shown, progress=Bar(count).move)
         rows = {name: scorers[name].result() for name in scorers}
         labels = [f"deblurred  {report.format_value('psnr', rows['output']['psnr'])} dB", "truth"]
         if blurred is not None:
@@ -116,5 +103,5 @@ class SynthesizeMotionBlur(io.ComfyNode):
     @classmethod
     def execute(cls, image, frames, strength, seed) -> io.NodeOutput:
         from ..vdd_model.measure.motion import camera_shake
-        blurred, sharp = camera_shake(rgb_of(image[:1])[0].cpu(), frames, strength, seed, progress=_progress(frames))
+        blurred, sharp = camera_shake(rgb_of(image[:1])[0].cpu(), frames, strength, seed, progress=Bar(frames).move)
         return io.NodeOutput(*(clip.to(mm.intermediate_device()) for clip in (blurred, sharp)))

@@ -312,6 +312,26 @@ def test_compare_and_synthesize(pack):
         pack.nodes["VDDCompare"].execute(sharp, sharp[:2])
 
 
+def test_the_bar_moves_by_parts_of_frames(pack, vae_and_encoders, monkeypatch):
+    """With every tile; pictures of decoded frames come with it, and Cancel is looked at each time."""
+    vae, encoders = vae_and_encoders
+    bar, looked = pack.host["comfy.utils"].ProgressBar, []
+    monkeypatch.setattr(pack.host["comfy.model_management"], "throw_exception_if_processing_interrupted", lambda: looked.append(1))
+    monkeypatch.setattr(pack.module("nodes.progress"), "PREVIEW_SECONDS", 0.0)
+    clip = torch.rand(6, 64, 64, 3)
+    runs = {"encode": lambda: pack.nodes["VDDEncodeClip"].execute(clip, encoders, vae),
+            "decode": lambda: pack.nodes["VDDDecode"].execute({"samples": torch.zeros(1, 4, 6, 16, 16)}, vae, clip, tile=32,
+                                                              tile_overlap=16)}
+    for name, run in runs.items():
+        bar.reported.clear()
+        looked.clear()
+        run()
+        moves = [value for value, *_ in bar.reported]
+        assert moves == sorted(moves) and moves[-1] == 600 == bar.reported[0][1] and len(looked) >= len(moves)
+        assert len(set(moves)) >= (5 if name == "encode" else 18), moves
+        assert sum(preview is not None for *_, preview in bar.reported) == (0 if name == "encode" else 2)
+
+
 def test_the_comparison_of_small_frames_can_be_read(pack):
     """Wide enough for its labels and the error map's scale; the table is in columns also as plain text."""
     photo = torch.rand(1, 60, 100, 3, generator=torch.Generator().manual_seed(1))
@@ -326,7 +346,7 @@ def test_synthesizing_can_be_cancelled_and_shows_progress(pack, monkeypatch):
     bar = pack.host["comfy.utils"].ProgressBar
     bar.reported.clear()
     node.execute(photo, 3, 4.0, 2**64 - 1)                                    # the largest seed of the widget
-    assert [report[:2] for report in bar.reported] == [(1, 3), (2, 3), (3, 3)]
+    assert [report[:2] for report in bar.reported] == [(100, 300), (200, 300), (300, 300)]
 
     def cancel():
         raise Cancelled

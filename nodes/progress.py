@@ -1,0 +1,45 @@
+"""The host's progress bar, moved by parts of a frame; it passes Cancel on."""
+from __future__ import annotations
+
+import time
+
+import comfy.model_management as mm
+import comfy.utils
+
+from ..vdd_model.measure.report import to_image
+
+PARTS = 100                   # of a frame: what the bar counts
+PREVIEW_SIZE = 512
+PREVIEW_SECONDS = 0.25        # between two previews at least
+
+
+class Bar:
+    """A bar over `total` frames. Each `tick` says that one of the pieces of work on the frames under way is about to begin."""
+
+    def __init__(self, total: int):
+        self.bar, self.total = comfy.utils.ProgressBar(total * PARTS), total
+        self.done, self.shown = 0, 0.0
+        self.begin(0, 1)
+
+    def begin(self, frames: int, pieces: int) -> None:
+        """So many frames, done in so many pieces, come next."""
+        self.frames, self.pieces, self.count = frames, pieces, 0
+
+    def tick(self) -> None:
+        """Raises what the host stops a run with, once the user has asked for it."""
+        self.move(self.done + self.frames * min(self.count / self.pieces, 1.0))
+        self.count += 1
+
+    def end(self, picture=None) -> None:
+        """The frames are done; a picture (H, W, 3) in [0, 1] of them is shown."""
+        self.done += self.frames
+        self.frames = 0
+        self.move(self.done, picture)
+
+    def move(self, position: float, picture=None, total: int | None = None) -> None:
+        """Go to this place, in frames."""
+        mm.throw_exception_if_processing_interrupted()
+        preview = None
+        if picture is not None and time.monotonic() - self.shown >= PREVIEW_SECONDS:
+            preview, self.shown = ("JPEG", to_image(picture), PREVIEW_SIZE), time.monotonic()
+        self.bar.update_absolute(round(position * PARTS), (total or self.total) * PARTS, preview)
