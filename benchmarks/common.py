@@ -5,6 +5,7 @@ import argparse
 import functools
 import gc
 import json
+import math
 import os
 import platform
 import statistics
@@ -123,6 +124,11 @@ def of_ceiling(flops: float, seconds: float, dtype: str, device: str = "cpu") ->
         return {"GFLOP/s": flops / seconds / 1e9, "of ceiling": NOT_MEASURED}
     best = max(found[f"matmul {dtype}"], found[f"conv {dtype}"])
     return {"GFLOP/s": flops / seconds / 1e9, "of ceiling": f"{100 * flops / seconds / 1e9 / best:.0f} %"}
+
+
+def decibel(error: float) -> float:
+    """PSNR in dB of a mean square error of values in [0, 1]."""
+    return -10 * math.log10(error) if error else math.inf
 
 
 def cpu_name() -> str:

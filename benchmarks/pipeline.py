@@ -1,6 +1,7 @@
 """The whole way, file to file: seconds and peak memory of `small` by stage, and how both grow with steps, pixels and frames.
 
     python -m benchmarks.pipeline [--full] [--device cpu] [--checkpoint small]
+    python -m benchmarks.pipeline --against CHECKOUT        # beside another build: see benchmarks/against.py
 
 Each case runs in a process of its own, as `vdd deblur` would, after a warm-up run (none for 1080p, and without --full for 480p and
 720p). Reading and writing happen in threads beside the model: their seconds are those they were busy, and overlap with the others'.
@@ -22,11 +23,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import common
+from benchmarks import against, common
+from benchmarks.against import SIZES
 
 STAGES = ("read", "encode", "denoise", "decode", "colour", "write")
 BESIDE = ("read", "write")                # in threads of their own
-SIZES = {"256": (256, 256), "480p": (854, 480), "720p": (1280, 720), "1080p": (1920, 1080)}
 
 
 @dataclass(frozen=True)
@@ -241,6 +242,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--checkpoint", default="small")
     parser.add_argument("--out", type=Path, default=common.RESULTS)
+    parser.add_argument("--against", metavar="CHECKOUT", help="a folder with another build, or a revision of this repository")
+    parser.add_argument("--sizes", nargs="+", default=["720p", "1080p"], choices=list(SIZES))
+    parser.add_argument("--frames", type=int, default=8)
+    parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"))
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.child:
@@ -248,6 +254,8 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps(run_case(Case(**request["case"]), Path(request["clip"]), Path(request["folder"]), request["checkpoint"],
                                   request["device"])))
         return
+    if arguments.against:
+        return against.main(arguments)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, what = common.checkpoint_file(folder, arguments.checkpoint)
         found = tables(plan(arguments.full, arguments.device), Path(folder), checkpoint, arguments.device)

@@ -1,0 +1,113 @@
+"""This build beside another one, file to file: their processes run in turn, so that a slow minute of the machine hits both.
+
+    python -m benchmarks.pipeline --against CHECKOUT [--sizes 256 720p 1080p] [--frames 8] [--dtypes float32 bfloat16] [--repeats 3]
+
+CHECKOUT: a folder with another state of this repository, or a commit or tag of this one (checked out aside for the while). Each process
+is `vdd deblur` in one step without a prior, as its users run it; its peak resident set is the system's figure. "agree dB" is the PSNR of
+one build's frames against the other's. The seconds of a frame are also given as copies of its float32 values in memory, and its
+arithmetic as a share of the machine's convolution ceiling.
+"""
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks import common
+from benchmarks.memory import run as run_process
+
+HERE = Path(__file__).resolve().parents[1]
+SIZES = {"256": (256, 256), "480p": (854, 480), "720p": (1280, 720), "1080p": (1920, 1080), "4k": (3840, 2160)}
+
+
+@contextlib.contextmanager
+def checkout(place: str) -> Iterator[Path]:
+    """The folder of another build: `place` itself, or a temporary checkout of the revision that it names. Raises SystemExit."""
+    if (Path(place) / "vdd_model").is_dir():
+        yield Path(place).resolve()
+        return
+    git = ["git", "-C", str(HERE), "worktree"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "build"
+        if subprocess.run([*git, "add", "--quiet", "--detach", str(path), place]).returncode:
+            sys.exit(f"{place} is neither a folder with this project nor a revision of it")
+        try:
+            yield path
+        finally:
+            subprocess.run([*git, "remove", "--force", str(path)], check=True)
+
+
+def last_tag() -> str | None:
+    """The newest tag behind this state of the repository, None where there is none."""
+    done = subprocess.run(["git", "-C", str(HERE), "describe", "--tags", "--abbrev=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                          text=True)
+    return done.stdout.strip() or None
+
+
+def deblur(build: Path, clip: Path, target: Path, dtype: str, checkpoint: str) -> tuple[float, float]:
+    """Seconds that a build says it took for the clip (its own start left aside), and the peak resident set of its process in MB."""
+    said = target.with_suffix(".said")
+    command = (f'cd "{build}" && exec "{sys.executable}" -m vdd_model deblur "{clip}" -o "{target}" --checkpoint "{checkpoint}" --force '
+               f'--quiet --device cpu --dtype {dtype} --codec ffv1 >"{said}"')
+    peak, _ = run_process(["/bin/sh", "-c", command])
+    return float(re.search(r"in ([\d.]+) s", said.read_text())[1]), peak
+
+
+def psnr(a: Path, b: Path) -> float:
+    """PSNR in dB of one file's frames against the other's, both read a frame at a time."""
+    from vdd_model.media.video import probe, read
+    errors = [float((x.rgb - y.rgb).double().square().mean()) for x, y in zip(read(probe(a)), read(probe(b)), strict=True)]
+    return common.decibel(sum(errors) / len(errors))
+
+
+@functools.cache
+def flops_per_pixel(checkpoint: str) -> float:
+    """FLOPs of the picture path, by pixel: encoder 2, decoder and fidelity branch."""
+    from vdd_model.inference.pipeline import Deblurrer
+    frames = torch.rand(4, 128, 128, 3)
+    model = Deblurrer(checkpoint, device="cpu", dtype=torch.float32).model      # as a model, nothing of it is fused: all is counted
+    return common.count_flops(lambda: Deblurrer(model, device="cpu").deblur(frames)) / frames[..., 0].numel()
+
+
+def rows(build: Path, sizes: Sequence[str], frames: int, dtypes: Sequence[str], repeats: int, checkpoint: str) -> list[dict]:
+    """One row for each size and type: medians of both builds, ratios of today's to the other's."""
+    found = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for size in sizes:
+            width, height = SIZES[size]
+            clip = folder / f"{size}.mp4"
+            subprocess.run([sys.executable, "-c", "import sys; from pathlib import Path; from benchmarks.memory import make_clip; "
+                            "make_clip(Path(sys.argv[1]), *map(int, sys.argv[2:]))", str(clip), *map(str, (frames, width, height))],
+                           check=True, cwd=HERE)
+            for dtype in dtypes:
+                targets = folder / "other.mkv", folder / "today.mkv"
+                runs = [[deblur(place, clip, target, dtype, checkpoint) for place, target in zip((build, HERE), targets)]
+                        for _ in range(repeats)]
+                (was, peak_was), (now, peak) = ([common.Timing(tuple(run[i][k] for run in runs)).median for k in (0, 1)] for i in (0, 1))
+                ceilings, pixels = common.ceilings(), width * height
+                found.append({
+                    "clip": f"{frames} x {width} x {height}", "type": dtype, "runs": repeats, "other s": was, "today s": now,
+                    "time": now / was, "other MB": peak_was, "today MB": peak, "memory": peak / peak_was,
+                    "agree dB": psnr(*targets), "s per frame": now / frames,
+                    "copies of a frame": now / frames / (2 * pixels * 12 / ceilings["copy"] / 1e9),
+                    "of conv ceiling": f"{flops_per_pixel(checkpoint) * pixels * frames / now / ceilings[f'conv {dtype}'] / 1e7:.0f} %"})
+                print(" ".join(f"{key} {common.cell(value)}" for key, value in found[-1].items()), file=sys.stderr, flush=True)
+    return found
+
+
+def main(arguments) -> None:
+    """`benchmarks.pipeline --against`."""
+    with checkout(arguments.against) as build, tempfile.TemporaryDirectory() as folder:
+        checkpoint, what = common.checkpoint_file(folder, arguments.checkpoint)
+        found = rows(build, arguments.sizes, arguments.frames, arguments.dtypes or common.computed_types(), arguments.repeats, checkpoint)
+        head = subprocess.run(["git", "-C", str(build), "describe", "--always", "--tags"], stdout=subprocess.PIPE, text=True).stdout.strip()
+        common.write("against", found, {"checkpoint": what, "the other build": head or os.path.basename(build)}, folder=arguments.out)
