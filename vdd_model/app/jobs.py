@@ -309,7 +309,7 @@ def _work(job: Job, clip: Clip, sink, stop: int | None, make_deblurrer: Callable
     bad: list[int] = []
     beyond: list[int] = []
     frame_bytes = clip.width * clip.height * 12
-    ahead = read_ahead(reader, min(16, max(2, READ_AHEAD_BYTES // frame_bytes)))
+    ahead = read_ahead(reader, min(16, max(1, READ_AHEAD_BYTES // frame_bytes)))
     floating = "f32" in clip.pix_fmt or "f16" in clip.pix_fmt
 
     def feed() -> Iterator[torch.Tensor]:
@@ -336,7 +336,7 @@ def _work(job: Job, clip: Clip, sink, stop: int | None, make_deblurrer: Callable
             for chunk in deblurrer.stream(frames, options, first_frame=first, input_start=start, total=clip.num_frames, notice=say):
                 chunk = chunk[:None if stop is None else stop - done]
                 sides = [waiting.popleft() for _ in range(len(chunk))]
-                writer.put(chunk.float().clamp(0, 1).cpu().numpy(), [a for a, _ in sides], [t for _, t in sides])
+                writer.put(chunk.float().clamp_(0, 1).cpu().numpy(), [a for a, _ in sides], [t for _, t in sides])
                 done += len(chunk)
                 progress.update(done)
                 if done == stop:

@@ -1,7 +1,8 @@
-"""The fidelity branch's blocks on a CPU, a strip of rows at a time: between one layer and the next a strip stays in the cache.
+"""The fidelity branch on a CPU, its blocks a strip of rows at a time: between one layer and the next a strip stays in the cache.
 
 Layer after layer over whole frames, a block waits for memory more than it computes. Here its norms' weights become part of the layers
-behind them, its pointwise convolutions are oneDNN's products, gates and sums included; the result agrees with the layers' to rounding.
+behind them, its pointwise convolutions are oneDNN's products, gates and sums included, and nothing is joined or enlarged before it is
+multiplied; the result agrees with the layers' to rounding.
 """
 from __future__ import annotations
 
@@ -9,19 +10,50 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..networks.fidelity import GatedBlock
+from ..networks.fidelity import FidelityBranch, GatedBlock
 from .onednn import _onednn, _product, supports
 
 STRIP_BYTES = 2**20             # of a block's widest tensor, for each thread: about the cache that a core has for itself
 
 
 def in_strips(model: nn.Module) -> nn.Module:
-    """Let all `GatedBlock`s of a float32 or bfloat16 model on a CPU run in strips. Their weights are taken as they are now: the model is
-    for inference from here on. Where oneDNN does not compute in the type, nothing changes. Returns the model."""
-    for block in model.modules():
-        if isinstance(block, GatedBlock) and block.expand.weight.device.type == "cpu" and supports(block.expand.weight.dtype):
-            block.forward = _Strips(block)
+    """Let all fidelity branches and `GatedBlock`s of a float32 or bfloat16 model on a CPU run in strips. Their weights are taken as they
+    are now: the model is for inference from here on. Where oneDNN does not compute in the type, nothing changes. Returns the model."""
+    for module in model.modules():
+        fast = {FidelityBranch: _Branch, GatedBlock: _Strips}.get(type(module))
+        weight = next(module.parameters(), None) if fast else None
+        if fast and weight.device.type == "cpu" and supports(weight.dtype):
+            module.forward = fast(module)
     return model
+
+
+def _plainly(module: nn.Module, x: Tensor) -> bool:
+    """Whether the module's own layers are to be called for x."""
+    return torch.is_grad_enabled() or x.dtype != next(module.parameters()).dtype or torch.is_autocast_enabled("cpu")
+
+
+class _Branch:
+    """`forward` of the fidelity branch."""
+
+    def __init__(self, branch: FidelityBranch):
+        self.branch = branch
+
+    def __call__(self, decoder_features: list[Tensor], encoder_features: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """As the branch's own."""
+        branch = self.branch
+        if _plainly(branch, decoder_features[0]):
+            return type(branch).forward(branch, decoder_features, encoder_features)
+        state = None
+        for join, blocks, *parts in zip(branch.join, branch.levels, decoder_features, reversed(encoder_features)):
+            parts += [] if state is None else [state]
+            weights = [w.contiguous() for w in join.weight[:, :, 0, 0].split([part.shape[1] for part in parts], dim=1)]
+            rows = _product(weights[1], None, _rows(parts[1]), _product(weights[0], join.bias, _rows(parts[0])))
+            if state is not None:                              # enlarging comes behind the product, which is the same
+                count, height, width, channels = rows.shape
+                below = _product(weights[2], None, _rows(state))
+                rows.view(count, height // 2, 2, width // 2, 2, channels).add_(below[:, :, None, :, None])
+            state = blocks(rows.permute(0, 3, 1, 2))
+        return F.pixel_shuffle(branch.head(state), branch.patch_size), state
 
 
 class _Strips:
@@ -37,9 +69,9 @@ class _Strips:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The block's output for x (N, C, H, W), channels-last."""
-        if torch.is_grad_enabled() or x.dtype != self.block.expand.weight.dtype or torch.is_autocast_enabled("cpu"):
+        if _plainly(self.block, x):
             return type(self.block).forward(self.block, x)
-        images, height, width = x.permute(0, 2, 3, 1).contiguous(), *x.shape[2:]
+        images, height, width = _rows(x), *x.shape[2:]
         out, halo = torch.empty_like(images), self.block.depthwise.padding[0]
         rows = max(4, torch.get_num_threads() * STRIP_BYTES // (width * 2 * self.channels * x.element_size()))
         for image, result in zip(images, out):
@@ -63,6 +95,11 @@ class _Strips:
         gate, bias = self.value
         h = _onednn._linear_pointwise.binary(h, _product(*self.gate, h), gate, bias, "mul")
         return _product(*self.ff_out, h, x)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, H, W, C), one after the other in memory."""
+    return x.permute(0, 2, 3, 1).contiguous()
 
 
 def _behind(norm: nn.LayerNorm, layer: nn.Conv2d) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,13 +26,19 @@ def wavelet_color_transfer(output: Tensor, reference: Tensor, levels: int = LEVE
     """
     if levels < REDUCED_LEVELS:
         raise ValueError(f"levels must be at least {REDUCED_LEVELS}, not {levels}")
-    change = reference - output
-    drift = low_frequencies(change, levels)
-    energy = low_frequencies(change.square_().mean(dim=1, keepdim=True), levels) - drift.square().mean(dim=1, keepdim=True)
-    explained = EXPLAINED * energy.clamp_(min=0).sqrt_() + ROUNDING
-    beyond = (drift.abs() / explained - 1).clamp_(0, 1)
-    drift *= beyond.square() * (3 - 2 * beyond)
-    return F.interpolate(drift, size=output.shape[-2:], mode="bilinear", align_corners=False).add_(output)
+    drifts, energies = [], []
+    for channel in range(output.shape[1]):                      # one at a time: large frames have no room for copies
+        change = reference[:, channel:channel + 1] - output[:, channel:channel + 1]
+        drifts.append(low_frequencies(change, levels))
+        energies.append(low_frequencies(change.square_(), levels) - drifts[-1].square())
+    explained = EXPLAINED * torch.cat(energies, dim=1).mean(dim=1, keepdim=True).clamp_(min=0).sqrt_() + ROUNDING
+    result = torch.empty_like(output)
+    for channel, drift in enumerate(drifts):
+        beyond = (drift.abs() / explained - 1).clamp_(0, 1)
+        drift *= beyond.square() * (3 - 2 * beyond)
+        enlarged = F.interpolate(drift, size=output.shape[-2:], mode="bilinear", align_corners=False)
+        torch.add(output[:, channel:channel + 1], enlarged, out=result[:, channel:channel + 1])
+    return result
 
 
 def low_frequencies(x: Tensor, levels: int = LEVELS) -> Tensor:

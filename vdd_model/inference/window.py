@@ -241,10 +241,11 @@ def to_frames(pixels: Tensor, blurred: Sequence[Tensor], color: str = "wavelet",
     they were computed in, 0 for whole frames.
     """
     height, width = blurred[0].shape[:2]
-    x = pixels[0, :, :, :height, :width].transpose(0, 1).float() * 0.5 + 0.5
+    x = (pixels[0, :, :, :height, :width].transpose(0, 1).float() * 0.5).add_(0.5)
     if color == "wavelet":
-        reference = torch.stack([frame.to(x) for frame in blurred]).movedim(3, 1)
-        x = wavelet_color_transfer(x, reference, levels_for(tile))
+        reference = [frame.to(x) for frame in blurred]
+        reference = reference[0][None] if len(reference) == 1 else torch.stack(reference)      # of one large frame no copy
+        x = wavelet_color_transfer(x, reference.movedim(3, 1), levels_for(tile))
     return x.clamp_(0, 1).movedim(1, 3).contiguous().cpu()
 
 

@@ -105,7 +105,7 @@ def blend(pieces: Sequence[Box], compute: Callable[[Box], Tensor]) -> Tensor:
         weight = box_weight(box, part.device)
         box.of(total).add_(part * weight)
         box.of(norm).add_(weight)
-    return (total / norm).to(part.dtype)
+    return total.div_(norm).to(part.dtype)
 
 
 def time_windows(total: int, window: int, overlap: int) -> list[tuple[int, int]]:

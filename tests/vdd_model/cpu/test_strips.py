@@ -7,7 +7,8 @@ from torch import nn
 
 from vdd_model.cpu import strips
 from vdd_model.cpu.onednn import supports
-from vdd_model.networks.fidelity import GatedBlock
+from vdd_model.config import AutoencoderConfig, FidelityConfig
+from vdd_model.networks.fidelity import FidelityBranch, GatedBlock
 
 
 def block(channels: int, dtype: torch.dtype) -> GatedBlock:
@@ -44,3 +45,24 @@ def test_gradients_go_through_the_layers():
     x = torch.randn(1, 8, 6, 5, requires_grad=True)
     assert torch.equal(fast(x), plain(x)) and fast(x).requires_grad
     assert set(fast.state_dict()) == set(plain.state_dict())
+
+
+@pytest.mark.parametrize("dtype, least", [(torch.float32, 110), (torch.bfloat16, 40)])
+def test_the_branch_equals_its_layers(dtype, least):
+    """All levels with their joins; the features lie in memory as the networks leave them in this type."""
+    if not supports(dtype):
+        pytest.skip(f"oneDNN does not compute in {dtype} here")
+    torch.manual_seed(0)
+    vae = AutoencoderConfig(channels=16, channel_mult=(1, 2), patch_size=2, norm_groups=8)
+    plain = FidelityBranch(FidelityConfig(channels=(24, 16), blocks=(2, 1)), vae, nn).requires_grad_(False)
+    plain.head.weight.normal_(std=0.1)
+    decoded = [torch.randn(2, 32, 6, 10), torch.randn(2, 16, 12, 20)]
+    encoded = [torch.randn(2, 16, 12, 20), torch.randn(2, 96, 6, 10)]
+    fast = strips.in_strips(copy.deepcopy(plain).to(dtype))
+    layout = torch.contiguous_format if dtype == torch.float32 else torch.channels_last
+    exact = copy.deepcopy(plain.to(dtype)).double()([x.to(dtype).double() for x in decoded], [x.to(dtype).double() for x in encoded])
+    with torch.no_grad():
+        found = fast(*([x.to(dtype).contiguous(memory_format=layout) for x in features] for features in (decoded, encoded)))
+    for ours, true in zip(found, exact, strict=True):
+        assert ours.dtype == dtype and ours.shape == true.shape
+        assert -10 * ((ours.double() - true).square().mean() / true.square().mean()).log10() > least
