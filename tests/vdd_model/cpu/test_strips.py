@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from vdd_model.config import AutoencoderConfig, FidelityConfig
 from vdd_model.cpu import strips
 from vdd_model.cpu.onednn import supports
-from vdd_model.config import AutoencoderConfig, FidelityConfig
 from vdd_model.networks.fidelity import FidelityBranch, GatedBlock
 
 
