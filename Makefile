@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo prior test parity lint bench score clean
+.PHONY: demo prior test parity lint bench gpu score clean
 
 demo: $(STAMP)
 	$(BIN)/python -m vdd_model.app.demo --out outputs
@@ -38,6 +38,12 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+
+# Everything that needs a GPU, in under 8 minutes; DEVICE=cpu runs what can run without one.
+DEVICE ?= cuda
+
+gpu: $(STAMP)
+	$(BIN)/python -m benchmarks.gpu --device $(DEVICE)
 
 score: $(STAMP)
 	$(BIN)/python -m benchmarks.score
