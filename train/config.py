@@ -10,6 +10,8 @@ import yaml
 
 from vdd_model.config import ConfigError, ModelConfig, from_dict, preset
 
+from .synthesis.config import BlurConfig
+
 KINDS = ("autoencoder", "denoiser", "stage1", "stage2", "stage3")
 
 # What each kind of stage trains when `trainable` is left empty: prefixes of the model's parameter names.
@@ -70,7 +72,7 @@ class StageConfig:
     compile: bool = True                  # false: eager in a run that compiles, for a stage too short to win back what compiling takes
     denoise: bool = True                  # stage 3: latents from the UNet; false: without it, at last_timestep 1 encoder 2's own (cheap)
     rescale: bool = False                 # before it, scale the latents to what encoder 2's estimate leaves open (stages.rescale_latents)
-    blur: dict[str, object] = field(default_factory=dict)   # keys of train.synthesis.scene.BlurConfig that differ in this stage
+    blur: dict[str, object] = field(default_factory=dict)   # keys of BlurConfig (train.synthesis.config) that differ in this stage
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class DataConfig:
     blur_folder: str = "blur"             # GoPro's layout: blur (the plain average, as in papers) or blur_gamma
     samples: int = 0                      # 0: a fresh sample every time; n: n fixed samples, repeated (then latents are cached)
     workers: int = 0                      # batches prepared ahead, in threads
-    blur: dict[str, object] = field(default_factory=dict)   # train.synthesis.scene.BlurConfig
+    blur: dict[str, object] = field(default_factory=dict)   # BlurConfig (train.synthesis.config)
 
 
 @dataclass(frozen=True)
@@ -199,10 +201,8 @@ def check(config: TrainConfig) -> TrainConfig:
     return config
 
 
-def blur_config(config: TrainConfig, stage: StageConfig | None = None):
-    """train.synthesis.scene.BlurConfig of the run, with the stage's changes. Raises ConfigError."""
-    from .synthesis.scene import BlurConfig
-
+def blur_config(config: TrainConfig, stage: StageConfig | None = None) -> BlurConfig:
+    """BlurConfig of the run, with the stage's changes. Raises ConfigError."""
     return from_dict(BlurConfig, {**config.data.blur, **(stage.blur if stage else {})}, "blur.")
 
 

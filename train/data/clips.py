@@ -14,6 +14,7 @@ from typing import NamedTuple
 import einops
 import numpy as np
 import torch
+from kornia.color import rgb_to_linear_rgb
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -218,7 +219,7 @@ class VideoClips(RecordedClips):
         if cut := scene_cut(frames):
             raise SceneCut(f"before frame {start + cut}")
         linear = rng.random() < config.linear and not gopro
-        light = camera.srgb_to_linear(frames) if linear else frames
+        light = rgb_to_linear_rgb(frames) if linear else frames
         centres = [reach + j * interval for j in range(num_frames)]
         flows: dict[int, Tensor] = {}
         sharp = frames[centres]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from kornia.color import linear_rgb_to_rgb, rgb_to_linear_rgb
 from torch import Tensor
 
 from . import camera
@@ -107,7 +108,7 @@ def _compose_sharp(textures: Sequence[Tensor], matrices: Sequence[np.ndarray], s
     layers are still laid over each other in the clip's own light, as in its blurred frames."""
     def colour(x: Tensor) -> Tensor:
         """sRGB values -> the light that the clip is averaged in."""
-        return camera.srgb_to_linear(x.clamp_(0, 1)) if linear else x.clamp_(0, 1)
+        return rgb_to_linear_rgb(x.clamp_(0, 1)) if linear else x.clamp_(0, 1)
 
     image = colour(_warp(textures[0], matrices[0], (0, 0, size, size), "bicubic", "border", relief))
     for layer, m in zip(textures[1:], matrices[1:]):
@@ -122,10 +123,11 @@ def _compose_sharp(textures: Sequence[Tensor], matrices: Sequence[np.ndarray], s
 def render(sample: Plan, photos: Sequence[Tensor], size: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """(blurred, sharp) of one sample, both (3, F, size, size) float32 in [0, 1]; blurred is rounded to 8 bits."""
     textures = [sample.background, *sample.layers]
-    codes = torch.arange(256) / 255
-    light = camera.srgb_to_linear(codes) * sample.exposure
+    codes = (torch.arange(256) / 255).expand(3, 1, -1)
+    light = rgb_to_linear_rgb(codes) * sample.exposure
     light = light + sample.highlight * ((codes - 0.94) / 0.06).clamp(0, 1)     # light that the photograph clipped
-    table = camera.linear_to_srgb(light.clamp(0, 1)).to(device, non_blocking=True)     # a plain copy waits for all that is queued there
+    table, light = linear_rgb_to_rgb(light.clamp(0, 1))[0, 0], light[0, 0]
+    table = table.to(device, non_blocking=True)          # a plain copy waits for all that is queued there
     table_light = light.to(device, non_blocking=True) if sample.linear else table
 
     sharp_textures, light_textures = [], []
@@ -153,7 +155,7 @@ def render(sample: Plan, photos: Sequence[Tensor], size: int, device: torch.devi
                         for part in parts)
             torch.div(total, count, out=blurred[j])
     if layered:
-        sharp = camera.linear_to_srgb(sharp)
+        sharp = linear_rgb_to_rgb(sharp)
     blurred = camera.degrade(blurred, sample.linear, **sample.camera)
     return blurred.transpose(0, 1), sharp.transpose(0, 1)
 

@@ -3,28 +3,17 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from kornia.color import linear_rgb_to_rgb, rgb_to_linear_rgb
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .scene import BlurConfig
+from .config import BlurConfig
 
 CLEAN: dict = {"noise": None, "quality": None, "crf": None}      # arguments of `degrade`: neither noise nor a codec
 NOISE_BANK = 1 << 22      # normals drawn once; every frame reads a stretch of them from a random place
-
-
-def srgb_to_linear(x: Tensor) -> Tensor:
-    """sRGB's decoding curve (IEC 61966-2-1) on values in [0, 1]."""
-    return torch.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055).clamp_min(0) ** 2.4)
-
-
-def linear_to_srgb(x: Tensor) -> Tensor:
-    """sRGB's encoding curve, inverse of `srgb_to_linear`."""
-    return torch.where(x <= 0.0031308, x * 12.92, 1.055 * x.clamp_min(0.0031308) ** (1 / 2.4) - 0.055)
 
 
 def _like(values, like: Tensor) -> Tensor:
@@ -145,8 +134,8 @@ def degrade(light: Tensor, linear: bool, *, noise: dict | None, quality: float |
     """From averaged light to a file's frames: sensor noise, sRGB, codec, 8 bits. (F, 3, H, W), linear light or sRGB -> sRGB."""
     light = light.clamp(0, 1)
     if noise is not None:
-        light = bayer_noise(light if linear else srgb_to_linear(light), **noise).clamp_(0, 1)
-    srgb = linear_to_srgb(light) if linear or noise is not None else light
+        light = bayer_noise(light if linear else rgb_to_linear_rgb(light), **noise).clamp_(0, 1)
+    srgb = linear_rgb_to_rgb(light) if linear or noise is not None else light
     if crf is not None:
         srgb = h264(srgb, crf)
     elif quality is not None:

@@ -1,6 +1,7 @@
 """Quality measures for frames (F, H, W, 3) RGB in [0, 1]. Every function returns one float64 value per frame (or pair of frames).
 
-PSNR and SSIM compare 8-bit pictures, as papers do: frames are clamped and rounded to 255 levels first.
+PSNR and SSIM compare 8-bit pictures, as papers do: frames are clamped and rounded to 255 levels first. They are kornia's, which is imported
+when the first one is asked for.
 """
 from __future__ import annotations
 
@@ -8,10 +9,12 @@ import functools
 import importlib.util
 import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from .flow import dense_flow, warp
@@ -48,83 +51,62 @@ def _pair(output: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     return to_levels(output), to_levels(truth)
 
 
+def _framewise(measure: Callable[[Tensor, Tensor], Tensor], output: Tensor, truth: Tensor) -> Tensor:
+    """`measure` of levels (1, 3, H, W), frame by frame: the maps of one frame are all that is in memory."""
+    return torch.stack([measure(*(rearrange(x, "h w c -> 1 c h w") for x in pair)) for pair in zip(*_pair(output, truth))])
+
+
 def psnr(output: Tensor, truth: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB per frame (F,), over the three channels of 8-bit RGB; infinite for equal frames."""
-    a, b = _pair(output, truth)
-    return 10 * torch.log10(255.0**2 / (a - b).square().mean(dim=(1, 2, 3)))
+    from kornia.metrics import psnr
 
-
-@functools.lru_cache(maxsize=8)
-def gaussian_kernel(sigma: float, radius: int) -> Tensor:
-    """Normalised samples of a Gaussian (2 radius + 1,), float64."""
-    x = torch.arange(-radius, radius + 1, dtype=torch.float64)
-    weights = torch.exp(-x.square() / (2 * sigma**2))
-    return weights / weights.sum()
-
-
-def _smooth(x: Tensor, kernel: Tensor) -> Tensor:
-    """Separable smoothing of the last two axes of (N, C, H, W), without padding: each shrinks by 2 radius."""
-    weights = kernel.tolist()
-    for dim in (-2, -1):                                     # shifted sums: eight times faster than a float64 convolution on a CPU
-        length = x.shape[dim] - len(weights) + 1
-        total = x.narrow(dim, 0, length) * weights[0]
-        for shift, weight in enumerate(weights[1:], 1):
-            total.add_(x.narrow(dim, shift, length), alpha=weight)
-        x = total
-    return x
-
-
-def _ssim_map(a: Tensor, b: Tensor, smooth) -> Tensor:
-    """SSIM of 8-bit levels with K = (0.01, 0.03), biased (population) covariances (Wang et al. 2004)."""
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    mu_a, mu_b, aa, bb, ab = smooth(torch.cat([a, b, a * a, b * b, a * b], dim=1)).chunk(5, dim=1)
-    var_a, var_b, cov = aa - mu_a**2, bb - mu_b**2, ab - mu_a * mu_b
-    return (2 * mu_a * mu_b + c1) * (2 * cov + c2) / ((mu_a**2 + mu_b**2 + c1) * (var_a + var_b + c2))
-
-
-def _framewise(function, output: Tensor, truth: Tensor) -> Tensor:
-    """`function` of (1, 3, H, W) levels, frame by frame: the maps of one frame are all that is in memory."""
-    a, b = _pair(output, truth)
-    return torch.stack([function(x.movedim(-1, 0)[None], y.movedim(-1, 0)[None]) for x, y in zip(a, b)])
+    return _framewise(lambda a, b: psnr(a, b, 255.0), output, truth)
 
 
 def ssim_gaussian(output: Tensor, truth: Tensor) -> Tensor:
     """SSIM of the Gaussian family, per frame (F,): window 11 x 11, sigma 1.5, every channel alone, mean over channels and whole windows.
 
-    Equals scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255,
-    channel_axis=-1)` and kornia's `ssim(window_size=11, padding="valid")` on 8-bit frames. Frames need 11 pixels a side.
+    kornia's `ssim(window_size=11, padding="valid")`, which equals scikit-image's `structural_similarity(gaussian_weights=True, sigma=1.5,
+    use_sample_covariance=False, data_range=255, channel_axis=-1)`. Frames need 11 pixels a side.
     """
+    from kornia.metrics import ssim
+
     if min(output.shape[1:3]) < 11:
         return torch.full((len(output),), math.nan, dtype=torch.float64)
-    kernel = gaussian_kernel(1.5, 5)
-    return _framewise(lambda a, b: _ssim_map(a, b, lambda x: _smooth(x, kernel)).mean(), output, truth)
-
-
-@functools.lru_cache(maxsize=1)
-def _across_channels() -> Tensor:
-    """The 11-tap kernel along the three channels, with the edge channels repeated beyond the ends, as a 3 x 3 matrix."""
-    matrix = torch.zeros(3, 3, dtype=torch.float64)
-    for row in range(3):
-        for offset, weight in zip(range(-5, 6), gaussian_kernel(1.5, 5)):
-            matrix[row, min(2, max(0, row + offset))] += weight
-    return matrix
+    return _framewise(lambda a, b: ssim(a, b, 11, max_val=255.0, padding="valid").mean(), output, truth)
 
 
 def ssim_matlab(output: Tensor, truth: Tensor) -> Tensor:
     """SSIM of the MATLAB family, per frame (F,): the RGB frame is one H x W x 3 volume, window 11 x 11 x 11, sigma 1.5, edges repeated.
 
     Equals MATLAB's `ssim(A, ref)` on uint8 RGB arrays, which most deblurring tables since MPRNet report; its values are higher than the
-    Gaussian family's, so the two must not be mixed.
+    Gaussian family's, so the two must not be mixed. kornia's `ssim3d` reflects its borders, so it takes no volume of three slices; of one
+    whose edges were repeated before, its `padding="valid"` gives these values, in minutes a frame.
     """
-    kernel = gaussian_kernel(1.5, 5)
+    from kornia.filters import get_gaussian_kernel1d
+
+    kernel = get_gaussian_kernel1d(11, 1.5, dtype=torch.float64)[0]
+    # the 11 taps along the three channels, with the edge channels repeated beyond the ends
+    across = torch.stack([kernel.new_zeros(3).index_add_(0, (torch.arange(-5, 6) + row).clamp(0, 2), kernel) for row in range(3)])
 
     def smooth(x: Tensor) -> Tensor:
-        """Weighted mean over the window's 11 rows, 11 columns and 3 channels; (F, 15, H, W), five pictures of three channels, stays so."""
-        x = _smooth(F.pad(x, (5, 5, 5, 5), mode="replicate"), kernel)
-        x = x.unflatten(1, (5, 3))
-        return torch.einsum("rc,nkchw->nkrhw", _across_channels().to(x), x).flatten(1, 2)
+        """Mean of volumes (N, 3, H, W) over the window, in shifted sums: eight times faster than a float64 convolution on a CPU."""
+        x = F.pad(x, (5, 5, 5, 5), mode="replicate")
+        for dim in (-2, -1):
+            parts = [x.narrow(dim, shift, x.shape[dim] - 10) for shift in range(11)]
+            x = parts[0] * kernel[0].item()
+            for part, weight in zip(parts[1:], kernel[1:].tolist()):
+                x.add_(part, alpha=weight)
+        return torch.einsum("rc,nchw->nrhw", across.to(x), x)
 
-    return _framewise(lambda a, b: _ssim_map(a, b, smooth).mean(), output, truth)
+    def ssim(a: Tensor, b: Tensor) -> Tensor:
+        """With K = (0.01, 0.03) and biased covariances (Wang et al. 2004, eq. 13)."""
+        c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+        mu_a, mu_b, aa, bb, ab = smooth(torch.cat([a, b, a * a, b * b, a * b]))
+        var_a, var_b, cov = aa - mu_a**2, bb - mu_b**2, ab - mu_a * mu_b
+        return ((2 * mu_a * mu_b + c1) * (2 * cov + c2) / ((mu_a**2 + mu_b**2 + c1) * (var_a + var_b + c2))).mean()
+
+    return _framewise(ssim, output, truth)
 
 
 @functools.lru_cache(maxsize=2)

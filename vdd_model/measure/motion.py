@@ -9,19 +9,10 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from kornia.color import linear_rgb_to_rgb, rgb_to_linear_rgb
 from torch import Tensor
 
 from ..errors import UserError
-
-
-def to_linear(x: Tensor) -> Tensor:
-    """sRGB code values in [0,1] -> linear light (IEC 61966-2-1)."""
-    return torch.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055).clamp_min(0) ** 2.4)
-
-
-def from_linear(x: Tensor) -> Tensor:
-    """Linear light in [0,1] -> sRGB code values."""
-    return torch.where(x <= 0.0031308, x * 12.92, 1.055 * x.clamp_min(1e-8) ** (1 / 2.4) - 0.055)
 
 
 class Shake:
@@ -94,7 +85,7 @@ def camera_shake(photo: Tensor, num_frames: int, extent: float = 12.0, seed: int
     if abs(scale - 1) > 0.02:
         shape = [max(2, round(n * scale)) for n in photo.shape[:2]]
         source = F.interpolate(source, shape, mode="bicubic", antialias=scale < 1, align_corners=False).clamp(0, 1)
-    linear = to_linear(source)
+    linear = rgb_to_linear_rgb(source)
     x = torch.arange(width)[None, :] - (width - 1) / 2
     y = torch.arange(height)[:, None] - (height - 1) / 2
     half = torch.tensor([source.shape[3] / 2, source.shape[2] / 2])[:, None, None]
@@ -111,9 +102,9 @@ def camera_shake(photo: Tensor, num_frames: int, extent: float = 12.0, seed: int
     at_once = max(1, 2**21 // (height * width))
     for i in range(num_frames):
         total = sum(views(some, "bilinear").sum(0) for some in matrices[i].split(at_once)) / samples
-        noisy = from_linear(total.clamp(0, 1)).permute(1, 2, 0)
+        noisy = linear_rgb_to_rgb(total.clamp(0, 1)).permute(1, 2, 0)
         blurred[i] = (noisy + torch.randn(height, width, 3, generator=generator) * (noise / 255)).clamp(0, 1)
-        sharp[i] = from_linear(views(matrices[i, samples // 2][None], "bicubic")[0].clamp(0, 1)).permute(1, 2, 0)
+        sharp[i] = linear_rgb_to_rgb(views(matrices[i, samples // 2][None], "bicubic")[0].clamp(0, 1)).permute(1, 2, 0)
         if progress is not None:
             progress(i + 1)
     return blurred, sharp

@@ -105,6 +105,18 @@ def test_what_archives_and_file_systems_add_is_no_data(tmp_path, layout):
     assert [(s.name, len(s)) for s in found.sequences] == before and not found.problems
 
 
+def test_a_video_of_an_unknown_codec_is_one_sentence(tmp_path, capsys):
+    path = save_clip(tmp_path / "a.mp4", [pattern(i) for i in range(9)])
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzz1").replace(b"avcC", b"zzzC"))
+    assert main(["check", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "a.mp4" in error and "FFmpeg does not know" in error
+    save_clip(tmp_path / "b.mp4", [pattern(i) for i in range(9)])
+    assert main(["check", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "1 clips, 9 frames" in out and "FFmpeg does not know" in out
+
+
 def test_photographs_are_kept_decoded_up_to_a_bound_and_stay_the_same(tmp_path):
     film(tmp_path, 12, step=5, size=(96, 80))
     names, photos, _ = read_photos(tmp_path)

@@ -108,7 +108,7 @@ def test_damage_in_the_middle(tmp_path, capfd, whole):
         data[i] = (i * 77) % 256
     (tmp_path / "bad.mp4").write_bytes(data)
     code, error = vdd(capfd, tmp_path / "bad.mp4", "-o", tmp_path / "out.mp4")
-    assert code == 3 and "could not be decoded" in error or "damaged" in error
+    assert code == 3 and ("could not be decoded" in error or "damaged" in error)
     out = list(read(probe(tmp_path / "out.mp4")))
     assert 40 <= len(out) <= 60
     clip = probe(tmp_path / "out.mp4")

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -24,6 +25,7 @@ from vdd_model.app.jobs import Job, run
 from vdd_model.inference.pipeline import Deblurrer
 from vdd_model.media import joining, sinks
 from vdd_model.media.clip import MediaError
+from vdd_model.media.reader import VideoReader
 from vdd_model.media.video import OutputOptions, part_folder, probe, read_clip, read_image, write_image, write_video
 
 TOOLS = Path(__file__).resolve().parents[2] / "media_tools.py"
@@ -391,17 +393,21 @@ def test_resume_refuses_another_frame_rate(tmp_path):
             resume=True)
 
 
-def test_reading_computing_and_writing_overlap(tmp_path, clip_150):
-    """While the model holds a chunk, the next frames are already read."""
-    seen = []
+def test_reading_computing_and_writing_overlap(tmp_path, clip_150, monkeypatch):
+    """While the model holds a chunk, the frames behind it are read and the chunk before it is written; then all threads end."""
+    read, written, taken, before = [], [], [], set(threading.enumerate())
+    iterate, write = VideoReader.__iter__, sinks.VideoSink.write
+    monkeypatch.setattr(VideoReader, "__iter__", lambda self: (read.append(f.index) or f for f in iterate(self)))
+    monkeypatch.setattr(sinks.VideoSink, "write", lambda self, rgb, *rest: (write(self, rgb, *rest), written.extend(rgb))[0])
 
     class Watcher(IdentityDeblurrer):
         def stream(self, frames, options, **keys):
-            import threading
-            seen.extend(t.name for t in threading.enumerate())
-            yield from super().stream(frames, options, **keys)
+            for number, chunk in enumerate(super().stream((taken.append(f) or f for f in frames), options, **keys)):
+                end = time.monotonic() + 30
+                while number < 4 and (len(read) <= len(taken) or len(written) < number * options.stride):
+                    assert time.monotonic() < end, f"chunk {number}: {len(read)} read, {len(taken)} taken, {len(written)} written"
+                    time.sleep(0.001)
+                yield chunk
 
     deblur(clip_150, tmp_path / "o.mp4", stand_in=Watcher())
-    assert "writer" in seen
-    import threading
-    assert not [t for t in threading.enumerate() if t.name in ("reader", "writer")]
+    assert len(written) == 150 and set(threading.enumerate()) <= before
