@@ -41,6 +41,13 @@ def built_in() -> bool:
     return (ROOT / "vdd_model" / "weights" / "vdd-small.safetensors").exists()
 
 
+def prior_file() -> Path | None:
+    """The pretrained prior, where VDD_PRIOR names it or `make prior` has put it."""
+    from vdd_model.checkpoint.maxim import FILE_NAME
+    path = Path(os.environ.get("VDD_PRIOR", ROOT / "vdd_model" / "weights" / FILE_NAME))
+    return path if path.is_file() else None
+
+
 @pytest.fixture(scope="session")
 def host(tiny_checkpoint, tmp_path_factory):
     """A running server whose folders hold the pack twice (under two other names), a small clip and stand-ins for the core's models."""
@@ -57,6 +64,8 @@ def host(tiny_checkpoint, tmp_path_factory):
     for name in ("renamed-pack", "second-copy"):
         (base / "custom_nodes" / name).symlink_to(ROOT, target_is_directory=True)
     shutil.copy(tiny_checkpoint, base / "models" / "vdd" / "vdd-tiny.safetensors")
+    if prior := prior_file():
+        (base / "models" / "vdd" / prior.name).symlink_to(prior)
     (base / "models" / "vdd" / "broken.safetensors").write_bytes(b"PK\x03\x04 a pickle")
     shutil.copy(path / "input" / "example.png", base / "input" / "example.png")
     photo = torch.rand(HEIGHT, WIDTH, 3, generator=torch.Generator().manual_seed(0))

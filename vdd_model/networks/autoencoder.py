@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..config import AutoencoderConfig
 from .fidelity import BlurGuide, FidelityBranch
 from .fusion import PriorFusion
+from .layers import conv_stride_2
 
 LOGVAR_RANGE = (-30.0, 20.0)      # clamp of the official DiagonalGaussianDistribution
 
@@ -72,7 +73,7 @@ class Downsample(nn.Module):
         self.conv = ops.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+        return conv_stride_2(self.conv, F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):

@@ -221,6 +221,12 @@ class ResBlock(nn.Module):
         return self.temopral_conv(images_as_frames(h, batch))
 
 
+def conv_stride_2(conv: nn.Module, x: Tensor) -> Tensor:
+    """A 3 x 3 convolution of stride 2. Of a narrow x two columns are made and one is kept: the bfloat16 kernel of torch 2.14 is wrong
+    on processors with AMX, now and then, where its output is one column wide."""
+    return conv(x) if x.shape[-1] + 2 * conv.padding[1] > 4 else conv(F.pad(x, (0, 2)))[..., :1]
+
+
 class Downsample(nn.Module):
     """Convolution of stride 2 in height and width. (B, F, H, W, C) -> (B, F, H/2, W/2, C)."""
 
@@ -229,7 +235,7 @@ class Downsample(nn.Module):
         self.op = operations.Conv2d(dim, dim, 3, stride=2, padding=1, **kw)
 
     def forward(self, x: Tensor) -> Tensor:
-        return images_as_frames(self.op(frames_as_images(x)), x.shape[0])
+        return images_as_frames(conv_stride_2(self.op, frames_as_images(x)), x.shape[0])
 
 
 class Upsample(nn.Module):

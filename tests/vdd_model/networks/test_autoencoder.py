@@ -171,3 +171,16 @@ def test_thumbnail_is_the_start_and_both_encoders_agree():
     small = torch.nn.functional.avg_pool2d(x, config.factor)
     torch.testing.assert_close(mean[:, :3], small)
     torch.testing.assert_close(decoded, torch.nn.functional.interpolate(small, scale_factor=4, mode="bilinear"))
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize("padding", [0, 1])
+def test_no_convolution_of_stride_2_has_an_output_one_column_wide(width, padding):
+    """Where it would have one, two are made and one is kept, the same."""
+    from vdd_model.networks.layers import conv_stride_2
+    made, conv = [], torch.nn.Conv2d(4, 4, 3, stride=2, padding=padding)
+    conv.register_forward_hook(lambda layer, given, out: made.append(out.shape[-1]))
+    x = torch.randn(2, 4, 9, width + 2 * (1 - padding), generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.conv2d(x, conv.weight, conv.bias, 2, padding)
+    torch.testing.assert_close(conv_stride_2(conv, x), expected)
+    assert made == [max(2, expected.shape[-1])]
