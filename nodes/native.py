@@ -6,6 +6,7 @@ host's. Times, v and noise are handed to the functions of `vdd_model`.
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -281,14 +282,25 @@ class HostDeblurrer(Deblurrer):
     def stream(self, frames, options=None, *, total=None, progress=None, **keywords):
         bar = comfy.utils.ProgressBar(total or 1)
 
+        @functools.cache
+        def colors():
+            return [torch.tensor(part) for part in latent_rgb(self.model)]
+
+        def show(position, picture=None):
+            bar.update_absolute(position, total, None if picture is None else ("JPEG", to_image(picture), PREVIEW_SIZE))
+
         def tick(state):
             mm.throw_exception_if_processing_interrupted()
-            bar.update_absolute(state.frames_done, total)
+            picture = None
+            if state.latents is not None:                # the middle frame of what is being sampled
+                factors, bias = colors()
+                picture = (state.latents[0, :, state.latents.shape[2] // 2].float().cpu().movedim(0, -1) @ factors + bias) * 0.5 + 0.5
+            show(state.position, picture)
 
         done = keywords.get("first_frame", 0)
         for chunk in super().stream(frames, options, total=total, progress=tick, **keywords):
             done += len(chunk)
-            bar.update_absolute(done, total, ("JPEG", to_image(chunk[-1]), PREVIEW_SIZE))
+            show(done, chunk[-1])
             yield chunk
 
 

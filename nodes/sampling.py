@@ -1,10 +1,11 @@
 """Deblur Sampler (DDIM) and Deblur Sigmas."""
 from __future__ import annotations
 
+import torch
 from comfy_api.latest import io
 
 from ..vdd_model.diffusion.sampler import SPACINGS
-from ..vdd_model.inference.windows import continue_clip, frame_noise, time_windows
+from ..vdd_model.inference.windows import fade_in, frame_noise, window_steps
 from . import hostsampler, native
 from .schema import advanced, option_input, schema, seed_input
 
@@ -45,17 +46,19 @@ class DeblurSampler(io.ComfyNode):
         native.need_video_latent(samples, layout.latent_channels)
         masked = native.with_mask_per_frame(latent, layout.spacial_downscale_ratio)
         frames, (height, width) = samples.shape[2], samples.shape[-2:]
-        shared = min(overlap, window // 2)
-        windows = time_windows(frames, window, shared) if 0 < window < frames else [(0, frames)]
+        window = window if 0 < window < frames else frames
+        steps_of_clip = list(window_steps(lambda count: min(count, frames), window, min(overlap, window // 2)))
         run = hostsampler.Run(model, guidance, guidance_rescale, (guidance_from, guidance_to), eta, steps, SPACINGS[spacing],
-                              seed, total=len(windows))
-        result = None
-        for k, (start, stop) in enumerate(windows):
-            part = run.window(
-                native.cut(positive, start, stop, frames), native.cut(negative, start, stop, frames),
-                native.cut_latent(masked, start, stop),
-                lambda step, first=start, last=stop: frame_noise(seed, range(first, last), samples.shape[1], height, width, step))
-            result = continue_clip(result, part, start, k * (window - shared), shared) if k else part
+                              seed, total=len(steps_of_clip))
+        parts, part, before = [], None, range(0)
+        for step in steps_of_clip:
+            start, stop = step.window.start, step.window.stop
+            new = run.window(native.cut(positive, start, stop, frames), native.cut(negative, start, stop, frames),
+                             native.cut_latent(masked, start, stop),
+                             lambda i, window=step.window: frame_noise(seed, window, samples.shape[1], height, width, i))
+            part, before = fade_in(new, step, part, before), step.window
+            parts.append(part[:, :, step.ready.start - start:step.ready.stop - start])
+        result = torch.cat(parts, dim=2)
         return io.NodeOutput({**latent, "samples": result, native.ONE_STEP: result if steps == 1 else None})
 
 

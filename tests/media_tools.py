@@ -29,7 +29,7 @@ class IdentityDeblurrer:
     def __init__(self, delay: float = 0.0, stop_after: int | None = None, error: BaseException | None = None):
         self.delay, self.stop_after, self.error = delay, stop_after, error
 
-    def stream(self, frames, options, *, first_frame=0, input_start=0, total=None, progress=None, notice=None):
+    def stream(self, frames, options, *, first_frame=0, input_start=0, **_):
         held, index = [], input_start
         for frame in frames:
             if index >= first_frame:

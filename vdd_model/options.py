@@ -77,6 +77,10 @@ class DeblurOptions:
                          choices=("wavelet", "none"))
     ensemble: int = _option(1, "With one step: the mean over so many orientations (mirrored, turned). More faithful still, as many times "
                                "the work.", low=1, high=8, widget=(1, 8, 1), advanced=True)
+    scenes: str = _option("auto", "auto: hard cuts are found, and no frame is mixed with those of another scene. off: all is one scene.",
+                          choices=("auto", "off"), advanced=True)
+    repeats: str = _option("auto", "auto: frames that show the one before again are found and deblurred once. off: each for itself.",
+                           choices=("auto", "off"), advanced=True)
 
     prior: str = _option("auto", "A pretrained network for photographs (MAXIM) helps: single pictures and long blur become much sharper; "
                                  "it takes several times as long as everything else. auto: where its file is there, on a GPU, and on a CPU "

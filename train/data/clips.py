@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from kornia.color import rgb_to_linear_rgb
 from torch import Tensor
-from torch.nn import functional as F
 
+from vdd_model.inference.scenes import scene_cut
 from vdd_model.measure.flow import dense_flow, warp
 
 from ..synthesis import camera
@@ -27,7 +27,6 @@ from . import photos, readers
 from .readers import DataError, Found
 
 ATTEMPTS = 20                            # draws for one sample before its folder is given up as unreadable
-CUT, ALIKE = 0.06, 0.5                   # two scenes: a mean difference above the one and a correlation below the other
 MAX_BETWEEN = 33                         # frames interpolated between two of a sharp video
 SHOT_KEYS = frozenset({"single", "repeats", "repeat_lengths", "hard_cuts"})      # of BlurConfig: they say what frames show, not how
 MARGIN = 16                              # pixels read around a crop of a sharp video, for flow that points outside
@@ -232,17 +231,6 @@ class VideoClips(RecordedClips):
         blurred, sharp = (x[:, :, top:top + size, left:left + size] for x in (blurred, sharp))
         blurred = camera.degrade(blurred, linear, **(camera.CLEAN if gopro else camera.draw(rng, config, num_frames)))
         return blurred.transpose(0, 1), sharp.transpose(0, 1), f"{sequence.name} frames {start}..{start + span - 1}"
-
-
-def scene_cut(frames: Tensor) -> int:
-    """Number of the first of frames (N, 3, H, W) in [0, 1] that shows another scene than the one before, 0 for none: it differs from that
-    one, and not as a moved camera or a flash would have it, after which what is bright and what is dark still agree (correlation)."""
-    luma = F.avg_pool2d(frames.mean(1, keepdim=True), 8, ceil_mode=True).flatten(1)
-    luma = luma - luma.mean(dim=1, keepdim=True)
-    product, norm = (luma[1:] * luma[:-1]).sum(1), luma.norm(dim=1)
-    alike = product / (norm[1:] * norm[:-1]).clamp(min=1e-6)
-    cuts = (frames.diff(dim=0).abs().mean(dim=(1, 2, 3)) > CUT) & (alike < ALIKE)
-    return int(cuts.int().argmax()) + 1 if cuts.any() else 0
 
 
 def expose(frames: Tensor, light: Tensor, centre: int, half: float, flows: dict[int, Tensor], max_subsamples: int = MAX_BETWEEN) -> Tensor:

@@ -15,16 +15,18 @@ from fractions import Fraction
 from itertools import takewhile
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..errors import UserError
 from ..inference.pipeline import DeblurOptions, first_input_frame
-from ..measure.progress import Progress
+from ..inference.scenes import Moment
+from ..measure.progress import FrameBar
 from ..media.clip import Clip, MediaError
 from ..media.encoding import Encoding, OutputOptions, choose_encoding, no_room, without_effect
 from ..media.images import gaps
 from ..media.png import png_chunks
-from ..media.sinks import NUMBERED_PICTURE, SEGMENT, ImageSink, VideoSink, remove, replace_text
+from ..media.sinks import NUMBERED_PICTURE, SEGMENT, ImageSink, VideoSink, remove, replace_text, sync
 from ..media.sound import check_sound
 from ..media.video import part_folder, probe, read
 from .preview import preview_paths, write_preview
@@ -175,7 +177,8 @@ def run(job: Job, make_deblurrer: Callable, options: DeblurOptions, output: Outp
                 check_room(job, clip, encoding, folder, begun, share.stop)
                 if begun > share.start:
                     say(f"{job.label}: goes on after {begun - share.start} finished frames")
-                result = _work(job, clip, sink, share.stop, make_deblurrer, options, quiet or not first, say, tick)
+                moments = _Moments(folder / f"moments-{share.start}")
+                result = _work(job, clip, sink, share.stop, moments, make_deblurrer, options, quiet or not first, say, tick)
                 sink.end()
                 share.finish({"frames": sink.done - share.start, **result})
             return sink.done - begun
@@ -291,12 +294,29 @@ def _make_sink(job: Job, clip: Clip, encoding: Encoding | None, folder: Path, ou
                      chunks=png_chunks(clip), first=first)
 
 
-def _work(job: Job, clip: Clip, sink, stop: int | None, make_deblurrer: Callable, options: DeblurOptions, quiet: bool,
-          say: Callable[[str], None], tick: Callable[[], None]) -> dict:
+class _Moments(list):
+    """Where the windows of a run begin (`Moment`s), a line each in a file: on the disk before the frames that follow from it."""
+
+    def __init__(self, path: Path):
+        text = path.read_text() if path.exists() else ""
+        text = text[:text.rfind("\n") + 1]                     # without a torn tail
+        super().__init__(Moment(*map(int, line.split())) for line in text.splitlines())
+        path.write_text(text)
+        self._path = path
+
+    def append(self, moment: Moment) -> None:
+        super().append(moment)
+        with self._path.open("a") as file:
+            file.write(f"{moment.index} {moment.number}\n")
+            sync(file)
+
+
+def _work(job: Job, clip: Clip, sink, stop: int | None, moments: list[Moment], make_deblurrer: Callable, options: DeblurOptions,
+          quiet: bool, say: Callable[[str], None], tick: Callable[[], None]) -> dict:
     """Read, deblur and write, all three at once, up to the frame `stop`. Returns what to tell of it: frames of the input that were lost,
     notes, indices of frames with bad values."""
     deblurrer = make_deblurrer()
-    start = first_input_frame(sink.done, options)
+    start = first_input_frame(sink.done, options, moments)
     ended = threading.Event()
 
     def passing() -> None:
@@ -324,21 +344,25 @@ def _work(job: Job, clip: Clip, sink, stop: int | None, make_deblurrer: Callable
                     beyond.append(frame.index)
                 rgb = rgb.clamp(0, 1)
             if given:
-                waiting.append((None if frame.alpha is None else frame.alpha.numpy(), (frame.pts, frame.duration)))
+                alpha = None if frame.alpha is None else frame.alpha.numpy()
+                if alpha is not None and waiting and np.array_equal(alpha, waiting[-1][0]):
+                    alpha = waiting[-1][0]                     # of a frame that is shown again: many may wait
+                waiting.append((alpha, (frame.pts, frame.duration)))
             yield rgb
 
-    progress = Progress(Path(job.label).name, stop or clip.num_frames, sink.done, quiet=quiet)
+    bar = FrameBar(Path(job.label).name, stop or clip.num_frames, sink.done, quiet=quiet)
     writer = WriteBehind(sink.write, depth=1)
     done = first = sink.done
     finished = False
     try:
         with contextlib.closing(feed()) as frames:
-            for chunk in deblurrer.stream(frames, options, first_frame=first, input_start=start, total=clip.num_frames, notice=say):
+            for chunk in deblurrer.stream(frames, options, first_frame=first, input_start=start, moments=moments, total=clip.num_frames,
+                                          progress=lambda state: bar.to(state.position), notice=say):
                 chunk = chunk[:None if stop is None else stop - done]
                 sides = [waiting.popleft() for _ in range(len(chunk))]
                 writer.put(chunk.float().clamp_(0, 1).cpu().numpy(), [a for a, _ in sides], [t for _, t in sides])
                 done += len(chunk)
-                progress.update(done)
+                bar.to(done)
                 if done == stop:
                     break
         if waiting:
@@ -348,7 +372,7 @@ def _work(job: Job, clip: Clip, sink, stop: int | None, make_deblurrer: Callable
         ended.set()
         ahead.close()
         writer.close(wait_for_all=finished)
-        progress.close()
+        bar.close()
     return {"lost": reader.lost, "notes": reader.notes, "bad": bad, "beyond": beyond}
 
 
@@ -388,7 +412,7 @@ def _check_journal(folder: Path, job: Job, clip: Clip, options: DeblurOptions, o
     try:
         before = json.loads(path.read_text())
     except (OSError, ValueError):
-        for old in [*folder.glob("*.bin"), *folder.glob("*.raw")]:
+        for old in [*folder.glob("*.bin"), *folder.glob("*.raw"), *folder.glob("moments-*")]:
             old.unlink()                                       # no journal: whose frames these are is not known
         remove(folder / "pictures")
         replace_text(path, json.dumps(journal, indent=1))      # it must not be lost where the frames are not

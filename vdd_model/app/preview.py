@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..measure.progress import Progress
+from ..measure.progress import FrameBar
 from ..media.clip import Clip, MediaError
 from ..media.encoding import OutputOptions
 from ..media.video import probe, read, write_image, write_video
@@ -35,7 +35,7 @@ def write_preview(before: Clip, target: Path, pictures: Sequence[Path] = (), *, 
     second = before.num_frames / float(before.rate)
     period = max(1.0, min(4.0, second)) * float(before.rate)   # frames for the border to wander there and back
 
-    bar = Progress(picture.name.removesuffix(".png"), after.num_frames, quiet=quiet)
+    bar = FrameBar(picture.name.removesuffix(".png"), after.num_frames, quiet=quiet)
 
     def frames() -> Iterator[torch.Tensor]:
         """Pictures (H, W, 3) of the A/B clip; one of them is also written as the still."""
@@ -43,7 +43,7 @@ def write_preview(before: Clip, target: Path, pictures: Sequence[Path] = (), *, 
             if a.index == middle:
                 gap = torch.ones(a.rgb.shape[0], 2 * LINE, 3)
                 write_image(picture, torch.cat([a.rgb, gap, b.rgb], dim=1).clamp(0, 1))
-            bar.update(a.index)
+            bar.to(a.index)
             yield wipe(a.rgb, b.rgb, 0.5 - 0.5 * math.cos(2 * math.pi * a.index / period + math.pi / 2))
 
     plain = dataclasses.replace(before, has_alpha=False, gray=False, bit_depth=8, sound=(), metadata=(), timecode="", chapters=(),

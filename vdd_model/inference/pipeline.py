@@ -2,11 +2,15 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import platform
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
+from dataclasses import replace
+from itertools import chain, groupby, islice
+from operator import attrgetter
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +27,8 @@ from ..networks.model import DeblurModel, drop_untrained_branch
 from ..options import DeblurOptions
 from .ensemble import ORIENTATIONS, Orientation, hand_out, mean
 from .prior import HOW_TO_GET, NO_FUSION, Prior, find_prior, need_prior, prior_is_wanted
+from .progress import CALL, DECODE, ENCODE, ESTIMATE, Meter, Progress
+from .scenes import Moment, Picture, pictures
 from .window import (
     FEATURE_BYTES,
     Tiling,
@@ -40,32 +46,50 @@ from .window import (
     to_pixels,
     window_v_model,
 )
-from .windows import crossfade
+from .windows import Step, fade_in, window_steps
 
 T = TypeVar("T")
+WINDOWS_BACK = 3                         # windows before that of a frame which have a part in it, or are encoded together with one that has
 PACKED_FROM_DIM = 256                    # a UNet this wide is packed for a CPU: a smaller one gains next to nothing
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands; given to the `progress` callback between chunks of work."""
-
-    stage: str                           # "encode", "denoise" or "decode"
-    frames_done: int                     # absolute: frames that are finished, those before `first_frame` included
-    total: int | None                    # frames of the clip, where known
-
-
-def first_input_frame(first_frame: int, options: DeblurOptions) -> int:
+def first_input_frame(first_frame: int, options: DeblurOptions, moments: Sequence[Moment] = ()) -> int:
     """The first frame that `stream` looks at in order to give frames from `first_frame` on exactly as an uninterrupted run does.
 
-    A frame is blended from the window that holds it and the one before. That one's frames were encoded together with those
-    before it, and the clip's last window can reach back by nearly one stride.
+    A frame is blended from the window that holds it and the one before. That one's frames were encoded together with those before it, and a
+    scene's last window can reach back by nearly one stride. Where a run looks for scenes or repeated frames, only the `moments` of an
+    earlier one tell where its windows begin; without them it is 0.
     """
-    return _first_window(first_frame, options) * options.stride
+    starts = _windows_from(first_frame, options, moments)
+    before = 1 if options.repeats == "auto" else 0             # by what has changed to a picture its repeats are known
+    return max(0, starts[0].index - before) if starts else 0
 
 
-def _first_window(first_frame: int, options: DeblurOptions) -> int:
-    return max(0, first_frame // options.stride - 3)
+def _windows_from(first_frame: int, options: DeblurOptions, moments: Sequence[Moment]) -> list[Moment]:
+    """Where the window that holds a frame and up to three before it in its scene begin; [] where it is not known."""
+    if options.scenes == options.repeats == "off":
+        last = first_frame // options.stride
+        return [Moment(k * options.stride, k * options.stride) for k in range(max(0, last - WINDOWS_BACK), last + 1)]
+    found = [moment for moment in moments if moment.index <= first_frame][-WINDOWS_BACK - 1:]
+    first = max((i for i, moment in enumerate(found) if moment.number == 0), default=0 if len(found) > WINDOWS_BACK else len(found))
+    return found[first:]
+
+
+def _seek(found: Iterator[Picture], first_frame: int, stride: int) -> tuple[list[Moment], Iterator[Picture]]:
+    """What `_windows_from` tells, found by looking at the clip's pictures; and these, from the first of those windows on."""
+    starts: deque[Moment] = deque(maxlen=WINDOWS_BACK + 1)
+    held: deque[Picture] = deque()
+    for picture in found:
+        if starts and picture.index > first_frame:
+            return list(starts), chain(held, [picture], found)
+        if picture.number == 0:
+            starts.clear()
+        if picture.number % stride == 0:
+            starts.append(Moment(picture.index, picture.number))
+        held.append(picture)
+        while held[0].index < starts[0].index:
+            held.popleft()
+    return list(starts), iter(held)
 
 
 class Deblurrer:
@@ -139,121 +163,129 @@ class Deblurrer:
         return out
 
     def stream(self, frames: Iterable[Tensor], options: DeblurOptions | None = None, *, first_frame: int = 0, input_start: int = 0,
-               total: int | None = None, progress: Callable[[Progress], None] | None = None,
-               notice: Callable[[str], None] = warnings.warn) -> Iterator[Tensor]:
+               moments: MutableSequence[Moment] | None = None, total: int | None = None,
+               progress: Callable[[Progress], None] | None = None, notice: Callable[[str], None] = warnings.warn) -> Iterator[Tensor]:
         """Deblur frames one window after another; yields chunks (n, H, W, 3), float32 on the CPU, in order and without gaps.
 
         frames: (H, W, 3), float, RGB in [0, 1], all of one size; read only as far ahead as one window needs.
         first_frame: absolute index of the first frame to give. The result equals that of an uninterrupted run bit for bit.
-        input_start: absolute index of the first item of `frames`, not behind first_input_frame(first_frame, options).
-        progress is called between chunks of work and may raise to cancel; notice(text) tells of smaller tiles after a lack of memory.
+        input_start: absolute index of the first item of `frames`, not behind first_input_frame(first_frame, options, moments).
+        moments: where windows begin is appended, before their frames are given; those of the interrupted run, given again, save reading
+        the clip from its start.
+        progress is called between pieces of work and may raise to cancel; notice(text) tells of smaller tiles after a lack of memory.
+        Each scene is deblurred as if it were alone, and a frame that is shown several times in a row as if once (`scenes`): the noise of
+        a picture is that of (seed, its number in its scene, position).
         Raises UserError for frames that cannot be used (NaN, another size), naming the frame.
         """
-        options = options or DeblurOptions()
-        if input_start > first_input_frame(first_frame, options):
-            raise ValueError(f"to start at frame {first_frame}, frames are needed from {first_input_frame(first_frame, options)} on")
+        options, moments = options or DeblurOptions(), [] if moments is None else moments
+        needed = first_input_frame(first_frame, options, moments)
+        if input_start > needed:
+            raise ValueError(f"to start at frame {first_frame}, frames are needed from {needed} on")
+        starts = _windows_from(first_frame, options, moments)
+        found = pictures(_checked(islice(frames, needed - input_start, None), needed), needed, scenes=options.scenes == "auto",
+                         repeats=options.repeats == "auto", moment=starts[0] if starts else None, uncut=starts[-1].index if starts else 0)
+        if first_frame and not starts:
+            starts, found = _seek(found, first_frame, options.stride)
+        starts = starts or [Moment(0, 0)]
         if options.ensemble == 1:
-            return _Run(self, options, first_frame, total, progress, notice).stream(frames, input_start)
+            return _Run(self, options, first_frame, moments, total, progress, notice).stream(found, starts)
 
         def slowest(state: Progress) -> None:
             """Report what all runs have finished."""
-            progress(replace(state, frames_done=min(run.done for run in runs)))
+            progress(replace(state, frames_done=min(run.meter.done for run in runs),
+                             position=sum(run.meter.position for run in runs) / len(runs)))
         told, once = slowest if progress is not None else None, functools.cache(notice)      # each run finds the same lack of memory
-        runs = [_Run(self, options, first_frame, total, told, once, orientation) for orientation in ORIENTATIONS[:options.ensemble]]
-        return mean([run.stream(copy, input_start) for run, copy in zip(runs, hand_out(frames, len(runs)))])
+        runs = [_Run(self, options, first_frame, moments if k == 0 else [], total, told, once, orientation)
+                for k, orientation in enumerate(ORIENTATIONS[:options.ensemble])]
+        return mean([run.stream(copy, starts) for run, copy in zip(runs, hand_out(found, len(runs)))])
+
+
+def _checked(frames: Iterable[Tensor], start: int) -> Iterator[Tensor]:
+    """The frames, from index `start` on. Raises UserError, naming it, for one that cannot be used."""
+    size = None
+    for index, frame in enumerate(frames, start):
+        if frame.ndim != 3 or frame.shape[2] != 3 or not frame.is_floating_point() or not frame.numel():
+            raise UserError(f"frame {index} has shape {tuple(frame.shape)} and type {str(frame.dtype).removeprefix('torch.')}; "
+                            "frames must be (height, width, 3), floating point, in [0, 1]")
+        size = size or frame.shape[:2]
+        if frame.shape[:2] != size:
+            raise UserError(f"frame {index} is {frame.shape[1]} x {frame.shape[0]} pixels, but those before it are {size[1]} x {size[0]}; "
+                            "all frames of a clip must have one size")
+        if not torch.isfinite(frame).all():
+            raise UserError(f"frame {index} holds NaN or infinite values; replace it or cut it out before deblurring")
+        yield frame
 
 
 class _Run:
-    """One pass over a clip. Holds the frames of about one window; everything is keyed by the frame's absolute index."""
+    """One pass over a clip. Holds the pictures of about one window; everything is keyed by their numbers in their scene."""
 
-    def __init__(self, deblurrer: Deblurrer, options: DeblurOptions, first_frame: int, total: int | None,
+    def __init__(self, deblurrer: Deblurrer, options: DeblurOptions, first_frame: int, moments: MutableSequence[Moment], total: int | None,
                  progress: Callable[[Progress], None] | None, notice: Callable[[str], None], orientation: Orientation = ORIENTATIONS[0]):
         self.model, self.schedule, self.device = deblurrer.model, deblurrer.schedule, deblurrer.device
         self.dtype = self.model.null_text.dtype
-        self.options, self.first_frame, self.total = options, first_frame, total
+        self.options, self.first_frame, self.moments = options, first_frame, moments
         self.fidelity = options.fidelity if self.model.vae.fidelity is not None else 0.0
         if options.fidelity and not self.fidelity and self.model.config.vae.fidelity is not None:
             notice("the fidelity branch of this checkpoint is not trained: edges and details are the latents' alone")
         self.estimated = options.steps == 1 and options.guidance == 1 and not options.denoise_at_one_step and gives_estimate(self.model)
-        self.progress, self.notice = progress, notice
+        self.meter, self.notice = Meter(progress, first_frame, total), notice
         self.prior = deblurrer.prior_for(options, total, notice)
         self.orientation = orientation                   # of what the model sees; all that is kept of the clip itself is not turned
-        self.done = first_frame
-        self.frames: dict[int, Tensor] = {}              # blurred, as they came
+        self.pictures: dict[int, Picture] = {}           # blurred, as they came
         self.latents: dict[int, Tensor] = {}             # (1, 4, 1, h, w) of encoder 2
-        self.features: dict[int, list[Tensor]] = {}      # of encoder 2, each frame's own, where a window's fit in FEATURE_BYTES
+        self.features: dict[int, list[Tensor]] = {}      # of encoder 2, each picture's own, where a window's fit in FEATURE_BYTES
         self.size = (0, 0)
         self.tiling: Tiling | None = None
 
-    def stream(self, frames: Iterable[Tensor], input_start: int) -> Iterator[Tensor]:
-        """Blurred frames (H, W, 3) in [0, 1], the first with index `input_start` in the clip -> deblurred chunks (n, H, W, 3)."""
-        options = self.options
-        window, stride, shared = options.window, options.stride, options.shared
-        further = 0 if shared else 1                     # a window's last frame needs its neighbour's features to be decoded
-        target = self.first_frame // stride              # the window whose frames are the first to be given
-        k = _first_window(self.first_frame, options)
-        self._skip = first_input_frame(self.first_frame, options)
-        source = enumerate(frames, input_start)
-        encoded = k * stride + (shared + further if k else 0)      # encoded up to here, in the same pieces as in an uninterrupted run
-        x0, x0_start = None, 0
-        while True:
-            stop = k * stride + window
-            ended = self._read(source, stop + 1)         # one frame further: is this the last window, and a neighbour for decoding
-            end = max(self.frames, default=-1) + 1
-            last = ended and end <= stop
-            if not self.frames or last and end <= self.first_frame:
+    def stream(self, found: Iterator[Picture], starts: list[Moment]) -> Iterator[Tensor]:
+        """A clip's pictures -> deblurred chunks (n, H, W, 3). `starts`: of the windows that the run begins with."""
+        first, target = starts[0].number, starts[-1].number
+        for _, scene in groupby(found, key=attrgetter("scene")):
+            for kept in (self.pictures, self.latents, self.features):
+                kept.clear()
+            yield from self._scene(scene, first, target)
+            first = target = 0
+
+    def _scene(self, found: Iterator[Picture], first: int, target: int) -> Iterator[Tensor]:
+        """One scene, from picture `first` on; the first that is given is in the window that begins with picture `target`, or in a last one
+        before it, whose window was moved back."""
+        options, end = self.options, first
+
+        def reach(count: int) -> int:
+            """Take pictures until there are so many."""
+            nonlocal end
+            while end < count and (picture := next(found, None)) is not None:
+                if self.tiling is None:
+                    self.size = picture.rgb.shape[:2]
+                    self.tiling = make_tiling(options.tile, options.tile_overlap, *self.size, self.model.config.divisor)
+                self.pictures[picture.number], end = picture, picture.number + 1
+            return end
+
+        x0, before = None, range(0)
+        for step in window_steps(reach, options.window, options.shared, first // options.stride):
+            if step.last and self._shown_until(end) <= self.first_frame:
                 return
-            stop = min(stop, end)
-            start = max(0, stop - window) if last else k * stride
-            ahead = min(stop + further, end)
-            if ahead > encoded:
-                self._attempt(self._encode, encoded, ahead)
-            encoded = ahead
-            if k >= target - 1:
-                new = self._attempt(self._denoise, start, stop)
-                if x0 is not None:                       # the frames shared by two windows in their regular places
-                    a, b = k * stride, k * stride + shared
-                    new[:, :, a - start:b - start] = crossfade(x0[:, :, a - x0_start:b - x0_start], new[:, :, a - start:b - start])
-                x0, x0_start = new, start
-                finished = stop if last else (k + 1) * stride
-                if finished > self.first_frame:
-                    yield from self._decode(x0, x0_start, k * stride, finished)
-            if last:
-                return
-            self._forget((k + 1) * stride, start)
-            k += 1
+            self._begin(step)
+            if step.read:
+                self._attempt(self._encode, step.read)
+            if step.ready.start >= target - options.stride:
+                x0, before = fade_in(self._attempt(self._denoise, step.window), step, x0, before), step.window
+                if self._shown_until(step.ready.stop) > self.first_frame:
+                    yield from self._decode(x0[:, :, step.ready.start - before.start:step.ready.stop - before.start], step.ready)
+            self._forget(step)
 
-    def _read(self, source: Iterator[tuple[int, Tensor]], stop: int) -> bool:
-        """Take frames up to index `stop`; True when the source has ended."""
-        while max(self.frames, default=-1) + 1 < stop:
-            index, frame = next(source, (None, None))
-            if index is None:
-                return True
-            if index >= self._skip:
-                self._check(index, frame)
-                self.frames[index] = frame
-        return False
+    def _shown_until(self, number: int) -> int:
+        """Index behind the last frame of the picture before this one."""
+        return self.pictures[number - 1].index + self.pictures[number - 1].times
 
-    def _check(self, index: int, frame: Tensor) -> None:
-        if frame.ndim != 3 or frame.shape[2] != 3 or not frame.is_floating_point() or not frame.numel():
-            raise UserError(f"frame {index} has shape {tuple(frame.shape)} and type {str(frame.dtype).removeprefix('torch.')}; "
-                            "frames must be (height, width, 3), floating point, in [0, 1]")
-        if self.tiling is None:
-            self.size = frame.shape[:2]
-            options, (height, width) = self.options, self.size
-            self.tiling = make_tiling(options.tile, options.tile_overlap, height, width, self.model.config.divisor)
-        if frame.shape[:2] != self.size:
-            raise UserError(f"frame {index} is {frame.shape[1]} x {frame.shape[0]} pixels, but those before it are "
-                            f"{self.size[1]} x {self.size[0]}; all frames of a clip must have one size")
-        if not torch.isfinite(frame).all():
-            raise UserError(f"frame {index} holds NaN or infinite values; replace it or cut it out before deblurring")
-
-    def _tick(self, stage: str) -> Callable[[], None]:
-        def tick() -> None:
-            """Report the progress of `stage`."""
-            if self.progress is not None:
-                self.progress(Progress(stage, self.done, self.total))
-        return tick
+    def _begin(self, step: Step) -> None:
+        """Note where a window begins, and how much work it will be."""
+        options, begin = self.options, self.pictures[step.ready.start].index
+        if not self.moments or self.moments[-1].index < begin:
+            self.moments.append(Moment(begin, step.ready.start))
+        calls = options.steps * (1 if options.guidance == 1 else 2)
+        self.meter.window(max(0, self._shown_until(step.ready.stop) - self.meter.done), ENCODE * len(step.read),
+                          (ESTIMATE if self.estimated else CALL * calls) * len(step.window), DECODE * len(step.ready))
 
     def _attempt(self, work: Callable[..., T], *arguments) -> T:
         """work(*arguments, tiling), again with smaller tilings for as long as memory runs out; what works is kept from then on."""
@@ -274,71 +306,84 @@ class _Run:
             self.tiling = smaller
 
     def _pixels(self, start: int, stop: int, of: Callable[[Tensor], Tensor] = lambda frame: frame) -> Tensor:
-        """The frames [start, stop), or what `of` makes of each, as the model takes them."""
-        pixels = to_pixels([of(self.frames[i]) for i in range(start, stop)], self.model.config.divisor, self.device)
+        """The pictures [start, stop), or what `of` makes of each, as the model takes them."""
+        pixels = to_pixels([of(self.pictures[i].rgb) for i in range(start, stop)], self.model.config.divisor, self.device)
         return self.orientation.turn(pixels)
 
-    def _encode(self, start: int, stop: int, tiling: Tiling) -> None:
+    def _pieces(self, tiling: Tiling, frames: int = 1, *, time: bool = False) -> int:
+        """How many boxes so many frames are cut into."""
+        return len(tiling.boxes((frames, *(n + -n % self.model.config.divisor for n in self.size)), self.model.config.divisor, time=time))
+
+    def _encode(self, numbers: range, tiling: Tiling) -> None:
         held = self._feature_bytes() * (self.options.window + 2) * self.options.ensemble
         keep = tiling == Tiling() and self.fidelity and held <= FEATURE_BYTES
-        count, tick = tiling.chunk(*self.size), self._tick("encode")
-        for first in range(start, stop, count):          # a few frames at a time: a window of large ones takes gigabytes
-            numbers = range(first, min(first + count, stop))
-            pixels = self._pixels(first, numbers.stop)
+        count = tiling.chunk(*self.size)
+        tick = self.meter.ticks("encode", math.ceil(len(numbers) / count) * self._pieces(tiling))
+        for first in numbers[::count]:                   # a few frames at a time: a window of large ones takes gigabytes
+            chunk = range(first, min(first + count, numbers.stop))
+            pixels = self._pixels(first, chunk.stop)
             if keep:
                 tick()
                 with torch.no_grad():
                     latents, features = self.model.encode_each(pixels)
-                self.features |= {i: [level[:, :, i - first:i - first + 1] for level in features] for i in numbers}
+                self.features |= {i: [level[:, :, i - first:i - first + 1] for level in features] for i in chunk}
             else:
                 latents = encode_frames(self.model, pixels, tiling, tick)
-            self.latents |= {i: latents[:, :, i - first:i - first + 1] for i in numbers}
+            self.latents |= {i: latents[:, :, i - first:i - first + 1] for i in chunk}
 
     def _feature_bytes(self) -> int:
         return feature_bytes(self.model.config, *self.size, torch.finfo(self.dtype).bits // 8)
 
-    def _denoise(self, start: int, stop: int, tiling: Tiling) -> Tensor:
-        options, tick = self.options, self._tick("denoise")
+    def _denoise(self, window: range, tiling: Tiling) -> Tensor:
+        options, pieces = self.options, self._pieces(tiling, len(window), time=True)
+        calls = 0 if self.estimated else options.steps * (1 if options.guidance == 1 else 2)
+        tick = self.meter.ticks("denoise", 1 + pieces * (1 + calls))
         tick()
-        latents = torch.cat([self.latents[i] for i in range(start, stop)], dim=2)
+        latents = torch.cat([self.latents[i] for i in window], dim=2)
         if self.estimated:
             return estimate_window(self.model, latents, tiling, tick)
-        centre = start + (stop - start) // 2
+        centre = window[len(window) // 2]
         with torch.no_grad():
             image = self.model.encoder1.semantic(self._pixels(centre, centre + 1)[:, :, 0])
         v_model = window_v_model(self.model, latents, image, guidance=options.guidance, guidance_rescale=options.guidance_rescale,
                                  guidance_interval=options.guidance_interval, tiling=tiling, tick=tick)
-        return sample_window(v_model, self.schedule, latents.shape, range(start, stop), steps=options.steps, eta=options.eta,
-                             spacing=options.spacing, seed=options.seed, device=self.device)
+        return sample_window(v_model, self.schedule, latents.shape, window, steps=options.steps, eta=options.eta, spacing=options.spacing,
+                             seed=options.seed, device=self.device, callback=lambda i, t, x, x0: tick(x0))
 
-    def _decode(self, x0: Tensor, x0_start: int, start: int, stop: int) -> Iterator[Tensor]:
-        """Frames [start, stop), each decoded once, a chunk at a time."""
-        while start < stop:
-            pixels = self._attempt(self._decode_chunk, x0[:, :, start - x0_start:stop - x0_start], start)
-            need_numbers(pixels, start, self.dtype)
-            end = start + pixels.shape[2]
-            if end > self.first_frame:
-                pixels, blurred = self.orientation.turn_back(pixels), [self.frames[i] for i in range(start, end)]
-                frames = to_frames(pixels, blurred, self.options.color, self.tiling.tile)
-                self.done = end
-                yield frames[max(0, self.first_frame - start):]
-            start = end
+    def _decode(self, x0: Tensor, ready: range) -> Iterator[Tensor]:
+        """The pictures `ready`, each decoded once, a chunk at a time, and given as often as they are shown."""
+        start = ready.start
+        while start < ready.stop:
+            pixels = self._attempt(self._decode_chunk, x0[:, :, start - ready.start:], start, ready)
+            end, start = start + pixels.shape[2], start + pixels.shape[2]
+            shown = [self.pictures[i] for i in range(end - pixels.shape[2], end)]
+            need_numbers(pixels, shown[0].index, self.dtype)
+            if self._shown_until(end) > self.first_frame:
+                frames = to_frames(self.orientation.turn_back(pixels), [picture.rgb for picture in shown], self.options.color,
+                                   self.tiling.tile)
+                self.meter.done = self._shown_until(end)
+                if all(picture.times == 1 for picture in shown):
+                    yield frames[max(0, self.first_frame - shown[0].index):]
+                else:
+                    for frame, picture in zip(frames, shown):
+                        for _ in range(max(picture.index, self.first_frame), picture.index + picture.times):
+                            yield frame[None]
 
-    def _decode_chunk(self, x0: Tensor, start: int, tiling: Tiling) -> Tensor:
-        """As many of the frames x0, from absolute index `start` on, as one chunk takes."""
+    def _decode_chunk(self, x0: Tensor, start: int, ready: range, tiling: Tiling) -> Tensor:
+        """As many of the pictures x0, from number `start` on, as one chunk takes."""
         count = tiling.chunk(*self.size)
-        if not self.fidelity:
-            return decode_frames(self.model, x0[:, :, :count], tiling=tiling, tick=self._tick("decode"))
-        if start not in self.features and not tiling.frames:
+        if self.fidelity and start not in self.features and not tiling.frames:
             count = max(2, count)                        # making a chunk's features takes one more frame on each side
         x0 = x0[:, :, :count]
         stop = start + x0.shape[2]
-        low, high = max(start - 1, min(self.frames)), min(stop + 1, max(self.frames) + 1)
+        tick = self.meter.ticks("decode", self._pieces(tiling), *((i - ready.start) / len(ready) for i in (start, stop)))
+        if not self.fidelity:
+            return decode_frames(self.model, x0, tiling=tiling, tick=tick)
+        low, high = max(start - 1, min(self.pictures)), min(stop + 1, max(self.pictures) + 1)
         features = self._kept(start, stop, low, high)
         if features is not None:
             low, high = start, stop                      # they know the neighbours: whose pixels need not be brought to the device
-        tick = self._tick("decode")
-        known = None if self.prior is None else self._pixels(low, high, lambda frame: self.prior.of(frame, tick))
+        known = None if self.prior is None else self._pixels(low, high, lambda frame: self.prior.of(frame, lambda: tick(counted=False)))
         guide = BlurGuide(self._pixels(low, high), features, self.fidelity, detail=self.options.steps > 1, prior=known)
         return decode_frames(self.model, x0, guide, start - low, tiling=tiling, tick=tick)
 
@@ -350,10 +395,10 @@ class _Run:
         coarsest = with_neighbours(torch.cat([self.features[i][-1] for i in range(low, high)], dim=2))
         return [*(torch.cat(level, dim=2) for level in fine), coarsest[:, :, start - low:stop - low]]
 
-    def _forget(self, finished: int, start: int) -> None:
-        """Drop what no later window needs: frames before `finished` are given; the last window may begin right behind `start`."""
-        needed = min(finished - 1, start + self.options.window // 2)
-        for kept, first in ((self.frames, needed), (self.features, finished - 1), (self.latents, start)):
+    def _forget(self, step: Step) -> None:
+        """Drop what no later window needs: pictures before it are given; the last window may begin right behind the start of this one."""
+        needed = min(step.ready.stop - 1, step.window.start + self.options.window // 2)
+        for kept, first in ((self.pictures, needed), (self.features, step.ready.stop - 1), (self.latents, step.window.start)):
             for i in [i for i in kept if i < first]:
                 del kept[i]
 

@@ -191,10 +191,12 @@ def estimate_window(model: DeblurModel, latents: Tensor, tiling: Tiling = Tiling
 
 @torch.no_grad()
 def sample_window(v_model: VModel, schedule: Schedule, shape: Sequence[int], frames: Sequence[int], *, steps: int = 1, eta: float = 0.0,
-                  spacing: str = "trailing", seed: int = 0, device: torch.device | str = "cpu") -> Tensor:
+                  spacing: str = "trailing", seed: int = 0, device: torch.device | str = "cpu",
+                  callback: Callable[[int, int, Tensor, Tensor], None] | None = None) -> Tensor:
     """Clean latents x0 (1, 4, F, h, w), float32, of the frames with these absolute indices; shape is the latents'.
 
     spacing: "trailing" ends exactly on x0; "vgen" takes the official sampler's timesteps and, as it does, leaves a little noise.
+    callback: as `ddim` calls it.
     """
     _, channels, _, height, width = shape
 
@@ -203,7 +205,7 @@ def sample_window(v_model: VModel, schedule: Schedule, shape: Sequence[int], fra
         return frame_noise(seed, frames, channels, height, width, step).to(device)
 
     return ddim(v_model, noise(0), schedule, SPACINGS[spacing](steps, schedule.num_timesteps), eta=eta,
-                step_noise=lambda i: noise(i + 1), final_x0=spacing == "trailing")
+                step_noise=lambda i: noise(i + 1), final_x0=spacing == "trailing", callback=callback)
 
 
 @torch.no_grad()

@@ -3,9 +3,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -108,38 +109,54 @@ def blend(pieces: Sequence[Box], compute: Callable[[Box], Tensor]) -> Tensor:
     return total.div_(norm).to(part.dtype)
 
 
-def time_windows(total: int, window: int, overlap: int) -> list[tuple[int, int]]:
-    """[start, stop) of the windows over `total` frames: every window - overlap frames, the last one moved back to be full.
+class Step(NamedTuple):
+    """What is done at one place of a clip, in ranges of frame numbers."""
 
-    A window's place depends on the clip's length in the last one only, so a stream of unknown length finds the same ones.
+    read: range          # frames that are new, to be encoded
+    window: range        # frames that are sampled together; the clip's last ones reach back until they are a full window
+    shared: range        # frames over which the window before fades into this one, in their regular place
+    ready: range         # frames that are finished with this window, to be decoded
+    last: bool
+
+
+def window_steps(reach: Callable[[int], int], window: int, overlap: int, first: int = 0) -> Iterator[Step]:
+    """The windows of a clip of unknown length in order, one every window - overlap frames, from number `first` on; the last one moved back
+    to be full. A step in the middle is the same whether or not those before it were asked for.
+
+    reach(n) -> how many frames the clip has, n where it has more: it is asked for one frame more than a window needs, which tells the last
+    window and gives its last frame a neighbour to be decoded beside. Raises ValueError unless each frame lies in at most two windows
+    (0 <= overlap <= window / 2).
     """
-    check_window(window, overlap)
-    starts, step = [0], window - overlap
-    while starts[-1] + window < total:
-        starts.append(starts[-1] + step)
-    return [(max(0, min(start, total - window)), min(start + window, total)) for start in starts]
-
-
-def check_window(window: int, overlap: int) -> None:
-    """Raise ValueError unless each frame lies in at most two windows (0 <= overlap <= window / 2)."""
     if window < 1 or not 0 <= 2 * overlap <= window:
         raise ValueError(f"a window of {window} frames with an overlap of {overlap} cannot be used: "
                          "the window must be at least 1 frame and the overlap at most half of it")
+    stride, further = window - overlap, 0 if overlap else 1
+    begin = first * stride
+    seen = begin + overlap + further if first else 0
+    while (end := reach(begin + window + 1)) > begin:
+        last, stop = end <= begin + window, min(begin + window, end)
+        start = max(0, stop - window) if last else begin
+        ahead = max(seen, min(stop + further, end))
+        yield Step(range(seen, ahead), range(start, stop), range(begin, begin + overlap if begin else begin),
+                   range(begin, stop if last else begin + stride), last)
+        if last:
+            return
+        begin, seen = begin + stride, ahead
+
+
+def fade_in(new: Tensor, step: Step, old: Tensor | None, old_window: range) -> Tensor:
+    """`new` (B, C, F, h, w), the frames of step.window, where those of step.shared fade in from `old`, the frames of the window before
+    (None: there is none). It is changed in place."""
+    if old is not None and step.shared:
+        part, before = (slice(step.shared.start - frames.start, step.shared.stop - frames.start) for frames in (step.window, old_window))
+        new[:, :, part] = crossfade(old[:, :, before], new[:, :, part])
+    return new
 
 
 def crossfade(previous: Tensor, following: Tensor) -> Tensor:
     """From `previous` to `following` along axis 2, both (B, C, F, h, w) of the same frames."""
     weight = ramp(previous.shape[2]).to(previous).view(-1, 1, 1)
     return torch.lerp(previous, following, weight)
-
-
-def continue_clip(clip: Tensor, part: Tensor, start: int, at: int, shared: int) -> Tensor:
-    """`clip`, the frames [0, at + shared), continued by `part`, the frames from `start` <= `at` on; both (B, C, F, h, w).
-
-    Over the `shared` frames from `at` on, where the windows regularly meet, one fades into the other.
-    """
-    first, last = at - start, at - start + shared
-    return torch.cat([clip[:, :, :at], crossfade(clip[:, :, at:at + shared], part[:, :, first:last]), part[:, :, last:]], dim=2)
 
 
 def frame_noise(seed: int, frames: Sequence[int], channels: int, height: int, width: int, step: int = 0) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import UserError
 from . import metrics
 from .perceptual import RATE
-from .progress import Progress
+from .progress import FrameBar
 
 if TYPE_CHECKING:
     from ..media.clip import Clip
@@ -347,10 +347,10 @@ def compare(a: str | os.PathLike, b: str | os.PathLike, out_dir: str | os.PathLi
     readers = [read(c) for c in clips]
     shown = min(c.num_frames for c in clips) // 2
     frames = [(f.rgb for f in reader) for reader in readers]
-    bar = Progress("comparing", min(c.num_frames for c in clips), quiet=say is None)
+    bar = FrameBar("comparing", min(c.num_frames for c in clips), quiet=say is None)
     with contextlib.closing(bar):
         scorers, middle, count, uneven = compare_frames(*frames, shown=shown, lpips=lpips, warp=warp, perceptual=perceptual,
-                                                          rate=float(clips[0].rate), progress=bar.update)
+                                                          rate=float(clips[0].rate), progress=bar.to)
     if not count:
         raise UserError(f"{a} and {b} have no frame in common to compare")
     notes = lack + [f"one clip is longer: only the first {count} frames were compared"] * uneven

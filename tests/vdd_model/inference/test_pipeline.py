@@ -303,8 +303,11 @@ def test_a_restart_gives_the_same_bits(tiny_model, frames, window, overlap):
 
 
 def test_input_behind_the_restart_point_is_refused(tiny_model):
-    with pytest.raises(ValueError, match="needed from 12"):
-        Deblurrer(tiny_model, device="cpu").stream(iter(clip(4)), first_frame=50, input_start=13)
+    alone = DeblurOptions(scenes="off", repeats="off")
+    for options, needed in ((alone, 12), (DeblurOptions(), 0)):
+        assert first_input_frame(50, options) == needed
+        with pytest.raises(ValueError, match=f"needed from {needed} on"):
+            Deblurrer(tiny_model, device="cpu").stream(iter(clip(4)), options, first_frame=50, input_start=needed + 1)
 
 
 def test_an_empty_stream_gives_nothing():

@@ -8,14 +8,13 @@ from vdd_model.inference.windows import (
     blend,
     box_weight,
     boxes,
-    check_window,
-    continue_clip,
     crossfade,
+    fade_in,
     frame_noise,
     ramp,
     span_weight,
     spans,
-    time_windows,
+    window_steps,
 )
 
 
@@ -74,27 +73,51 @@ def test_box_scaling():
     assert box_weight(box).shape == (3, 4, 4)
 
 
+def steps(total, window, overlap, first=0):
+    return list(window_steps(lambda count: min(count, total), window, overlap, first))
+
+
 @pytest.mark.parametrize("total, windows", [
-    (1, [(0, 1)]), (2, [(0, 2)]), (16, [(0, 16)]), (17, [(0, 16), (1, 17)]), (28, [(0, 16), (12, 28)]), (29, [(0, 16), (12, 28), (13, 29)]),
+    (0, []), (1, [(0, 1)]), (2, [(0, 2)]), (16, [(0, 16)]), (17, [(0, 16), (1, 17)]), (28, [(0, 16), (12, 28)]),
+    (29, [(0, 16), (12, 28), (13, 29)]),
 ])
-def test_time_windows(total, windows):
-    assert time_windows(total, 16, 4) == windows
+def test_windows(total, windows):
+    assert [(step.window.start, step.window.stop) for step in steps(total, 16, 4)] == windows
 
 
 @pytest.mark.parametrize("window, overlap", [(1, 0), (2, 1), (8, 4), (16, 0), (16, 5)])
-def test_every_frame_lies_in_one_or_two_regular_windows(window, overlap):
+def test_every_frame_is_read_and_ready_once_and_windows_share_what_they_say(window, overlap):
     for total in range(1, 70):
-        found = time_windows(total, window, overlap)
-        assert found[0][0] == 0 and found[-1][1] == total
-        assert all(b - a == min(window, total) for a, b in found)
-        for (_, stop), (start, _) in zip(found, found[1:]):
-            assert stop - start >= overlap
+        found = steps(total, window, overlap)
+        for ranges in ([step.read for step in found], [step.ready for step in found]):
+            assert [i for part in ranges for i in part] == list(range(total))
+        for before, step in zip([None, *found], found):
+            assert len(step.window) == min(window, total) and step.last is (step is found[-1])
+            assert step.read.stop >= step.window.stop and set(step.ready) <= set(step.window)
+            if before:
+                assert len(step.shared) == overlap and step.shared.start == step.ready.start
+                assert set(step.shared) <= set(before.window) & set(step.window)
+        assert not found[0].shared
+
+
+@pytest.mark.parametrize("window, overlap", [(1, 0), (6, 2), (6, 0)])
+def test_steps_are_the_same_from_any_of_them_on(window, overlap):
+    for total in range(1, 30):
+        whole = steps(total, window, overlap)
+        for first in range(len(whole)):
+            assert steps(total, window, overlap, first) == whole[first:]
+
+
+def test_no_more_is_read_than_a_window_and_one_frame():
+    asked = []
+    for step in window_steps(lambda count: asked.append(count) or min(count, 40), 16, 4):
+        assert asked[-1] == step.ready.start + 17
 
 
 @pytest.mark.parametrize("window, overlap", [(0, 0), (4, 3), (4, -1)])
 def test_impossible_windows_are_refused(window, overlap):
     with pytest.raises(ValueError, match="overlap"):
-        check_window(window, overlap)
+        steps(9, window, overlap)
 
 
 def test_crossfade_goes_from_one_to_the_other():
@@ -127,15 +150,14 @@ def test_noise_is_standard_normal_and_leaves_the_global_generator_alone():
     assert correlation.abs().max() < 0.05
 
 
-def test_a_clip_continued_window_by_window_is_the_clip_and_fades_where_they_meet():
+def test_a_clip_put_together_from_windows_is_the_clip_and_fades_where_they_meet():
     clip = torch.randn(1, 2, 11, 3, 4, generator=torch.Generator().manual_seed(0))
-    window, shared = 4, 2
-    whole = faded = None
-    for k, (start, stop) in enumerate(time_windows(clip.shape[2], window, shared)):
-        at, part = k * (window - shared), clip[:, :, start:stop]
-        whole = continue_clip(whole, part, start, at, shared) if k else part
-        faded = continue_clip(faded, part + k, start, at, shared) if k else part
-    torch.testing.assert_close(whole, clip)
-    added = (faded - clip)[0, 0, :, 0, 0]
-    assert added[0] == 0 and (added.diff() >= 0).all() and torch.equal(added, added.clamp(0, k))
-    assert added.diff().max() < 0.8                     # no frame jumps by a whole window's difference
+    for added in (0.0, 1.0):                            # by every window once more than by the one before
+        parts, part, before = [], None, range(0)
+        for k, step in enumerate(steps(11, 4, 2)):
+            window = clip[:, :, step.window.start:step.window.stop] + k * added
+            part, before = fade_in(window, step, part, before), step.window
+            parts.append(part[:, :, step.ready.start - before.start:step.ready.stop - before.start])
+        rise = (torch.cat(parts, dim=2) - clip)[0, 0, :, 0, 0]
+        assert (rise.diff() >= -1e-6).all() and rise[0] == 0 and rise.diff().max() < 0.8 * added + 1e-6      # no jump by a whole window's
+        assert rise[-1] == pytest.approx(k * added)
