@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..media.clip import MediaError
 from ..media.encoding import CONTAINERS, VIDEO_SUFFIXES, OutputOptions
-from ..media.images import IMAGE_SUFFIXES, find_images, matching, natural_order, picture_size
+from ..media.images import find_images, is_picture, matching, natural_order, picture_size
 from .jobs import Job
 from .shares import Team, gather
 
@@ -38,7 +38,7 @@ def find_clips(inputs: Sequence[str]) -> list[tuple[str, Path | tuple[Path, ...]
                 raise MediaError(f"{path} holds no video and no pictures")
             clips += [(str(path), tuple(images))] if images else [(str(v), v) for v in videos]
         elif path.exists():
-            if path.suffix.lower() in IMAGE_SUFFIXES:
+            if is_picture(path):
                 if path.parent not in loose:
                     loose[path.parent] = []
                     clips.append((str(path.parent), (path,)))

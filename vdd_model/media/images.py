@@ -17,14 +17,17 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from . import tiff
 from .clip import Clip, Frame, MediaError
-from .pixel_formats import ColorTags, Layout, complete_tags, is_wide, layout, layout_of, to_rgb
+from .pixel_formats import UNSPECIFIED, ColorTags, Layout, complete_tags, is_wide, layout, layout_of, to_rgb
 from .png import about, chunks_of
+from .probe import orientation
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".exr", ".ppm", ".pgm", ".tga", ".dpx", ".jp2"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".exr", ".ppm", ".pgm", ".tga", ".dpx", ".jp2",
+                  ".avif", ".heic", ".heif", ".hif"}
+_MOVING = (b"avis", b"hevc", b"hevx", b"msf1")                 # brands of such files that hold a row of pictures
 _CENTRED = {"mjpeg", "webp"}
 _EXIF = {2: (0, True), 3: (2, False), 4: (2, True), 5: (1, True), 6: (3, False), 7: (3, True), 8: (1, False)}
 _NUMBERED = re.compile(r"%0?\d*d")
@@ -34,6 +37,17 @@ _STARTS = {b"\x89PNG": "png", b"\xff\xd8": "mjpeg", b"BM": "bmp", b"v/1\1": "exr
 # formats that are RGB or grey in 8 bits already, and where red, green and blue are
 _BYTES = {"rgb24": slice(3), "rgba": slice(3), "bgr24": slice(None, None, -1), "gray": slice(0)}
 _HEAD = 1 << 14                                                # bytes of a file that nearly always tell its pixel format
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a path's name, and in .avif and .heic files what they say of themselves, is that of one picture."""
+    if path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file():
+        return False
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        head = file.read(64)
+        brands = head[8:int.from_bytes(head[:4], "big")] if head[4:8] == b"ftyp" else b""
+        return not any(brands[i:i + 4] in _MOVING for i in range(0, len(brands), 4))
+    return True
 
 
 def natural_order(paths: Sequence[Path]) -> list[Path]:
@@ -52,7 +66,7 @@ def find_images(where: str | Path) -> list[Path]:
         found = [p for p in path.parent.iterdir() if name.fullmatch(p.name)] if path.parent.is_dir() else []
     else:
         found = matching(text)
-    return natural_order([p for p in found if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()])
+    return natural_order(list(filter(is_picture, found)))
 
 
 def matching(pattern: str) -> list[Path]:
@@ -88,6 +102,7 @@ class Picture:
     mirrored: bool = False                  # left and right are swapped before them
     pixel_aspect: Fraction = Fraction(1)    # of a pixel as it is stored
     pages: int = 1                          # pictures in the file, of which this is the first
+    color: ColorTags = ColorTags(full_range=True)
 
 
 def _decode_image(path: Path) -> Picture:
@@ -112,6 +127,8 @@ def _decode(data: bytes, name: str) -> Picture:
     try:
         if codec == "tiff":
             return _decode_tiff(data, name)
+        if codec == "heif":
+            return _decode_heif(data, name)
         if codec == "targa":
             frame, aspect = _decode_tga(data), None
         elif codec:
@@ -133,6 +150,8 @@ def _codec(data: bytes) -> str:
     """FFmpeg's name of the format that a file's first bytes tell, "" for one that its container formats know better."""
     if data[:4] == b"RIFF":
         return "webp" * (data[8:12] == b"WEBP")
+    if data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"mif1", b"miaf", b"heic", b"heix", b"heim", b"heis"):
+        return "heif"
     return next((codec for start, codec in _STARTS.items() if data.startswith(start)), "")
 
 
@@ -201,6 +220,37 @@ def _decode_tiff(data: bytes, name: str) -> Picture:
     turns, mirrored = (0, False) if upright else _EXIF.get(tags.orientation, (0, False))
     aspect = 1 / tags.aspect if upright and tags.orientation > 4 else tags.aspect
     return Picture(frame, "tiff", tags.transparent, turns, mirrored, aspect, tags.pages)
+
+
+def _decode_heif(data: bytes, name: str) -> Picture:
+    """AVIF and HEIC. FFmpeg gives tiles, transparency and thumbnails as streams of their own: what has several is better read by others."""
+    tiles, several = b"grid" in data[:1 << 16], True
+    if not tiles:
+        with av.open(io.BytesIO(data)) as container:
+            several = len(container.streams.video) > 1
+            frame = next(container.decode(max(container.streams.video, key=lambda s: s.codec_context.width * s.codec_context.height)))
+    with contextlib.suppress(*(ImportError, UnidentifiedImageError) if not tiles else ()):
+        if several:
+            return _with_pillow(data, name)
+    turns, mirrored = orientation(frame)
+    primaries, transfer = (int(getattr(frame, tag, UNSPECIFIED)) for tag in ("color_primaries", "color_trc"))
+    color = ColorTags(int(frame.colorspace), primaries, transfer, int(frame.color_range) == 2)
+    return Picture(frame, "heif", layout_of(frame).alpha, -turns % 4 if mirrored else turns, mirrored, color=color)
+
+
+def _with_pillow(data: bytes, name: str) -> Picture:
+    try:
+        if data[8:12] != b"avif":
+            import pillow_heif
+            pillow_heif.register_heif_opener()
+    except ImportError:
+        if b"grid" in data[:1 << 16]:
+            raise MediaError(f"{name} is stored in tiles, which the package pillow-heif reads; install it, or save the picture as JPEG or "
+                             "PNG") from None
+        raise
+    with Image.open(io.BytesIO(data)) as picture:
+        mode, pix_fmt = ("RGBA", "rgba") if picture.has_transparency_data else ("RGB", "rgb24")
+        return Picture(av.VideoFrame.from_ndarray(np.asarray(picture.convert(mode)), pix_fmt), "heif", mode == "RGBA")
 
 
 def _decode_tga(data: bytes) -> av.VideoFrame:
@@ -278,16 +328,16 @@ def picture_size(source: str | Path | bytes, name: str = "") -> tuple[int, int]:
 
 def _pixels(picture: Picture) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(rgb (H,W,3), alpha (H,W) or None), float32 and upright."""
-    rgb, alpha = to_rgb(picture.frame, _image_tags(picture.frame, picture.codec), chroma="center" if picture.codec in _CENTRED else "left")
+    rgb, alpha = to_rgb(picture.frame, _image_tags(picture), chroma="center" if picture.codec in _CENTRED else "left")
     rgb, alpha = (None if x is None else torch.from_numpy(_turn(x, picture.turns, picture.mirrored)) for x in (rgb, alpha))
     return rgb, alpha if picture.transparent else None
 
 
-def _image_tags(frame: av.VideoFrame, codec: str) -> ColorTags:
-    kind = layout_of(frame).kind
-    full = kind != "yuv" or codec != "webp"                    # JPEG spans the full range with BT.601's matrix
-    tags = complete_tags(ColorTags(full_range=full), kind, 0, 0)
-    return tags
+def _image_tags(picture: Picture) -> ColorTags:
+    """Complete tags; the matrix is BT.601's where nothing is said, and only WebP is of limited range then."""
+    kind = layout_of(picture.frame).kind
+    color = picture.color if kind != "yuv" or picture.codec != "webp" else ColorTags(full_range=False)
+    return complete_tags(color, kind, 0, 0)
 
 
 def _plain_png(head: bytes) -> str:
@@ -313,6 +363,9 @@ def _peek(path: Path) -> tuple[str, Layout, bool] | None:
             if plain := _plain_png(data):
                 kind = layout(plain)
                 return plain, kind, kind.alpha and plain != "pal8"
+            if _codec(data) == "heif":
+                picture = _decode_image(path)
+                return picture.frame.format.name, layout_of(picture.frame), picture.transparent
             if data.startswith(tiff.MAGIC):
                 tags = tiff.Tags(data if length < 0 else path.read_bytes())
                 return tags.pix_fmt, layout(tags.pix_fmt), tags.transparent
@@ -322,7 +375,7 @@ def _peek(path: Path) -> tuple[str, Layout, bool] | None:
                     kind = layout_of(context)
                     alpha = kind.alpha and _may_be_transparent(data, context.name)
                     return context.pix_fmt, kind, alpha and (context.pix_fmt != "pal8" or b"tRNS" in data)
-        except (av.FFmpegError, IndexError, OSError, ValueError):
+        except (av.FFmpegError, IndexError, OSError, ValueError, MediaError):
             pass
     return None
 
@@ -360,7 +413,7 @@ def probe_images(files: Sequence[Path], rate: Fraction = Fraction(24), name: Pat
     width, height = (frame.height, frame.width) if turned else (frame.width, frame.height)
     opened = _opened(files[0].read_bytes(), codec)
     profile = opened.info.get("icc_profile") or b"" if opened else b""
-    chunks, tags = chunks_of(files[0], profile, gray), _image_tags(frame, codec)
+    chunks, tags = chunks_of(files[0], profile, gray), _image_tags(picture)
     if b"cICP" in chunks:
         primaries, transfer = chunks[chunks.index(b"cICP") + 4:][:2]
         said = dataclasses.replace(tags, primaries=primaries, transfer=transfer)

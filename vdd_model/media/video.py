@@ -12,7 +12,7 @@ import torch
 
 from .clip import Clip, Frame, MediaError
 from .encoding import Encoding, OutputOptions, choose_encoding
-from .images import ImageReader, find_images, probe_images, read_image
+from .images import ImageReader, find_images, is_picture, probe_images, read_image
 from .png import write_image
 from .probe import probe_video
 from .reader import VideoReader
@@ -28,8 +28,7 @@ def probe(source: str | Path | Sequence[Path], *, rate: Fraction | int = 24) -> 
         return probe_images(list(source), Fraction(rate))
     path = Path(source)
     if path.is_file():
-        from .images import IMAGE_SUFFIXES
-        return probe_images([path], Fraction(rate)) if path.suffix.lower() in IMAGE_SUFFIXES else probe_video(path)
+        return probe_images([path], Fraction(rate)) if is_picture(path) else probe_video(path)
     if path.is_dir() or set(path.name) & set("*?%["):
         return probe_images(find_images(path), Fraction(rate), path)
     return probe_video(path)

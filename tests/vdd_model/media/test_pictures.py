@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from media_tools import IdentityDeblurrer, pattern
-from PIL import Image
+from PIL import Image, features
 
 from train.data.readers import read_picture as read_for_training
 from vdd_model.app.cli import main
@@ -224,3 +224,43 @@ def test_grey_and_transparent_pictures_in_eight_bits(tmp_path):
     buffer = io.BytesIO()
     Image.fromarray(GRAIN).save(buffer, "BMP")
     assert np.array_equal(read_picture(buffer.getvalue()).numpy(), GRAIN)
+
+
+def test_still_avif_is_a_picture_and_a_moving_one_a_clip(tmp_path):
+    if not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    stored(tmp_path / "a.avif", values=PICTURE, quality=95)
+    rgb, alpha = read_image(tmp_path / "a.avif")
+    assert alpha is None and (rgb - torch.from_numpy(PICTURE) / 255).abs().mean() < 0.02
+    assert main(["deblur", str(tmp_path / "a.avif"), "-o", str(tmp_path / "o.png"), "--quiet"], IdentityDeblurrer()) == 0
+    Image.fromarray(np.dstack([PICTURE, PICTURE[..., 1]])).save(tmp_path / "b.avif", quality=95)
+    assert np.abs(read_image(tmp_path / "b.avif")[1].numpy() - PICTURE[..., 1] / 255).mean() < 0.02 and probe(tmp_path / "b.avif").has_alpha
+    frames = [Image.fromarray(np.full((48, 64, 3), 40 * i, np.uint8)) for i in range(5)]
+    frames[0].save(tmp_path / "c.avif", save_all=True, append_images=frames[1:], duration=40)
+    assert probe(tmp_path / "c.avif").num_frames == len(list(read(probe(tmp_path / "c.avif")))) == 5
+    data = (tmp_path / "a.avif").read_bytes()
+    (tmp_path / "a.avif").write_bytes(data[:len(data) // 2])
+    with pytest.raises(MediaError, match="a.avif"):
+        read_image(tmp_path / "a.avif")
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("0.png", "1.avif"):
+        stored(folder / name, values=PICTURE)
+    assert probe(folder).num_frames == 2 and not probe(folder).has_alpha
+
+
+def test_pictures_in_tiles_that_nobody_here_reads_are_one_sentence(tmp_path, monkeypatch):
+    """FFmpeg would give one tile of such a file for the whole."""
+    if not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
+    data = stored(tmp_path / "a.avif").read_bytes()
+    (tmp_path / "a.heic").write_bytes(data[:8] + b"heic" + data[12:].replace(b"av01", b"grid", 1))
+    with pytest.raises(MediaError, match="pillow-heif"):
+        read_image(tmp_path / "a.heic")
+
+
+def test_five_bits_a_color_reach_white(tmp_path):
+    head = b"BM" + struct.pack("<IHHI", 86, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 16, 0, 32, 0, 0, 0, 0)
+    (tmp_path / "a.bmp").write_bytes(head + struct.pack("<16H", *[0x7FFF] * 16))
+    assert read_image(tmp_path / "a.bmp")[0].min() == 1 and read_picture(tmp_path / "a.bmp").min() == 255
