@@ -1,4 +1,4 @@
-"""What joins the picture path's frame with the prior's: a weight for every pixel, and a residual of its own."""
+"""What joins the picture path's frame with the prior's: a weight for every pixel."""
 from __future__ import annotations
 
 import torch
@@ -23,11 +23,12 @@ class ResidualBlock(nn.Module):
 
 
 class PriorFusion(nn.Module):
-    """ours + w (prior - ours) + residual, w in (0, 1) for every pixel, from a small U-Net of dense convolutions.
+    """ours + w (prior - ours), w in (0, 1) for every pixel, from a small U-Net of dense convolutions.
 
     The picture path ("ours") reads motion from the neighbouring frames and errs on a single photograph; the prior knows photographs,
     nothing of time, and errs where the blur is not what it was trained on. Where each is right is seen in the two pictures and in the
-    fidelity branch's state. The last convolution starts at zero: an untrained fusion is the mean of both.
+    fidelity branch's state. Nothing enters that neither knows: a residual beside the weight gained 0.1 dB on synthesised clips and lost as
+    much on recorded ones, 0.4 on a recorded photograph. The last convolution starts at zero: an untrained fusion is the mean of both.
     """
 
     def __init__(self, config: FusionConfig, state_channels: int, patch_size: int, ops):
@@ -44,7 +45,7 @@ class PriorFusion(nn.Module):
         self.encode = nn.ModuleList(level(*level_config) for level_config in zip(widths, blocks))
         self.up = nn.ModuleList(ops.Conv2d(coarse, fine, 3, padding=1) for fine, coarse in zip(widths, widths[1:]))
         self.decode = nn.ModuleList(level(*level_config) for level_config in zip(widths[:-1], blocks))
-        self.head = ops.Conv2d(widths[0], 4 * patch_size**2, 3, padding=1)
+        self.head = ops.Conv2d(widths[0], patch_size**2, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -60,5 +61,4 @@ class PriorFusion(nn.Module):
             skips.append(x)
         for i in reversed(range(len(self.decode))):
             x = self.decode[i](skips[i] + self.up[i](F.interpolate(x, scale_factor=2.0, mode="nearest")))
-        residual, weight = F.pixel_shuffle(self.head(x), self.patch_size).to(ours.dtype).split((3, 1), dim=1)
-        return ours + torch.sigmoid(weight) * (prior - ours) + residual
+        return torch.lerp(ours, prior, torch.sigmoid(F.pixel_shuffle(self.head(x), self.patch_size).to(ours.dtype)))
