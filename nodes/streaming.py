@@ -17,6 +17,7 @@ from comfy_api.latest import InputImpl, Types, io
 from ..vdd_model.app import jobs
 from ..vdd_model.errors import UserError
 from ..vdd_model.media.clip import Clip
+from ..vdd_model.media.files import written_aside
 from ..vdd_model.media.sinks import remove
 from ..vdd_model.media.sound import unsupported_sound
 from ..vdd_model.media.video import OutputOptions, part_folder, probe
@@ -185,10 +186,9 @@ def _stored(data: bytes, key: str) -> Path:
     path = Path(folder_paths.get_temp_directory()) / f"vdd-{key[:16]}.mkv"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".new")
-        aside.write_bytes(data)
-        os.utime(aside, (10**9, 10**9))
-        os.replace(aside, path)
+        with written_aside(path) as aside:
+            aside.write_bytes(data)
+            os.utime(aside, (10**9, 10**9))
     return path
 
 
@@ -197,11 +197,10 @@ def _cut(video, folder: Path) -> Path:
     path = folder / "cut.mp4"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        aside = folder / "cut.new.mp4"
         try:
             known = inspect.signature(video.save_to).parameters            # hosts before July 2026 encode at x264's default, 23
-            video.save_to(str(aside), **({"crf": CUT_CRF} if "crf" in known else {}))
-            os.replace(aside, path)
+            with written_aside(path, ending=".mp4") as aside:
+                video.save_to(str(aside), **({"crf": CUT_CRF} if "crf" in known else {}))
         except BaseException as error:
             remove(folder)
             if isinstance(error, ValueError):

@@ -15,7 +15,7 @@ ROOMS = {
     "config": set(), "errors": set(), "options": {"config"},
     "diffusion": BASE,
     "networks": BASE | {"diffusion", "cpu"},
-    "checkpoint": BASE | {"networks"},
+    "checkpoint": BASE | {"networks", "media"},             # of media: `written_aside`
     "cpu": BASE | {"networks"},
     "inference": BASE | {"networks", "diffusion", "checkpoint", "cpu"},
     "media": BASE,

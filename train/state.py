@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vdd_model.checkpoint.tensorfile import CheckpointError, read_header, read_tensors, write_tensors
 from vdd_model.errors import UserError
+from vdd_model.media.files import written_aside
 
 from .backend.muon import Muon, is_matrix
 from .backend.shard import local, part_of, whole, whole_state
@@ -115,9 +116,8 @@ class Log:
         self.path = path
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _total(line) <= total]
-            aside = path.with_name(f".{path.name}.part")
-            aside.write_text("".join(line + "\n" for line in kept))
-            os.replace(aside, path)
+            with written_aside(path) as aside:
+                aside.write_text("".join(line + "\n" for line in kept))
 
     def write(self, records: list[dict]) -> None:
         """Append. Raises UserError when the disk is full."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vdd_model import diffusion
 from vdd_model.config import ConfigError
 from vdd_model.measure import metrics
+from vdd_model.media.files import written_aside
 from vdd_model.networks.fidelity import BlurGuide
 from vdd_model.networks.model import fold_time, unfold_time
 
@@ -170,9 +171,8 @@ def save_panel(rows: list[list[Tensor]], path: Path, height: int = 256) -> None:
             sheet.paste(image, (x, y * (height + 4)))
             x += image.width + 4
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    sheet.save(aside, format="PNG")
-    aside.replace(path)
+    with written_aside(path) as aside:
+        sheet.save(aside, format="PNG")
 
 
 def save_curve(records: list[dict], path: Path) -> None:
@@ -205,7 +205,6 @@ def save_curve(records: list[dict], path: Path) -> None:
     right.set(xlabel="step", ylabel="PSNR, dB")
     if checks:
         right.legend(**below)
-    aside = path.with_name(f".{path.name}.part")
-    figure.savefig(aside, format="png", dpi=100, bbox_inches="tight")
+    with written_aside(path) as aside:
+        figure.savefig(aside, format="png", dpi=100, bbox_inches="tight")
     plt.close(figure)
-    aside.replace(path)

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vdd_model.media.files import written_aside
+
 from .readers import DataError, find, picture_size, pool, read_picture
 
 HELD = 1 << 30                           # bytes of decoded photographs that are kept at a time
@@ -143,8 +145,6 @@ def write_pack(root: str | Path, out: str | Path, max_side: int = 0) -> tuple[in
         packed[item.name] = torch.from_numpy(np.frombuffer(data, np.uint8).copy())
     if not packed:
         raise DataError(f"{root}: not one photograph could be read")
-    out = Path(out)
-    aside = out.with_name(out.name + ".part")
-    save_file(packed, aside, metadata={"vdd.pack": "1"})
-    aside.replace(out)
+    with written_aside(out) as aside:
+        save_file(packed, aside, metadata={"vdd.pack": "1"})
     return len(packed), unreadable

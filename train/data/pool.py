@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vdd_model.media.files import written_aside
+
 from ..synthesis.scene import shots
 from .clips import Clips, PhotoClips
 from .readers import DataError
@@ -48,9 +50,8 @@ def write_pool(source: PhotoClips, out: Path, prior: Callable[[Tensor], Tensor],
         clips = source.batch(seed, [index], num_frames=1 if single else num_frames, size=size, device="cpu")
         blurred, sharp = (x[0].transpose(0, 1) for x in (clips.blurred, clips.sharp))
         frames = {"blurred": blurred, "sharp": sharp, "prior": prior(blurred.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)}
-        partial = path.with_suffix(".part")
-        save_file({name: (x * 255).round().to(torch.uint8).contiguous() for name, x in frames.items()}, partial, metadata=FORMAT)
-        partial.replace(path)
+        with written_aside(path) as aside:
+            save_file({name: (x * 255).round().to(torch.uint8).contiguous() for name, x in frames.items()}, aside, metadata=FORMAT)
         say(f"{path}: {len(blurred)} frames")
 
 

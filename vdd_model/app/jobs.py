@@ -24,9 +24,10 @@ from ..inference.scenes import Moment
 from ..measure.progress import FrameBar
 from ..media.clip import Clip, MediaError
 from ..media.encoding import Encoding, OutputOptions, choose_encoding, no_room, without_effect
+from ..media.files import replace_text, sync
 from ..media.images import gaps
 from ..media.png import png_chunks
-from ..media.sinks import NUMBERED_PICTURE, SEGMENT, ImageSink, VideoSink, remove, replace_text, sync
+from ..media.sinks import NUMBERED_PICTURE, SEGMENT, ImageSink, VideoSink, remove
 from ..media.sound import check_sound
 from ..media.video import part_folder, probe, read
 from .preview import preview_paths, write_preview

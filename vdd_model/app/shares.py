@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import UserError
-from ..media.sinks import SEGMENT, replace_text
+from ..media.files import replace_text
+from ..media.sinks import SEGMENT
 
 T = TypeVar("T")
 GATHERING = 600                          # seconds that the processes of a run have to find each other

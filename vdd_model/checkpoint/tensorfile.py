@@ -1,7 +1,6 @@
 """Safetensors files: header checks that say what is wrong, mapped reading, and writing with flat memory."""
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import math
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..media.files import written_aside
 
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -152,18 +152,14 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], metada
         offset = end
     text = json.dumps(table, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
+        with written_aside(path, durable=True) as aside, aside.open("wb") as file:
             file.write(struct.pack("<Q", len(text)) + text)
             for name in order:
                 flat = tensors[name].detach().to("cpu", kept[name]).contiguous().reshape(-1)
                 if flat.numel():
                     file.write(memoryview(flat.view(torch.uint8).numpy()))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
         _sync_folder(path.parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -171,9 +167,6 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], metada
             needed = megabytes(len(text) + offset)
             raise CheckpointError(f"no room on the disk for {path}: it needs {needed}, {megabytes(free)} are free") from None
         raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            aside.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

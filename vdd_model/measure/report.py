@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..errors import UserError
+from ..media.files import written_aside
 from . import metrics
 from .perceptual import RATE
 from .progress import FrameBar
@@ -189,14 +190,11 @@ def save_image(image: Image.Image, path: str | os.PathLike) -> Path:
 
 def write_file(path: Path, data: bytes | str) -> Path:
     """Write a file aside and rename it; folders are made. Raises UserError."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(data if isinstance(data, bytes) else data.encode())
-        aside.replace(path)
+        with written_aside(path) as aside:
+            aside.write_bytes(data if isinstance(data, bytes) else data.encode())
     except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink()
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
     return path
 

@@ -1,7 +1,6 @@
 """PNG files out: one picture with 8 or 16 bits, and what it says about its colours."""
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from fractions import Fraction
@@ -13,6 +12,7 @@ import torch
 from PIL import Image
 
 from .clip import Clip
+from .files import written_aside
 from .pixel_formats import BT709, BT2020, UNSPECIFIED, ColorTags, from_rgb, is_wide
 
 _COLOUR_CHUNKS = (b"cICP", b"gAMA", b"cHRM", b"sRGB", b"mDCV", b"cLLI")
@@ -23,9 +23,8 @@ def write_image(path: str | Path, rgb: torch.Tensor, alpha: torch.Tensor | None 
     """Save (H,W,3) float32 in [0,1] as PNG with 8 or 16 bits; written aside and renamed. `gray` stores one channel."""
     path = Path(path)
     data = encode_png(rgb.numpy(), None if alpha is None else alpha.numpy(), bit_depth=bit_depth, gray=gray, compression=compression)
-    aside = path.with_name(path.name + ".part")
-    aside.write_bytes(data)
-    os.replace(aside, path)
+    with written_aside(path) as aside:
+        aside.write_bytes(data)
 
 
 def encode_png(rgb: np.ndarray, alpha: np.ndarray | None, *, bit_depth: int = 8, gray: bool = False, compression: int = 3,

@@ -6,7 +6,6 @@ have encoded anyway. At the end the packets are joined with the sound; nothing i
 """
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import re
@@ -19,6 +18,7 @@ import numpy as np
 
 from .clip import Clip
 from .encoding import Encoding, SegmentEncoder, picture_bytes, picture_from_bytes, picture_of
+from .files import sync, written_aside
 from .joining import join
 from .packets import finished_segments, segment_bytes
 from .png import encode_png
@@ -142,7 +142,7 @@ class ImageSink:
 
     def __init__(self, folder: Path, target: Path, names: Sequence[str], bit_depth: int, gray: bool, alpha: bool, replace: bool = False,
                  chunks: bytes = b"", first: int = 0):
-        self.folder, self.names, self.target, self.aside = folder / "pictures", names, target, folder / f"writing-{first}"
+        self.folder, self.names, self.target = folder / "pictures", names, target
         self.bit_depth, self.gray, self.alpha, self.replace, self.chunks = bit_depth, gray, alpha, replace, chunks
         self.folder.mkdir(exist_ok=True)
         self._remove_old()
@@ -169,10 +169,8 @@ class ImageSink:
         for picture, alpha in zip(rgb, alphas):
             data = encode_png(picture, alpha if self.alpha else None, bit_depth=self.bit_depth, gray=self.gray,
                               chunks=self.chunks)
-            with self.aside.open("wb") as file:
-                file.write(data)
-                sync(file)
-            os.replace(self.aside, self.folder / self.name(self.done))
+            with written_aside(self.folder / self.name(self.done), durable=True) as aside:
+                aside.write_bytes(data)
             self.done += 1
 
     def flush(self) -> None:
@@ -194,33 +192,13 @@ class ImageSink:
             mine = {self.name(index) for index in range(self.done)}
             kind = naming(mine) if self.names else NUMBERED_PICTURE
             old = [p.name for p in target.iterdir() if self.replace and p.name not in mine and p.is_file() and kind.fullmatch(p.name)]
-            aside = self._moving().with_suffix(".new")
-            aside.write_bytes(b"\n".join(map(os.fsencode, old)))
-            os.replace(aside, self._moving())
+            with written_aside(self._moving()) as aside:
+                aside.write_bytes(b"\n".join(map(os.fsencode, old)))
         self._remove_old()
         for index in range(self.done):
             if (self.folder / self.name(index)).exists():
                 _move(self.folder / self.name(index), target / self.name(index))
         return [] if not (clip.sound and audio) else ["pictures hold no sound, so it was left out"]
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file that is there whole or as it was, whatever happens."""
-    aside = path.with_name(path.name + ".new")
-    with aside.open("w") as file:
-        file.write(text)
-        sync(file)
-    os.replace(aside, path)
-
-
-def sync(file) -> None:
-    """Bring an open file to the disk, as far as the file system can: some network folders cannot."""
-    file.flush()
-    try:
-        os.fsync(file.fileno())
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
-            raise
 
 
 def _move(source: Path, target: Path) -> None:
@@ -230,14 +208,8 @@ def _move(source: Path, target: Path) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        aside = target.with_name(f".{target.name}.part")
-        try:
+        with written_aside(target) as aside:
             shutil.copyfile(source, aside)
-            os.replace(aside, target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                aside.unlink()
-            raise
         source.unlink()
 
 

@@ -1,0 +1,44 @@
+"""Files that are there whole or not at all."""
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def written_aside(path: str | os.PathLike, *, durable: bool = False, ending: str = ".part") -> Iterator[Path]:
+    """A place beside `path` to write to, which takes its name when the block ends well and is deleted when it does not.
+
+    `durable`: it is on the disk before it has the name. `ending`: for writers that go by it.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}{ending}")
+    try:
+        yield aside
+        if durable:
+            with aside.open("r+b") as file:
+                sync(file)
+        os.replace(aside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise
+
+
+def sync(file) -> None:
+    """Bring an open file to the disk, as far as the file system can: some network folders cannot."""
+    file.flush()
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
+            raise
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small text that must not be lost."""
+    with written_aside(path, durable=True) as aside:
+        aside.write_text(text)
