@@ -33,15 +33,14 @@ from ..vdd_model.errors import UserError
 from ..vdd_model.inference.pipeline import Deblurrer, default_dtype
 from ..vdd_model.inference.prior import Prior
 from ..vdd_model.inference.window import Tiling
-from ..vdd_model.measure.report import to_image
 from ..vdd_model.networks.adapter import Adapter
 from ..vdd_model.networks.model import DeblurModel, drop_untrained_branch
 from ..vdd_model.networks.unet3d import UNet3D
 from .preview import latent_rgb
+from .progress import Bar
 
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
           "fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
-PREVIEW_SIZE = 512
 
 # Values that are alive at once where most are: those of a run on torch's meta device (tests/nodes/test_memory.py) and about a third more,
 # for copies and work space of a device's own kernels. The host makes room for them.
@@ -280,27 +279,23 @@ class HostDeblurrer(Deblurrer):
         return prior
 
     def stream(self, frames, options=None, *, total=None, progress=None, **keywords):
-        bar = comfy.utils.ProgressBar(total or 1)
+        bar = Bar(total or 1)
 
         @functools.cache
         def colors():
             return [torch.tensor(part) for part in latent_rgb(self.model)]
 
-        def show(position, picture=None):
-            bar.update_absolute(position, total, None if picture is None else ("JPEG", to_image(picture), PREVIEW_SIZE))
-
         def tick(state):
-            mm.throw_exception_if_processing_interrupted()
             picture = None
-            if state.latents is not None:                # the middle frame of what is being sampled
+            if state.latents is not None and bar.wants_picture():                # the middle frame of what is being sampled
                 factors, bias = colors()
                 picture = (state.latents[0, :, state.latents.shape[2] // 2].float().cpu().movedim(0, -1) @ factors + bias) * 0.5 + 0.5
-            show(state.position, picture)
+            bar.move(state.position, picture, total)
 
         done = keywords.get("first_frame", 0)
         for chunk in super().stream(frames, options, total=total, progress=tick, **keywords):
             done += len(chunk)
-            show(done, chunk[-1])
+            bar.move(done, chunk[-1], total)
             yield chunk
 
 

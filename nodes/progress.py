@@ -36,10 +36,14 @@ class Bar:
         self.frames = 0
         self.move(self.done, picture)
 
+    def wants_picture(self) -> bool:
+        """Whether it is time for another preview."""
+        return time.monotonic() - self.shown >= PREVIEW_SECONDS
+
     def move(self, position: float, picture=None, total: int | None = None) -> None:
         """Go to this place, in frames."""
         mm.throw_exception_if_processing_interrupted()
         preview = None
-        if picture is not None and time.monotonic() - self.shown >= PREVIEW_SECONDS:
+        if picture is not None and self.wants_picture():
             preview, self.shown = ("JPEG", to_image(picture), PREVIEW_SIZE), time.monotonic()
         self.bar.update_absolute(round(position * PARTS), (total or self.total) * PARTS, preview)

@@ -35,13 +35,17 @@ def test_the_ensemble_is_the_mean_over_orientations(pack, frames):
     assert (by_hand - run(x)).abs().max() > 1e-3
 
 
-def test_progress_carries_previews(pack, frames):
+def test_the_bar_moves_within_a_window(pack, frames, monkeypatch):
+    """With every call of the denoiser, of whose latents there are pictures before any frame is done; then of each decoded chunk."""
+    monkeypatch.setattr(pack.module("nodes.progress"), "PREVIEW_SECONDS", 0.0)
     bar = pack.host["comfy.utils"].ProgressBar
     bar.reported.clear()
-    pack.nodes["VDDDeblurFrames"].execute(frames, TINY, steps=1, guidance=1.0, fidelity=0.0, color="none", seed=0)
-    value, total, _ = bar.reported[-1]
-    assert (value, total) == (5, 5)
-    assert any(preview is not None and preview[0] == "JPEG" for *_, preview in bar.reported)
+    pack.nodes["VDDDeblurFrames"].execute(frames, TINY, steps=4, guidance=1.0, fidelity=0.0, color="none", seed=0)
+    moves = [value for value, *_ in bar.reported]
+    assert moves == sorted(moves) and bar.reported[-1][:2] == (500, 500) and len(set(moves)) >= 8
+    pictures = [(value, preview) for value, _, preview in bar.reported if preview is not None]
+    assert len(pictures) == 4 + 1 and all(kind == "JPEG" and picture.size[0] > 4 for _, (kind, picture, _) in pictures)
+    assert all(0 < value < 500 for value, _ in pictures[:4])
 
 
 def test_cancel_comes_through(pack, frames, monkeypatch):
