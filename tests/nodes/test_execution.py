@@ -40,6 +40,7 @@ def test_the_bar_moves_within_a_window(pack, frames, monkeypatch):
     monkeypatch.setattr(pack.module("nodes.progress"), "PREVIEW_SECONDS", 0.0)
     bar = pack.host["comfy.utils"].ProgressBar
     bar.reported.clear()
+    frames = frames[:1] * torch.linspace(0.9, 1, 5).view(5, 1, 1, 1)              # one scene, and no frame shown twice
     pack.nodes["VDDDeblurFrames"].execute(frames, TINY, steps=4, guidance=1.0, fidelity=0.0, color="none", seed=0)
     moves = [value for value, *_ in bar.reported]
     assert moves == sorted(moves) and bar.reported[-1][:2] == (500, 500) and len(set(moves)) >= 8
