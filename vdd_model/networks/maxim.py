@@ -14,17 +14,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..cpu.onednn import Linear, gelu, linear
+
 WIDTHS = (32, 64, 128)         # channels of the three levels, fine to coarse
 SIDES = (16, 16, 8)            # side of a block in pixels, and of the grid in cells, at each level
 STAGES = 3                     # S-3: three networks in a row, each supervised (paper 3.1)
 BOTTLENECK_SIDE = 8
 MULTIPLE = 64                  # height and width must be multiples of this: the coarsest level (1/8) is cut into blocks of 8
 EPS = 1e-6
-
-
-def gelu(x: Tensor) -> Tensor:
-    """GELU, the tanh form."""
-    return F.gelu(x, approximate="tanh")
 
 
 class Conv(nn.Conv2d):
@@ -76,13 +73,13 @@ class GatedMlp(nn.Module):
 
     def __init__(self, channels: int, axis: str, side: int):
         super().__init__()
-        self.norm, self.to_u, self.to_v = Norm(channels), nn.Linear(channels, channels), nn.Linear(channels, channels)
-        self.norm_v, self.mix, self.out = Norm(channels), Mix(axis, side), nn.Linear(channels, channels)
+        self.norm, self.to_u, self.to_v = Norm(channels), Linear(channels, channels), Linear(channels, channels)
+        self.norm_v, self.mix, self.out = Norm(channels), Mix(axis, side), Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x)
-        u, v = gelu(self.to_u(y)), self.norm_v(gelu(self.to_v(y)))
-        return x + self.out(u * self.mix(v, 1.0))
+        u, v = gelu(self.to_u, y), self.norm_v(gelu(self.to_v, y))
+        return linear(self.out, u.mul_(self.mix(v, 1.0)), x)
 
 
 class MultiAxisMlp(nn.Module):
@@ -90,13 +87,13 @@ class MultiAxisMlp(nn.Module):
 
     def __init__(self, channels: int, side: int):
         super().__init__()
-        self.norm, self.to_grid, self.to_block = Norm(channels), nn.Linear(channels, channels), nn.Linear(channels, channels)
+        self.norm, self.to_grid, self.to_block = Norm(channels), Linear(channels, channels), Linear(channels, channels)
         self.grid, self.block = GatedMlp(channels, "grid", side), GatedMlp(channels, "block", side)
         self.out = Join(channels, channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x)
-        return x + self.out(self.grid(gelu(self.to_grid(y))), self.block(gelu(self.to_block(y))))
+        return self.out(self.grid(gelu(self.to_grid, y)), self.block(gelu(self.to_block, y)), add=x)
 
 
 class Join(nn.Module):
@@ -104,10 +101,12 @@ class Join(nn.Module):
 
     def __init__(self, c_out: int, *c_in: int):
         super().__init__()
-        self.parts = nn.ModuleList(nn.Linear(c, c_out, bias=i == 0) for i, c in enumerate(c_in))
+        self.parts = nn.ModuleList(Linear(c, c_out, bias=i == 0) for i, c in enumerate(c_in))
 
-    def forward(self, *xs: Tensor) -> Tensor:
-        return sum(part(x) for part, x in zip(self.parts, xs))
+    def forward(self, *xs: Tensor, add: Tensor | None = None) -> Tensor:
+        for part, x in zip(self.parts, xs):
+            add = linear(part, x, add)
+        return add
 
 
 class JoinLevels(nn.Module):
@@ -117,11 +116,18 @@ class JoinLevels(nn.Module):
     def __init__(self, widths: Sequence[int], levels: Sequence[int], level: int):
         super().__init__()
         self.ratios = [2.0 ** (j - level) for j in levels]
-        self.parts = nn.ModuleList(nn.Linear(widths[j], widths[level], bias=i == 0) for i, j in enumerate(levels))
+        self.parts = nn.ModuleList(Linear(widths[j], widths[level], bias=i == 0) for i, j in enumerate(levels))
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Features of the three levels -> (N, H, W, C) at the level's size."""
-        return sum(resized(part(x), r) if r > 1 else part(resized(x, r)) for part, x, r in zip(self.parts, features, self.ratios))
+        total = None
+        for part, x, ratio in sorted(zip(self.parts, features, self.ratios), key=lambda each: -each[-1]):
+            if ratio > 1:
+                grown = resized(part(x), ratio)
+                total = grown if total is None else total + grown
+            else:
+                total = linear(part, resized(x, ratio), total)
+        return total
 
 
 def resized(x: Tensor, ratio: float) -> Tensor:
@@ -139,7 +145,7 @@ class ChannelAttention(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.squeeze, self.excite = nn.Linear(channels, channels // 4), nn.Linear(channels // 4, channels)
+        self.squeeze, self.excite = Linear(channels, channels // 4), Linear(channels // 4, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((1, 2), keepdim=True)))))
@@ -154,7 +160,7 @@ class ConvBlock(nn.Module):
         self.attention = ChannelAttention(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv2(F.leaky_relu(self.conv1(self.norm(x)), 0.2))
+        y = self.conv2(F.leaky_relu_(self.conv1(self.norm(x)), 0.2))
         return torch.addcmul(x, y, self.attention(y))
 
 
@@ -163,11 +169,11 @@ class DenseBlock(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.norm, self.ff_in, self.ff_out = Norm(channels), nn.Linear(channels, channels), nn.Linear(channels, channels)
+        self.norm, self.ff_in, self.ff_out = Norm(channels), Linear(channels, channels), Linear(channels, channels)
         self.attention = ChannelAttention(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.ff_out(gelu(self.ff_in(self.norm(x))))
+        y = self.ff_out(gelu(self.ff_in, self.norm(x)))
         return torch.addcmul(x, y, self.attention(y))
 
 
@@ -176,12 +182,12 @@ class GateWeights(nn.Module):
 
     def __init__(self, channels: int, side: int):
         super().__init__()
-        self.norm, self.to_grid, self.to_block = Norm(channels), nn.Linear(channels, channels), nn.Linear(channels, channels)
+        self.norm, self.to_grid, self.to_block = Norm(channels), Linear(channels, channels), Linear(channels, channels)
         self.grid, self.block, self.out = Mix("grid", side), Mix("block", side), Join(channels, channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x)
-        return self.out(self.grid(gelu(self.to_grid(x))), self.block(gelu(self.to_block(x))))
+        return self.out(self.grid(gelu(self.to_grid, x)), self.block(gelu(self.to_block, x)))
 
 
 class CrossGating(nn.Module):
@@ -190,15 +196,15 @@ class CrossGating(nn.Module):
     def __init__(self, channels: int, side: int):
         super().__init__()
         self.norm_x, self.norm_y = Norm(channels), Norm(channels)
-        self.in_x, self.in_y = nn.Linear(channels, channels), nn.Linear(channels, channels)
+        self.in_x, self.in_y = Linear(channels, channels), Linear(channels, channels)
         self.gate_x, self.gate_y = GateWeights(channels, side), GateWeights(channels, side)
-        self.out_x, self.out_y = nn.Linear(channels, channels), nn.Linear(channels, channels)
+        self.out_x, self.out_y = Linear(channels, channels), Linear(channels, channels)
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        a, b = gelu(self.in_x(self.norm_x(x))), gelu(self.in_y(self.norm_y(y)))
+        a, b = gelu(self.in_x, self.norm_x(x)), gelu(self.in_y, self.norm_y(y))
         from_x, from_y = self.gate_x(a), self.gate_y(b)
-        y = y + self.out_y(b.mul_(from_x))
-        return x + y + self.out_x(a.mul_(from_y)), y
+        y = linear(self.out_y, b.mul_(from_x), y)
+        return linear(self.out_x, a.mul_(from_y), x + y), y
 
 
 class Fuse(nn.Module):
@@ -206,7 +212,7 @@ class Fuse(nn.Module):
 
     def __init__(self, channels: int, side: int):
         super().__init__()
-        self.in_x, self.in_y, self.gating = nn.Linear(channels, channels), nn.Linear(channels, channels), CrossGating(channels, side)
+        self.in_x, self.in_y, self.gating = Linear(channels, channels), Linear(channels, channels), CrossGating(channels, side)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return self.gating(self.in_x(x), self.in_y(y))[0]
@@ -250,14 +256,14 @@ class Stage(nn.Module):
         self.encoder = nn.ModuleList(Blocks(*level, ConvBlock) for level in levels)
         self.fuse_encoder = nn.ModuleList(Fuse(*level) for level in levels if not first)
         self.down = nn.ModuleList(Conv(c, c, 2) for c in widths)
-        self.bottleneck_in = nn.ModuleList(nn.Linear(coarsest, coarsest) for _ in range(2))
+        self.bottleneck_in = nn.ModuleList(Linear(coarsest, coarsest) for _ in range(2))
         self.bottleneck = nn.ModuleList(Blocks(coarsest, BOTTLENECK_SIDE, DenseBlock) for _ in range(2))
         self.bridge = nn.ModuleList(JoinLevels(widths, (0, 1, 2), i) for i in range(3))
         self.raise_gate = nn.ModuleList(Up(under, c) for under, c in zip(below, widths))
-        self.in_gate = nn.ModuleList(nn.Linear(c, c) for c in widths)
+        self.in_gate = nn.ModuleList(Linear(c, c) for c in widths)
         self.skip = nn.ModuleList(CrossGating(*level) for level in levels)
         self.up = nn.ModuleList(Up(under, c) for under, c in zip(below, widths))
-        self.join_up = nn.ModuleList(nn.Linear(c, c, bias=False) for c in widths)
+        self.join_up = nn.ModuleList(Linear(c, c, bias=False) for c in widths)
         self.join_skips = nn.ModuleList(JoinLevels(widths, (2, 1, 0), i) for i in range(3))
         self.decoder = nn.ModuleList(Blocks(*level, ConvBlock) for level in levels)
         self.attention = nn.ModuleList(SupervisedAttention(c) for c in widths if not last)
@@ -278,8 +284,8 @@ class Stage(nn.Module):
             bridges.append(x)
             x = self.down[i](x)
 
-        for linear, blocks in zip(self.bottleneck_in, self.bottleneck):
-            x = blocks(linear(x))
+        for project, blocks in zip(self.bottleneck_in, self.bottleneck):
+            x = blocks(project(x))
 
         gate, skips = x, []                                  # skips, coarse to fine
         for i in (2, 1, 0):
@@ -288,7 +294,7 @@ class Stage(nn.Module):
 
         decoded = []                                         # decoder, coarse to fine
         for i in (2, 1, 0):
-            x = self.decoder[i](self.join_up[i](self.up[i](x)) + self.join_skips[i](skips))
+            x = self.decoder[i](linear(self.join_up[i], self.up[i](x), self.join_skips[i](skips)))
             decoded.insert(0, x)
         if self.output is not None:
             return self.output(x)
