@@ -18,6 +18,11 @@ import av
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TgaImagePlugin import TgaImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 from . import tiff
 from .clip import Clip, Frame, MediaError
@@ -164,7 +169,7 @@ def _frame(data: bytes, codec: str) -> tuple[av.VideoFrame, Fraction | None]:
         try:
             return (context.decode(av.Packet(packet)) or context.decode(None))[0], _pixel_aspect(context.sample_aspect_ratio, data, codec)
         except av.error.PatchWelcomeError:                     # CMYK with fewer samples of some inks
-            with Image.open(io.BytesIO(data)) as picture:
+            with JpegImageFile(io.BytesIO(data)) as picture:
                 return av.VideoFrame.from_ndarray(np.asarray(picture.convert("RGB")), "rgb24"), None
         except av.FFmpegError as error:
             damage = error
@@ -255,10 +260,10 @@ def _with_pillow(data: bytes, name: str) -> Picture:
 
 def _decode_tga(data: bytes) -> av.VideoFrame:
     if data[2] in (3, 11) and data[16] == 16:                  # grey with transparency, which FFmpeg takes for 5 bits a colour
-        with Image.open(io.BytesIO(data)) as picture:
+        with TgaImageFile(io.BytesIO(data)) as picture:
             return av.VideoFrame.from_ndarray(np.asarray(picture.convert("RGBA")), "rgba")
     if data[2] & 8:                                            # of runs: FFmpeg does not miss the last ones
-        with Image.open(io.BytesIO(data)) as picture:
+        with TgaImageFile(io.BytesIO(data)) as picture:
             picture.load()
     frame = av.CodecContext.create("targa", "r").decode(av.Packet(data))[0]
     return frame.reformat(format="bgr0") if frame.format.name == "bgra" and not data[17] & 15 else frame       # no bit of it is alpha
@@ -273,9 +278,7 @@ def _may_be_transparent(data: bytes, codec: str) -> bool:
 
 def _opened(data: bytes, codec: str) -> Image.Image | None:
     """The file in Pillow's hands, not yet decoded; not through Image.open, which refuses large pictures."""
-    from PIL import JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
-    reader = {"mjpeg": JpegImagePlugin.JpegImageFile, "png": PngImagePlugin.PngImageFile, "tiff": TiffImagePlugin.TiffImageFile,
-              "webp": WebPImagePlugin.WebPImageFile}.get(codec)
+    reader = {"mjpeg": JpegImageFile, "png": PngImageFile, "tiff": TiffImageFile, "webp": WebPImageFile}.get(codec)
     try:
         return reader(io.BytesIO(data)) if reader else None
     except (OSError, ValueError, SyntaxError, KeyError, TypeError, struct.error):

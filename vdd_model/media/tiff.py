@@ -3,6 +3,7 @@ them: FFmpeg what it reads rightly, then Pillow, then tifffile where it is insta
 """
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 from fractions import Fraction
@@ -10,7 +11,7 @@ from fractions import Fraction
 import av
 import numpy as np
 from PIL import Image
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from .clip import MediaError
 
@@ -85,17 +86,12 @@ def _directories(data: bytes) -> list[ImageFileDirectory_v2]:
 
 
 def decode(data: bytes, tags: Tags, name: str) -> tuple[av.VideoFrame, bool]:
-    """(picture, whether it has been turned upright) of a file that is not `for_ffmpeg`. Raises MediaError; ValueError and OSError where
-    it is damaged.
-    """
-    if tags.bits <= 8 and tags.integers and not (tags.gray and tags.planar):
-        return _with_pillow(data, tags)
+    """(picture, whether it has been turned upright) of a file that is not `for_ffmpeg`. Raises MediaError."""
+    small = tags.bits <= 8 and tags.integers and not (tags.gray and tags.planar)
     # Pillow 13 leaves the bytes of compressed big-endian floats in the wrong order
-    if tags.gray and not tags.transparent and not (tags.floating and tags.compression != 1 and data[:1] == b"M"):
-        try:
+    if small or tags.gray and not tags.transparent and not (tags.floating and tags.compression != 1 and data[:1] == b"M"):
+        with contextlib.suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             return _with_pillow(data, tags)
-        except (OSError, ValueError, SyntaxError):             # or it does not know that kind
-            pass
     try:
         import tifffile
         with tifffile.TiffFile(io.BytesIO(data)) as file:
@@ -115,7 +111,7 @@ def decode(data: bytes, tags: Tags, name: str) -> tuple[av.VideoFrame, bool]:
 
 
 def _with_pillow(data: bytes, tags: Tags) -> tuple[av.VideoFrame, bool]:
-    with Image.open(io.BytesIO(data)) as picture:
+    with TiffImageFile(io.BytesIO(data)) as picture:           # not Image.open, which refuses large pictures
         picture.load()
         upright = ORIENTATION not in picture.tag_v2            # newer ones have turned it
         if tags.bits <= 8:

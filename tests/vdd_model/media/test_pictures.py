@@ -264,3 +264,16 @@ def test_five_bits_a_color_reach_white(tmp_path):
     head = b"BM" + struct.pack("<IHHI", 86, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, 4, 4, 1, 16, 0, 32, 0, 0, 0, 0)
     (tmp_path / "a.bmp").write_bytes(head + struct.pack("<16H", *[0x7FFF] * 16))
     assert read_image(tmp_path / "a.bmp")[0].min() == 1 and read_picture(tmp_path / "a.bmp").min() == 255
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.tga"])
+def test_large_pictures_are_no_bombs(tmp_path, name, monkeypatch):
+    """Pillow refuses those beyond 179 million pixels, which photographs of telephones have."""
+    data = tiff_file(PICTURE, tile=(16, 16)) if name == "a.tif" else None
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored(tmp_path / name, **({"compression": "tga_rle"} if name == "a.tga" else {"exif": exif} if data is None else {}))
+    if data:
+        (tmp_path / name).write_bytes(data)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert read_picture(tmp_path / name).shape[1] == probe(tmp_path / name).width == picture_size(tmp_path / name)[0]
