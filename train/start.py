@@ -4,6 +4,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,11 +20,80 @@ from vdd_model.inference.pipeline import cpu_has_bfloat16
 from vdd_model.networks.model import DeblurModel
 
 from . import state as states
+from . import validate as checks
 from .backend.groupnorm import use_rows
-from .config import TRAINABLE, TrainConfig, blur_config, differences, model_config
+from .config import TrainConfig, blur_config, differences, model_config
+from .log import Journal, Log
 from .stages import set_latent_scale, trainable_names
 
 FREE_TO_CHANGE = ("root", "out", "init", "threads", "log_every", "keep", "save_every", "save_minutes", "validation", "trackers")
+
+
+@dataclass
+class Run:
+    """What a run has from its first step to its last."""
+
+    config: TrainConfig
+    accelerator: object                       # accelerate's: processes, precision, trackers
+    device: torch.device
+    say: Callable[[str], None]                # silent on all processes but the main one
+    model: DeblurModel
+    position: states.Position
+    restored: states.State | None             # until its stage has begun
+    clips: list[checks.Clip]                  # of the validation
+    journal: Journal
+    last_state: Path | None = None
+    saved_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def folder(self) -> Path:
+        """Where everything is written."""
+        return Path(self.config.out)
+
+    @property
+    def main(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.accelerator.is_main_process
+
+    def anywhere(self, yes: bool) -> bool:
+        """Whether it is so in any process."""
+        if self.accelerator.num_processes == 1:
+            return yes
+        return self.accelerator.reduce(torch.tensor(float(yes), device=self.device), "sum").item() > 0
+
+
+def prepare(config: TrainConfig, resume: bool, say: Callable[[str], None]) -> Run:
+    """A run at the place where it stands, after all that can be checked. Raises UserError or ConfigError with one sentence."""
+    # ---- processes and data
+    asked, config = config, computable(config)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    check_data(config)
+    accelerator = make_accelerator(config)
+    main, device = accelerator.is_main_process, exact_device(accelerator.device)
+    say = say if main else lambda text: None
+    if config.precision != asked.precision:
+        say(f"this processor only emulates {asked.precision}, a hundred times slower: training in {config.precision}")
+    check_split(config, accelerator.num_processes)
+    if main and (shared := checks.seen_in_training(config)):
+        say(f"validation sees what training sees ({len(shared)} clips, the first is {shared[0]}): its scores will flatter")
+
+    # ---- the model where the run stands, and room for its states
+    folder = Path(config.out)
+    restored = find_state(config, folder / "states", resume, say)
+    model = make_model(config, restored, say)
+    if main:
+        size, exports = sum(p.numel() for p in model.parameters()), len(config.stages) * getattr(torch, config.export_dtype).itemsize
+        states.check_room(folder / "states", size * (4 * 4 * (config.keep + 1) + exports))
+    model = prepare_model(model, config, device)
+    position = dataclasses.replace(restored.position) if restored else states.Position()
+    accelerator.wait_for_everyone()             # nobody writes before everybody has looked
+
+    # ---- log and validation: what is wrong with their files should not cost a step
+    log = Log(folder / "log.jsonl", position.total) if main else None
+    clips = checks.load_clips(config, model.config.divisor) if main or config.fsdp else []
+    return Run(config, accelerator, device, say, model, position, restored, clips, Journal(config, accelerator, log, say),
+               restored.path if restored else None)
 
 
 def check_data(config: TrainConfig) -> None:
@@ -67,8 +139,8 @@ def find_state(config: TrainConfig, folder: Path, resume: bool, say) -> states.S
     old, new = found.record["config"], json.loads(json.dumps(dataclasses.asdict(config)))
     if old["seed"] != config.seed:
         raise UserError(f"{found.path} belongs to a run with seed {old['seed']}, not {config.seed}")
-    where = found.progress.stage
-    kinds = [s["kind"] for s in old["stages"]][:where + bool(found.progress.step)]
+    where = found.position.stage
+    kinds = [s["kind"] for s in old["stages"]][:where + bool(found.position.step)]
     if kinds != [s.kind for s in config.stages][:len(kinds)]:
         raise UserError(f"{found.path} has done the stages {', '.join(kinds)}, which this configuration does not begin with; "
                         "start a new run with `init` instead")
@@ -93,7 +165,7 @@ def make_model(config: TrainConfig, restored: states.State | None, say=print) ->
     if restored is not None:
         fill(model, restored.part("model"))
         set_latent_scale(model, wanted.vae.latent_scale)
-        say(f"resuming {restored.path.name}: stage {restored.progress.stage}, step {restored.progress.step}")
+        say(f"resuming {restored.path.name}: stage {restored.position.stage}, step {restored.position.step}")
     elif config.init:
         fill(model, checkpoint.load(config.init, dtype=torch.float32).state_dict())
         say(f"starting from {config.init}")
@@ -103,19 +175,6 @@ def make_model(config: TrainConfig, restored: states.State | None, say=print) ->
         except ConfigError as error:
             raise ConfigError(f"stages[{number}].{error}") from None
     return model
-
-
-def origin(config: TrainConfig, stages_done: int) -> dict:
-    """What the record of the checkpoint `init` says of where weights come from, and which parts no stage has trained since."""
-    try:
-        known = checkpoint.read_training(config.init) if config.init else {}
-    except UserError:                                        # it is gone; a resumed run does not need it
-        known = {}
-    trained = [prefix for stage in config.stages[:stages_done] for prefix in stage.trainable or TRAINABLE[stage.kind]]
-    untrained = [part for part in known.get("untrained", [])
-                 if not any(f"{part}.".startswith(prefix) or prefix.startswith(f"{part}.") for prefix in trained)]
-    found = {"sources": known.get("sources"), "untrained": untrained}
-    return {key: value for key, value in found.items() if value}
 
 
 def exact_device(device: torch.device) -> torch.device:

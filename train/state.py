@@ -1,4 +1,5 @@
-"""A run's states on disk: one safetensors file each, written aside and renamed, the last few kept; and the log beside them."""
+"""A run's states on disk: one safetensors file each, written aside and renamed, the last few kept. Whole, however many processes share a
+run: torch's own state dicts gather and share out what FSDP has spread."""
 from __future__ import annotations
 
 import json
@@ -10,18 +11,24 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor
 
 from vdd_model.checkpoint.tensorfile import CheckpointError, read_header, read_tensors, write_tensors
 from vdd_model.errors import UserError
-from vdd_model.media.files import written_aside
 
 from .backend.muon import Muon, is_matrix
-from .backend.shard import local, part_of, whole, whole_state
 from .config import TRAINABLE
 
 
 @dataclass
-class Progress:
+class Position:
     """Where a run stands. Everything random is a function of these numbers and the seed."""
 
     stage: int = 0                 # index into config.stages; len(stages) when the run is finished
@@ -31,13 +38,18 @@ class Progress:
     total_seconds: float = 0.0     # wall time spent in the finished stages
     averaged: int = 0              # updates of the EMA in this stage
 
+    @property
+    def hours(self) -> float:
+        """Of wall time so far."""
+        return round((self.total_seconds + self.seconds) / 3600, 4)
+
 
 @dataclass(frozen=True)
 class State:
     """One saved state, read back."""
 
     path: Path
-    progress: Progress
+    position: Position
     record: dict                   # the run's configuration ("config"), the model's ("model")
     tensors: dict[str, Tensor] = field(repr=False)
 
@@ -55,10 +67,10 @@ def exists(folder: Path) -> bool:
     return bool(_files(folder))
 
 
-def save(folder: Path, progress: Progress, record: Mapping, tensors: Mapping[str, Tensor], keep: int) -> Path:
+def save(folder: Path, position: Position, record: Mapping, tensors: Mapping[str, Tensor], keep: int) -> Path:
     """Write a state and delete all but the newest `keep`. Raises CheckpointError (disk full, not writable); older states stay."""
-    path = folder / f"state-{progress.stage:02d}-{progress.step:08d}.safetensors"
-    metadata = {"train.progress": json.dumps(asdict(progress)), "train.record": json.dumps(record)}
+    path = folder / f"state-{position.stage:02d}-{position.step:08d}.safetensors"
+    metadata = {"train.progress": json.dumps(asdict(position)), "train.record": json.dumps(record)}
     write_tensors(path, tensors, metadata)
     for old in _files(folder)[keep:]:
         old.unlink(missing_ok=True)
@@ -73,8 +85,8 @@ def newest(folder: Path, say=print) -> State | None:
     for path in _files(folder):
         try:
             metadata = read_header(path).metadata
-            progress, record = (json.loads(metadata[key]) for key in ("train.progress", "train.record"))
-            state = State(path, Progress(**progress), record, read_tensors(path))
+            position, record = (json.loads(metadata[key]) for key in ("train.progress", "train.record"))
+            state = State(path, Position(**position), record, read_tensors(path))
         except (CheckpointError, KeyError, TypeError, ValueError) as error:
             damaged.append(path)
             say(f"passing over a state that cannot be read: {error}")
@@ -109,41 +121,12 @@ def keep_copy(path: Path, copy: Path) -> None:
         shutil.copyfile(path, copy)
 
 
-class Log:
-    """log.jsonl: one JSON object a line, a "step" or a "validation" record. Lines of steps that a resumed run repeats are cut off."""
-
-    def __init__(self, path: Path, total: int):
-        self.path = path
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _total(line) <= total]
-            with written_aside(path) as aside:
-                aside.write_text("".join(line + "\n" for line in kept))
-
-    def write(self, records: list[dict]) -> None:
-        """Append. Raises UserError when the disk is full."""
-        try:
-            with self.path.open("a") as file:
-                file.write("".join(json.dumps(record) + "\n" for record in records))
-        except OSError as error:
-            raise UserError(f"{self.path} cannot be written: {error.strerror}") from None
-
-    def read(self) -> list[dict]:
-        """All records so far."""
-        return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
-
-
-def _total(line: str) -> float:
-    try:
-        return json.loads(line)["total"]
-    except (ValueError, KeyError, TypeError):          # the half line of a killed process
-        return float("inf")
-
-
 class Average:
     """Exponential moving average of some parameters, float32, with the usual short memory at the start. Decay 0: none is kept."""
 
     def __init__(self, parameters: list[Tensor], decay: float):
-        self.parameters, self.decay, self.updates = [local(p.detach()) for p in parameters], decay, 0
+        self.decay, self.updates = decay, 0
+        self.parameters = [local(p.detach()) for p in parameters]
         self.values = [p.clone().float() for p in self.parameters] if decay else []
 
     @torch.no_grad()
@@ -163,52 +146,66 @@ class Average:
             average.copy_(held)
 
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+FULL = StateDictOptions(full_state_dict=True, strict=False)       # not strict: a parameter that no gradient has reached has no moments
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")                       # steps of its own: a branch that only some batches train has made fewer
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part, sharing memory with `tensor`."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state dict, whole. All processes must call it."""
+    return get_model_state_dict(model, options=FULL)
 
 
 def collect(model: nn.Module, work) -> dict[str, Tensor]:
     """Every tensor of a state, whole; `work` (train.loop.Work) is None between two stages. All processes must call it."""
     tensors = {f"model/{name}": value for name, value in whole_state(model).items()}
-    if work is not None:
-        for i, (name, parameter) in enumerate(zip(work.names, work.parameters)):
-            if work.average.values:
-                tensors[f"ema/{name}"] = whole(work.average.values[i], parameter)
-            moments = work.optimizer.state.get(parameter, {})
-            tensors |= {f"{key}/{name}": whole(local(moments[key]), parameter) for key in MOMENTS if key in moments}
-            if "step" in moments:                       # its own: a branch that only some batches train has made fewer
-                tensors[f"step/{name}"] = moments["step"].detach().float().cpu()
+    if work is None:
+        return tensors
+    if work.average.values:
+        work.average.swap()
+        averages = get_model_state_dict(model, options=FULL)
+        tensors |= {f"ema/{name}": averages[name].clone() for name in work.names}
+        work.average.swap()
+    if work.optimizer.state:
+        moments = get_optimizer_state_dict(model, work.optimizer, options=FULL)["state"]
+        tensors |= {f"{key}/{name}": value for name, held in moments.items() for key, value in held.items()}
     return tensors
 
 
 @torch.no_grad()
-def restore(state: State, work, progress: Progress) -> None:
+def restore(state: State, model: nn.Module, work) -> None:
     """Averages and moments of the stage that the state belongs to, as they were. Raises UserError when it trained other parameters.
 
     A parameter that no gradient has reached has no moments: the optimiser makes them with its first one.
     """
-    if not progress.step:
+    position = state.position
+    if not position.step:
         return                                          # saved between two stages
-    moments, average, steps = [state.part(key) for key in MOMENTS], state.part("ema"), state.part("step")
+    parts, average = {key: state.part(key) for key in MOMENTS}, state.part("ema")
     seconds = {name for name, p in zip(work.names, work.parameters) if not (isinstance(work.optimizer, Muon) and is_matrix(p))}
-    same = _chosen(state, state.record["config"]["stages"][progress.stage]) == _chosen(state, asdict(work.stage))
-    same = same and set(moments[0]) <= set(work.names) and set(moments[1]) == set(moments[0]) & seconds
+    same = _chosen(state, state.record["config"]["stages"][position.stage]) == _chosen(state, asdict(work.stage))
+    first, second = set(parts["exp_avg"]), set(parts["exp_avg_sq"])
+    same = same and first <= set(work.names) and second == first & seconds
     if not same or (work.average.values and set(average) != set(work.names)):
         raise UserError(f"{state.path}: its stage trains other parameters, or keeps other averages or moments, than this configuration's "
-                        f"stage {progress.stage}; start a new run with `init` instead")
-    for i, (name, parameter) in enumerate(zip(work.names, work.parameters)):
-        if work.average.values:
-            work.average.values[i].copy_(part_of(average[name], parameter))
-        if name not in moments[0]:
-            continue
-        count = steps.get(name, torch.tensor(float(progress.step)))        # states of older versions have none
-        held = {"step": count.to(parameter.device, copy=True)}              # the state's file must not stay mapped
-        for key, values in zip(MOMENTS, moments):
-            if name not in values:
-                continue                                # a matrix that Muon steps has no second moment
-            held[key] = torch.zeros_like(parameter)
-            local(held[key]).copy_(part_of(values[name], parameter))
-        work.optimizer.state[parameter] = held
-    work.average.updates = progress.averaged
+                        f"stage {position.stage}; start a new run with `init` instead")
+    if work.average.values:
+        work.average.swap()
+        set_model_state_dict(model, average, options=FULL)
+        work.average.swap()
+    work.average.updates = position.averaged
+    # states of older versions have no counts
+    held = {name: {"step": torch.tensor(float(position.step))} | {key: parts[key][name].clone() for key in MOMENTS if name in parts[key]}
+            for name in first}                          # copies: the state's file must not stay mapped
+    groups = get_optimizer_state_dict(model, work.optimizer, options=FULL)["param_groups"]
+    set_optimizer_state_dict(model, work.optimizer, {"state": held, "param_groups": groups}, options=FULL)
+    for name, parameter in zip(work.names, work.parameters):
+        if name not in held:                            # torch has stepped them once, by nothing, to know what moments look like
+            work.optimizer.state.pop(parameter, None)
 
 
 def _chosen(state: State, stage: Mapping) -> set[str]:

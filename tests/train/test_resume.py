@@ -14,9 +14,10 @@ import torch
 from training_tools import BLUR, NO_VALIDATION, STAGES, losses, write_config
 
 from train import config as configs
-from train import start, state
+from train import export, start, state
 from train.__main__ import main
-from train.loop import NotFinite, Run, run
+from train.log import NotFinite
+from train.loop import run
 from vdd_model.checkpoint import tensorfile
 from vdd_model.checkpoint.store import load, read_training
 from vdd_model.config import ConfigError
@@ -144,7 +145,7 @@ def test_parameters_that_no_gradient_reaches_do_not_hinder_a_resume(tmp_path, op
     stage = {**STAGES[4], "steps": 4, "denoise": False, "trainable": ["vae.fidelity.", "encoder2."], "optimizer": optimizer}
     whole, halves = whole_and_stopped(tmp_path, stage, 3, ema=0.0)
     found = state.newest(halves / "run" / "states")
-    assert found.progress.step == 2
+    assert found.position.step == 2
     assert 0 < len(found.part("exp_avg")) < len([n for n in found.part("model") if n.startswith(("vae.fidelity.", "encoder2."))])
     other = "adamw" if optimizer == "muon" else "muon"
     for change in ({"trainable": ["vae.fidelity."]}, {"trainable": ["vae.fidelity.", "encoder2.", "adapter."]}, {"optimizer": other}):
@@ -171,7 +172,7 @@ def test_a_kill_before_a_stages_checkpoint_loses_neither_it_nor_the_scores(tmp_p
     def killed(*_):
         raise KeyboardInterrupt
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_export", killed)
+        patch.setattr(export, "export", killed)
         with pytest.raises(KeyboardInterrupt):
             run(configs.load(path), say=quiet)
     run(configs.load(path), resume=True, say=quiet)
@@ -238,7 +239,7 @@ def test_nan_stops_with_the_step_the_files_and_the_last_state(tmp_path, monkeypa
     assert all(f"sample {index}" in message for index in calls[3]) and "train_photos" in message
     assert "state-00-00000002" in message
     good = state.newest(tmp_path / "run" / "states")
-    assert good.progress.step == 2 and all(bool(torch.isfinite(value).all()) for value in good.tensors.values())
+    assert good.position.step == 2 and all(bool(torch.isfinite(value).all()) for value in good.tensors.values())
 
 
 def test_full_disk_is_one_sentence_before_any_work(tmp_path, monkeypatch, capsys):

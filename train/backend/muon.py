@@ -45,7 +45,7 @@ class Muon(torch.optim.AdamW):
         gradients = [p.grad for p in parameters]
         for p in parameters:
             if "exp_avg" not in self.state[p]:
-                self.state[p]["exp_avg"] = torch.zeros_like(p)
+                self.state[p] |= {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p)}         # AdamW reads back no state without steps
         momenta = [self.state[p]["exp_avg"] for p in parameters]
         torch._foreach_lerp_(momenta, gradients, 1 - _MOMENTUM)
         nesterov = torch.stack(torch._foreach_lerp(gradients, momenta, _MOMENTUM)).flatten(2)
