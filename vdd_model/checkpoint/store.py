@@ -189,6 +189,9 @@ def info(path: str | os.PathLike) -> str:
     """
     path = resolve(path)
     header = _header(path)
+    if "vdd.prior" in header.metadata:
+        return "\n".join([f"{path}: {megabytes(header.size)}, {len(header.entries)} tensors",
+                          *(f"{key}: {text}" for key, text in header.metadata.items())])
     config, training = _config(header), read_training(path)
     lines = [f"{path}: {megabytes(header.size)}, format {header.metadata['vdd.format']}",
              f"model {config.name}: window of {config.num_frames} frames, {config.vae.factor} pixels per latent, "

@@ -22,6 +22,7 @@ from vdd_model.checkpoint.maxim import (
     read_package,
     source_parameters,
 )
+from vdd_model.checkpoint.store import info
 from vdd_model.checkpoint.tensorfile import CheckpointError, read_header
 from vdd_model.networks.maxim import Maxim
 
@@ -110,6 +111,7 @@ def test_half_precision_halves_the_file(tmp_path, narrow):
     values = sum(math.prod(entry.shape) for entry in read_header(tmp_path / FILE_NAME).entries.values())
     assert 2 * values < (tmp_path / FILE_NAME).stat().st_size < 2.1 * values
     assert load_maxim(tmp_path / FILE_NAME).dtype == torch.float32
+    assert "MAXIM S-3, arXiv 2201.02973, by Google Research" in info(tmp_path / FILE_NAME)
 
 
 def broken(graph, *path, value=None):
