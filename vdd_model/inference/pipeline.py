@@ -145,6 +145,7 @@ class Deblurrer:
         if self._prior is None:
             need_prior(self.prior_file)
             self._prior = self.load_prior()
+        self._prior.set_tile(options.tile)
         return self._prior
 
     def deblur(self, frames: Tensor, options: DeblurOptions | None = None, *, progress: Callable[[Progress], None] | None = None,

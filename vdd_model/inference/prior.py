@@ -53,6 +53,10 @@ class Prior:
         finally:
             self._tick = no_tick
 
+    def set_tile(self, tile: int | None) -> None:
+        """Side of the tiles in pixels, as DeblurOptions.tile: None: chosen by the frame's size, 0: whole frames."""
+        self.tile = tile and max(tile // MULTIPLE * MULTIPLE, SMALLEST_TILE)
+
     def of(self, frame: Tensor, tick: Tick = no_tick) -> Tensor:
         """What it makes of a frame (H, W, 3), kept for as long as the frame's own tensor is."""
         if frame not in self._known:

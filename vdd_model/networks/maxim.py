@@ -135,9 +135,10 @@ def resized(x: Tensor, ratio: float) -> Tensor:
     if ratio == 1:
         return x
     x = x.permute(0, 3, 1, 2)
-    y = x.float() if ratio < 1 else x
-    y = F.interpolate(y, scale_factor=ratio, mode="bilinear", antialias=ratio < 1, align_corners=False)
-    return y.to(x.dtype).permute(0, 2, 3, 1)
+    y = x
+    if ratio < 1:                                            # on Apple's GPU older PyTorch has no antialiasing
+        y = x.float() if x.device.type != "mps" else x.float().cpu()
+    return F.interpolate(y, scale_factor=ratio, mode="bilinear", antialias=ratio < 1).to(x).permute(0, 2, 3, 1)
 
 
 class ChannelAttention(nn.Module):

@@ -73,6 +73,13 @@ def test_large_frames_are_cut_into_tiles(network, monkeypatch):
     assert (tiled - whole).abs().mean() < (whole - frame).abs().mean()
 
 
+@pytest.mark.parametrize("given, side", [(None, None), (0, 0), (100, 256), (300, 256), (700, 640)])
+def test_its_tiles_follow_those_asked_for(network, given, side):
+    prior = Prior(network)
+    prior.set_tile(given)
+    assert prior.tile == side
+
+
 def test_it_can_be_stopped_in_the_middle_of_a_frame(network):
     prior, ticks = Prior(network), []
 
