@@ -30,8 +30,10 @@ from .prior import HOW_TO_GET, NO_FUSION, Prior, find_prior, need_prior, prior_i
 from .progress import CALL, DECODE, ENCODE, ESTIMATE, Meter, Progress
 from .scenes import Moment, Picture, pictures
 from .window import (
+    CPU_FEATURE_BYTES,
     FEATURE_BYTES,
     Tiling,
+    compact,
     decode_frames,
     encode_frames,
     estimate_window,
@@ -46,7 +48,7 @@ from .window import (
     to_pixels,
     window_v_model,
 )
-from .windows import Step, fade_in, window_steps
+from .windows import Box, Step, fade_in, window_steps
 
 T = TypeVar("T")
 WINDOWS_BACK = 3                         # windows before that of a frame which have a part in it, or are encoded together with one that has
@@ -259,6 +261,8 @@ class _Run:
                 if self.tiling is None:
                     self.size = picture.rgb.shape[:2]
                     self.tiling = make_tiling(options.tile, options.tile_overlap, *self.size, self.model.config.divisor)
+                if self.prior is None and (last := self.pictures.get(picture.number - 1)):      # a prior knows a frame by its tensor
+                    last.rgb = compact(last.rgb)         # only now is it not compared any more
                 self.pictures[picture.number], end = picture, picture.number + 1
             return end
 
@@ -306,10 +310,12 @@ class _Run:
             self.notice(f"not enough memory for {self.tiling}; going on with {smaller}")
             self.tiling = smaller
 
-    def _pixels(self, start: int, stop: int, of: Callable[[Tensor], Tensor] = lambda frame: frame) -> Tensor:
-        """The pictures [start, stop), or what `of` makes of each, as the model takes them."""
-        pixels = to_pixels([of(self.pictures[i].rgb) for i in range(start, stop)], self.model.config.divisor, self.device)
-        return self.orientation.turn(pixels)
+    def _pixels(self, start: int, stop: int, of: Callable[[Tensor], Tensor] = lambda frame: frame, tile: Box | None = None) -> Tensor:
+        """The pictures [start, stop), or what `of` makes of each, as the model takes them; or a tile of them, not turned."""
+        frames = (of(self.pictures[i].rgb) for i in range(start, stop))
+        if tile is not None:
+            return to_pixels([frame[tile.rows.slice, tile.columns.slice] for frame in frames], self.model.config.divisor, self.device)
+        return self.orientation.turn(to_pixels(list(frames), self.model.config.divisor, self.device))
 
     def _pieces(self, tiling: Tiling, frames: int = 1, *, time: bool = False) -> int:
         """How many boxes so many frames are cut into."""
@@ -317,7 +323,7 @@ class _Run:
 
     def _encode(self, numbers: range, tiling: Tiling) -> None:
         held = self._feature_bytes() * (self.options.window + 2) * self.options.ensemble
-        keep = tiling == Tiling() and self.fidelity and held <= FEATURE_BYTES
+        keep = tiling == Tiling() and self.fidelity and held <= (CPU_FEATURE_BYTES if self.device.type == "cpu" else FEATURE_BYTES)
         count = tiling.chunk(*self.size)
         tick = self.meter.ticks("encode", math.ceil(len(numbers) / count) * self._pieces(tiling))
         for first in numbers[::count]:                   # a few frames at a time: a window of large ones takes gigabytes
@@ -360,20 +366,20 @@ class _Run:
             shown = [self.pictures[i] for i in range(end - pixels.shape[2], end)]
             need_numbers(pixels, shown[0].index, self.dtype)
             if self._shown_until(end) > self.first_frame:
-                frames = to_frames(self.orientation.turn_back(pixels), [picture.rgb for picture in shown], self.options.color,
-                                   self.tiling.tile)
-                self.meter.done = self._shown_until(end)
-                if all(picture.times == 1 for picture in shown):
+                self.meter.done, pixels = self._shown_until(end), self.orientation.turn_back(pixels)
+                if not self.tiling.tile and all(picture.times == 1 for picture in shown):
+                    frames = to_frames(pixels, [picture.rgb for picture in shown], self.options.color)
                     yield frames[max(0, self.first_frame - shown[0].index):]
-                else:
-                    for frame, picture in zip(frames, shown):
-                        for _ in range(max(picture.index, self.first_frame), picture.index + picture.times):
-                            yield frame[None]
+                    continue
+                for i, picture in enumerate(shown):      # of large frames one is in the making
+                    if (times := picture.index + picture.times - max(picture.index, self.first_frame)) > 0:
+                        frame = to_frames(pixels[:, :, i:i + 1], [picture.rgb], self.options.color, self.tiling.tile)
+                        yield from [frame] * times
 
     def _decode_chunk(self, x0: Tensor, start: int, ready: range, tiling: Tiling) -> Tensor:
         """As many of the pictures x0, from number `start` on, as one chunk takes."""
         count = tiling.chunk(*self.size)
-        if self.fidelity and start not in self.features and not tiling.frames:
+        if self.fidelity and tiling.tile and not tiling.frames:
             count = max(2, count)                        # making a chunk's features takes one more frame on each side
         x0 = x0[:, :, :count]
         stop = start + x0.shape[2]
@@ -381,17 +387,31 @@ class _Run:
         if not self.fidelity:
             return decode_frames(self.model, x0, tiling=tiling, tick=tick)
         low, high = max(start - 1, min(self.pictures)), min(stop + 1, max(self.pictures) + 1)
-        features = self._kept(start, stop, low, high)
+        features = None if tiling.tile else self._joined(start, stop, low, high)
         if features is not None:
             low, high = start, stop                      # they know the neighbours: whose pixels need not be brought to the device
-        known = None if self.prior is None else self._pixels(low, high, lambda frame: self.prior.of(frame, lambda: tick(counted=False)))
-        guide = BlurGuide(self._pixels(low, high), features, self.fidelity, detail=self.options.steps > 1, prior=known)
-        return decode_frames(self.model, x0, guide, start - low, tiling=tiling, tick=tick)
 
-    def _kept(self, start: int, stop: int, low: int, high: int) -> list[Tensor] | None:
-        """The features of frames [start, stop), joined with their neighbours in [low, high), where all were kept."""
-        if not all(i in self.features for i in range(low, high)):
-            return None
+        def once() -> None:
+            """Between the prior's pieces, which are not counted."""
+            tick(counted=False)
+
+        def guide(tile: Box | None = None) -> BlurGuide:
+            """What guides a tile, or whole frames."""
+            known = None if self.prior is None else self._pixels(low, high, lambda frame: self.prior.of(frame, once), tile)
+            return BlurGuide(self._pixels(low, high, tile=tile), features, self.fidelity, detail=self.options.steps > 1, prior=known)
+
+        by_tile = tiling.tile and self.orientation == ORIENTATIONS[0]         # large frames have no room for copies
+        return decode_frames(self.model, x0, guide if by_tile else guide(), start - low, tiling=tiling, tick=tick)
+
+    @torch.no_grad()
+    def _joined(self, start: int, stop: int, low: int, high: int) -> list[Tensor]:
+        """The features of frames [start, stop), joined with their neighbours in [low, high). Those that were not kept are made, each
+        once: what the next chunk needs of them stays."""
+        for i in range(low, high):
+            if i not in self.features:
+                self.features[i] = self.model.encode_each(self._pixels(i, i + 1)).features
+        for i in [i for i in self.features if i < start - 1]:
+            del self.features[i]
         fine = zip(*(self.features[i][:-1] for i in range(start, stop)))
         coarsest = with_neighbours(torch.cat([self.features[i][-1] for i in range(low, high)], dim=2))
         return [*(torch.cat(level, dim=2) for level in fine), coarsest[:, :, start - low:stop - low]]

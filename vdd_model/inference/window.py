@@ -27,6 +27,7 @@ DEFAULT_TILE = 768
 CHUNK_PIXELS = 4 * 256 * 256         # frames are decoded in chunks of about this many pixels
 SMALLEST_TILE = 128
 FEATURE_BYTES = 2**30                # encoder features are kept from encoding to decoding while a window's fit in this
+CPU_FEATURE_BYTES = 2**28            # on a CPU, which would rather compute those of large frames twice
 Tick = Callable[[], None]
 
 
@@ -80,12 +81,27 @@ def make_tiling(tile: int | None, overlap: int | None, height: int, width: int, 
     return Tiling(tile, min(math.ceil(overlap / divisor), tile // divisor // 2) * divisor)
 
 
+def compact(frame: Tensor) -> Tensor:
+    """A frame (H, W, 3) as it is kept until it is deblurred: a large one in memory of its own as 16-bit numbers (uint16), which `to_float`
+    reads."""
+    large, own = frame.shape[0] * frame.shape[1] > WHOLE_FRAME_PIXELS, frame.untyped_storage().nbytes() == frame.nbytes
+    if not large or not own or frame.device.type != "cpu" or frame.dtype == torch.uint16:
+        return frame
+    return (frame.clamp(0, 1) * 65535).round_().to(torch.uint16)
+
+
+def to_float(frame: Tensor, like: Tensor | torch.device) -> Tensor:
+    """A frame, `compact` or not, as float32 on a device."""
+    values = frame.to(like if isinstance(like, torch.device) else like.device, torch.float32)
+    return values.div_(65535) if frame.dtype == torch.uint16 else values
+
+
 def to_pixels(frames: Sequence[Tensor], divisor: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
     """Frames (H, W, 3) in [0, 1] -> (1, 3, F, H', W') in [-1, 1], padded at the bottom and right to multiples of `divisor`.
 
     Pixels stay float32 beside a network of half precision: what the fidelity branch adds its residual to is not rounded.
     """
-    x = torch.stack([frame.to(device, torch.float32) for frame in frames]).movedim(3, 1)
+    x = torch.stack([to_float(frame, device) for frame in frames]).movedim(3, 1)
     x = pad_to_multiple(x.mul_(2).sub_(1), divisor)
     return x.transpose(0, 1)[None].to(dtype)
 
@@ -209,12 +225,13 @@ def sample_window(v_model: VModel, schedule: Schedule, shape: Sequence[int], fra
 
 
 @torch.no_grad()
-def decode_frames(model: DeblurModel, latents: Tensor, guide: BlurGuide | None = None, start: int = 0, *, tiling: Tiling = Tiling(),
-                  tick: Tick = no_tick) -> Tensor:
+def decode_frames(model: DeblurModel, latents: Tensor, guide: BlurGuide | Callable[[Box], BlurGuide] | None = None, start: int = 0, *,
+                  tiling: Tiling = Tiling(), tick: Tick = no_tick) -> Tensor:
     """Latents (1, 4, F, h, w) -> pixels (1, 3, F, H, W), float32, not clamped.
 
     The guide's pixels (and its prior's) may be of more frames: those from `start` on belong to the latents, what lies around them is
-    looked at as their neighbours. Its features are of the F frames; without any, and in tiles, they are made here.
+    looked at as their neighbours. Its features are of the F frames; without any, and in tiles, they are made here. A function gives what
+    guides a tile, whose pixels then need not exist all at once.
     """
     config, count = model.config, latents.shape[2]
     factor = config.vae.factor
@@ -225,10 +242,12 @@ def decode_frames(model: DeblurModel, latents: Tensor, guide: BlurGuide | None =
         """Pixels of one tile, float32."""
         tick()
         z = pieces[wide].of(latents).to(dtype)
-        if guide is None or not guide.strength:
+        if guide is None or not callable(guide) and not guide.strength:
             return model.decode(z).float()
-        piece = guide._replace(features=None).map(lambda x: x[..., wide.rows.slice, wide.columns.slice])
-        features = guide.features
+        if callable(guide):
+            piece, features = guide(wide), None
+        else:
+            piece, features = guide._replace(features=None).map(lambda x: x[..., wide.rows.slice, wide.columns.slice]), guide.features
         if features is None or len(pieces) > 1:              # those of whole frames are no tile's
             features = encode_with_features(model, piece.pixels, start, start + count).features
         return model.decode(z, piece.map(lambda x: x[:, :, start:start + count])._replace(features=features)).float()
@@ -245,7 +264,7 @@ def to_frames(pixels: Tensor, blurred: Sequence[Tensor], color: str = "wavelet",
     height, width = blurred[0].shape[:2]
     x = (pixels[0, :, :, :height, :width].transpose(0, 1).float() * 0.5).add_(0.5)
     if color == "wavelet":
-        reference = [frame.to(x) for frame in blurred]
+        reference = [to_float(frame, x) for frame in blurred]
         reference = reference[0][None] if len(reference) == 1 else torch.stack(reference)      # of one large frame no copy
         x = wavelet_color_transfer(x, reference.movedim(3, 1), levels_for(tile))
     return x.clamp_(0, 1).movedim(1, 3).contiguous().cpu()
