@@ -147,7 +147,7 @@ def test_the_centre_frame_is_len_half():
 def test_features_of_neighbours_cross_every_cut(monkeypatch, kept):
     """The stand-in's fidelity answer is the mean of the two neighbouring frames: windows, chunks and tiles must not show in it."""
     if not kept:
-        monkeypatch.setattr("vdd_model.inference.pipeline.FEATURE_BYTES", 0)
+        monkeypatch.setattr("vdd_model.inference.pipeline.CPU_FEATURE_BYTES", 0)
     monkeypatch.setattr(inference, "CHUNK_PIXELS", 24 * 32 * 3)
     x = clip(61)
     expected = 0.5 * (torch.cat([x[:1], x[:-1]]) + torch.cat([x[1:], x[-1:]]))
@@ -285,7 +285,7 @@ def test_chunks_and_kept_features_do_not_change_the_result(tiny_model, monkeypat
     x = clip(23)
     options = {"window": 8, "overlap": 3, "fidelity": 0.7}
     reference = run(tiny_model, x, **options)
-    monkeypatch.setattr("vdd_model.inference.pipeline.FEATURE_BYTES", 0)
+    monkeypatch.setattr("vdd_model.inference.pipeline.CPU_FEATURE_BYTES", 0)
     torch.testing.assert_close(run(tiny_model, x, **options), reference, rtol=0, atol=1e-5)
     monkeypatch.setattr(inference, "CHUNK_PIXELS", 1)
     torch.testing.assert_close(run(tiny_model, x, **options), reference, rtol=0, atol=1e-5)
