@@ -1,8 +1,9 @@
 """`make bench`: every benchmark, one after the other, each in a process of its own; then what was asked for and what was measured.
 
-    python -m benchmarks [--device cuda] [--full] [--only NAME ...] [--checkpoint small] [--out FOLDER]
+    python -m benchmarks [--device cuda] [--full] [--only NAME ...] [--against CHECKOUT] [--minutes 15] [--checkpoint small] [--out FOLDER]
 
-On two CPU cores it takes about a quarter of an hour. The full-size UNet is measured against VGen's own module where $VDD_VGEN names a
+It ends within the minutes, however busy the machine is: what was not done by then is "not measured" (--full: no end). First comes today's
+build beside the last tagged one, or another (benchmarks/against.py). The full-size UNet is measured against VGen's own module where $VDD_VGEN names a
 checkout, else against diffusers. --full does both, and adds torch.compile, 448 x 256, repeats, every number of steps at 480p and 720p five
 times, 1080p and 2,000 frames. What needs a GPU says "not measured" where there is none.
 """
@@ -17,12 +18,13 @@ import time
 from pathlib import Path
 
 from benchmarks import common
+from benchmarks.against import last_tag
 
 GPU_SIZE = "1280x768"
 
 
-def commands(device: str, full: bool, checkpoint: str, out: Path) -> dict[str, list[str]]:
-    """The command line of every benchmark, in order."""
+def commands(device: str, full: bool, checkpoint: str, out: Path, against: str | None = None) -> dict[str, list[str]]:
+    """The command line of every benchmark, in order: "against" where there is another build, and it is the CPU's turn."""
     on = ["--device", device]
     small = [*on, "--checkpoint", checkpoint, "--out", str(out)]
     if device == "cuda":
@@ -30,7 +32,9 @@ def commands(device: str, full: bool, checkpoint: str, out: Path) -> dict[str, l
     else:
         quick = ["--variants", "packed", "--repeats", "2", "--as-found", *(["--against"] if os.environ.get("VDD_VGEN") else [])]
         unet = [*on, *(["--sizes", "256x256", "448x256"] if full else quick)]
-    return {"startup": small, "autoencoder": small, "pipeline": [*small, *(["--full"] if full else [])],
+    other = ["--against", against, "--checkpoint", checkpoint, "--out", str(out)] if against else []
+    other += [] if full else ["--sizes", "256", "720p", "--frames", "4", "--repeats", "1"]
+    return {"startup": small, **({"against": other} if against and device == "cpu" else {}), "autoencoder": small, "pipeline": [*small, *(["--full"] if full else [])],
             "quality": [*small, *([] if full else ["--clips", "1", "--crop", "96"])],
             "options": [*small, *([] if full or device == "cuda" else ["--no-compile"])], "unet": unet}
 
@@ -89,7 +93,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--full", action="store_true")
-    parser.add_argument("--only", nargs="+", choices=list(commands("cpu", False, "", Path())))
+    parser.add_argument("--only", nargs="+", choices=list(commands("cpu", False, "", Path(), "any")))
+    parser.add_argument("--against", default=last_tag(), help="another build to measure beside this one (default: the last tag: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--checkpoint", default="small")
     parser.add_argument("--out", type=Path, default=common.RESULTS)
     arguments = parser.parse_args(argv)
@@ -98,17 +104,24 @@ def main(argv: list[str] | None = None) -> int:
         if not torch.cuda.is_available():
             print("there is no GPU that this PyTorch can use: what needs one is not measured", file=sys.stderr)
             arguments.device = "cpu"
-    failed, started = [], time.monotonic()
-    for name, options in commands(arguments.device, arguments.full, arguments.checkpoint, arguments.out).items():
+    failed, late, started = [], [], time.monotonic()
+    for name, options in commands(arguments.device, arguments.full, arguments.checkpoint, arguments.out, arguments.against).items():
         if arguments.only and name not in arguments.only:
             continue
         since = time.monotonic()
+        left = None if arguments.full else started + 60 * arguments.minutes - since
         print(f"== {name}", file=sys.stderr, flush=True)
-        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *options]).returncode:
-            failed.append(name)
+        module = "pipeline" if name == "against" else name
+        try:
+            if left is not None and left <= 0:
+                late.append(name)
+            elif subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *options], timeout=left).returncode:
+                failed.append(name)
+        except subprocess.TimeoutExpired:
+            late.append(name)
         print(f"== {name}: {time.monotonic() - since:.0f} s", file=sys.stderr, flush=True)
     common.write("summary", summary(arguments.out), {"minutes": round((time.monotonic() - started) / 60, 1)}, folder=arguments.out,
-                 notes=[f"Failed: {', '.join(failed)}."] if failed else [])
+                 notes=[f"{what}: {', '.join(names)}." for what, names in (("Failed", failed), ("Not done in time", late)) if names])
     return 1 if failed else 0
 
 

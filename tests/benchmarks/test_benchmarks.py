@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as bench
-from benchmarks import autoencoder, common, options, pipeline, quality, shortcuts, startup, unet
+from benchmarks import against, autoencoder, common, options, pipeline, quality, shortcuts, startup, unet
 from vdd_model.inference.pipeline import Deblurrer
 
 
@@ -132,7 +132,30 @@ def test_another_environment_that_cannot_be_made_is_tried_once(tmp_path, monkeyp
 def test_make_bench_goes_on_after_a_failure(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "commands", lambda *_: {"nothing": [], "requirements": []})
     ran = []
-    monkeypatch.setattr(bench.subprocess, "run", lambda command: ran.append(command[2]) or type("Done", (), {"returncode": len(ran) == 1}))
+    monkeypatch.setattr(bench.subprocess, "run", lambda command, timeout: ran.append(command[2]) or type("Done", (), {"returncode": len(ran) == 1}))
     assert bench.main(["--out", str(tmp_path)]) == 1
     assert ran == ["benchmarks.nothing", "benchmarks.requirements"]
     assert "Failed: nothing." in (tmp_path / "summary.md").read_text()
+
+
+def test_make_bench_ends_in_time(tmp_path, monkeypatch):
+    """What is under way when the minutes are over is ended, the rest is not begun, and both are named."""
+    def too_long(command, timeout):
+        raise bench.subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(bench, "commands", lambda *_: {"slow": [], "never": []})
+    monkeypatch.setattr(bench.subprocess, "run", too_long)
+    assert bench.main(["--out", str(tmp_path)]) == 0
+    assert bench.main(["--out", str(tmp_path), "--minutes", "0"]) == 0
+    assert "Not done in time: slow, never." in (tmp_path / "summary.md").read_text()
+
+
+def test_another_build_is_measured_beside_todays(tmp_path, tiny_checkpoint, monkeypatch):
+    """Both builds' processes run, here the same one twice: the same frames."""
+    monkeypatch.setattr(against, "SIZES", {"256": (48, 32)})
+    found, = against.rows(against.HERE, ["256"], 3, ["float32"], 1, str(tiny_checkpoint))
+    assert found["agree dB"] == float("inf") and found["time"] > 0 and 0.5 < found["memory"] < 2 and found["today MB"] > 50
+    with against.checkout(str(against.HERE)) as build:
+        assert build == against.HERE
+    with pytest.raises(SystemExit, match="neither"), against.checkout(str(tmp_path / "nothing")):
+        pass
