@@ -69,8 +69,7 @@ class DeblurSigmas(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="VDDSigmas", display_name="Deblur Sigmas",
-            description="The exact noise levels of the Deblur Sampler for the core's custom samplers; karras and exponential levels do not "
-                        "suit a model with zero terminal SNR.",
+            description="The exact noise levels of the Deblur Sampler, for the core's custom samplers.",
             search_aliases=["vdd sigmas", "deblur scheduler"],
             inputs=[
                 io.Model.Input("model", tooltip="From Load Deblur Checkpoint."),
