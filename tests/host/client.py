@@ -40,7 +40,8 @@ class Host:
         for name in ("models", "custom_nodes", "input", "output", "temp", "user"):
             (self.base / name).mkdir(parents=True, exist_ok=True)
         command = [self.python, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", str(self.base),
-                   "--preview-method", "latent2rgb", "--disable-api-nodes", *self._database()]
+                   "--preview-method", "latent2rgb", "--disable-api-nodes", *self._database(),
+                   *(["--front-end-root", root] if (root := os.environ.get("COMFYUI_FRONTEND")) else [])]        # another than its own
         environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
         self.process = subprocess.Popen(command, cwd=self.path, stdout=self.log.open("w"), stderr=subprocess.STDOUT, env=environment)
         end = time.monotonic() + timeout

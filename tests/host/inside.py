@@ -98,7 +98,7 @@ def checks(folder, checkpoint):
     with torch.inference_mode():
         model, vae, encoders = nodes["VDDLoadCheckpoint"].execute(choice, "auto").result
         torch.manual_seed(0)
-        frames = torch.rand(9, 40, 52, 4)
+        frames = 0.9 * torch.rand(1, 40, 52, 4) + 0.1 * torch.rand(9, 40, 52, 4)           # one scene, in which all frames differ
         positive, negative, latent = nodes["VDDEncodeClip"].execute(frames, encoders, vae).result
         result["memory_usage_factor"] = [model.model.memory_usage_factor, native.memory_usage_factor(encoders.config)]
         samples = latent["samples"]

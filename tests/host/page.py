@@ -1,6 +1,6 @@
 """Run by an interpreter that has playwright: loads workflows in the host's page as a user does.
 
-    python page.py URL FOLDER_OF_PICTURES WORKFLOW...     print one JSON object on the last line
+    python page.py URL FOLDER_OF_PICTURES CHECKPOINT vue|canvas WORKFLOW...     print one JSON object on the last line
 
 For each workflow: the node types that the page lacks, dialogs that came up, and how pressing Run ended. At last the help page of each
 of the pack's nodes, and what the page's own help panel shows.
@@ -24,6 +24,8 @@ FIT = """() => { const c = window.app.canvas, ns = window.app.graph.nodes; let a
                           y = Math.max(y, n.pos[1] + n.size[1]); }
     const w = c.canvas.clientWidth, h = c.canvas.clientHeight, s = Math.min((w - 130) / (x - a), (h - 130) / (y - b), 1.2);
     c.ds.scale = s; c.ds.offset[0] = -a + (w / s - (x - a)) / 2; c.ds.offset[1] = -b + (h / s - (y - b)) / 2; c.setDirty(true, true); }"""
+SETTINGS = """async vue => { for (const [k, v] of [['Comfy.TutorialCompleted', true], ['Comfy.VueNodes.Enabled', vue]])
+    try { await window.app.extensionManager.setting.set(k, v); } catch (e) {} }"""
 HIDE_MAP = "async () => { try { await window.app.extensionManager.setting.set('Comfy.Minimap.Visible', false); } catch (e) {} }"
 LISTEN = """() => { window.__ended = []; for (const t of ['execution_success', 'execution_error', 'execution_interrupted'])
     window.app.api.addEventListener(t, e => window.__ended.push([t, (e.detail || {}).exception_message || ''])); }"""
@@ -42,7 +44,7 @@ HELP = """async t => { const d = (await (await fetch('/object_info/' + t)).json(
     const r = await fetch('/extensions/' + m + '/docs/' + t + '.md'); return [r.status, (await r.text()).slice(0, 60)]; }"""
 
 
-def main(url: str, pictures: str, checkpoint: str, paths: list[str]) -> None:
+def main(url: str, pictures: str, checkpoint: str, drawn: str, paths: list[str]) -> None:
     result: dict = {"workflows": {}, "help": {}, "page_errors": []}
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=shutil.which("chromium") or shutil.which("chromium-browser"),
@@ -50,6 +52,9 @@ def main(url: str, pictures: str, checkpoint: str, paths: list[str]) -> None:
         page = browser.new_page(viewport={"width": 1500, "height": 760}, locale="en-US")
         page.on("pageerror", lambda e: result["page_errors"].append(str(e)[:200]))
         page.goto(url, wait_until="domcontentloaded", timeout=120_000)
+        page.wait_for_function(READY, timeout=120_000)
+        page.evaluate(SETTINGS, drawn == "vue")
+        page.reload(wait_until="domcontentloaded", timeout=120_000)
         page.wait_for_function(READY, timeout=120_000)
         page.wait_for_timeout(2000)
         for _ in range(3):
@@ -105,4 +110,4 @@ def help_panel(page) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:])
+    main(*sys.argv[1:5], sys.argv[5:])

@@ -17,16 +17,18 @@ WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 TINY = "vdd-tiny.safetensors"
 
 
-@pytest.fixture(scope="module")
-def page(host, tmp_path_factory) -> dict:
+@pytest.fixture(scope="module", params=["canvas", "vue"])
+def page(host, tmp_path_factory, request) -> dict:
+    """What was seen in the page, its nodes drawn on the canvas or, as newer ones do, by Vue."""
     python = os.environ.get("PLAYWRIGHT_PYTHON", sys.executable)
     if not (shutil.which("chromium") or shutil.which("chromium-browser")):
         pytest.skip("needs the browser chromium")
     if subprocess.run([python, "-c", "import playwright"], capture_output=True).returncode:
         pytest.skip("needs playwright: set PLAYWRIGHT_PYTHON to an interpreter that has it")
-    pictures = os.environ.get("VDD_SCREENSHOTS") or str(tmp_path_factory.mktemp("pictures"))
+    pictures = os.environ.get("VDD_SCREENSHOTS")
+    pictures = f"{pictures}/{request.param}" if pictures else str(tmp_path_factory.mktemp("pictures"))
     checkpoint = "" if (ROOT / "vdd_model/weights/vdd-small.safetensors").exists() else TINY
-    done = subprocess.run([python, str(HERE / "page.py"), host.url, pictures, checkpoint, *map(str, WORKFLOWS)],
+    done = subprocess.run([python, str(HERE / "page.py"), host.url, pictures, checkpoint, request.param, *map(str, WORKFLOWS)],
                           capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 
 NODES = {"VDDLoadCheckpoint", "VDDEncodeClip", "VDDSampler", "VDDSigmas", "VDDDecode", "VDDDeblurVideo", "VDDDeblurFrames", "VDDCompare",
-         "VDDSynthesizeBlur"}
+         "VDDSynthesizeBlur", "VDDPrior"}
 
 
 def test_importing_the_pack_is_cheap_and_changes_nothing(checked):

@@ -114,6 +114,21 @@ def test_previews_and_progress_while_sampling(host):
     assert host.count("progress", since) >= 4
 
 
+def test_the_bar_moves_within_a_window(host):
+    """One window of 12 frames in 12 steps: with each step, and a picture of the latents; the figures are printed."""
+    prompt = {key: node for key, node in graph(frames=12, size=96).items() if key in "123"}
+    prompt["4"] = {"class_type": "VDDDeblurFrames", "inputs": {"frames": ["3", 0], "checkpoint": TINY, "steps": 12, "guidance": 1.0,
+                                                               "fidelity": 1.0, "color": "wavelet", "seed": 0}}
+    prompt["5"] = {"class_type": "PreviewImage", "inputs": {"images": ["4", 0]}}
+    since = time.monotonic()
+    host.run(prompt)
+    moves = [(at, data["value"] / data["max"]) for at, kind, data in list(host.events)
+             if kind == "progress" and at >= since and data.get("node") == "4"]
+    within, seconds = {part for _, part in moves if 0 < part < 1}, moves[-1][0] - moves[0][0]
+    print(f"{len(moves)} events in {seconds:.1f} s, {len(within)} places between start and end, {host.count('preview', since)} pictures")
+    assert len(within) >= 12 and host.count("preview", since) >= 2
+
+
 def test_context_windows_equal_one_long_window(host, object_info):
     one = pixels(host, host.run(graph(sampler=ksampler(["4", 0])))["8"]["images"][2])
     windowed = graph(sampler=ksampler(["9", 0]))
