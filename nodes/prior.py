@@ -2,12 +2,12 @@
 from __future__ import annotations
 
 import comfy.model_management as mm
-import comfy.utils
 import torch
 from comfy_api.latest import io
 
 from . import folders, native
 from .frames import need_numbers_in, rgb_of, with_alpha
+from .progress import Bar
 from .schema import schema
 
 
@@ -33,8 +33,9 @@ class DeblurPrior(io.ComfyNode):
         need_numbers_in(frames)
         prior = native.load_prior(folders.need_prior())
         native.use([prior.patcher], native.prior_memory(prior, *frames.shape[1:3]))
-        progress, out = comfy.utils.ProgressBar(len(frames)), torch.empty(*frames.shape[:3], 3, device=mm.intermediate_device())
+        bar, out = Bar(len(frames)), torch.empty(*frames.shape[:3], 3, device=mm.intermediate_device())
         for i, frame in enumerate(rgb_of(frames).split(1)):
-            out[i] = prior(frame, mm.throw_exception_if_processing_interrupted)[0]
-            progress.update(1)
+            bar.begin(1, prior.ticks(*frames.shape[1:3]))
+            out[i] = prior(frame, bar.tick)[0]
+            bar.end(out[i])
         return io.NodeOutput(with_alpha(out, frames))

@@ -14,7 +14,7 @@ from ..checkpoint.tensorfile import CheckpointError
 from ..errors import UserError
 from ..networks.maxim import MULTIPLE, Blocks, Maxim
 from .window import Tick, free_memory, is_out_of_memory, no_tick, pad_to_multiple
-from .windows import blend, boxes
+from .windows import Box, blend, boxes
 
 FEW_FRAMES = 2                       # "auto" spends a CPU's time on so many frames, not on a clip
 WHOLE_PIXELS = 1280 * 768            # larger frames are cut into tiles
@@ -72,6 +72,16 @@ class Prior:
     def _tile(self, height: int, width: int) -> int:
         return (0 if height * width <= WHOLE_PIXELS else TILE) if self.tile is None else self.tile
 
+    def _tiles(self, height: int, width: int) -> list[Box]:
+        """What a padded frame is cut into; empty where it is done as a whole."""
+        tile = self._tile(height, width)
+        return boxes((1, height, width), (1, tile, tile), (0, TILE_OVERLAP, TILE_OVERLAP), MULTIPLE) if tile else []
+
+    def ticks(self, height: int, width: int) -> int:
+        """How often `tick` is called for a frame of this size."""
+        tiles = self._tiles(*(n + -n % MULTIPLE for n in (height, width)))
+        return max(1, len(tiles)) * sum(isinstance(part, Blocks) for part in self.network.modules())
+
     def _fitting(self, frame: Tensor) -> Tensor:
         """`_one`, in smaller tiles from now on where memory runs out."""
         while True:
@@ -88,11 +98,8 @@ class Prior:
     def _one(self, frame: Tensor) -> Tensor:
         height, width, _ = frame.shape
         x = pad_to_multiple(frame.to(self.device, torch.float32).movedim(2, 0)[None], MULTIPLE)
-        padded = x.shape[-2:]
-        tile = self._tile(*padded)
-        if tile:
-            pieces = boxes((1, *padded), (1, tile, tile), (0, TILE_OVERLAP, TILE_OVERLAP), MULTIPLE)
-            x = blend(pieces, lambda box: self.network(box.of(x[:, :, None])[:, :, 0])[:, :, None])[:, :, 0]
+        if tiles := self._tiles(*x.shape[-2:]):
+            x = blend(tiles, lambda box: self.network(box.of(x[:, :, None])[:, :, 0])[:, :, None])[:, :, 0]
         else:
             x = self.network(x)
         return x[0, :, :height, :width].clamp(0, 1).movedim(0, 2).contiguous().cpu()

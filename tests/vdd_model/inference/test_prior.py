@@ -94,6 +94,17 @@ def test_it_can_be_stopped_in_the_middle_of_a_frame(network):
     assert len(ticks) == 4
 
 
+def test_it_tells_how_often_it_ticks(network, monkeypatch):
+    """So that a bar can move within a frame, whole or in tiles."""
+    for whole in (module.WHOLE_PIXELS, 64 * 64):
+        monkeypatch.setattr(module, "WHOLE_PIXELS", whole)
+        monkeypatch.setattr(module, "TILE", 128)
+        monkeypatch.setattr(module, "TILE_OVERLAP", 64)
+        prior, ticks = Prior(network), []
+        prior(picture(70, 150)[None], lambda: ticks.append(1))
+        assert len(ticks) == prior.ticks(70, 150) > 1
+
+
 def test_where_its_file_is_looked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "__file__", str(tmp_path / "vdd_model" / "inference" / "prior.py"))
     beside, shipped = tmp_path / "mine" / FILE_NAME, tmp_path / "vdd_model" / "weights" / FILE_NAME
