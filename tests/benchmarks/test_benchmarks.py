@@ -132,7 +132,8 @@ def test_another_environment_that_cannot_be_made_is_tried_once(tmp_path, monkeyp
 def test_make_bench_goes_on_after_a_failure(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "commands", lambda *_: {"nothing": [], "requirements": []})
     ran = []
-    monkeypatch.setattr(bench.subprocess, "run", lambda command, timeout: ran.append(command[2]) or type("Done", (), {"returncode": len(ran) == 1}))
+    monkeypatch.setattr(bench.subprocess, "run",
+                        lambda command, timeout: ran.append(command[2]) or type("Done", (), {"returncode": len(ran) == 1}))
     assert bench.main(["--out", str(tmp_path)]) == 1
     assert ran == ["benchmarks.nothing", "benchmarks.requirements"]
     assert "Failed: nothing." in (tmp_path / "summary.md").read_text()

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -100,9 +101,9 @@ def test_it_tells_how_often_it_ticks(network, monkeypatch):
         monkeypatch.setattr(module, "WHOLE_PIXELS", whole)
         monkeypatch.setattr(module, "TILE", 128)
         monkeypatch.setattr(module, "TILE_OVERLAP", 64)
-        prior, ticks = Prior(network), []
-        prior(picture(70, 150)[None], lambda: ticks.append(1))
-        assert len(ticks) == prior.ticks(70, 150) > 1
+        prior, tick = Prior(network), Mock()
+        prior(picture(70, 150)[None], tick)
+        assert tick.call_count == prior.ticks(70, 150) > 1
 
 
 def test_where_its_file_is_looked_for(tmp_path, monkeypatch):
