@@ -22,7 +22,7 @@ WINDOWS = ((16, 4), (24, 4), (32, 4), (16, 8))           # window, overlap
 
 def denoiser_call(model, frames: int, height: int, width: int, device: str) -> Callable[[], Tensor]:
     """One call of the denoiser on fixed inputs, the same for every type."""
-    from vdd_model.cpu.onednn import channels_last
+    from vdd_model.networks.layers import channels_last
     generator, factor, dtype = torch.Generator().manual_seed(0), model.config.vae.factor, model.null_text.dtype
     if torch.device(device).type == "cuda":                  # as the pipeline does
         channels_last(model.unet)
@@ -46,7 +46,7 @@ def against(output: Tensor, exact: Tensor) -> float:
 def weight_rows(checkpoint: str, frames: int, size: tuple[int, int], device: str, repeats: int, compiled: bool) -> list[dict]:
     """One denoiser call with weights of every type, packed and compiled."""
     from vdd_model.checkpoint.store import load
-    from vdd_model.cpu.onednn import pack
+    from vdd_model.cpu import accelerate
     width, height = size
     rows, exact = [], None
 
@@ -69,7 +69,7 @@ def weight_rows(checkpoint: str, frames: int, size: tuple[int, int], device: str
             if torch.device(device).type == "cpu":
                 packed = copy.deepcopy(model)
                 size_before = weight_bytes(packed.unet) / 2**20
-                pack(packed.unet)
+                accelerate(packed, packed=True)
                 add(f"{fast}, packed", packed, denoiser_call(packed, frames, height, width, device))
                 rows[-1]["UNet weights MB"] = size_before                  # oneDNN's own layout of the same values
             title = f"{fast}, torch.compile"

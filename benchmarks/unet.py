@@ -23,7 +23,8 @@ from pathlib import Path
 import torch
 
 from vdd_model.config import UNetConfig
-from vdd_model.cpu.onednn import channels_last, pack
+from vdd_model.cpu import accelerate
+from vdd_model.networks.layers import channels_last
 from vdd_model.networks.unet3d import UNet3D
 
 from .common import (
@@ -63,7 +64,8 @@ def flops(config: UNetConfig, frames: int, height: int, width: int) -> int:
 
 
 class Ours:
-    """UNet3D in this process. variant: "plain", "packed" (weights in oneDNN's layout), "compiled" (torch.compile)."""
+    """UNet3D in this process. variant: "plain", "fused" or "packed" (vdd_model/cpu; weights in oneDNN's layout), "compiled"
+    (torch.compile)."""
 
     def __init__(self, config: UNetConfig, case: dict, variant: str):
         device, dtype = case["device"], DTYPES[case["dtype"]]
@@ -71,8 +73,8 @@ class Ours:
         model = build(config, dtype, device)
         if device == "cuda":
             channels_last(model)
-        if variant == "packed":
-            pack(model)
+        if variant in ("fused", "packed"):
+            accelerate(model, packed=variant == "packed")
         mode = "max-autotune-no-cudagraphs" if device == "cuda" else None
         self.network = torch.compile(model, mode=mode) if variant == "compiled" else model
         x = torch.randn(1, 4, case["frames"], case["height"], case["width"], device=device, dtype=dtype)
@@ -174,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sizes", nargs="+", default=["256x256"], help="frame width x height in pixels (default: 256x256)")
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), help="default: float32 and bfloat16, where the device computes in it")
-    parser.add_argument("--variants", nargs="+", default=["plain", "packed"], choices=["plain", "packed", "compiled"])
+    parser.add_argument("--variants", nargs="+", default=["plain", "packed"], choices=["plain", "fused", "packed", "compiled"])
     parser.add_argument("--against", nargs="*", default=["diffusers"], choices=["diffusers"])
     parser.add_argument("--vgen", default=os.environ.get("VDD_VGEN"), help="checkout of VGen: its own module is measured too")
     parser.add_argument("--as-found", action="store_true", help="VGen's module only as it is, not with freed memory kept too")

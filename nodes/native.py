@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ..vdd_model import checkpoint
 from ..vdd_model.config import ModelConfig
+from ..vdd_model.cpu import accelerate
 from ..vdd_model.diffusion.schedule import make_schedule
 from ..vdd_model.errors import UserError
 from ..vdd_model.inference.pipeline import Deblurrer, default_dtype
@@ -304,6 +305,8 @@ def load_whole(path: str) -> tuple[DeblurModel, comfy.model_patcher.ModelPatcher
     config, state = checkpoint.read_state(path)
     device = mm.get_torch_device()
     model = _assign(config, state, autoencoder_dtype(device))
+    if device.type == "cpu":
+        accelerate(model.unet, packed=False)
     return model, _patcher(model, device)
 
 
@@ -367,6 +370,8 @@ def _unet_patcher(config: ModelConfig, state: dict[str, Tensor], dtype: torch.dt
     if disable_dynamic:      # a host with dynamic VRAM otherwise: its linear layers take over the type of what they are given
         state = {name: t.to(dtype) for name, t in state.items()}
     model.load_model_weights(state, "", **({"assign": True} if dynamic else {}))
+    if device.type == "cpu":
+        accelerate(model.diffusion_model, packed=False)
     return patcher
 
 

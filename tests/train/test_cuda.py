@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from train import stages, start, validate
 from train.config import LossConfig, StageConfig, TrainConfig
 from train.synthesis import blur, camera
-from vdd_model.cpu.onednn import channels_last
 from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
+from vdd_model.networks.layers import channels_last
 from vdd_model.networks.model import DeblurModel
 
 CUDA = torch.device("cuda:0")

@@ -168,7 +168,8 @@ def _explain(error: Exception, debug: bool) -> int:
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return _say_error("not enough memory; try a smaller --tile (256) or --window (8), or --device cpu", EXIT_ERROR)
     if isinstance(error, ImportError):
-        return _say_error(f"the package {error.name or error} is missing; install the extra 'standalone'", EXIT_ERROR)
+        extra = "convert" if error.name and error.name.startswith("open_clip") else "standalone"
+        return _say_error(f"the package {error.name or error} is missing; install the extra '{extra}'", EXIT_ERROR)
     if isinstance(error, OSError):
         return _say_error(f"{error.filename or 'a file'}: {error.strerror or error}", EXIT_ERROR)
     return _say_error(f"something went wrong that should not ({type(error).__name__}: {error}); --debug shows where", EXIT_ERROR)

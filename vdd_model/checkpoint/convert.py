@@ -177,6 +177,8 @@ def null_text(state: Mapping[str, Tensor], length: int = 77, head_width: int = 6
     As Stable Diffusion 2.x and VGen's FrozenOpenCLIPEmbedder (layer "penultimate") compute it. `state` holds OpenCLIP's keys, bare or
     under `cond_stage_model.model.`; ViT-H/14 has heads of 64 channels. Raises CheckpointError for a tower of another length.
     """
+    from open_clip.transformer import ResidualAttentionBlock
+
     prefix = _text_prefix(state)
 
     def get(key: str) -> Tensor:
@@ -191,23 +193,16 @@ def null_text(state: Mapping[str, Tensor], length: int = 77, head_width: int = 6
                               f"{length} positions and at least {END + 1} words were expected")
     tokens = torch.zeros(length, dtype=torch.long)
     tokens[0], tokens[1] = START, END
-    x = embedding[tokens].float() + positions[:length]
-    width = x.shape[-1]
-    heads = max(1, width // head_width)
-    layers = 0
+    x = (embedding[tokens].float() + positions[:length])[None]
+    width, layers = x.shape[-1], 0
     while f"{prefix}transformer.resblocks.{layers}.ln_1.weight" in state:
         layers += 1
+    block = ResidualAttentionBlock(width, max(1, width // head_width))         # one, given each layer's weights in turn
+    causal = torch.full((length, length), -torch.inf).triu(1)
     for i in range(layers - 1):
-        block = f"transformer.resblocks.{i}."
-        h = F.layer_norm(x, (width,), get(block + "ln_1.weight"), get(block + "ln_1.bias"))
-        qkv = F.linear(h, get(block + "attn.in_proj_weight"), get(block + "attn.in_proj_bias"))
-        q, k, v = qkv.view(length, 3, heads, -1).permute(1, 2, 0, 3)
-        h = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(0, 1).reshape(length, width)
-        x = x + F.linear(h, get(block + "attn.out_proj.weight"), get(block + "attn.out_proj.bias"))
-        h = F.layer_norm(x, (width,), get(block + "ln_2.weight"), get(block + "ln_2.bias"))
-        h = F.gelu(F.linear(h, get(block + "mlp.c_fc.weight"), get(block + "mlp.c_fc.bias")))
-        x = x + F.linear(h, get(block + "mlp.c_proj.weight"), get(block + "mlp.c_proj.bias"))
-    return F.layer_norm(x, (width,), get("ln_final.weight"), get("ln_final.bias"))[None]
+        block.load_state_dict({key: get(f"transformer.resblocks.{i}.{key}") for key in block.state_dict()})
+        x = block(x, attn_mask=causal)
+    return F.layer_norm(x, (width,), get("ln_final.weight"), get("ln_final.bias"))
 
 
 def _complete(state: dict[str, Tensor], config: ModelConfig, seed: int) -> list[str]:

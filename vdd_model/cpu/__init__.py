@@ -1,1 +1,41 @@
-"""Optional: faster ways through the same layers on a CPU."""
+"""Optional: faster ways through the same layers on a CPU. `accelerate` puts them in, from outside; `restore` takes them out."""
+from __future__ import annotations
+
+from torch import nn
+
+from ..networks.layers import GEGLU as PlainGEGLU
+from ..networks.layers import Upsample as PlainUpsample
+from ..networks.unet3d import UNet3D
+from .blocks import BLOCKS
+from .onednn import LAYERS, pack, unpack
+from .strips import in_strips, out_of_strips
+
+PACKED_FROM_DIM = 256                    # a UNet this wide is packed: a smaller one gains next to nothing
+
+
+def accelerate(model: nn.Module, packed: bool | None = None) -> nn.Module:
+    """Swap the 3D-UNet's layers and blocks and the fidelity branch's blocks for faster ones, in place; a host's own layers stay.
+
+    packed: also put the UNet's weights into oneDNN's layout, for inference only; None: where it is wide enough to gain by it. Anything but
+    inference on a CPU goes through the plain layers' arithmetic as before. Forward hooks keep working. Returns the model.
+    """
+    for unet in [part for part in model.modules() if isinstance(part, UNet3D)]:
+        for layer in unet.modules():
+            if isinstance(layer, PlainGEGLU) and type(layer.proj) in LAYERS:
+                layer.proj.pieces = 2
+            elif isinstance(layer, PlainUpsample) and type(layer.conv) in LAYERS:
+                layer.conv.enlarges = True
+            layer.__class__ = LAYERS.get(type(layer), type(layer))
+        if unet.config.dim >= PACKED_FROM_DIM if packed is None else packed:
+            pack(unet)
+    for layer in model.modules():
+        layer.__class__ = BLOCKS.get(type(layer), type(layer))
+    return in_strips(model)
+
+
+def restore(model: nn.Module) -> nn.Module:
+    """Inverse of `accelerate`; see `onednn.unpack` for what packed weights lose. Returns the model."""
+    plain = {fast: slow for slow, fast in (*LAYERS.items(), *BLOCKS.items())}
+    for layer in unpack(model).modules():
+        layer.__class__ = plain.get(type(layer), type(layer))
+    return out_of_strips(model)

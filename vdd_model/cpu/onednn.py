@@ -2,19 +2,18 @@
 
 There oneDNN is faster than the BLAS behind `torch.nn.Linear`, and adds a residual, gates or applies an activation while the product is
 still in registers. `linear`, `geglu` and `conv` are one or two oneDNN calls where that is possible (see `fuses`), else the plain
-expression; the two agree to rounding. `pack` keeps the weights in oneDNN's own layout, which saves a copy of them in every call;
-`channels_last` does the same for the convolutions of a GPU. Forward hooks of fused layers do not run.
+expression; the two agree to rounding. `pack` keeps the weights in oneDNN's own layout, which saves a copy of them in every call.
 """
 from __future__ import annotations
 
 import functools
 import platform
-import types
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..networks.layers import frame_conv, pointwise_conv
 from . import winograd
 
 _onednn = torch.ops.mkldnn
@@ -30,85 +29,61 @@ def supports(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and _onednn._is_mkldnn_bf16_supported())
 
 
-class _Fusible:
-    """What this project's own layers have beside torch.nn's."""
+class Fused:
+    """What `accelerate` gives the layers of torch.nn beside their parameters."""
 
-    fusible = True
     pieces = 1                                # parts that the outputs are computed in (2 for a gated layer)
-    enlarges = False                          # a convolution whose input `conv_enlarged` enlarges
+    enlarges = False                          # a convolution whose input is enlarged two times before
     packed: tuple[Tensor, ...] = ()           # what `pack` made of the weight: its pieces, or Winograd's matrices, in oneDNN's layout
+    weight_shape: torch.Size                  # of the plain weight, once packed
 
     def matrix(self) -> Tensor:
-        """The weight: (out, in) of a linear layer, (out, in, kh, kw) of a convolution."""
-        return self.weight
+        """The weight: (out, in) of a linear layer, (out, in, kh, kw) of a convolution; without a last axis of 1 that only its key has."""
+        return self.weight[..., 0] if self.weight.ndim in (3, 5) else self.weight
 
 
-class Linear(_Fusible, nn.Linear):
+class Linear(Fused, nn.Linear):
     """`torch.nn.Linear`, through oneDNN where that is faster."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(self, x) if fuses(self, x) else super().forward(x)
+        return _linear(self, x) if fuses(self, x) else super().forward(x)
 
 
-class Conv2d(_Fusible, nn.Conv2d):
-    """`torch.nn.Conv2d`; once packed, its input should be channels-last."""
+class PointwiseConv(Fused, pointwise_conv(nn.Conv1d)):
+    """A convolution of kernel 1 over rows, as `Linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return conv(self, x) if self.packed and fuses(self, x) else super().forward(x)
+        return _linear(self, x) if fuses(self, x) else super().forward(x)
 
 
-OWN = types.SimpleNamespace(Linear=Linear, Conv1d=nn.Conv1d, Conv2d=Conv2d, Conv3d=nn.Conv3d, GroupNorm=nn.GroupNorm,
-                            LayerNorm=nn.LayerNorm)
+class Conv2d(Fused, nn.Conv2d):
+    """`torch.nn.Conv2d`; once packed, its input should be channels-last (and not enlarged yet, where the layer `enlarges`)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _conv(self, x) if self.packed and fuses(self, x) else super().forward(x)
 
 
-def fusible(operations):
-    """The namespace of layers to build from: `OWN` in place of `torch.nn`, a host's as it is."""
-    return OWN if operations is nn else operations
+class FrameConv(Fused, frame_conv(nn.Conv3d)):
+    """A convolution over frames, as `Conv2d`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _conv(self, x) if self.packed and fuses(self, x) else super().forward(x)
 
 
-@functools.cache
-def pointwise_conv(conv1d: type[nn.Conv1d]) -> type[nn.Conv1d]:
-    """The namespace's Conv1d as a layer of kernel 1 that takes rows (..., C), as a linear layer does."""
-    class PointwiseConv(_Fusible, conv1d):
-        fusible = conv1d is nn.Conv1d
-
-        def matrix(self) -> Tensor:
-            """Without the kernel's last axis, which is 1."""
-            return self.weight[..., 0]
-
-        def forward(self, x: Tensor) -> Tensor:
-            return linear(self, x) if fuses(self, x) else super().forward(x)
-
-        def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None, *_, **__) -> Tensor:
-            return F.linear(input, weight[..., 0], bias)
-    return PointwiseConv
+LAYERS = {nn.Linear: Linear, pointwise_conv(nn.Conv1d): PointwiseConv, nn.Conv2d: Conv2d, frame_conv(nn.Conv3d): FrameConv}
 
 
-@functools.cache
-def frame_conv(conv3d: type[nn.Conv3d]) -> type[nn.Conv3d]:
-    """The namespace's Conv3d of kernel (3, 1, 1) as a layer that takes (B, C, F, H*W) channels-last: a 2-D convolution, which every
-    backend has a fast channels-last kernel for."""
-    class FrameConv(_Fusible, conv3d):
-        fusible = conv3d is nn.Conv3d
-
-        def matrix(self) -> Tensor:
-            """Without the kernel's last axis, which is 1."""
-            return self.weight[..., 0]
-
-        def forward(self, x: Tensor) -> Tensor:
-            return conv(self, x) if self.packed and fuses(self, x) else super().forward(x)
-
-        def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None, *_, **__) -> Tensor:
-            return F.conv2d(input, weight[..., 0], bias, padding=(1, 0))
-    return FrameConv
+def hooked(module: nn.Module) -> bool:
+    """Whether somebody listens to this module: then it is called as it is, without a sum of another's in it."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or torch.nn.modules.module._has_any_global_hook())
 
 
 def fuses(layer: nn.Module, x: Tensor) -> bool:
-    """Whether `layer` runs on x through oneDNN: a layer of this project's own, on an x86 CPU, in float32 or bfloat16, for inference.
+    """Whether `layer` runs on x through oneDNN: an accelerated layer, on an x86 CPU, in float32 or bfloat16, for inference.
 
     Raises RuntimeError when it does not although it is packed (its plain weight is gone).
     """
-    if not getattr(layer, "fusible", False):
+    if not isinstance(layer, Fused):
         return False
     able = (not torch.compiler.is_compiling() and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
             and x.device.type == "cpu" and layer.weight.device.type == "cpu"
@@ -120,19 +95,31 @@ def fuses(layer: nn.Module, x: Tensor) -> bool:
 
 
 def pack(model: nn.Module) -> nn.Module:
-    """Put the weights of all layers that can be fused into oneDNN's layout, in place of the plain ones.
+    """Put the weights of all accelerated layers into oneDNN's layout, in place of the plain ones.
 
     Float32 or bfloat16 models on a CPU; what cannot be packed or would gain nothing (small convolutions) stays as it is. No more memory
     than before, but for the matrices of Winograd's filtering, which take a third more than a temporal kernel and 7/9 more than a 3 x 3
-    one. Afterwards the model can only infer: not be saved, moved or trained. Returns the model.
+    one. Afterwards the model can only infer: not be saved, moved or trained, until `unpack`. Returns the model.
     """
     for layer in model.modules():
-        if not getattr(layer, "fusible", False) or layer.packed or layer.weight.device.type != "cpu" or not supports(layer.weight.dtype):
+        if not isinstance(layer, Fused) or layer.packed or layer.weight.device.type != "cpu" or not supports(layer.weight.dtype):
             continue
         with torch.no_grad():
-            layer.packed = _pack(layer, layer.matrix())
+            layer.packed, layer.weight_shape = _pack(layer, layer.matrix()), layer.weight.shape
         if layer.packed:
             layer.weight = nn.Parameter(layer.weight.new_empty(0), requires_grad=False)
+    return model
+
+
+def unpack(model: nn.Module) -> nn.Module:
+    """Give the packed layers their plain weights back: exactly, but for those of Winograd's filtering, whose middle taps are rounded once
+    more. Returns the model."""
+    for layer in model.modules():
+        if isinstance(layer, Fused) and layer.packed:
+            weights = [weight.to_dense() for weight in layer.packed]
+            filtered = len(weights) > 1 and len(layer.weight_shape) > 3
+            whole = winograd.kernel(weights, layer.enlarges) if filtered else torch.cat(weights)
+            layer.weight, layer.packed = nn.Parameter(whole.reshape(layer.weight_shape), requires_grad=False), ()
     return model
 
 
@@ -160,34 +147,29 @@ def _can_filter(layer: nn.Module) -> bool:
     return (layer.kernel_size, layer.padding) in kernels and set(layer.stride) == set(layer.dilation) == {1} and layer.groups == 1
 
 
-def channels_last(model: nn.Module) -> nn.Module:
-    """Put the convolutions' weights into the layout that their inputs have (what a GPU otherwise does in every call); values, shapes and
-    keys stay as they are. Returns the model."""
-    for layer in model.modules():
-        if isinstance(layer, nn.Conv2d | nn.Conv3d):
-            layout = torch.channels_last if layer.weight.ndim == 4 else torch.channels_last_3d
-            layer.weight.data = layer.weight.data.contiguous(memory_format=layout)
-    return model
-
-
 def linear(layer: nn.Module, x: Tensor, add: Tensor | None = None) -> Tensor:
     """layer(x) + add, for a linear layer or a pointwise convolution over rows (..., C)."""
-    if not fuses(layer, x) or (add is not None and add.dtype != x.dtype):
+    if hooked(layer) or not fuses(layer, x) or (add is not None and add.dtype != x.dtype):
         return layer(x) if add is None else residual(layer(x), add)
-    weight = layer.packed[0] if layer.packed else layer.matrix()
-    return _product(weight, layer.bias, x, add)
+    return _linear(layer, x, add)
+
+
+def _linear(layer: nn.Module, x: Tensor, add: Tensor | None = None) -> Tensor:
+    if len(layer.packed) > 1:                                        # a gated layer that somebody listens to
+        return torch.cat([_product(weight, bias, x) for weight, bias in zip(layer.packed, layer.bias.chunk(layer.pieces))], -1)
+    return _product(layer.packed[0] if layer.packed else layer.matrix(), layer.bias, x, add)
 
 
 def gelu(layer: nn.Module, x: Tensor) -> Tensor:
     """GELU, in its tanh form, of layer(x) for a linear layer over rows (..., C)."""
-    if fuses(layer, x) and _gelu_pays():
+    if not hooked(layer) and fuses(layer, x) and _gelu_pays():
         return _onednn._linear_pointwise(x, layer.packed[0] if layer.packed else layer.matrix(), layer.bias, "gelu", [], "tanh")
     return F.gelu(layer(x), approximate="tanh")
 
 
 def geglu(layer: nn.Module, x: Tensor) -> Tensor:
     """value * gelu(gate), with (value, gate) the two halves of layer(x)."""
-    if fuses(layer, x):
+    if not hooked(layer) and fuses(layer, x):
         (value, gate), (value_bias, gate_bias) = layer.packed or layer.weight.chunk(2), layer.bias.chunk(2)
         if not _gelu_pays():
             return F.gelu(_product(gate, gate_bias, x)).mul_(_product(value, value_bias, x))
@@ -206,10 +188,14 @@ def _gelu_pays() -> bool:
 
 def conv(layer: nn.Module, x: Tensor, add: Tensor | None = None) -> Tensor:
     """layer(x) + add for a convolution; x and add channels-last (N, C, H, W)."""
-    if not getattr(layer, "packed", ()) or not fuses(layer, x):      # with plain weights, oneDNN gains nothing over F.conv2d
+    if hooked(layer) or not getattr(layer, "packed", ()) or not fuses(layer, x):     # plain weights: oneDNN gains nothing over F.conv2d
         return layer(x) if add is None else residual(layer(x), add)
+    return _conv(layer, x, add)
+
+
+def _conv(layer: nn.Module, x: Tensor, add: Tensor | None = None) -> Tensor:
     if _is_pointwise(layer):
-        return linear(layer, x.permute(0, 2, 3, 1), None if add is None else add.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return _linear(layer, x.permute(0, 2, 3, 1), None if add is None else add.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     if len(layer.packed) > 1:
         return _filtered(layer, x, add)
     if add is None:
@@ -220,8 +206,8 @@ def conv(layer: nn.Module, x: Tensor, add: Tensor | None = None) -> Tensor:
 
 def conv_enlarged(layer: nn.Module, x: Tensor) -> Tensor:
     """layer(x enlarged two times, nearest neighbour) for a convolution with `enlarges` set; x channels-last (N, C, H, W)."""
-    if len(getattr(layer, "packed", ())) > 1 and fuses(layer, x):
-        return _filtered(layer, x, None)
+    if len(getattr(layer, "packed", ())) > 1:
+        return layer(x)
     return layer(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 

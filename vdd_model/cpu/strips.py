@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..networks.fidelity import FidelityBranch, GatedBlock
-from .onednn import _onednn, _product, supports
+from .onednn import _onednn, _product, hooked, supports
 
 STRIP_BYTES = 2**20             # of a block's widest tensor, for each thread: about the cache that a core has for itself
 
@@ -27,9 +27,18 @@ def in_strips(model: nn.Module) -> nn.Module:
     return model
 
 
+def out_of_strips(model: nn.Module) -> nn.Module:
+    """Inverse of `in_strips`. Returns the model."""
+    for block in model.modules():
+        if isinstance(block, (GatedBlock, FidelityBranch)):
+            vars(block).pop("forward", None)
+    return model
+
+
 def _plainly(module: nn.Module, x: Tensor) -> bool:
     """Whether the module's own layers are to be called for x."""
-    return torch.is_grad_enabled() or x.dtype != next(module.parameters()).dtype or torch.is_autocast_enabled("cpu")
+    return (torch.is_grad_enabled() or x.dtype != next(module.parameters()).dtype or torch.is_autocast_enabled("cpu")
+            or any(map(hooked, list(module.modules())[1:])))
 
 
 class _Branch:

@@ -29,6 +29,21 @@ def _filters(first: Tensor, middle: Tensor, last: Tensor, enlarged: bool) -> tup
     return (first, total, last) if enlarged else (first, total / 2, total / 2 - middle, last)
 
 
+def kernel(matrices: Sequence[Tensor], enlarged: bool = False) -> Tensor:
+    """Inverse of `filters`: a kernel (out, in, 3, 3), or (out, in, 3, 1) of three or four matrices, its middle taps rounded."""
+    size = 3 if enlarged else 4
+
+    def taps(made: Sequence[Tensor]) -> Tensor:
+        """(3, ...) from what stands for them along one axis."""
+        first, last = made[0], made[-1]
+        return torch.stack([first, made[1] - first - last if enlarged else made[1] - made[2], last])
+    made = [matrix.double() for matrix in matrices]
+    if len(made) > size:
+        made = [taps(made[i:i + size]) for i in range(0, len(made), size)]
+        return taps(made).permute(2, 3, 0, 1).to(matrices[0].dtype)
+    return taps(made).permute(1, 2, 0)[..., None].to(matrices[0].dtype)
+
+
 def convolve(x: Tensor, products: Sequence[Callable[..., Tensor]], out_channels: int, axes: tuple[int, ...], *,
              enlarged: bool = False, add: Tensor | None = None) -> Tensor:
     """Convolution of x (N, H, W, C) along `axes`, (1, 2) or (1,), with zeros around it; plus `add`, of the output's shape.

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.store import BUILT_IN
-from ..cpu.onednn import channels_last, pack
-from ..cpu.strips import in_strips
+from ..cpu import accelerate
 from ..diffusion.schedule import make_schedule
 from ..errors import UserError
 from ..networks.fidelity import BlurGuide, with_neighbours
+from ..networks.layers import channels_last
 from ..networks.model import DeblurModel, drop_untrained_branch
 from ..options import DeblurOptions
 from .ensemble import ORIENTATIONS, Orientation, hand_out, mean
@@ -52,7 +52,6 @@ from .windows import Box, Step, fade_in, window_steps
 
 T = TypeVar("T")
 WINDOWS_BACK = 3                         # windows before that of a frame which have a part in it, or are encoded together with one that has
-PACKED_FROM_DIM = 256                    # a UNet this wide is packed for a CPU: a smaller one gains next to nothing
 
 
 def first_input_frame(first_frame: int, options: DeblurOptions, moments: Sequence[Moment] = ()) -> int:
@@ -118,9 +117,7 @@ class Deblurrer:
             if self.device.type == "cuda":
                 channels_last(self.model.unet)
             elif self.device.type == "cpu":
-                in_strips(self.model)
-                if self.model.config.unet.dim >= PACKED_FROM_DIM:
-                    pack(self.model.unet)
+                accelerate(self.model)
         else:
             self.model = checkpoint.to(self.device) if dtype is None else checkpoint.to(self.device, dtype)
         if self.device.type == "cuda":

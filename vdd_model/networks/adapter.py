@@ -1,8 +1,8 @@
 """Encoder 2's latents -> the UNet's concat channels: convolutions and one temporal transformer (paper 4.2)."""
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import AdapterConfig
@@ -11,6 +11,8 @@ from .attention import attention
 
 class TemporalTransformer(nn.Module):
     """Self-attention over the frames of every position, then a feed-forward; pre-norm, no positional encoding."""
+
+    attend = staticmethod(attention)
 
     def __init__(self, channels: int, heads: int, ops):
         super().__init__()
@@ -24,9 +26,8 @@ class TemporalTransformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, F, C), N positions -> the same shape."""
-        n, frames, channels = x.shape
-        q, k, v = self.to_qkv(self.norm1(x)).view(n, frames, 3, self.heads, channels // self.heads).permute(2, 0, 3, 1, 4)
-        x = x + self.to_out(attention(q, k, v).transpose(1, 2).reshape(n, frames, channels))
+        q, k, v = rearrange(self.to_qkv(self.norm1(x)), "n f (qkv h d) -> qkv n h f d", qkv=3, h=self.heads)
+        x = x + self.to_out(rearrange(self.attend(q, k, v), "n h f d -> n f (h d)"))
         return x + self.ff_out(F.gelu(self.ff_in(self.norm2(x))))
 
 
@@ -49,10 +50,10 @@ class Adapter(nn.Module):
         nn.init.zeros_(self.conv_out.bias)
 
     def forward(self, latents: Tensor) -> Tensor:
-        b, _, frames, height, width = latents.shape
-        x = latents.movedim(2, 1).flatten(0, 1)                                  # (B F, 4, h, w)
-        h = F.silu(self.conv2(F.silu(self.conv1(x))))
-        h = h.unflatten(0, (b, frames)).permute(0, 3, 4, 1, 2).reshape(b * height * width, frames, -1)
-        h = self.temporal(h).view(b, height, width, frames, -1).permute(0, 3, 4, 1, 2).flatten(0, 1)
-        out = self.conv_out(h) + torch.cat([x, x.new_zeros(x.shape[0], self.extra, height, width)], dim=1)
-        return out.unflatten(0, (b, frames)).movedim(1, 2)
+        b, height = len(latents), latents.shape[3]
+        x = rearrange(latents, "b c f h w -> (b f) c h w")
+        y = F.silu(self.conv2(F.silu(self.conv1(x))))
+        y = self.temporal(rearrange(y, "(b f) c h w -> (b h w) f c", b=b))
+        y = rearrange(y, "(b h w) f c -> (b f) c h w", b=b, h=height)
+        out = self.conv_out(y) + F.pad(x, (0, 0, 0, 0, 0, self.extra))
+        return rearrange(out, "(b f) c h w -> b c f h w", b=b)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import AutoencoderConfig
@@ -58,11 +59,10 @@ class AttentionBlock(nn.Module):
         self.proj_out = ops.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        n, c, height, width = x.shape
-        h = self.norm(x)
-        q, k, v = (layer(h).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v))
-        h = F.scaled_dot_product_attention(q, k, v)
-        return x + self.proj_out(h.squeeze(1).transpose(1, 2).reshape(n, c, height, width))
+        y = self.norm(x)
+        q, k, v = (rearrange(layer(y), "n c h w -> n 1 (h w) c") for layer in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(rearrange(y, "n 1 (h w) c -> n c h w", h=x.shape[2]).contiguous())
 
 
 class Downsample(nn.Module):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import AutoencoderConfig, FidelityConfig
@@ -49,7 +50,7 @@ class ChannelNorm(nn.Module):
         self.norm = ops.LayerNorm(channels, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return rearrange(self.norm(rearrange(x, "n c h w -> n h w c")), "n h w c -> n c h w")
 
 
 class GatedBlock(nn.Module):

@@ -5,14 +5,14 @@ as a sequence, both without a copy. Parameter names are those of the official TF
 """
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from ..cpu.onednn import conv, conv_enlarged, frame_conv, geglu, linear, pointwise_conv
 from .attention import attention
-
-FEED_FORWARD_ROWS = 4096        # rows a feed-forward handles at a time on a CPU: its wide inner layer then stays in the cache
 
 
 def silu(x: Tensor) -> Tensor:
@@ -22,12 +22,12 @@ def silu(x: Tensor) -> Tensor:
 
 def frames_as_images(x: Tensor) -> Tensor:
     """(B, F, H, W, C) -> (B*F, C, H, W), a channels-last view."""
-    return x.flatten(0, 1).permute(0, 3, 1, 2)
+    return rearrange(x, "b f h w c -> (b f) c h w")
 
 
 def images_as_frames(x: Tensor, batch: int) -> Tensor:
     """Inverse of `frames_as_images`; a view when x is channels-last."""
-    return x.permute(0, 2, 3, 1).contiguous().unflatten(0, (batch, -1))
+    return rearrange(x, "(b f) c h w -> b f h w c", b=batch).contiguous()
 
 
 def norm_frames(norm: nn.Module, x: Tensor) -> Tensor:
@@ -36,9 +36,19 @@ def norm_frames(norm: nn.Module, x: Tensor) -> Tensor:
 
 
 def norm_clip(norm: nn.Module, x: Tensor) -> Tensor:
-    """Group norm with statistics over all frames of a clip. x: (B, F, H, W, C)."""
-    y = norm(x.flatten(1, 2).permute(0, 3, 1, 2))           # a clip as one tall channels-last image
-    return y.permute(0, 2, 3, 1).contiguous().view(x.shape)
+    """Group norm with statistics over all frames of a clip, as one tall channels-last image. x: (B, F, H, W, C)."""
+    y = norm(rearrange(x, "b f h w c -> b c (f h) w"))
+    return rearrange(y, "b c (f h) w -> b f h w c", f=x.shape[1]).contiguous()
+
+
+def channels_last(model: nn.Module) -> nn.Module:
+    """Put the convolutions' weights into the layout that their inputs have (what a GPU otherwise does in every call); values, shapes and
+    keys stay as they are. Returns the model."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.Conv3d):
+            layout = torch.channels_last if layer.weight.ndim == 4 else torch.channels_last_3d
+            layer.weight.data = layer.weight.data.contiguous(memory_format=layout)
+    return model
 
 
 def zero_init(module: nn.Module) -> nn.Module:
@@ -48,6 +58,25 @@ def zero_init(module: nn.Module) -> nn.Module:
     return module
 
 
+@functools.cache
+def pointwise_conv(conv1d: type[nn.Conv1d]) -> type[nn.Conv1d]:
+    """The namespace's Conv1d as a layer of kernel 1 that takes rows (..., C), as a linear layer does."""
+    class PointwiseConv(conv1d):
+        def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None, *_, **__) -> Tensor:
+            return F.linear(input, weight[..., 0], bias)
+    return PointwiseConv
+
+
+@functools.cache
+def frame_conv(conv3d: type[nn.Conv3d]) -> type[nn.Conv3d]:
+    """The namespace's Conv3d of kernel (3, 1, 1) as a layer that takes (B, C, F, H*W) channels-last: a 2-D convolution, which every
+    backend has a fast channels-last kernel for."""
+    class FrameConv(conv3d):
+        def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None, *_, **__) -> Tensor:
+            return F.conv2d(input, weight[..., 0], bias, padding=(1, 0))
+    return FrameConv
+
+
 class Attention(nn.Module):
     """Multi-head attention over x (B, F, S, C): F frames of S positions.
 
@@ -55,10 +84,12 @@ class Attention(nn.Module):
     With `context` given to forward, all positions attend to the same keys and values (B, L, C), shared by the frames.
     """
 
+    attend = staticmethod(attention)
+
     def __init__(self, dim: int, head_dim: int, context_dim: int | None = None, *, over: str = "space", operations=nn, **kw):
         super().__init__()
         self.head_dim = head_dim
-        self.over = over
+        self.sequences = {"space": "(b f) s c", "time": "(b s) f c"}[over]
         self.to_q = operations.Linear(dim, dim, bias=False, **kw)
         self.to_k = operations.Linear(context_dim or dim, dim, bias=False, **kw)
         self.to_v = operations.Linear(context_dim or dim, dim, bias=False, **kw)
@@ -68,22 +99,20 @@ class Attention(nn.Module):
         """Keys and values (..., L, C) of the context (..., L, context_dim)."""
         return self.to_k(context), self.to_v(context)
 
-    def forward(self, x: Tensor, add: Tensor, context: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Attention of x plus `add`, both (B, F, S, C)."""
-        b, f, s, c = x.shape
+    def attended(self, x: Tensor, context: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """The heads' values (B, F, S, C), before the output layer."""
+        b, f, s, _ = x.shape
         q, (k, v) = self.to_q(x), context or self.keys_values(x)
-        if context is not None:
-            out = self._attend(q.flatten(1, 2), k, v)
-        elif self.over == "space":
-            out = self._attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
-        else:
-            q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (q, k, v))      # views for one clip, copies for several
-            out = self._attend(q, k, v).unflatten(0, (b, s)).transpose(1, 2)
-        return linear(self.to_out[0], out.reshape(b, f, s, c), add)
+        sequences = "b (f s) c" if context else self.sequences
+        q = rearrange(q, f"b f s c -> {sequences}")
+        if not context:
+            k, v = (rearrange(y, f"b f s c -> {sequences}") for y in (k, v))
+        heads = (rearrange(y, "n l (h d) -> n h l d", d=self.head_dim) for y in (q, k, v))
+        out = rearrange(self.attend(*heads), "n h l d -> n l (h d)")
+        return rearrange(out, f"{sequences} -> b f s c", b=b, f=f, s=s)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = (t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for t in (q, k, v))
-        return attention(q, k, v).transpose(1, 2).flatten(2)
+    def forward(self, x: Tensor, context: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        return self.to_out(self.attended(x, context))
 
 
 class GEGLU(nn.Module):
@@ -92,10 +121,11 @@ class GEGLU(nn.Module):
     def __init__(self, dim: int, inner: int, *, operations=nn, **kw):
         super().__init__()
         self.proj = operations.Linear(dim, 2 * inner, **kw)
-        self.proj.pieces = 2
 
     def forward(self, x: Tensor) -> Tensor:
-        return geglu(self.proj, x)
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        gate = F.gelu(gate)
+        return gate * value if torch.is_grad_enabled() else gate.mul_(value)      # in place: nothing else is as wide
 
 
 class FeedForward(nn.Module):
@@ -106,12 +136,8 @@ class FeedForward(nn.Module):
         # The middle element keeps the official index of the last layer (it was a dropout).
         self.net = nn.Sequential(GEGLU(dim, 4 * dim, operations=operations, **kw), nn.Identity(), operations.Linear(4 * dim, dim, **kw))
 
-    def forward(self, x: Tensor, add: Tensor) -> Tensor:
-        """The feed-forward of x plus `add`."""
-        if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
-            return linear(self.net[2], self.net[0](x), add)
-        parts = zip(x.flatten(0, -2).split(FEED_FORWARD_ROWS), add.flatten(0, -2).split(FEED_FORWARD_ROWS))
-        return torch.cat([linear(self.net[2], self.net[0](part), rest) for part, rest in parts]).view(x.shape)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
 
 
 class TransformerBlock(nn.Module):
@@ -127,9 +153,9 @@ class TransformerBlock(nn.Module):
         self.norm3 = operations.LayerNorm(dim, **kw)
 
     def forward(self, x: Tensor, context: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        x = self.attn1(self.norm1(x), x)
-        x = self.attn2(self.norm2(x), x, context)
-        return self.ff(self.norm3(x), x)
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
 
 
 class SpatialTransformer(nn.Module):
@@ -151,9 +177,9 @@ class SpatialTransformer(nn.Module):
         return self.transformer_blocks[0].attn2.keys_values(context)
 
     def forward(self, x: Tensor, context: tuple[Tensor, Tensor]) -> Tensor:
-        h = self.proj_in(norm_frames(self.norm, x).flatten(2, 3))
-        h = self.transformer_blocks[0](h, context)
-        return linear(self.proj_out, h.view(*x.shape[:-1], -1), x)
+        h = self.proj_in(rearrange(norm_frames(self.norm, x), "b f h w c -> b f (h w) c"))
+        h = rearrange(self.transformer_blocks[0](h, context), "b f (h w) c -> b f h w c", h=x.shape[2])
+        return x + self.proj_out(h)
 
 
 class TemporalTransformer(nn.Module):
@@ -169,9 +195,9 @@ class TemporalTransformer(nn.Module):
         self.proj_out = zero_init(pointwise(inner, dim, 1, **kw))
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.proj_in(norm_clip(self.norm, x).flatten(2, 3))
-        h = self.transformer_blocks[0](h)
-        return linear(self.proj_out, h.view(*x.shape[:-1], -1), x)
+        h = self.proj_in(rearrange(norm_clip(self.norm, x), "b f h w c -> b f (h w) c"))
+        h = rearrange(self.transformer_blocks[0](h), "b f (h w) c -> b f h w c", h=x.shape[2])
+        return x + self.proj_out(h)
 
 
 class TemporalConv(nn.Module):
@@ -190,12 +216,10 @@ class TemporalConv(nn.Module):
         zero_init(self.conv4[-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        h = x.flatten(2, 3).permute(0, 3, 1, 2)                    # (B, C, F, H*W), channels-last
-        start = h
-        for layer in (self.conv1, self.conv2, self.conv3):
-            h = layer[-1](silu(layer[0](h)))
-        h = conv(self.conv4[-1], silu(self.conv4[0](h)), start)
-        return h.permute(0, 2, 3, 1).reshape(x.shape)
+        h = rearrange(x, "b f h w c -> b c f (h w)")                    # channels-last
+        for norm, *_, conv in (self.conv1, self.conv2, self.conv3, self.conv4):
+            h = conv(silu(norm(h)))
+        return x + rearrange(h, "b c f (h w) -> b f h w c", h=x.shape[2])
 
 
 class ResBlock(nn.Module):
@@ -215,9 +239,8 @@ class ResBlock(nn.Module):
         batch, frames = x.shape[:2]
         x = frames_as_images(x)
         h = self.in_layers[2](silu(self.in_layers[0](x)))
-        e = self.emb_layers(embedding).to(h.dtype).repeat_interleave(frames, 0)[:, :, None, None]
-        h = h + e if torch.is_grad_enabled() else h.add_(e)
-        h = conv(self.out_layers[3], silu(self.out_layers[0](h)), self.skip_connection(x))
+        h = h + repeat(self.emb_layers(embedding).to(h.dtype), "b c -> (b f) c 1 1", f=frames)
+        h = self.skip_connection(x) + self.out_layers[3](silu(self.out_layers[0](h)))
         return self.temopral_conv(images_as_frames(h, batch))
 
 
@@ -244,7 +267,6 @@ class Upsample(nn.Module):
     def __init__(self, dim: int, *, operations=nn, **kw):
         super().__init__()
         self.conv = operations.Conv2d(dim, dim, 3, padding=1, **kw)
-        self.conv.enlarges = True
 
     def forward(self, x: Tensor) -> Tensor:
-        return images_as_frames(conv_enlarged(self.conv, frames_as_images(x)), x.shape[0])
+        return images_as_frames(self.conv(F.interpolate(frames_as_images(x), scale_factor=2.0, mode="nearest")), x.shape[0])

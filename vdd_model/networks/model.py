@@ -5,6 +5,7 @@ from operator import itemgetter
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import ModelConfig
@@ -31,12 +32,12 @@ class Condition(NamedTuple):
 
 def fold_time(x: Tensor) -> Tensor:
     """(B, C, F, H, W) -> (B F, C, H, W)."""
-    return x.movedim(2, 1).flatten(0, 1)
+    return rearrange(x, "b c f h w -> (b f) c h w")
 
 
 def unfold_time(x: Tensor, batch: int) -> Tensor:
     """(B F, C, H, W) -> (B, C, F, H, W)."""
-    return x.unflatten(0, (batch, -1)).movedim(1, 2)
+    return rearrange(x, "(b f) c h w -> b c f h w", b=batch)
 
 
 def drop_untrained_branch(model: DeblurModel) -> None:

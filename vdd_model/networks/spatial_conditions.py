@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 # name: (pixel channels, official name of the convolutions, official name of the transformer)
@@ -31,8 +32,8 @@ class _Attention(nn.Module):
         self.to_out = nn.Sequential(operations.Linear(heads * head_dim, dim, **kw))
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.to_qkv(x).chunk(3, -1))
-        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        q, k, v = rearrange(self.to_qkv(x), "n f (qkv h d) -> qkv n h f d", qkv=3, h=self.heads)
+        return self.to_out(rearrange(F.scaled_dot_product_attention(q, k, v), "n h f d -> n f (h d)"))
 
 
 class _PreNorm(nn.Module):
@@ -71,9 +72,7 @@ class ConditionTransformer(nn.Module):
 
 def encode_condition(encoder: nn.Sequential, transformer: ConditionTransformer, pixels: Tensor, size: tuple[int, int]) -> Tensor:
     """pixels (B, C, F, H, W) -> (B, 8, F, h, w), (h, w) = size; pixels are averaged to four times that after the first convolution."""
-    batch = pixels.shape[0]
-    h = encoder[:2](pixels.transpose(1, 2).flatten(0, 1))
-    h = encoder[3:](F.adaptive_avg_pool2d(h, (4 * size[0], 4 * size[1])))
-    h = h.unflatten(0, (batch, -1)).permute(0, 3, 4, 1, 2)                   # (B, h, w, F, C)
-    h = transformer(h.flatten(0, 2)).view(h.shape)
-    return h.permute(0, 4, 3, 1, 2)
+    x = encoder[:2](rearrange(pixels, "b c f h w -> (b f) c h w"))
+    x = encoder[3:](F.adaptive_avg_pool2d(x, (4 * size[0], 4 * size[1])))
+    x = transformer(rearrange(x, "(b f) c h w -> (b h w) f c", b=len(pixels)))
+    return rearrange(x, "(b h w) f c -> b c f h w", b=len(pixels), h=size[0])

@@ -8,6 +8,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import TowerConfig
@@ -33,8 +34,9 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, L, width) -> the same."""
-        q, k, v = F.linear(x, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = rearrange(qkv, "n l (qkv h d) -> qkv n h l d", qkv=3, h=self.heads)
+        return self.out_proj(rearrange(F.scaled_dot_product_attention(q, k, v), "n h l d -> n l (h d)"))
 
 
 class ResidualBlock(nn.Module):
@@ -71,7 +73,7 @@ class VisionTransformer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
-        patches = self.conv1(images).flatten(2).transpose(1, 2)
+        patches = rearrange(self.conv1(images), "n c h w -> n (h w) c")
         first = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
         x = self.ln_pre(torch.cat([first, patches], dim=1) + self.positional_embedding.to(patches.dtype))
         for block in self.transformer.resblocks:

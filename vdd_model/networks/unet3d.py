@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import DiffusionConfig, UNetConfig
-from ..cpu.onednn import fusible
 from ..diffusion.schedule import about, make_schedule
 from .layers import Downsample, ResBlock, SpatialTransformer, TemporalTransformer, Upsample, frames_as_images, images_as_frames, silu
 from .spatial_conditions import SPATIAL_CONDITIONS, ConditionTransformer, condition_encoder, encode_condition
@@ -42,7 +42,6 @@ class UNet3D(nn.Module):
     def __init__(self, config: UNetConfig, *, diffusion: DiffusionConfig | None = None, operations=nn,
                  dtype: torch.dtype | None = None, device=None):
         super().__init__()
-        operations = fusible(operations)
         kw = {"operations": operations, "dtype": dtype, "device": device}
         leaf = {"dtype": dtype, "device": device}
         self.config = config
@@ -110,7 +109,7 @@ class UNet3D(nn.Module):
         """
         if image is None:
             return text
-        tokens = self.pre_image_condition(image).view(image.shape[0], -1, self.config.context_dim)
+        tokens = rearrange(self.pre_image_condition(image), "b (l c) -> b l c", c=self.config.context_dim)
         return torch.cat([text.to(tokens.dtype), tokens], 1)
 
     def cache_context(self, tokens: Tensor) -> ContextCache:
@@ -150,7 +149,7 @@ class UNet3D(nn.Module):
             context = self.cache_context(context)
         embedding = self.time_embed(sinusoidal_embedding(t, self.config.dim).to(x.dtype))
 
-        h = torch.cat([x, concat], 1).permute(0, 2, 3, 4, 1).contiguous()
+        h = rearrange(torch.cat([x, concat], 1), "b c f h w -> b f h w c").contiguous()
         skips = []
         for block in self.input_blocks:
             h = self._run(block, h, embedding, context)
@@ -159,7 +158,7 @@ class UNet3D(nn.Module):
         for block in self.output_blocks:
             h = self._run(block, torch.cat([h, skips.pop()], -1), embedding, context)
         h = self.out[2](silu(self.out[0](frames_as_images(h))))
-        v = images_as_frames(h, batch).permute(0, 4, 1, 2, 3)
+        v = rearrange(h, "(b f) c h w -> b c f h w", b=batch)
         return v.contiguous() if rest is None else (rest.v_mean + rest.v_scale * v).to(dtype)
 
     def _run(self, block: nn.Module, x: Tensor, embedding: Tensor, context: ContextCache) -> Tensor:

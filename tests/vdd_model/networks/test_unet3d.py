@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from vdd_model.config import DiffusionConfig, UNetConfig, preset
-from vdd_model.cpu import onednn
+from vdd_model.cpu import accelerate, onednn
 from vdd_model.diffusion.sampler import ddim, guided, vgen_timesteps
 from vdd_model.diffusion.schedule import make_schedule
-from vdd_model.networks.layers import SpatialTransformer
+from vdd_model.networks.layers import SpatialTransformer, channels_last
 from vdd_model.networks.model import DeblurModel
 from vdd_model.networks.spatial_conditions import SPATIAL_CONDITIONS
 from vdd_model.networks.unet3d import UNet3D, sinusoidal_embedding
@@ -317,7 +317,7 @@ def test_packed_golden(golden, monkeypatch):
     """Weights in oneDNN's layout: the same outputs, to the same bounds."""
     monkeypatch.setattr(onednn, "_WORTH_PACKING", 0)
     monkeypatch.setattr(onednn, "_WORTH_FILTERING", 0)
-    model = onednn.pack(golden.model(torch.float32))
+    model = accelerate(golden.model(torch.float32), packed=True)
     packed = [m for m in model.modules() if getattr(m, "packed", ())]
     if not packed:
         pytest.skip("oneDNN does not run on this processor")
@@ -335,7 +335,7 @@ def test_channels_last_weights_change_nothing(tiny):
     model = UNet3D(TINY)
     model.load_state_dict(tiny.state_dict())
     with torch.no_grad():
-        assert torch.allclose(onednn.channels_last(model)(*inputs()), tiny(*inputs()), atol=1e-5)
+        assert torch.allclose(channels_last(model)(*inputs()), tiny(*inputs()), atol=1e-5)
     assert all(torch.equal(value, tiny.state_dict()[key]) for key, value in model.state_dict().items())
 
 
@@ -350,7 +350,7 @@ def test_fused_and_packed_in_bfloat16(tiny):
         half.requires_grad_(False)
         with torch.enable_grad():
             assert rounding.error(half(x, t, tokens, concat), reference, count) <= 1
-        for model in (half, onednn.pack(half)):
+        for model in (half, accelerate(half, packed=False), accelerate(half, packed=True)):
             assert rounding.error(model(x, t, tokens, concat), reference, count) <= 1
 
 
@@ -365,7 +365,7 @@ def test_filtered_convolutions_in_bfloat16():
     x, t, tokens, concat = (a.bfloat16() if a.is_floating_point() else a for a in inputs(frames=6, height=16, width=16))
     with torch.no_grad():
         reference, count = exact(x.float(), t, tokens.float(), concat.float()), 2 * len(rounding.layers(half))
-        packed = onednn.pack(half)
+        packed = accelerate(half, packed=True)
         if not any(len(getattr(m, "packed", ())) == 16 for m in packed.modules()):
             pytest.skip("oneDNN has no bfloat16 on this processor")
         assert rounding.error(packed(x, t, tokens, concat), reference, count) <= 1

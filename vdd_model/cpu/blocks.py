@@ -1,0 +1,96 @@
+"""The 3D-UNet's blocks with their sums inside of the products (onednn.py), for inference on a CPU.
+
+Each class is the one of networks/ with another forward: nothing of the parameters, keys or results changes but the rounding. Where somebody
+listens to a module by a forward hook, it is called as it is.
+"""
+from __future__ import annotations
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from ..networks import adapter, layers
+from ..networks.layers import frames_as_images, images_as_frames, norm_clip, norm_frames, silu
+from .attention import plain_steps
+from .onednn import conv, conv_enlarged, geglu, hooked, linear
+
+FEED_FORWARD_ROWS = 4096        # rows a feed-forward handles at a time: its wide inner layer then stays in the cache
+
+
+def added(branch: nn.Module, add: Tensor, *arguments) -> Tensor:
+    """add + branch(*arguments)"""
+    return add + branch(*arguments) if hooked(branch) else branch.plus(add, *arguments)
+
+
+class Attention(layers.Attention):
+    attend = staticmethod(plain_steps)
+
+    def plus(self, add: Tensor, x: Tensor, context: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        return linear(self.to_out[0], self.attended(x, context), add)
+
+
+class AdapterTransformer(adapter.TemporalTransformer):
+    attend = staticmethod(plain_steps)
+
+
+class GEGLU(layers.GEGLU):
+    def forward(self, x: Tensor) -> Tensor:
+        return geglu(self.proj, x)
+
+
+class FeedForward(layers.FeedForward):
+    def plus(self, add: Tensor, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
+            return linear(self.net[2], self.net[0](x), add)
+        parts = zip(x.flatten(0, -2).split(FEED_FORWARD_ROWS), add.flatten(0, -2).split(FEED_FORWARD_ROWS))
+        return torch.cat([linear(self.net[2], self.net[0](part), rest) for part, rest in parts]).view(x.shape)
+
+
+class TransformerBlock(layers.TransformerBlock):
+    def forward(self, x: Tensor, context: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        x = added(self.attn1, x, self.norm1(x))
+        x = added(self.attn2, x, self.norm2(x), context)
+        return added(self.ff, x, self.norm3(x))
+
+
+class SpatialTransformer(layers.SpatialTransformer):
+    def forward(self, x: Tensor, context: tuple[Tensor, Tensor]) -> Tensor:
+        h = self.proj_in(rearrange(norm_frames(self.norm, x), "b f h w c -> b f (h w) c"))
+        h = self.transformer_blocks[0](h, context)
+        return linear(self.proj_out, rearrange(h, "b f (h w) c -> b f h w c", h=x.shape[2]), x)
+
+
+class TemporalTransformer(layers.TemporalTransformer):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.proj_in(rearrange(norm_clip(self.norm, x), "b f h w c -> b f (h w) c"))
+        h = self.transformer_blocks[0](h)
+        return linear(self.proj_out, rearrange(h, "b f (h w) c -> b f h w c", h=x.shape[2]), x)
+
+
+class TemporalConv(layers.TemporalConv):
+    def forward(self, x: Tensor) -> Tensor:
+        start = h = rearrange(x, "b f h w c -> b c f (h w)")
+        for norm, *_, layer in (self.conv1, self.conv2, self.conv3):
+            h = layer(silu(norm(h)))
+        h = conv(self.conv4[-1], silu(self.conv4[0](h)), start)
+        return rearrange(h, "b c f (h w) -> b f h w c", h=x.shape[2]).contiguous()
+
+
+class ResBlock(layers.ResBlock):
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        batch, frames = x.shape[:2]
+        x = frames_as_images(x)
+        h = self.in_layers[2](silu(self.in_layers[0](x)))
+        e = repeat(self.emb_layers(embedding).to(h.dtype), "b c -> (b f) c 1 1", f=frames)
+        h = h + e if torch.is_grad_enabled() else h.add_(e)
+        h = conv(self.out_layers[3], silu(self.out_layers[0](h)), self.skip_connection(x))
+        return self.temopral_conv(images_as_frames(h, batch))
+
+
+class Upsample(layers.Upsample):
+    def forward(self, x: Tensor) -> Tensor:
+        return images_as_frames(conv_enlarged(self.conv, frames_as_images(x)), x.shape[0])
+
+
+BLOCKS = {fast.__base__: fast for fast in (Attention, AdapterTransformer, GEGLU, FeedForward, TransformerBlock, SpatialTransformer,
+                                           TemporalTransformer, TemporalConv, ResBlock, Upsample)}
