@@ -8,11 +8,12 @@ import torch
 from comfy_api.latest import io
 
 from ..vdd_model.errors import UserError
+from ..vdd_model.inference.scenes import scene_starts
 from ..vdd_model.inference.window import encode_frames, make_tiling, to_pixels
 from . import native
 from .frames import need_numbers_in, rgb_of
 from .progress import Bar
-from .schema import Encoders, schema
+from .schema import Encoders, option_input, schema
 
 
 class EncodeBlurredClip(io.ComfyNode):
@@ -29,6 +30,7 @@ class EncodeBlurredClip(io.ComfyNode):
                 Encoders.Input("encoders", tooltip="From Load Deblur Checkpoint."),
                 io.Vae.Input("vae", tooltip="From Load Deblur Checkpoint: its latents are what the sampler works on."),
                 io.Image.Input("prior", optional=True, tooltip="The same frames from Deblur Prior: the latent takes them to the decoder."),
+                option_input("scenes"),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive", tooltip="The blurred clip."),
@@ -38,7 +40,8 @@ class EncodeBlurredClip(io.ComfyNode):
             ])
 
     @classmethod
-    def execute(cls, frames: torch.Tensor, encoders: native.Encoders, vae, prior: torch.Tensor | None = None) -> io.NodeOutput:
+    def execute(cls, frames: torch.Tensor, encoders: native.Encoders, vae, prior: torch.Tensor | None = None,
+                scenes: str = "auto") -> io.NodeOutput:
         config = encoders.config
         if native.need_deblur_vae(vae).encoders.config.vae != config.vae:
             raise UserError("encoders and VAE are of different checkpoints: connect both from the same 'Load Deblur Checkpoint'")
@@ -65,4 +68,6 @@ class EncodeBlurredClip(io.ComfyNode):
         positive = [[encoders.null_text, {native.BLUR: blur, native.IMAGE: image}]]
         negative = [[encoders.null_text, {native.BLUR: blur, native.IMAGE: torch.zeros_like(image)}]]
         latent = {"samples": blur / config.vae.latent_scale, native.SIZE: (height, width)}
+        if scenes == "auto":
+            latent[native.SCENES] = (*scene_starts(rgb_of(frames)), len(frames))
         return io.NodeOutput(positive, negative, latent if prior is None else {**latent, native.PRIOR: prior})

@@ -81,13 +81,14 @@ class DecodeDeblurredFrames(io.ComfyNode):
         bar, pieces = Bar(frames), len(tiling.boxes((1, *padded), config.divisor))
         alpha = blurred is not None and blurred.shape[-1] == 4
         out = torch.empty(frames, height, width, 3 + alpha, device=mm.intermediate_device())        # once: chunks to join would be it twice
-        for start in range(0, frames, native.FRAMES_PER_CHUNK):
-            stop = min(start + native.FRAMES_PER_CHUNK, frames)
+        chunks = [(scene, start) for scene in native.scenes_of(latent) for start in scene[::native.FRAMES_PER_CHUNK]]
+        for scene, start in chunks:
+            stop = min(start + native.FRAMES_PER_CHUNK, scene.stop)
             bar.begin(stop - start, pieces)
             latents = z[:, :, start:stop].to(encoders.device) * config.vae.latent_scale
-            first, guide = max(0, start - 1), None           # the fidelity branch looks at the neighbouring frames too
+            first, last, guide = max(scene.start, start - 1), min(stop + 1, scene.stop), None     # the fidelity branch looks at neighbours
             if fidelity:
-                pixels, known = (None if x is None else to_pixels(list(rgb_of(x[first:stop + 1])), config.divisor, encoders.device)
+                pixels, known = (None if x is None else to_pixels(list(rgb_of(x[first:last])), config.divisor, encoders.device)
                                  for x in (blurred, prior if model.vae.fusion is not None else None))
                 guide = BlurGuide(pixels, strength=fidelity, detail=sampled, prior=known)
             decoded = decode_frames(model, latents, guide, start - first, tiling=tiling, tick=bar.tick)

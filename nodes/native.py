@@ -58,6 +58,7 @@ BLUR = "vdd_blur"             # (1, 4, F, h, w): encoder 2's latents
 IMAGE = "vdd_image"           # (1, 1, F, image_dim): semantic vectors of all frames; zeros in the unconditional branch
 SIZE = "vdd_size"             # key of a LATENT's dict: (height, width) of the frames before padding
 PRIOR = "vdd_prior"           # key of a LATENT's dict: the frames of Deblur Prior, as IMAGE
+SCENES = "vdd_scenes"         # key of a LATENT's dict: where scenes begin, and the number of frames
 ONE_STEP = "vdd_one_step"     # key of a LATENT's dict: its samples when they came in one step; another node's samples are others
 
 
@@ -440,6 +441,13 @@ def need_video_latent(samples: Tensor, channels: int) -> None:
     """Raise UserError unless latents are those of one clip, (1, channels, F, h, w)."""
     if samples.ndim != 5 or samples.shape[:2] != (1, channels):
         raise UserError(f"this latent has the shape {tuple(samples.shape)}: connect the latent of 'Encode Blurred Clip'")
+
+
+def scenes_of(latent: dict) -> list[range]:
+    """The scenes of a LATENT; one where nobody looked for them, or another node has changed the number of frames."""
+    frames = latent["samples"].shape[2]
+    bounds = latent.get(SCENES, (0, frames))
+    return [range(*pair) for pair in zip(bounds, bounds[1:])] if bounds[-1] == frames else [range(frames)]
 
 
 def cut(conditioning: list, start: int, stop: int, frames: int) -> list:

@@ -5,7 +5,7 @@ import torch
 from comfy_api.latest import io
 
 from ..vdd_model.diffusion.sampler import SPACINGS
-from ..vdd_model.inference.windows import fade_in, frame_noise, window_steps
+from ..vdd_model.inference.windows import fade_in, frame_noise, steps_of
 from . import hostsampler, native
 from .schema import advanced, option_input, schema, seed_input
 
@@ -47,17 +47,19 @@ class DeblurSampler(io.ComfyNode):
         masked = native.with_mask_per_frame(latent, layout.spacial_downscale_ratio)
         frames, (height, width) = samples.shape[2], samples.shape[-2:]
         window = window if 0 < window < frames else frames
-        steps_of_clip = list(window_steps(lambda count: min(count, frames), window, min(overlap, window // 2)))
+        scenes = [(scene, steps_of(len(scene), window, min(overlap, window // 2))) for scene in native.scenes_of(latent)]
         run = hostsampler.Run(model, guidance, guidance_rescale, (guidance_from, guidance_to), eta, steps, SPACINGS[spacing],
-                              seed, total=len(steps_of_clip))
-        parts, part, before = [], None, range(0)
-        for step in steps_of_clip:
-            start, stop = step.window.start, step.window.stop
-            new = run.window(native.cut(positive, start, stop, frames), native.cut(negative, start, stop, frames),
-                             native.cut_latent(masked, start, stop),
-                             lambda i, window=step.window: frame_noise(seed, window, samples.shape[1], height, width, i))
-            part, before = fade_in(new, step, part, before), step.window
-            parts.append(part[:, :, step.ready.start - start:step.ready.stop - start])
+                              seed, total=sum(len(found) for _, found in scenes))
+        parts = []
+        for scene, found in scenes:                 # each as if it were alone, its noise too
+            part, before = None, range(0)
+            for step in found:
+                first, start, stop = step.window.start, scene.start + step.window.start, scene.start + step.window.stop
+                new = run.window(native.cut(positive, start, stop, frames), native.cut(negative, start, stop, frames),
+                                 native.cut_latent(masked, start, stop),
+                                 lambda i, window=step.window: frame_noise(seed, window, samples.shape[1], height, width, i))
+                part, before = fade_in(new, step, part, before), step.window
+                parts.append(part[:, :, step.ready.start - first:step.ready.stop - first])
         result = torch.cat(parts, dim=2)
         return io.NodeOutput({**latent, "samples": result, native.ONE_STEP: result if steps == 1 else None})
 

@@ -31,6 +31,9 @@ ALIASES = ["deblur", "unblur", "sharpen", "camera shake", "去模糊"]
 CUT_CRF = 4                   # of the file that the host writes of a trimmed video: hardly a difference to see, or for the model
 
 
+LATEST = ("scenes", "repeats", "denoise_at_one_step")
+
+
 def option_inputs() -> list[io.Input]:
     """The widgets that both nodes share, in the order of saved graphs, which know them by their place: new ones come last."""
     return [
@@ -79,7 +82,7 @@ class DeblurVideo(io.ComfyNode):
                 *option_inputs(),
                 advanced(io.Int.Input, "quality", default=16, min=0, max=51,
                          tooltip="CRF of the written file: smaller is better and larger. Not used for a clip with transparency."),
-                option_input("ensemble"), option_input("prior", True),
+                option_input("ensemble"), option_input("prior", True), *map(option_input, LATEST),
             ],
             outputs=[io.Video.Output(display_name="video", tooltip="The sharp video. Save Video copies it without encoding again; with "
                                      f"transparency or unusual sound, take the file in output/{results.FOLDER}.")])
@@ -229,7 +232,7 @@ class DeblurFrames(io.ComfyNode):
                         "alpha passes through.",
             search_aliases=["vdd images", "deblur image batch", "motion blur removal", "photo", *ALIASES],
             inputs=[io.Image.Input("frames", tooltip="Blurred frames in order."), *option_inputs(), option_input("ensemble"),
-                    option_input("prior", True)],
+                    option_input("prior", True), *map(option_input, LATEST)],
             outputs=[io.Image.Output(display_name="frames", tooltip="Sharp frames.")])
 
     @classmethod

@@ -39,7 +39,7 @@ def test_score(data, tiny_checkpoint, tmp_path, capsys):
     assert "NOT met: PSNR above the blurred input" in text and "synthesised motion: 2 clips" in text and "real footage: 1 clips" in text
     result = json.loads((tmp_path / "score.json").read_text())
     rows = ["blurred input", "autoencoder's round trip", "1 step", "2 steps", "1 step, mean of 2 orientations",
-            *score.VARIANTS, score.LATENTS, score.SHARP, "truth"]
+            *score.VARIANTS, score.ALONE, score.REPEATED, score.LATENTS, score.SHARP, "truth"]
     assert list(result["totals"]["real footage"]) == rows
     pictures = {f"{kind}_{which}.png" for kind in ("panel", "error") for which in ("worst", "median", "best")}
     assert {p.name for p in tmp_path.glob("*.png")} == {"score.png", *pictures}
@@ -68,7 +68,7 @@ def test_finished_clips_are_taken_from_the_same_run_only(data, tiny_checkpoint, 
                  "--clip-frames", "1", "--device", "cpu", "--dtype", "float32"]
     assert score.main([str(tiny_checkpoint), "--data", str(data), *arguments]) == 0
     count = len(scored)
-    assert count == 2 * (6 + len(score.VARIANTS))
+    assert count == 2 * (8 + len(score.VARIANTS))
     folder = shutil.copytree(data, tmp_path / "copy") if change == "data" else data
     arguments += ["--dtype", "bfloat16"] if change == "dtype" else []
     assert score.main([str(tiny_checkpoint), "--data", str(folder), *arguments]) == 0

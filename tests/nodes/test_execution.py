@@ -78,6 +78,23 @@ def test_encode_and_decode(pack, frames, vae_and_encoders):
         pack.nodes["VDDDecode"].execute({"samples": torch.zeros(1, 16, 5, 10, 12)}, vae)
 
 
+def test_scenes_are_decoded_as_if_each_were_alone(pack, vae_and_encoders):
+    vae, encoders = vae_and_encoders
+    native, frames = pack.module("nodes.native"), torch.rand(7, 3, 6, 6, generator=torch.Generator().manual_seed(0))[[0, 0, 0, 0, 0, 1, 1]]
+    frames = torch.nn.functional.interpolate(frames, size=(32, 48), mode="bicubic").clamp(0, 1).movedim(1, -1)
+    latent = pack.nodes["VDDEncodeClip"].execute(frames, encoders, vae, scenes="auto").result[2]
+    assert latent[native.SCENES] == (0, 5, 7) and native.scenes_of(latent) == [range(5), range(5, 7)]
+    assert native.scenes_of({**latent, "samples": latent["samples"][:, :, :6]}) == [range(6)]
+    assert native.SCENES not in pack.nodes["VDDEncodeClip"].execute(frames, encoders, vae, scenes="off").result[2]
+
+    def decode(part, **more):
+        return pack.nodes["VDDDecode"].execute({"samples": latent["samples"][:, :, part], **more}, vae, frames[part]).result[0]
+
+    whole = decode(slice(None), **{native.SCENES: latent[native.SCENES]})
+    assert torch.equal(whole, torch.cat([decode(slice(0, 5)), decode(slice(5, 7))]))
+    assert not torch.equal(whole, decode(slice(None)))
+
+
 def test_numbers_that_are_none_stop_the_graph(pack, frames, vae_and_encoders, monkeypatch):
     vae, encoders = vae_and_encoders
     broken = frames.clone()

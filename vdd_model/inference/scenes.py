@@ -175,7 +175,11 @@ def _shows_again(frame: Tensor, picture: Tensor, before: Tensor | None) -> bool:
     return a.change(b) <= CUT or a.alike(b)
 
 
+def scene_starts(frames: Iterable[Tensor]) -> list[int]:
+    """Where the scenes of frames (H, W, 3) in [0, 1] begin; the first is 0."""
+    return [picture.index for picture in pictures(frames, repeats=False) if picture.number == 0]
+
+
 def scene_cut(frames: Tensor) -> int:
     """Number of the first of frames (N, 3, H, W) in [0, 1] that shows another scene than the one before, 0 for none."""
-    found = pictures((frame.movedim(0, -1) for frame in frames), repeats=False)
-    return next((picture.index for picture in found if picture.index and not picture.number), 0)
+    return [*scene_starts(frame.movedim(0, -1) for frame in frames), 0][1]
