@@ -68,8 +68,6 @@ def probe_video(path: str | Path, *, scan: bool = True) -> Clip:
                  "sound": tuple(_coding_of(s) for s in container.streams if s.type in ("audio", "subtitle")),
                  "attached": tuple(s.metadata.get("filename", "") for s in container.streams if s.type == "attachment"),
                  "interlaced": bool(getattr(first, "interlaced_frame", False)), "size_bytes": path.stat().st_size}
-        if _alpha_layer(context, first):
-            remarks.append("its transparency is in a layer of HEVC that is not read")
         width, height = first.width - crop[2] - crop[3], first.height - crop[0] - crop[1]
     # all packets
     missing, breaks_off, walk = 0, "", Walk()
@@ -77,6 +75,8 @@ def probe_video(path: str | Path, *, scan: bool = True) -> Clip:
         # AVI tells when a frame is decoded, which is when it is shown only where none is reordered
         walk = _scan(path, timed=family not in RAW and (family != "avi" or not context.codec.reorder), fourth=fourth)
         has_alpha = has_alpha and (walk.fourth or not fourth)
+        if walk.layered:
+            remarks.append("its second layer of HEVC (transparency, or the other eye's view) is not read")
         count, last = walk.count, walk.last
         # an AVI's header is written when the recording ends, and not by every program to the frame; it counts dropped frames too
         promised, slack = (samples, 0) if "mp4" in family else (header_frames, header_frames // 100) if family == "avi" else (0, 0)
@@ -146,11 +146,16 @@ def _coding_of(stream) -> str:
     return stream.codec_context.name if stream.codec_context else ""
 
 
-def _alpha_layer(context, first: av.VideoFrame) -> bool:
-    """Whether an HEVC stream has parameter sets for a second layer and none for what it is, as Apple's transparency has."""
-    if context.name != "hevc" or layout_of(first).alpha:
-        return False
-    return bool(re.search(rb"\x01\xa5|\x02\xa5", context.extradata or b""))
+def _second_layer(data: bytes, extradata: bytes) -> bool:
+    """Whether an HEVC packet holds parts of a layer above the first: Apple's transparency, or the other eye's view."""
+    if extradata[:1] != b"\1":                                 # start codes between the parts
+        return any(len(part) > 1 and (part[0] & 1 or part[1] >> 3) for part in data.split(b"\0\0\1")[1:])
+    place = 0
+    while place + 5 < len(data):                               # four bytes of length before each
+        if data[place + 4] & 1 or data[place + 5] >> 3:
+            return True
+        place += 4 + int.from_bytes(data[place:place + 4], "big")
+    return False
 
 
 def _side_data(frame: av.VideoFrame) -> dict[str, bytes]:
@@ -239,6 +244,7 @@ class Walk:
     clock: bool = False                     # times may be negative because a clock ran over
     joins: tuple[Fraction, ...] = ()        # what `Joins` found
     fourth: bool = False                    # whether any fourth byte is not 0
+    layered: bool = False                   # whether HEVC has a second layer
 
 
 def _scan(path: Path, timed: bool, fourth: bool = False) -> Walk:
@@ -258,6 +264,8 @@ def _scan(path: Path, timed: bool, fourth: bool = False) -> Walk:
                 index = packet.stream_index
                 if index == video.index:
                     walk.slots = max(walk.slots, (packet.dts or 0) + 1)
+                    if packet.size and not walk.headless and not keyed and video.codec_context.name == "hevc":
+                        walk.layered = _second_layer(bytes(packet), video.codec_context.extradata or b"")
                     keyed = keyed or packet.is_keyframe
                     walk.headless += bool(packet.size) and not keyed
                     if fourth and not walk.fourth:

@@ -401,15 +401,22 @@ def test_interlacing_that_begins_later_is_said(tmp_path):
     assert not clip.interlaced and len(list(reader)) == 12 and any("6 of its frames are interlaced" in note for note in reader.notes)
 
 
-def test_an_alpha_layer_that_is_not_read_is_said(tmp_path):
-    frames = [pattern(i, 96, 128) for i in range(3)]
-    source = tmp_path / "in.mov"
-    try:
-        save_clip(source, frames, codec="libx265", pix_fmt="yuva420p", alpha=np.full((96, 128), 0.5, np.float32))
-    except (av.FFmpegError, OSError, ValueError):
-        pytest.skip("this PyAV's x265 writes no alpha")
-    clip = probe(source)
-    assert clip.has_alpha or any("transparency" in remark for remark in clip.remarks)
+@pytest.mark.parametrize("suffix", [".mp4", ".ts"])
+def test_a_second_layer_of_hevc_is_said(tmp_path, suffix):
+    """As in Apple's video with transparency: to every picture belongs a part of layer 1, which FFmpeg passes over."""
+    plain = save_clip(tmp_path / f"plain{suffix}", [pattern(i, 96, 128) for i in range(3)], codec="libx265")
+    assert probe(plain).remarks == ()
+    with av.open(str(plain)) as before, av.open(str(tmp_path / f"in{suffix}"), "w") as out:
+        copy = out.add_stream_from_template(before.streams.video[0])
+        for packet in before.demux(video=0):
+            if packet.dts is not None:
+                part = b"\x02\x09" + bytes(range(1, 41))       # its header: a slice, layer 1
+                more = av.Packet(bytes(packet) + (len(part).to_bytes(4, "big") if suffix == ".mp4" else b"\0\0\0\1") + part)
+                more.pts, more.dts, more.time_base, more.is_keyframe = packet.pts, packet.dts, packet.time_base, packet.is_keyframe
+                more.stream = copy
+                out.mux(more)
+    clip = probe(tmp_path / f"in{suffix}")
+    assert len(list(read(clip))) == 3 and "its second layer of HEVC" in clip.remarks[0]
 
 
 def test_an_unknown_matrix_is_said(tmp_path):
