@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -31,6 +32,7 @@ from vdd_model.errors import UserError
 from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
 from vdd_model.inference.window import decode_frames, to_frames, to_pixels
 from vdd_model.measure import perceptual, report
+from vdd_model.media.images import read_image
 from vdd_model.networks.fidelity import BlurGuide
 
 STEPS = (1, 2, 4, 10, 50)
@@ -40,6 +42,7 @@ SHARP = "sharp in, sharp out"
 LATENTS = "with the sharp latents"
 VARIANTS = {"1 step, UNet called": {"denoise_at_one_step": True}, "1 step, color as the model gives it": {"color": "none"}}
 ALONE, REPEATED = "1 step, each frame alone", "1 step, each frame shown three times"
+PRIOR, WITH_PRIOR, ALONE_WITH_PRIOR = "the prior alone", "1 step, with the prior", "1 step, with the prior, each frame alone"
 CHUNK = 4                               # frames decoded at a time
 BLUR = BlurConfig(near_sharp=0.0, extent=(3.0, 30.0), kinks=0.0, relief=0.0)      # smooth paths before planes, as in every published table
 COLUMNS = ("psnr", "ssim_gaussian", "ssim_matlab", "lpips", "flip", "jod", "vmaf", "temporal_error", "warp_error", "sharpness",
@@ -69,6 +72,34 @@ def stream(deblurrer: Deblurrer, options: DeblurOptions, source: Callable[[Pair]
 def thrice(pair: Pair) -> Iterator[Tensor]:
     """Its blurred frames, each shown three times, as a converter to a higher rate shows them."""
     return (shown for frame in pair.blurred() for shown in (frame, frame.clone(), frame.clone()))
+
+
+def with_prior(deblurrer: Deblurrer, options: DeblurOptions) -> dict[str, Callable]:
+    """The settings that take the pretrained prior; none where its file is not there. Each frame passes its network once."""
+    if deblurrer.prior_file is None:
+        return {}
+    prior, known = deblurrer.load_prior(), {}
+    network = prior.of
+
+    def of(frame: Tensor, *tick) -> Tensor:
+        """What the prior makes of a frame (H, W, 3), kept in half precision: rounded by less than 0.07/255."""
+        key = hashlib.blake2b(frame.contiguous().numpy().tobytes()).digest()
+        if key not in known:
+            known[key] = network(frame, *tick).half()
+        return known[key].float()
+
+    prior.of, deblurrer.load_prior = of, lambda: prior
+    options = replace(options, prior="maxim")
+    return {PRIOR: lambda pair: map(of, pair.blurred()), WITH_PRIOR: stream(deblurrer, options),
+            ALONE_WITH_PRIOR: lambda pair: (deblurrer.deblur(frame[None], options)[0] for frame in pair.blurred())}
+
+
+def photograph(folder: Path) -> list[Pair]:
+    """A recorded pair of pictures, blur.png and sharp.png, as a clip of one frame; nothing where there is none."""
+    def frames(name: str) -> Callable:
+        """A pair's side."""
+        return lambda: iter([read_image(folder / name)[0]])
+    return [Pair(folder.name, 1, frames("blur.png"), frames("sharp.png"))] if (folder / "blur.png").is_file() else []
 
 
 def sharp_latents(deblurrer: Deblurrer, options: DeblurOptions):
@@ -148,17 +179,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--frames", type=int, default=8, help="frames of a synthesised clip (%(default)s)")
     parser.add_argument("--size", type=int, default=256, help="side of a synthesised clip in pixels (%(default)s)")
     parser.add_argument("--clip-frames", type=int, default=0, help="only the first frames of the recorded clips")
+    parser.add_argument("--prior", type=Path, help="the pretrained prior's file (else the one of `make prior`); its rows need it")
+    parser.add_argument("--plain", action="store_true", help="without FLIP, ColorVideoVDP and VMAF, which take most of the time")
     parser.add_argument("--device", default=None)
     parser.add_argument("--dtype", default=None, choices=["float32", "bfloat16", "float16"])
     a = parser.parse_args(arguments)
 
     def work() -> None:
         """All that can fail with a sentence."""
-        deblurrer = Deblurrer(a.checkpoint, device=a.device, dtype=getattr(torch, a.dtype) if a.dtype else None)
+        deblurrer = Deblurrer(a.checkpoint, device=a.device, dtype=getattr(torch, a.dtype) if a.dtype else None, prior=a.prior)
         if not a.data.is_dir():
             raise UserError(f"the test clips are not here: there is no folder {a.data} (give it with --data)")
         sets = {"real footage": pairs_of(find(a.data / "gopro_layout", "gopro", "test"), a.clip_frames),
                 "synthesised motion": photo_pairs(a.data / "val_photos", a.frames, a.size, a.photos)}
+        if photo := photograph(a.data / "gopro_pair"):
+            sets["one recorded photograph"] = photo
         measure(a, deblurrer, sets)
 
     return exit_code(work)
@@ -168,13 +203,13 @@ def measure(a: argparse.Namespace, deblurrer: Deblurrer, sets: dict[str, list[Pa
     """Score, print and write."""
     from vdd_model.checkpoint.store import resolve
 
-    options = DeblurOptions()
+    options = DeblurOptions(prior="none")
     settings = settings_of(deblurrer, a.steps, options, a.ensemble)
     truth = settings.pop("truth")
     settings |= {name: stream(deblurrer, replace(options, **changed)) for name, changed in VARIANTS.items()}
-    alone = replace(options, prior="none")
-    settings |= {ALONE: lambda pair: (deblurrer.deblur(frame[None], alone)[0] for frame in pair.blurred()),
+    settings |= {ALONE: lambda pair: (deblurrer.deblur(frame[None], options)[0] for frame in pair.blurred()),
                  REPEATED: lambda pair: itertools.islice(stream(deblurrer, options, thrice)(pair), 1, None, 3)}
+    settings |= with_prior(deblurrer, options)
     settings |= {LATENTS: sharp_latents(deblurrer, options), SHARP: stream(deblurrer, options, lambda pair: pair.sharp()), "truth": truth}
     status = resolve(a.checkpoint).stat()
     size = sum(p.numel() for p in deblurrer.model.parameters())
@@ -182,15 +217,15 @@ def measure(a: argparse.Namespace, deblurrer: Deblurrer, sets: dict[str, list[Pa
     results, totals = {}, {}
     for name, pairs in sets.items():
         fingerprint = fingerprint_of(a.checkpoint, deblurrer, options, a.data, True, SEED, asdict(BLUR), a.frames, a.size, a.clip_frames,
-                                   *perceptual.present())
-        scored = run(pairs, settings, parts=a.out / "parts" / name.replace(" ", "_"), fingerprint=fingerprint, perceptual=True)
+                                   PRIOR in settings, *(() if a.plain else perceptual.present()))
+        scored = run(pairs, settings, parts=a.out / "parts" / name.replace(" ", "_"), fingerprint=fingerprint, perceptual=not a.plain)
         results[name], totals[name] = (pairs, scored), scored.totals()
         frames = sum(p.num_frames for p in pairs)
         seconds = statistics.mean(r["seconds"] / r["frames"] for r in scored.rows[steps_name(a.steps[0])].values())
         table = report.markdown_table(totals[name], f"{name}, {frames} frames", [c for c in COLUMNS if _any(totals[name], c)])
         speed = f"{steps_name(a.steps[0])}: {seconds:.2f} s a frame on this machine."
         lines += [f"## {name}: {len(pairs)} clips", "", table, "", speed, ""]
-        if 1 in a.steps:
+        if 1 in a.steps and frames > 1:
             lines += [f"- {'met' if ok else 'NOT met'}: {what}: {value}" for what, value, ok in asked(totals[name])] + [""]
     data = {"totals": totals, "clips": {name: scored.rows for name, (_, scored) in results.items()}}
     files = [report.save_text(json.dumps(data, indent=1), a.out / "score.json"),
