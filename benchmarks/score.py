@@ -75,8 +75,9 @@ def thrice(pair: Pair) -> Iterator[Tensor]:
 
 
 def with_prior(deblurrer: Deblurrer, options: DeblurOptions) -> dict[str, Callable]:
-    """The settings that take the pretrained prior; none where its file is not there. Each frame passes its network once."""
-    if deblurrer.prior_file is None:
+    """The settings that take the pretrained prior; none where its file is not there or the model has no use for it. Each frame passes
+    its network once."""
+    if deblurrer.prior_file is None or deblurrer.model.vae.fusion is None:
         return {}
     prior, known = deblurrer.load_prior(), {}
     network = prior.of

@@ -1,17 +1,22 @@
 """`make score`: both sets, its verdicts, its files."""
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import tiny_config
 
 from benchmarks import headroom, score
 from train.tools import evaluate
+from vdd_model.config import FusionConfig
 from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
 from vdd_model.measure import report
+from vdd_model.networks.model import DeblurModel
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +50,24 @@ def test_score(data, tiny_checkpoint, tmp_path, capsys):
     assert {p.name for p in tmp_path.glob("*.png")} == {"score.png", *pictures}
     assert score.main(arguments) == 0                              # nothing is computed again
     assert json.loads((tmp_path / "score.json").read_text()) == result
+
+
+def test_the_rows_with_a_prior_ask_it_once_for_a_frame():
+    config = tiny_config()
+    config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, fusion=FusionConfig((8, 8), (1, 1))))
+    deblurrer, asked = Deblurrer(DeblurModel(config).eval(), device="cpu", dtype=torch.float32), []
+    deblurrer.prior_file = "there"
+    deblurrer.load_prior = lambda: SimpleNamespace(of=lambda frame, *_: asked.append(frame) or frame / 2, set_tile=lambda tile: None)
+    options, frames = DeblurOptions(prior="none", color="none"), torch.rand(3, 32, 32, 3)
+    rows = score.with_prior(deblurrer, options)
+    pair = evaluate.Pair("clip", 3, lambda: iter(frames), lambda: iter(frames))
+    shown = {name: torch.stack([frame for chunk in setting(pair) for frame in chunk.view(-1, 32, 32, 3)]) for name, setting in rows.items()}
+    assert list(shown) == [score.PRIOR, score.WITH_PRIOR, score.ALONE_WITH_PRIOR] and len(asked) == 3
+    assert torch.allclose(shown[score.PRIOR], frames / 2, atol=1e-3)
+    for name in (score.WITH_PRIOR, score.ALONE_WITH_PRIOR):        # untrained: the mean of the blurred frame and the prior's
+        assert torch.allclose(shown[name], 0.75 * frames, atol=1e-3)
+    deblurrer.model.vae.fusion = None
+    assert score.with_prior(deblurrer, options) == {}
 
 
 def test_sharp_latents_do_not_depend_on_how_many_frames_are_decoded_at_a_time(tiny_model, monkeypatch):
