@@ -83,7 +83,8 @@ class DeblurOptions:
                            choices=("auto", "off"), advanced=True)
 
     prior: str = _option("auto", "A pretrained network for photographs (MAXIM) helps: single pictures and long blur become much sharper; "
-                                 "it takes several times as long as everything else. auto: where its file is there, on a GPU, and on a CPU "
+                                 "it takes 10 to 20 times as long as everything else. auto: where its file is there, on a GPU, "
+                                 "and on a CPU "
                                  "for one or two frames.", choices=("auto", "none", "maxim"), file_means="maxim")
 
     def __post_init__(self):
