@@ -139,7 +139,7 @@ def test_the_centre_frame_is_len_half():
     x = torch.stack([torch.full((8, 8, 3), i / 16) for i in range(16)])
     stub, seen = Stub(), []
     stub.encoder1.semantic = lambda images: seen.append(images) or images.mean(dim=(2, 3))
-    run(stub, x)
+    run(stub, x, scenes="off")
     assert seen[0].allclose(torch.tensor(2 * 8 / 16 - 1))
 
 
