@@ -40,7 +40,11 @@ class Prior:
         self._known = WeakTensorKeyDictionary()
         for part in network.modules():
             if isinstance(part, Blocks):
-                part.register_forward_pre_hook(lambda *_: self._tick())
+                part.register_forward_pre_hook(self._announce)
+
+    def _announce(self, *_) -> None:
+        """Between two parts of the network; what a hook returns would be its input, so nothing is."""
+        self._tick()
 
     @classmethod
     def load(cls, path: str | os.PathLike, device: torch.device | str, dtype: torch.dtype) -> Prior:
