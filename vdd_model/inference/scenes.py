@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 CELLS = 32                     # of an outline along the shorter side of a frame
-CUT = 0.04                     # mean difference of the outlines across a cut, at least
-ALIKE = 0.5                    # correlation of shifted details: above it are 1 % of unrelated photographs and all pans by half a frame
+# Mean difference of the outlines across a cut, at least, and the correlation of their shifted details, at most. Deblurring has to be SURE:
+# a cut that is none takes its neighbours from a frame. Frames of long blur differ much (of 168 pairs of such clips 25 are DOUBTFUL, 2 are
+# cuts for sure), unrelated photographs more (552 and 548 of 552). Training draws another clip where it doubts.
+DOUBTFUL, SURE_CUT = (0.04, 0.5), (0.08, 0.4)
 SURE = 4.0                     # standard deviations of correlations by chance
 SAME_LIGHT = 0.85              # correlation of brightness that no two unrelated photographs reach
 FLAT = 0.004                   # RMS of details below which there is nothing to compare
@@ -77,10 +79,11 @@ class Outline(NamedTuple):
         """Mean difference of brightness."""
         return float((self.luma - other.luma).abs().mean())
 
-    def alike(self, other: Outline) -> bool:
-        """Whether both show one scene: bright and dark places agree, as under a flash, or the details do once one is shifted."""
+    def alike(self, other: Outline, limit: float) -> bool:
+        """Whether both show one scene: bright and dark places agree, as under a flash, or the details do once one is shifted, by a
+        correlation above `limit`."""
         a, b = (x.luma - x.luma.mean() for x in (self, other))
-        return float((a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-6)) > SAME_LIGHT or best_shift(self.details, other.details) > ALIKE
+        return float((a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-6)) > SAME_LIGHT or best_shift(self.details, other.details) > limit
 
 
 def best_shift(a: Tensor, b: Tensor) -> float:
@@ -101,13 +104,13 @@ def best_shift(a: Tensor, b: Tensor) -> float:
 
 
 def pictures(frames: Iterable[Tensor], start: int = 0, *, scenes: bool = True, repeats: bool = True, moment: Moment | None = None,
-             uncut: int = 0) -> Iterator[Picture]:
+             uncut: int = 0, limits: tuple[float, float] = SURE_CUT) -> Iterator[Picture]:
     """The pictures that frames (H, W, 3) in [0, 1] show, in order, each as soon as its first frame is there.
 
     start: index of the first frame. scenes: number pictures anew behind each hard cut. repeats: take frames that show the picture before
     again, up to LONGEST in all, for that picture, unless it is flat.
     moment: where a run goes on: pictures before it are not given, and up to the index `uncut` there is no cut. Everything is then as it
-    is in a run from the first frame on, given one frame more before the moment.
+    is in a run from the first frame on, given one frame more before the moment. limits: SURE_CUT or DOUBTFUL.
     """
     found = _distinct(frames, start, repeats, moment.index if moment else 0)
     number, scene = moment.number if moment else 0, 0
@@ -117,11 +120,11 @@ def pictures(frames: Iterable[Tensor], start: int = 0, *, scenes: bool = True, r
         if scenes:
             picture.outline = picture.outline or Outline.of(picture.rgb)
             change = past[-1].change(picture.outline) if past else 0.0
-            if change > CUT and picture.index > uncut and not past[-1].alike(picture.outline):
+            if change > limits[0] and picture.index > uncut and not past[-1].alike(picture.outline, limits[1]):
                 while len(ahead) < FLASH and (further := next(found, None)) is not None:
                     further.outline = Outline.of(further.rgb)
                     ahead.append(further)
-                if _is_cut(list(past), [picture.outline, *(p.outline for p in ahead)]):
+                if _is_cut(list(past), [picture.outline, *(p.outline for p in ahead)], limits[1]):
                     number, scene = 0, scene + 1
                     past.clear()
             past.append(picture.outline)
@@ -131,13 +134,13 @@ def pictures(frames: Iterable[Tensor], start: int = 0, *, scenes: bool = True, r
         yield picture
 
 
-def _is_cut(past: Sequence[Outline], following: Sequence[Outline]) -> bool:
+def _is_cut(past: Sequence[Outline], following: Sequence[Outline], limit: float) -> bool:
     """Whether nothing of a scene is seen again behind a change: else it was a flash. A picture that fades into a plain one or out of it
     loses much of its contrast from one frame to the next."""
     near, far = (past[-1], past[-2:-1]) if following[0].flat else (following[0], following[1:2]) if past[-1].flat else (None, ())
     if near and far and near.contrast < FADING * far[0].contrast:
         return False
-    return not any(a.alike(b) for a in past for b in following)
+    return not any(a.alike(b, limit) for a in past for b in following)
 
 
 def _distinct(frames: Iterable[Tensor], start: int, repeats: bool, first: int) -> Iterator[Picture]:
@@ -172,14 +175,14 @@ def _shows_again(frame: Tensor, picture: Tensor, before: Tensor | None) -> bool:
     if change.max() < 4 * CODING or (again > (change / 4).clamp(min=CODING)).any() or again.mean() > change.mean() / 6:
         return False
     a, b = Outline.of(before), Outline.of(picture)
-    return a.change(b) <= CUT or a.alike(b)
+    return a.change(b) <= DOUBTFUL[0] or a.alike(b, DOUBTFUL[1])
 
 
-def scene_starts(frames: Iterable[Tensor]) -> list[int]:
+def scene_starts(frames: Iterable[Tensor], limits: tuple[float, float] = SURE_CUT) -> list[int]:
     """Where the scenes of frames (H, W, 3) in [0, 1] begin; the first is 0."""
-    return [picture.index for picture in pictures(frames, repeats=False) if picture.number == 0]
+    return [picture.index for picture in pictures(frames, repeats=False, limits=limits) if picture.number == 0]
 
 
 def scene_cut(frames: Tensor) -> int:
     """Number of the first of frames (N, 3, H, W) in [0, 1] that shows another scene than the one before, 0 for none."""
-    return [*scene_starts(frame.movedim(0, -1) for frame in frames), 0][1]
+    return [*scene_starts((frame.movedim(0, -1) for frame in frames), DOUBTFUL), 0][1]
