@@ -144,6 +144,13 @@ def asked(totals: dict[str, dict]) -> list[tuple[str, str, bool]]:
     ]
 
 
+def scored_with_prior(scored: Scored, pair: Pair) -> float | None:
+    """What one step with the prior gains on a clip, where it was scored."""
+    if WITH_PRIOR not in scored.rows:
+        return None
+    return scored.rows[WITH_PRIOR][pair.name]["psnr"] - scored.rows["blurred input"][pair.name]["psnr"]
+
+
 def panels(sets: dict[str, tuple[list[Pair], Scored]], deblurrer: Deblurrer, options: DeblurOptions,
            folder: Path) -> tuple[list[str], list[Path]]:
     """Panels of the worst, the median and the best clip of all, by what one step gains on the blurred input: sentences and files."""
@@ -157,11 +164,15 @@ def panels(sets: dict[str, tuple[list[Pair], Scored]], deblurrer: Deblurrer, opt
     for title, (gain, name, pair) in zip(("worst", "median", "best"), (gains[0], gains[len(gains) // 2], gains[-1])):
         middle = pair.num_frames // 2
         blurred, sharp = (list(f())[middle] for f in (pair.blurred, pair.sharp))
-        output = deblurrer.deblur(torch.stack(list(pair.blurred())), options)[middle]
+        clip = torch.stack(list(pair.blurred()))
+        output = deblurrer.deblur(clip, options)[middle]
         said.append(f"- {title} clip, panel_{title}.png: {pair.name} ({name}), {gain:+.2f} dB over its {pair.num_frames} frames")
-        labels = ["blurred", f"1 step ({gain:+.2f} dB)", "truth"]
+        shown = {"blurred": blurred, f"1 step ({gain:+.2f} dB)": output}
+        if (with_prior := scored_with_prior(sets[name][1], pair)) is not None:
+            shown[f"1 step, with the prior ({with_prior:+.2f} dB)"] = deblurrer.deblur(clip, options, prior="maxim")[middle]
+        labels = [*shown, "truth"]
         box = report.interesting_box([blurred, sharp])
-        files.append(report.save_image(report.panel([blurred, output, sharp], labels, box, width=448), folder / f"panel_{title}.png"))
+        files.append(report.save_image(report.panel([*shown.values(), sharp], labels, box, width=360), folder / f"panel_{title}.png"))
         maps = [report.error_map(x, sharp) for x in (blurred, output)]
         files.append(report.save_image(report.row(maps, labels[:2]), folder / f"error_{title}.png"))
     return said, files
