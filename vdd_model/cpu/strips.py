@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..networks.fidelity import FidelityBranch, GatedBlock
 from .onednn import _onednn, _product, hooked, supports
 
+WORTH = 1 << 15                 # positions of a picture of features from which strips save time: smaller ones fit in the cache
 STRIP_BYTES = 2**20             # of a block's widest tensor, for each thread: about the cache that a core has for itself
 
 
@@ -37,7 +38,8 @@ def out_of_strips(model: nn.Module) -> nn.Module:
 
 def _plainly(module: nn.Module, x: Tensor) -> bool:
     """Whether the module's own layers are to be called for x."""
-    return (torch.is_grad_enabled() or x.dtype != next(module.parameters()).dtype or torch.is_autocast_enabled("cpu")
+    return (x.shape[-2] * x.shape[-1] < WORTH or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
+            or x.dtype != next(module.parameters()).dtype
             or any(map(hooked, list(module.modules())[1:])))
 
 
@@ -50,7 +52,7 @@ class _Branch:
     def __call__(self, decoder_features: list[Tensor], encoder_features: list[Tensor]) -> tuple[Tensor, Tensor]:
         """As the branch's own."""
         branch = self.branch
-        if _plainly(branch, decoder_features[0]):
+        if _plainly(branch, decoder_features[-1]):
             return type(branch).forward(branch, decoder_features, encoder_features)
         state = None
         for join, blocks, *parts in zip(branch.join, branch.levels, decoder_features, reversed(encoder_features)):

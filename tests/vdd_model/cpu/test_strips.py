@@ -11,6 +11,12 @@ from vdd_model.cpu.onednn import supports
 from vdd_model.networks.fidelity import FidelityBranch, GatedBlock
 
 
+@pytest.fixture(autouse=True)
+def small_pictures_too(monkeypatch):
+    """What is tested here is small."""
+    monkeypatch.setattr(strips, "WORTH", 0)
+
+
 def block(channels: int, dtype: torch.dtype) -> GatedBlock:
     """A block with random norms and biases too."""
     torch.manual_seed(0)
