@@ -188,12 +188,15 @@ class _Import:
     # Layers
 
     def dense(self, to: str, of: str) -> None:
+        """A dense layer: stored (in, out), wanted (out, in)."""
         self.put(to, self.take(of + ".weight").mT, self.take(of + ".bias"))
 
     def conv(self, to: str, of: str) -> None:
+        """A convolution: stored (kh, kw, in, out), or (kh, kw, out, in) of a transposed one; the first two axes come last."""
         self.put(to, self.take(of + ".weight").permute(3, 2, 0, 1), self.take(of + ".bias"))
 
     def norm(self, to: str, of: str) -> None:
+        """A layer norm: scale and bias, (C,)."""
         self.put(to, self.take(of + ".scale"), self.take(of + ".bias"))
 
     def halves(self, to: tuple[str, str], of: str) -> None:
@@ -218,6 +221,7 @@ class _Import:
     # Blocks
 
     def gated_mlp(self, to: str, of: str, unit: str) -> None:
+        """A `GatedMlp`; `unit` is the name of its mixing over positions."""
         self.norm(to + ".norm", of + ".LayerNorm")
         self.halves((to + ".to_u", to + ".to_v"), of + ".in_project")
         self.norm(to + ".norm_v", f"{of}.{unit}.intermediate_layernorm")
@@ -232,6 +236,7 @@ class _Import:
         self.join(to + ".out", weight, self.take(of + ".out_project.bias"), *[len(weight) // 2] * 2)
 
     def pairs(self, to: str, of: str, *, dense: bool = False) -> None:
+        """The two pairs of a `Blocks`, of dense blocks or of convolutional ones."""
         for i in range(2):
             mlp, source = f"{to}.pairs.{i}.0", f"{of}.SplitHeadMultiAxisGmlpLayer_{i}"
             self.two_axes(mlp, source, "LayerNorm_in")
@@ -247,6 +252,7 @@ class _Import:
             self.dense(block + ".attention.excite", source + ".channel_attention.Conv_1")
 
     def cross_gating(self, to: str, of: str) -> None:
+        """A `CrossGating` without the layers before it."""
         for side in "xy":
             self.norm(f"{to}.norm_{side}", f"{of}.LayerNorm_{side}")
             self.dense(f"{to}.in_{side}", f"{of}.in_project_{side}")
@@ -257,6 +263,7 @@ class _Import:
             self.dense(gate + ".block", source + ".Dense_1")
 
     def fuse(self, to: str, of: str) -> None:
+        """A `Fuse`: two projections and their cross-gating."""
         self.dense(to + ".in_x", of + ".Conv_0")
         self.dense(to + ".in_y", of + ".Conv_1")
         self.cross_gating(to + ".gating", of)
@@ -283,6 +290,7 @@ class _Import:
         self.conv("stages.2.output", "stage_2_output_conv_0")
 
     def encoder_level(self, to: str, of: str, i: int, *, first: bool) -> None:
+        """Level i of a stage's encoder; the first stage has nothing to fuse it with."""
         source = f"{of}encoder_block_{i}"
         self.conv(f"{to}input.{i}", f"{of}input_conv_{i}")
         weight, bias = self.take(source + ".Conv_0.weight"), self.take(source + ".Conv_0.bias")
@@ -297,6 +305,7 @@ class _Import:
             self.fuse(f"{to}fuse_encoder.{i}", source + ".cross_gating_block")
 
     def decoder_level(self, to: str, of: str, i: int, *, last: bool) -> None:
+        """Level i of a stage's decoder; the last stage hands on no attention."""
         source = f"{of}decoder_block_{i}"
         block = source + ".UNetEncoderBlock_0"
         self.conv(f"{to}up.{i}", source + ".ConvTranspose_0")

@@ -26,6 +26,7 @@ class Attention(layers.Attention):
     attend = staticmethod(plain_steps)
 
     def plus(self, add: Tensor, x: Tensor, context: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """add + attention of x, the sum taken in the last product; both of one shape."""
         return linear(self.to_out[0], self.attended(x, context), add)
 
 
@@ -40,6 +41,7 @@ class GEGLU(layers.GEGLU):
 
 class FeedForward(layers.FeedForward):
     def plus(self, add: Tensor, x: Tensor) -> Tensor:
+        """add + feed-forward of x, both of one shape."""
         if torch.is_grad_enabled() or x.device.type != "cpu" or torch.compiler.is_compiling():
             return linear(self.net[2], self.net[0](x), add)
         parts = zip(x.flatten(0, -2).split(FEED_FORWARD_ROWS), add.flatten(0, -2).split(FEED_FORWARD_ROWS))

@@ -112,6 +112,7 @@ def converted(clip: Clip, index: int, copy) -> Iterator[Timed]:
         resampler = av.AudioResampler(encoder.format.name, encoder.layout.name, encoder.sample_rate)
 
         def encoded(frame: av.AudioFrame | None) -> Iterator[Timed]:
+            """Packets of one frame, of what is left at the end for None."""
             for piece in resampler.resample(frame) if frame else [None]:
                 for packet in copy.encode(piece):
                     yield packet.dts * packet.time_base, 1, packet
