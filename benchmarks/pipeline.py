@@ -26,7 +26,7 @@ from pathlib import Path
 from benchmarks import against, common
 from benchmarks.against import SIZES
 
-STAGES = ("read", "encode", "denoise", "decode", "colour", "write")
+STAGES = ("read", "encode", "denoise", "decode", "color", "write")
 BESIDE = ("read", "write")                # in threads of their own
 
 
@@ -119,9 +119,9 @@ def run_once(clip: Path, target: Path, deblurrer, options, device: str) -> tuple
     from vdd_model.media.reader import VideoReader
     from vdd_model.media.sinks import VideoSink
     meter = Meter(device)
-    run = pipeline._Run
+    run = pipeline._Pass
     places = [(run, "_encode", "encode"), (run, "_denoise", "denoise"), (run, "_decode_chunk", "decode"), (VideoSink, "write", "write"),
-              (VideoSink, "finish", "write"), *((module, "to_frames", "colour") for module in (pipeline, inference))]
+              (VideoSink, "finish", "write"), *((module, "to_frames", "color") for module in (pipeline, inference))]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in places] + [(VideoReader, "__iter__", VideoReader.__iter__)]
     for owner, name, stage in places:
         setattr(owner, name, meter.around(stage, getattr(owner, name)))

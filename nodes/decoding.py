@@ -17,20 +17,20 @@ from .schema import advanced, option_input, schema
 
 
 class DecodeDeblurredFrames(io.ComfyNode):
-    """Sharp latents -> frames, with the fidelity branch and colour of the blurred ones."""
+    """Sharp latents -> frames, with the fidelity branch and color of the blurred ones."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="VDDDecode", display_name="Decode Deblurred Frames",
-            description="Decodes sharp latents. With the blurred frames connected, edges are put where they were filmed and colours follow "
+            description="Decodes sharp latents. With the blurred frames connected, edges are put where they were filmed and colors follow "
                         "the input.",
             search_aliases=["vdd decode", "video vae decode", "fidelity decoder"],
             inputs=[
                 io.Latent.Input("latent", tooltip="From Deblur Sampler or KSampler."),
                 io.Vae.Input("vae", tooltip="From Load Deblur Checkpoint. An image VAE is refused."),
                 io.Image.Input("blurred", optional=True,
-                               tooltip="The frames that were encoded: for fidelity, colour and alpha."),
+                               tooltip="The frames that were encoded: for fidelity, color and alpha."),
                 *map(option_input, ("fidelity", "color")), option_input("tile", False), option_input("tile_overlap"),
                 advanced(io.Combo.Input, "detail", options=["auto", "faithful", "sampled"], default="auto",
                          tooltip="Whose detail is shown. faithful: what one step knows. sampled: what several steps drew. auto: faithful "

@@ -75,7 +75,7 @@ class Guider(comfy.samplers.CFGGuider):
         return self._guided(args["input"], args["sigma"], lambda: args["cond_denoised"], lambda: args["uncond_denoised"])
 
 
-class Run:
+class WindowSampler:
     """One node execution: the settings, and the progress bar over all windows."""
 
     def __init__(self, model, guidance: float, rescale: float, interval: tuple[float, float], eta: float, steps: int, spacing: Spacing,

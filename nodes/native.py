@@ -63,7 +63,7 @@ ONE_STEP = "vdd_one_step"     # key of a LATENT's dict: its samples when they ca
 
 
 class VideoLatent(comfy.latent_formats.LatentFormat):
-    """(B, 4, F, h, w). Scale, factor and preview colours are set per checkpoint."""
+    """(B, 4, F, h, w). Scale, factor and preview colors are set per checkpoint."""
 
     latent_channels = 4
     latent_dimensions = 3
@@ -233,7 +233,7 @@ def load(path: str, dtype: str = "auto") -> tuple[comfy.model_patcher.ModelPatch
 
 
 def load_denoiser(path: str, dtype: str, rgb, disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    """The MODEL alone; `rgb` are its preview colours. The host calls it again for a copy with weights of its own: on another GPU, or
+    """The MODEL alone; `rgb` are its preview colors. The host calls it again for a copy with weights of its own: on another GPU, or
     outside of its dynamic VRAM (`disable_dynamic`), which knows no hooks."""
     config, state = checkpoint.read_state(path)
     unet = {k.removeprefix("unet."): v for k, v in state.items() if k.startswith(DENOISER)}

@@ -1,4 +1,4 @@
-"""Colours for the host's latent previews: the linear map from latents to RGB that fits the autoencoder best."""
+"""Colors for the host's latent previews: the linear map from latents to RGB that fits the autoencoder best."""
 from __future__ import annotations
 
 import torch
@@ -11,7 +11,7 @@ IMAGES, SIZE = 8, 64
 
 @torch.no_grad()
 def latent_rgb(model: DeblurModel) -> tuple[list[list[float]], list[float]]:
-    """Least squares over a few smooth coloured pictures: (factors (channels, 3), bias (3,)) from scaled latents to RGB in [-1, 1]."""
+    """Least squares over a few smooth colored pictures: (factors (channels, 3), bias (3,)) from scaled latents to RGB in [-1, 1]."""
     generator = torch.Generator().manual_seed(0)
     weight = model.vae.post_quant_conv.weight
     factor = model.config.vae.factor

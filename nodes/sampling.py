@@ -48,7 +48,7 @@ class DeblurSampler(io.ComfyNode):
         frames, (height, width) = samples.shape[2], samples.shape[-2:]
         window = window if 0 < window < frames else frames
         scenes = [(scene, steps_of(len(scene), window, min(overlap, window // 2))) for scene in native.scenes_of(latent)]
-        run = hostsampler.Run(model, guidance, guidance_rescale, (guidance_from, guidance_to), eta, steps, SPACINGS[spacing],
+        run = hostsampler.WindowSampler(model, guidance, guidance_rescale, (guidance_from, guidance_to), eta, steps, SPACINGS[spacing],
                               seed, total=sum(len(found) for _, found in scenes))
         parts = []
         for scene, found in scenes:                 # each as if it were alone, its noise too

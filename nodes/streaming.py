@@ -16,7 +16,7 @@ from comfy_api.latest import InputImpl, Types, io
 
 from ..vdd_model.app import jobs
 from ..vdd_model.errors import UserError
-from ..vdd_model.media.clip import Clip
+from ..vdd_model.media.clip import VideoClip
 from ..vdd_model.media.files import written_aside
 from ..vdd_model.media.sinks import remove
 from ..vdd_model.media.sound import unsupported_sound
@@ -74,7 +74,7 @@ class DeblurVideo(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="VDDDeblurVideo", display_name="Deblur Video",
-            description="Deblurs a video file of any length, a window of frames at a time. Sound, frame rate, rotation and colour tags are "
+            description="Deblurs a video file of any length, a window of frames at a time. Sound, frame rate, rotation and color tags are "
                         f"kept. The result is written to output/{results.FOLDER}; after Cancel or a crash the next run goes on.",
             search_aliases=["vdd", "video deblurring", "motion blur removal", "restore video", *ALIASES],
             inputs=[
@@ -147,7 +147,7 @@ class Source(NamedTuple):
 
     name: str
     key: str
-    clip: Clip | None
+    clip: VideoClip | None
 
 
 def _source_of(video) -> Source:
@@ -173,7 +173,7 @@ def _trim(video) -> tuple[float, float]:
     return fields.get("start_time") or 0.0, fields.get("duration") or 0.0
 
 
-def _edits(video, clip: Clip | None) -> str:
+def _edits(video, clip: VideoClip | None) -> str:
     """What the host will do to the frames of `clip`, "" for nothing: newer ones crop and resize without a new file.
 
     They tell that there is something and the size that comes of it; the rest is in the object's state.
@@ -213,7 +213,7 @@ def _cut(video, folder: Path) -> Path:
     return path
 
 
-def _suffix(clip: Clip | None) -> str:
+def _suffix(clip: VideoClip | None) -> str:
     """The kind of file that holds the result. What the host has cut is H.264 and AAC, without transparency."""
     if clip is None:
         return ".mp4"

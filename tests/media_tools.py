@@ -46,7 +46,7 @@ class IdentityDeblurrer:
 
 
 def pattern(index: int, height: int = 48, width: int = 64) -> np.ndarray:
-    """(H,W,3) float32: smooth colours with a moving grey bar (no chroma edges, which 4:2:0 blurs), different in every frame."""
+    """(H,W,3) float32: smooth colors with a moving grey bar (no chroma edges, which 4:2:0 blurs), different in every frame."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     rgb = 0.15 + 0.6 * np.stack([x / width, y / height, 0.5 + 0.4 * np.sin((x + y) / 30 + index / 5)], axis=2).astype(np.float32)
     position = (3 * index) % width
@@ -55,7 +55,7 @@ def pattern(index: int, height: int = 48, width: int = 64) -> np.ndarray:
 
 
 def chart(height: int = 64, width: int = 96, patch: int = 16, seed: int = 3) -> np.ndarray:
-    """(H,W,3) float32 colour chart: primaries, greys, skin and random colours in flat patches."""
+    """(H,W,3) float32 color chart: primaries, greys, skin and random colors in flat patches."""
     rng = np.random.default_rng(seed)
     colors = [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (0, 1, 1), (1, 0, 1), (1, 1, 1), (0, 0, 0), (0.5, 0.5, 0.5), (0.02, 0.02, 0.02),
               (0.85, 0.65, 0.53), (0.35, 0.45, 0.25)]

@@ -170,7 +170,7 @@ class StageLoss(nn.Module):
         x_t = noise if noise_alone else diffusion.q_sample(schedule, model.encode_target(sharp), t, noise).contiguous()
         if not self.stage.denoise:
             estimate = self._estimate(model.adapter(code.latents)) if model.config.unet.estimate else (code.latents, 0 * code.latents)
-            return diffusion.x0_from_v(schedule, x_t, t, diffusion.about(schedule, x_t, t, *estimate).v_mean)
+            return diffusion.x0_from_v(schedule, x_t, t, diffusion.precondition(schedule, x_t, t, *estimate).v_mean)
         condition = model.condition(code.latents, blurred[:, :, blurred.shape[2] // 2])
         context = model.context(condition.image, drop=self.dropped(positions).to(noise.device, non_blocking=True))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stage.detach_latents):

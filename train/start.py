@@ -40,7 +40,7 @@ class Run:
     model: DeblurModel
     position: states.Position
     restored: states.State | None             # until its stage has begun
-    clips: list[checks.Clip]                  # of the validation
+    clips: list[checks.Pair]                  # of the validation
     journal: Journal
     last_state: Path | None = None
     saved_at: float = field(default_factory=time.monotonic)

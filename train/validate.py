@@ -22,7 +22,7 @@ from .stages import generator
 SEED = 20_250_101          # of the validation's blur and noise: never a training seed
 
 
-class Clip(NamedTuple):
+class Pair(NamedTuple):
     """One pair: frames (3, F, H, W) in [0, 1]."""
 
     group: str
@@ -41,7 +41,7 @@ def temporal_error(a: Tensor, b: Tensor) -> float:
     return metrics.temporal_error(a.movedim(0, -1), b.movedim(0, -1)).mean().item() if a.shape[1] > 1 else 0.0
 
 
-def load_clips(config: TrainConfig, divisor: int) -> list[Clip]:
+def load_clips(config: TrainConfig, divisor: int) -> list[Pair]:
     """The validation clips of a run, on the CPU; frames cut to multiples of `divisor`. Raises ConfigError for a missing folder."""
     validation, clips = config.validation, []
     pairs, photos = _sets(config)
@@ -52,7 +52,7 @@ def load_clips(config: TrainConfig, divisor: int) -> list[Clip]:
         for number, photo in enumerate(_spread(photos, validation.clips)):   # one at a time: whichever sample is drawn, it shows this one
             blurred, sharp = synthesize([photo.sharp.read(range(1))[0]], SEED, [number], num_frames=validation.frames,
                                         size=validation.crop, config=blur_config(config), device="cpu")
-            clips.append(Clip("photos", photo.name, blurred[0], sharp[0]))
+            clips.append(Pair("photos", photo.name, blurred[0], sharp[0]))
     return clips
 
 
@@ -90,7 +90,7 @@ def _spread(items: list, count: int) -> list:
     return [items[i * len(items) // count] for i in range(count)]
 
 
-def _pair_clip(sequence: readers.Sequence, frames: int, crop: int, divisor: int) -> Clip:
+def _pair_clip(sequence: readers.Sequence, frames: int, crop: int, divisor: int) -> Pair:
     """The middle frames of a sequence, whole or the middle square of `crop` pixels, cut to multiples of `divisor`."""
     frames = min(frames, len(sequence))
     start = (len(sequence) - frames) // 2
@@ -99,7 +99,7 @@ def _pair_clip(sequence: readers.Sequence, frames: int, crop: int, divisor: int)
     left, top = (width - wide) // 2, (height - high) // 2
     blurred, sharp = (part.read(range(start, start + frames), (left, top, left + wide, top + high)).transpose(0, 1).float() / 255
                       for part in (sequence.blurred, sequence.sharp))
-    return Clip("pairs", sequence.name, blurred, sharp)
+    return Pair("pairs", sequence.name, blurred, sharp)
 
 
 @torch.no_grad()
@@ -122,7 +122,7 @@ def round_trip(model: nn.Module, sharp: Tensor) -> Tensor:
     return unfold_time(model.vae.decode(mean), len(sharp)).float() * 0.5 + 0.5
 
 
-def validate(model: nn.Module, clips: list[Clip], kind: str, device, panel: Path | None = None) -> dict[str, dict[str, float]]:
+def validate(model: nn.Module, clips: list[Pair], kind: str, device, panel: Path | None = None) -> dict[str, dict[str, float]]:
     """PSNR in dB per group ("pairs", "photos"): blurred, autoencoder, and from stage 1 on plain (fidelity 0) and output (fidelity 1).
 
     Writes a panel of the centre frames (blurred, output, truth) to `panel`.

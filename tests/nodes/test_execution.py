@@ -141,7 +141,7 @@ def test_decode_takes_the_branch_of_how_the_latent_was_drawn(pack, frames, vae_a
         assert set(seen) == {sampled}, (mark.keys(), detail)
 
 
-def test_decode_tells_the_colour_transfer_of_its_tiles(pack, frames, vae_and_encoders, monkeypatch):
+def test_decode_tells_the_color_transfer_of_its_tiles(pack, frames, vae_and_encoders, monkeypatch):
     """What tiles disagree in is taken from the blurred frames; whole frames keep their own brightness."""
     vae, encoders = vae_and_encoders
     decoding, seen = pack.module("nodes.decoding"), []
@@ -479,7 +479,8 @@ def test_cancel_is_looked_at_in_every_step(pack, monkeypatch):
     monkeypatch.setattr(hostsampler.latent_preview, "prepare_callback", lambda model, steps: lambda *_: None, raising=False)
     monkeypatch.setattr(pack.host["comfy.model_management"], "throw_exception_if_processing_interrupted", cancel)
     model = SimpleNamespace(get_model_object=lambda name: SimpleNamespace(sigmas=torch.linspace(0.03, 4000, 1000)))
-    run = hostsampler.Run(model, 1.0, 0.0, (0.0, 1.0), 0.0, 1, pack.module("vdd_model.diffusion.sampler").trailing_timesteps, 0, 1)
+    spacing = pack.module("vdd_model.diffusion.sampler").trailing_timesteps
+    run = hostsampler.WindowSampler(model, 1.0, 0.0, (0.0, 1.0), 0.0, 1, spacing, 0, 1)
     with pytest.raises(Cancelled):
         run.window([], [], {"samples": torch.zeros(1, 4, 2, 8, 8)}, lambda step: torch.zeros(1, 4, 2, 8, 8))
 

@@ -165,7 +165,7 @@ class RecordedClips:
             return blurred.flip(flips), sharp.flip(flips), name
         raise DataError(f"{ATTEMPTS} draws in a row met unreadable files; the last: {list(self.unreadable.values())[-1]}")
 
-    def _read(self, rng: np.random.Generator, sequence, num_frames: int, box: readers.Box,
+    def _read(self, rng: np.random.Generator, sequence, num_frames: int, box: readers.CropBox,
               gopro: bool = False) -> tuple[Tensor, Tensor, str]:
         raise NotImplementedError
 
@@ -177,7 +177,7 @@ class SceneCut(Exception):
 class PairClips(RecordedClips):
     """Blurred and sharp frames recorded side by side."""
 
-    def _read(self, rng: np.random.Generator, sequence, num_frames: int, box: readers.Box,
+    def _read(self, rng: np.random.Generator, sequence, num_frames: int, box: readers.CropBox,
               gopro: bool = False) -> tuple[Tensor, Tensor, str]:
         start = int(rng.integers(0, len(sequence) - num_frames + 1))
         numbers = range(start, start + num_frames)
@@ -200,7 +200,7 @@ class VideoClips(RecordedClips):
     def _needed(self, num_frames: int) -> int:
         return num_frames + 2                            # an interval of one frame, and a neighbour on either side
 
-    def _read(self, rng: np.random.Generator, sequence, num_frames: int, box: readers.Box,
+    def _read(self, rng: np.random.Generator, sequence, num_frames: int, box: readers.CropBox,
               gopro: bool = False) -> tuple[Tensor, Tensor, str]:
         config, video = self.blur, sequence.sharp
         duty = 1.0 if gopro else float(rng.uniform(*config.duty))

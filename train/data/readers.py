@@ -43,7 +43,7 @@ class DataError(UserError):
     """Data that cannot be used; one sentence that names the folder or the file."""
 
 
-Box = tuple[int, int, int, int]          # x0, y0, x1, y1
+CropBox = tuple[int, int, int, int]          # x0, y0, x1, y1
 
 
 class Frames(Protocol):
@@ -55,11 +55,11 @@ class Frames(Protocol):
     @property
     def size(self) -> tuple[int, int]:
         """Width, height."""
-    def read(self, numbers: range, box: Box | None = None) -> Tensor:
+    def read(self, numbers: range, box: CropBox | None = None) -> Tensor:
         """Frames (len(numbers), 3, h, w) uint8 RGB. Raises DataError naming the file."""
 
 
-def read_picture(file: Path | io.BytesIO, box: Box | None = None, name: str = "", size: tuple[int, int] | None = None) -> Tensor:
+def read_picture(file: Path | io.BytesIO, box: CropBox | None = None, name: str = "", size: tuple[int, int] | None = None) -> Tensor:
     """(3, H, W) uint8 RGB, upright; `box` cuts. Raises DataError naming the file, also when the whole picture is not of `size` (w, h)."""
     picture = _looked_at(images.read_picture, file, name).permute(2, 0, 1)
     height, width = picture.shape[1:]
@@ -105,7 +105,7 @@ class PictureFrames:
                 return rate or float(found[1])
         return 30.0
 
-    def read(self, numbers: range, box: Box | None = None) -> Tensor:
+    def read(self, numbers: range, box: CropBox | None = None) -> Tensor:
         """The frames `numbers`, or their `box`: uint8 (F, 3, H, W), RGB. Raises DataError naming the file."""
         paths = [self.paths[i] for i in numbers]
         size = self.size if box else None               # a box that a frame does not fill would come out with a black border
@@ -169,7 +169,7 @@ class VideoFrames:
         """Frames per second."""
         return float(self._clip.rate)
 
-    def read(self, numbers: range, box: Box | None = None) -> Tensor:
+    def read(self, numbers: range, box: CropBox | None = None) -> Tensor:
         """The frames `numbers`, or their `box`: uint8 (F, 3, H, W), RGB. Raises DataError naming the file."""
         import av
 

@@ -57,7 +57,7 @@ def _grid(matrices: np.ndarray, xs: Tensor, ys: Tensor, relief: tuple[Tensor, np
     (K or 1, h, w) and what a unit of them moves, (K, 2)."""
     m = torch.from_numpy(matrices.astype(np.float32)).to(xs.device, non_blocking=True)
     p = (m[:, :, 0, None] * xs + m[:, :, 2, None])[:, :, None, :] + (m[:, :, 1, None] * ys)[:, :, :, None]
-    # a layer that swings towards the camera reaches behind it: what lies there is far outside, not infinitely far (0 * inf is no colour)
+    # a layer that swings towards the camera reaches behind it: what lies there is far outside, not infinitely far (0 * inf is no color)
     p = (p[:, :2] / p[:, 2:].clamp_min(1e-4)).clamp_(-1e3, 1e3)
     if relief:
         depth, shift = relief
@@ -106,17 +106,17 @@ def _compose_sharp(textures: Sequence[Tensor], matrices: Sequence[np.ndarray], s
                    relief: tuple[Tensor, np.ndarray] | None = None) -> Tensor:
     """The same from sRGB textures (layers not premultiplied), bicubic. Interpolating in sRGB avoids rings about highlights; the
     layers are still laid over each other in the clip's own light, as in its blurred frames."""
-    def colour(x: Tensor) -> Tensor:
+    def color(x: Tensor) -> Tensor:
         """sRGB values -> the light that the clip is averaged in."""
         return rgb_to_linear_rgb(x.clamp_(0, 1)) if linear else x.clamp_(0, 1)
 
-    image = colour(_warp(textures[0], matrices[0], (0, 0, size, size), "bicubic", "border", relief))
+    image = color(_warp(textures[0], matrices[0], (0, 0, size, size), "bicubic", "border", relief))
     for layer, m in zip(textures[1:], matrices[1:]):
         box = _footprint(m, size)
         if box is not None:
             over = _warp(layer, m, box, "bicubic", "zeros")
             view = image[:, :, box[1]:box[3], box[0]:box[2]]
-            view.add_(over[:, 3:].clamp(0, 1) * (colour(over[:, :3]) - view))
+            view.add_(over[:, 3:].clamp(0, 1) * (color(over[:, :3]) - view))
     return image
 
 
@@ -134,8 +134,8 @@ def render(sample: Plan, photos: Sequence[Tensor], size: int, device: torch.devi
     for texture in textures:
         pixels = _pixels(texture, photos[texture.photo]).to(device).int()
         mask = _mask(texture, device)[None] if texture.alpha else None
-        colour, energy = table[pixels], table_light[pixels]
-        sharp_textures.append((colour if mask is None else torch.cat([colour, mask]))[None])
+        color, energy = table[pixels], table_light[pixels]
+        sharp_textures.append((color if mask is None else torch.cat([color, mask]))[None])
         light_textures.append((energy if mask is None else torch.cat([energy * mask, mask]))[None])
 
     layered = sample.linear and bool(sample.layers)      # without layers the truth need not leave sRGB

@@ -259,13 +259,13 @@ def steps_curve(sets: dict[str, dict[str, dict]], path: Path, columns: tuple[str
         return None
     figure, axes = pyplot.subplots(1, len(columns), figsize=(5 * len(columns), 3.6), squeeze=False)
     for axis, column in zip(axes[0], columns):
-        for colour, (name, found) in zip(pyplot.rcParams["axes.prop_cycle"].by_key()["color"], points.items()):
+        for color, (name, found) in zip(pyplot.rcParams["axes.prop_cycle"].by_key()["color"], points.items()):
             known = [(s, row[column]) for s, row in found if row.get(column) is not None]
-            axis.plot(*zip(*known), marker="o", color=colour, label=name or "model")
+            axis.plot(*zip(*known), marker="o", color=color, label=name or "model")
             for other, style in (("blurred input", ":"), ("truth", "--")):
                 level = sets[name].get(other, {}).get(column)
                 if level is not None and not (column == "psnr" and other == "truth"):
-                    axis.axhline(level, linestyle=style, color=colour, linewidth=1, label=f"{name} {other}".strip())
+                    axis.axhline(level, linestyle=style, color=color, linewidth=1, label=f"{name} {other}".strip())
         axis.set(xscale="log", xlabel="steps", title=metrics.COLUMNS[column][0])
         ticks = sorted({s for found in points.values() for s, _ in found})
         axis.set_xticks(ticks, [str(s) for s in ticks])

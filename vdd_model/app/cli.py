@@ -79,7 +79,7 @@ def _add_deblur(commands, common: argparse.ArgumentParser) -> None:
     deblur = commands.add_parser(
         "deblur", parents=[common], help="blurred clips in, sharp clips out", epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Deblur videos, folders of pictures or patterns of pictures. Sound, frame times, colour tags and rotation are kept,\n"
+        description="Deblur videos, folders of pictures or patterns of pictures. Sound, frame times, color tags and rotation are kept,\n"
                     "bit depth and transparency where the output can hold them (.mp4: up to 10 bits, opaque). Nothing appears under the\n"
                     "output's name before it is whole. Started by `accelerate launch` or torchrun, the inputs, and the frames of\n"
                     "each where there are fewer inputs than processes, are shared out over the processes.")

@@ -22,7 +22,7 @@ from ..errors import UserError
 from ..inference.pipeline import DeblurOptions, first_input_frame
 from ..inference.scenes import Moment
 from ..measure.progress import FrameBar
-from ..media.clip import Clip, MediaError
+from ..media.clip import MediaError, VideoClip
 from ..media.encoding import Encoding, OutputOptions, choose_encoding, no_room, without_effect
 from ..media.files import replace_text, sync
 from ..media.images import gaps
@@ -222,7 +222,7 @@ def run(job: Job, make_deblurrer: Callable, options: DeblurOptions, output: Outp
     return Outcome(job.target, sum(result["frames"] for result in results), made, time.monotonic() - started, lost, notes)
 
 
-def _notes(job: Job, clip: Clip, encoding: Encoding | None, output: OutputOptions, results: Sequence[dict]) -> list[str]:
+def _notes(job: Job, clip: VideoClip, encoding: Encoding | None, output: OutputOptions, results: Sequence[dict]) -> list[str]:
     """What the user should know of the clip and of what came of its shares."""
     notes = list(encoding.notes) if encoding else without_effect(output, "png")
     notes += clip.remarks
@@ -255,7 +255,7 @@ def add_preview(job: Job, *, quiet: bool = False) -> list[str]:
         return [f"the preview could not be written ({error})"]
 
 
-def _probe(job: Job) -> Clip:
+def _probe(job: Job) -> VideoClip:
     return probe(job.source if isinstance(job.source, Path) else list(job.source), rate=job.rate)
 
 
@@ -286,7 +286,7 @@ def _holds_work(folder: Path) -> bool:
     return any(p.is_dir() and any(p.iterdir()) or p.suffix in (".raw", ".bin") and p.stat().st_size for p in folder.iterdir())
 
 
-def _make_sink(job: Job, clip: Clip, encoding: Encoding | None, folder: Path, output: OutputOptions, force: bool,
+def _make_sink(job: Job, clip: VideoClip, encoding: Encoding | None, folder: Path, output: OutputOptions, force: bool,
                first: int = 0) -> VideoSink | ImageSink:
     if encoding:
         return VideoSink(folder, encoding, first)
@@ -312,7 +312,7 @@ class _Moments(list):
             sync(file)
 
 
-def _work(job: Job, clip: Clip, sink, stop: int | None, moments: list[Moment], make_deblurrer: Callable, options: DeblurOptions,
+def _work(job: Job, clip: VideoClip, sink, stop: int | None, moments: list[Moment], make_deblurrer: Callable, options: DeblurOptions,
           quiet: bool, say: Callable[[str], None], tick: Callable[[], None]) -> dict:
     """Read, deblur and write, all three at once, up to the frame `stop`. Returns what to tell of it: frames of the input that were lost,
     notes, indices of frames with bad values."""
@@ -377,7 +377,7 @@ def _work(job: Job, clip: Clip, sink, stop: int | None, moments: list[Moment], m
     return {"lost": reader.lost, "notes": reader.notes, "bad": bad, "beyond": beyond}
 
 
-def check_room(job: Job, clip: Clip, encoding: Encoding | None, folder: Path, done: int, stop: int | None = None) -> None:
+def check_room(job: Job, clip: VideoClip, encoding: Encoding | None, folder: Path, done: int, stop: int | None = None) -> None:
     """Refuse a job, or what is left of it up to the frame `stop`, that the disk surely cannot hold. Raises MediaError."""
     pixels, left = clip.width * clip.height, max(0, (stop or clip.num_frames) - done)
     codec = encoding.codec if encoding else "png"
@@ -399,7 +399,7 @@ def in_bytes(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
-def _check_journal(folder: Path, job: Job, clip: Clip, options: DeblurOptions, output: OutputOptions, identity: str,
+def _check_journal(folder: Path, job: Job, clip: VideoClip, options: DeblurOptions, output: OutputOptions, identity: str,
                    precision: str) -> None:
     """Remember what the job is; when it is there already, refuse to mix two different ones. Raises MediaError."""
     files = clip.files or (clip.path,)

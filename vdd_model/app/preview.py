@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..measure.progress import FrameBar
-from ..media.clip import Clip, MediaError
+from ..media.clip import MediaError, VideoClip
 from ..media.encoding import OutputOptions
 from ..media.video import probe, read, write_image, write_video
 
@@ -22,7 +22,7 @@ def preview_paths(target: Path) -> tuple[Path, Path]:
     return target.with_name(target.name + ".preview.png"), target.with_name(target.name + ".preview.mp4")
 
 
-def write_preview(before: Clip, target: Path, pictures: Sequence[Path] = (), *, quiet: bool = False) -> list[str]:
+def write_preview(before: VideoClip, target: Path, pictures: Sequence[Path] = (), *, quiet: bool = False) -> list[str]:
     """Compare `before` with the finished `target`, both read again from their files. Returns notes naming what was written.
 
     pictures: those in the folder `target` that belong to it. Shows its progress unless `quiet`. Raises MediaError.

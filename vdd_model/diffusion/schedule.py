@@ -62,7 +62,7 @@ def x0_from_v(schedule: Schedule, x_t: Tensor, t: Tensor, v: Tensor) -> Tensor:
     return _at(schedule.sqrt_alpha_bar, t, x_t) * x_t - _at(schedule.sqrt_one_minus_alpha_bar, t, x_t) * v
 
 
-class About(NamedTuple):
+class Preconditioned(NamedTuple):
     """How a network of unit variance sees x_t and predicts v, given a Gaussian estimate of x0: `v = v_mean + v_scale * network(r_t)`."""
 
     r_t: Tensor
@@ -70,7 +70,7 @@ class About(NamedTuple):
     v_scale: Tensor
 
 
-def about(schedule: Schedule, x_t: Tensor, t: Tensor, mean: Tensor, log_std: Tensor) -> About:
+def precondition(schedule: Schedule, x_t: Tensor, t: Tensor, mean: Tensor, log_std: Tensor) -> Preconditioned:
     """Diffusion of what an estimate x0 ~ N(mean, std^2) leaves open, r = x0 - mean, standardised point by point.
 
     It is the preconditioning of EDM (Karras et al. 2022, table 1) with a std of its own at every point, in the terms of v. All is linear in
@@ -83,7 +83,7 @@ def about(schedule: Schedule, x_t: Tensor, t: Tensor, mean: Tensor, log_std: Ten
     mean, variance = mean.float(), (2 * log_std.float().clamp(*LOG_STD_RANGE)).exp()
     a, s = _at(schedule.sqrt_alpha_bar, t, mean), _at(schedule.sqrt_one_minus_alpha_bar, t, mean)
     rest, d = x_t.float() - a * mean, a**2 * variance + s**2
-    return About(rest * d.rsqrt(), a * s * (1 - variance) / d * rest - s * mean, (variance / d).sqrt())
+    return Preconditioned(rest * d.rsqrt(), a * s * (1 - variance) / d * rest - s * mean, (variance / d).sqrt())
 
 
 def offset_noise(shape: tuple[int, ...] | torch.Size, strength: float, generator: torch.Generator | None = None, *,

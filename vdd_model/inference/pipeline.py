@@ -188,14 +188,14 @@ class Deblurrer:
             starts, found = _seek(found, first_frame, options.stride)
         starts = starts or [Moment(0, 0)]
         if options.ensemble == 1:
-            return _Run(self, options, first_frame, moments, total, progress, notice).stream(found, starts)
+            return _Pass(self, options, first_frame, moments, total, progress, notice).stream(found, starts)
 
         def slowest(state: Progress) -> None:
             """Report what all runs have finished."""
             progress(replace(state, frames_done=min(run.meter.done for run in runs),
                              position=sum(run.meter.position for run in runs) / len(runs)))
         told, once = slowest if progress is not None else None, functools.cache(notice)      # each run finds the same lack of memory
-        runs = [_Run(self, options, first_frame, moments if k == 0 else [], total, told, once, orientation)
+        runs = [_Pass(self, options, first_frame, moments if k == 0 else [], total, told, once, orientation)
                 for k, orientation in enumerate(ORIENTATIONS[:options.ensemble])]
         return mean([run.stream(copy, starts) for run, copy in zip(runs, hand_out(found, len(runs)))])
 
@@ -216,7 +216,7 @@ def _checked(frames: Iterable[Tensor], start: int) -> Iterator[Tensor]:
         yield frame
 
 
-class _Run:
+class _Pass:
     """One pass over a clip. Holds the pictures of about one window; everything is keyed by their numbers in their scene."""
 
     def __init__(self, deblurrer: Deblurrer, options: DeblurOptions, first_frame: int, moments: MutableSequence[Moment], total: int | None,

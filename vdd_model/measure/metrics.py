@@ -36,7 +36,7 @@ COLUMNS = {
     "temporal_error": ("temporal error /255", 3, False),
     "warp_error": ("flow-warped error /255", 3, False),
     "sharpness": ("sharpness (variance of the Laplacian)", 1, None),
-    "color_shift": ("colour shift /255", 3, False),
+    "color_shift": ("color shift /255", 3, False),
 }
 
 
@@ -182,7 +182,7 @@ def sharpness(frames: Tensor) -> Tensor:
 
 
 def color_shift(output: Tensor, reference: Tensor) -> Tensor:
-    """How far a frame's mean colour is from the reference's (the input's), per frame (F,): the largest channel, in 1/255."""
+    """How far a frame's mean color is from the reference's (the input's), per frame (F,): the largest channel, in 1/255."""
     means = output.double().clamp(0, 1).mean(dim=(1, 2)) - reference.double().clamp(0, 1).mean(dim=(1, 2))
     return means.abs().amax(dim=1) * 255
 
@@ -213,7 +213,7 @@ class Scorer:
 
     @torch.no_grad()
     def add(self, output: Tensor, truth: Tensor, reference: Tensor | None = None) -> None:
-        """Score the next frames: output, truth and, for the colour shift, the input they were made from; each (n, H, W, 3)."""
+        """Score the next frames: output, truth and, for the color shift, the input they were made from; each (n, H, W, 3)."""
         found = {"psnr": psnr(output, truth), "ssim_gaussian": ssim_gaussian(output, truth), "ssim_matlab": ssim_matlab(output, truth),
                  "sharpness": sharpness(output)}
         if self.lpips:

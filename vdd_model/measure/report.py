@@ -23,16 +23,16 @@ from .perceptual import RATE
 from .progress import FrameBar
 
 if TYPE_CHECKING:
-    from ..media.clip import Clip
+    from ..media.clip import VideoClip
 
 CHUNK = 4                             # frames scored together by `compare`
-ERROR_LIMIT = 48 / 255                # error that gets the brightest colour of an error map
-BOX_COLOUR = (255, 64, 32)
+ERROR_LIMIT = 48 / 255                # error that gets the brightest color of an error map
+BOX_COLOR = (255, 64, 32)
 # A dark-to-bright map, monotone in lightness: black, violet, red, orange, pale yellow.
 _ANCHORS = ((0, 0, 4), (60, 15, 110), (140, 40, 105), (205, 65, 60), (245, 125, 20), (250, 200, 60), (252, 255, 200))
 
 
-class Box(NamedTuple):
+class ZoomBox(NamedTuple):
     """A part of a picture, in pixels."""
 
     x: int
@@ -52,8 +52,8 @@ def to_image(picture: Picture) -> Image.Image:
     return Image.fromarray(x).convert("RGB")
 
 
-def colour_map(values: Tensor) -> Tensor:
-    """(H, W) in [0, 1] -> colours (H, W, 3) in [0, 1]."""
+def color_map(values: Tensor) -> Tensor:
+    """(H, W) in [0, 1] -> colors (H, W, 3) in [0, 1]."""
     anchors = torch.tensor(_ANCHORS, dtype=torch.float32, device=values.device) / 255
     position = values.float().clamp(0, 1) * (len(anchors) - 1)
     low = position.floor().long().clamp(max=len(anchors) - 2)
@@ -63,11 +63,11 @@ def colour_map(values: Tensor) -> Tensor:
 def error_map(output: Tensor, truth: Tensor, limit: float = ERROR_LIMIT, scale: bool = True) -> Image.Image:
     """Mean absolute error over the channels of two frames (H, W, 3) as a picture (paper Fig. 4): black is none, pale is `limit` or more.
 
-    `scale` adds a strip below that names the colours in 1/255.
+    `scale` adds a strip below that names the colors in 1/255.
     """
     if output.shape != truth.shape:
         raise UserError(f"an error map needs two frames of one size, found {_size(output)} and {_size(truth)}")
-    picture = to_image(colour_map(metrics.error_map(output, truth) / limit))
+    picture = to_image(color_map(metrics.error_map(output, truth) / limit))
     return _with_scale(picture, limit) if scale else picture
 
 
@@ -95,13 +95,13 @@ def _with_scale(picture: Image.Image, limit: float) -> Image.Image:
     start, stop = int(left_width) + 10, picture.width - int(right_width) - 10
     draw.text((4, top), "0", "black", font=text)
     if stop - start > 8:
-        strip = to_image(colour_map(torch.linspace(0, 1, stop - start)[None].expand(height, -1)))
+        strip = to_image(color_map(torch.linspace(0, 1, stop - start)[None].expand(height, -1)))
         sheet.paste(strip, (start, top))
         draw.text((stop + 6, top), right, "black", font=text)
     return sheet
 
 
-def interesting_box(images: Sequence[Picture], fraction: float = 0.25) -> Box:
+def interesting_box(images: Sequence[Picture], fraction: float = 0.25) -> ZoomBox:
     """Where a panel zooms in: the part, `fraction` of the sides, in which the first and the last picture differ most.
 
     With one picture, or equal ones, the part with the most detail. The outermost sixteenth is left out.
@@ -113,17 +113,17 @@ def interesting_box(images: Sequence[Picture], fraction: float = 0.25) -> Box:
         score[1:, 1:] = (last[1:, 1:] - last[:-1, 1:]).abs() + (last[1:, 1:] - last[1:, :-1]).abs()
     high, wide = max(8, round(height * fraction)), max(8, round(width * fraction))
     if height <= high or width <= wide:
-        return Box(0, 0, width, height)
+        return ZoomBox(0, 0, width, height)
     sums = score.double().cumsum(0).cumsum(1)
     sums = torch.nn.functional.pad(sums, (1, 0, 1, 0))
     total = sums[high:, wide:] - sums[:-high, wide:] - sums[high:, :-wide] + sums[:-high, :-wide]
     dy, dx = (min(n // 16, (m - 1) // 2) for n, m in ((height, total.shape[0]), (width, total.shape[1])))
     inner = total[dy:total.shape[0] - dy, dx:total.shape[1] - dx]
     row, column = divmod(int(inner.argmax()), inner.shape[1])
-    return Box(column + dx, row + dy, wide, high)
+    return ZoomBox(column + dx, row + dy, wide, high)
 
 
-def _check_box(box: Box, width: int, height: int) -> None:
+def _check_box(box: ZoomBox, width: int, height: int) -> None:
     if box.width < 1 or box.height < 1 or min(box.x, box.y) < 0 or box.x + box.width > width or box.y + box.height > height:
         raise UserError(f"the part to enlarge, {box.width} x {box.height} pixels at ({box.x}, {box.y}), is empty or does not lie within "
                         f"the frame's {width} x {height}")
@@ -140,7 +140,7 @@ def panel(images: Sequence[Picture], labels: Sequence[str], zoom_box: Sequence[i
         found = ", ".join(f"{p.width} x {p.height}" for p in pictures)
         raise UserError(f"a panel needs pictures of one size and a label for each, found {found} and {len(labels)} labels")
     full_width, full_height = pictures[0].size
-    box = Box(*zoom_box) if zoom_box is not None else interesting_box(pictures)
+    box = ZoomBox(*zoom_box) if zoom_box is not None else interesting_box(pictures)
     _check_box(box, full_width, full_height)
     width = width or min(full_width, 480)
     scale = width / full_width
@@ -158,13 +158,13 @@ def panel(images: Sequence[Picture], labels: Sequence[str], zoom_box: Sequence[i
         sheet.paste(picture.resize((width, height), Image.LANCZOS) if scale != 1 else picture, (x, strip))
         left, top = x + box.x * scale, strip + box.y * scale
         right, bottom = (start + max(1, side * scale) - 1 for start, side in ((left, box.width), (top, box.height)))
-        draw.rectangle((left, top, right, bottom), outline=BOX_COLOUR, width=line)
+        draw.rectangle((left, top, right, bottom), outline=BOX_COLOR, width=line)
         part = picture.crop((box.x, box.y, box.x + box.width, box.y + box.height))
         # Nearest neighbour shows what is there: a smooth enlargement would hide rings and grids.
         filter_ = Image.NEAREST if width >= 2 * box.width else Image.LANCZOS
         below = strip + height + gap
         sheet.paste(part.resize((width, zoom_height), filter_), (x, below))
-        draw.rectangle((x, below, x + width - 1, below + zoom_height - 1), outline=BOX_COLOUR, width=line)
+        draw.rectangle((x, below, x + width - 1, below + zoom_height - 1), outline=BOX_COLOR, width=line)
     return sheet
 
 
@@ -299,7 +299,7 @@ def compare_frames(output: Iterable[Tensor], truth: Iterable[Tensor], blurred: I
     return scorers, middle, count, uneven
 
 
-def _of_one_name(clips: Sequence[Clip]) -> tuple[list[Clip], list[str]]:
+def _of_one_name(clips: Sequence[VideoClip]) -> tuple[list[VideoClip], list[str]]:
     """Folders of pictures that share names, without those that are not in all of them, and what is left out in words."""
     from ..media.video import probe
 
@@ -336,7 +336,7 @@ def compare(a: str | os.PathLike, b: str | os.PathLike, out_dir: str | os.PathLi
         found = ", ".join(f"{path} {clip.width} x {clip.height}" for path, clip in zip(paths, clips))
         raise UserError(f"the clips have frames of different sizes: {found}")
     if zoom_box is not None:
-        _check_box(Box(*zoom_box), clips[0].width, clips[0].height)
+        _check_box(ZoomBox(*zoom_box), clips[0].width, clips[0].height)
     out = Path(out_dir)
     try:
         out.mkdir(parents=True, exist_ok=True)                 # before the work, not behind it

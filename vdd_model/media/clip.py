@@ -1,4 +1,4 @@
-"""What is known of a clip (`Clip`) and one of its pictures (`Frame`)."""
+"""What is known of a clip (`VideoClip`) and one of its pictures (`Frame`)."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Clip:
+class VideoClip:
     """What is known of an input before its frames are read. Width and height are upright (rotation applied)."""
 
     path: Path
@@ -55,7 +55,7 @@ class Clip:
     track: tuple[tuple[str, str], ...] = ()                  # title, language and the like of the video's own track
     timecode: str = ""                      # of the first frame, hh:mm:ss:ff, or ;ff for drop frame
     chapters: tuple[tuple[Fraction, Fraction, str], ...] = ()          # (start, end, title), seconds in the file
-    png_chunks: bytes = b""                 # of a picture sequence: what its colours mean, as PNG says it
+    png_chunks: bytes = b""                 # of a picture sequence: what its colors mean, as PNG says it
     light: str = ""                         # mastering display and content light level as libx265 takes them
     extras: tuple[str, ...] = ()            # what else is in the file and has no place in an output, in words
     attached: tuple[str, ...] = ()          # names of attached files

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import av
 import numpy as np
 
-from .clip import Clip
+from .clip import VideoClip
 from .container import Joins, decoder_of, open_container, video_stream
 from .pixel_formats import planes_of
 
@@ -27,7 +27,7 @@ class Decoder:
     those of `_BEHIND` and `_STRICT` are watched by a second decoder, given the `clip`.
     """
 
-    def __init__(self, container, stream, clip: Clip | None = None):
+    def __init__(self, container, stream, clip: VideoClip | None = None):
         self.container, self.stream, self.clip = container, stream, clip
         self.decoder = decoder_of(stream)
         self.joins = Joins(container, stream.index, clip.joins if clip else ())

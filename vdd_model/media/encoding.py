@@ -12,7 +12,7 @@ import av
 import numpy as np
 import torch
 
-from .clip import Clip, MediaError
+from .clip import MediaError, VideoClip
 from .container import reason
 from .packets import Packet
 from .pixel_formats import BT709, BT2020, RGB, SAME_DEPTH, SMPTE170M, UNSPECIFIED, ColorTags, from_rgb
@@ -67,7 +67,7 @@ class Encoding:
 class Want:
     """What a clip is to be stored as: 420, 422 or 444, bits, whether with alpha; `finer`: the input's own 422 or 444, or ""."""
 
-    clip: Clip
+    clip: VideoClip
     options: OutputOptions
     chroma: int
     depth: int
@@ -158,7 +158,7 @@ def without_effect(options: OutputOptions, codec: str) -> list[str]:
     return notes + ["PNG holds 8 or 16 bits a value: 16 are written"] * (codec == "png" and options.bit_depth == 10)
 
 
-def choose_codec(clip: Clip, suffix: str, options: OutputOptions) -> str:
+def choose_codec(clip: VideoClip, suffix: str, options: OutputOptions) -> str:
     """The codec for an output file ending in `suffix`. Raises MediaError when codec and container do not go together."""
     small = clip.width < CODECS["hevc"].smallest[0] or clip.height < CODECS["hevc"].smallest[1]
     if options.codec == "auto":
@@ -176,7 +176,7 @@ def choose_codec(clip: Clip, suffix: str, options: OutputOptions) -> str:
     return options.codec
 
 
-def choose_encoding(clip: Clip, path: Path, options: OutputOptions) -> Encoding:
+def choose_encoding(clip: VideoClip, path: Path, options: OutputOptions) -> Encoding:
     """How `clip` is to be written to the video file `path`. Raises MediaError for what cannot be done."""
     suffix = path.suffix.lower()
     if suffix not in MUXERS:
@@ -217,7 +217,7 @@ def choose_encoding(clip: Clip, path: Path, options: OutputOptions) -> Encoding:
                     clip.pixel_aspect, tuple(encoder.items()), tuple(notes), place)
 
 
-def output_tags(clip: Clip, codec: str) -> ColorTags:
+def output_tags(clip: VideoClip, codec: str) -> ColorTags:
     """The tags to write: the input's own where it is Y'CbCr, with the matrix that was assumed spelled out; BT.709 for RGB."""
     tags = clip.color
     if tags.matrix == RGB or clip.is_sequence or clip.gray and tags.matrix == UNSPECIFIED:

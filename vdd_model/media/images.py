@@ -25,7 +25,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from . import tiff
-from .clip import Clip, Frame, MediaError
+from .clip import Frame, MediaError, VideoClip
 from .pixel_formats import UNSPECIFIED, ColorTags, Layout, complete_tags, is_wide, layout, layout_of, to_rgb
 from .png import about, chunks_of
 from .probe import orientation
@@ -259,7 +259,7 @@ def _with_pillow(data: bytes, name: str) -> Picture:
 
 
 def _decode_tga(data: bytes) -> av.VideoFrame:
-    if data[2] in (3, 11) and data[16] == 16:                  # grey with transparency, which FFmpeg takes for 5 bits a colour
+    if data[2] in (3, 11) and data[16] == 16:                  # grey with transparency, which FFmpeg takes for 5 bits a color
         with TgaImageFile(io.BytesIO(data)) as picture:
             return av.VideoFrame.from_ndarray(np.asarray(picture.convert("RGBA")), "rgba")
     if data[2] & 8:                                            # of runs: FFmpeg does not miss the last ones
@@ -344,7 +344,7 @@ def _image_tags(picture: Picture) -> ColorTags:
 
 
 def _plain_png(head: bytes) -> str:
-    """Pixel format of a PNG file without a transparent colour, "" for anything else: many times faster than asking ffmpeg."""
+    """Pixel format of a PNG file without a transparent color, "" for anything else: many times faster than asking ffmpeg."""
     if head[:8] != b"\x89PNG\r\n\x1a\n" or head[12:16] != b"IHDR" or b"IDAT" not in head or b"tRNS" in head:
         return ""
     names = {0: ("gray", "gray16be"), 2: ("rgb24", "rgb48be"), 3: ("pal8", ""), 4: ("ya8", "ya16be"), 6: ("rgba", "rgba64be")}
@@ -392,7 +392,7 @@ def _transparent(path: Path) -> bool:
     return alpha is not None and bool(alpha.min() < 1)
 
 
-def probe_images(files: Sequence[Path], rate: Fraction = Fraction(24), name: Path | None = None) -> Clip:
+def probe_images(files: Sequence[Path], rate: Fraction = Fraction(24), name: Path | None = None) -> VideoClip:
     """The clip that `files` make, shown at `rate`: grey if all are, transparent if one is, with the depth of the deepest.
 
     Reads the first fully, and the size and header of all. Raises MediaError.
@@ -424,8 +424,8 @@ def probe_images(files: Sequence[Path], rate: Fraction = Fraction(24), name: Pat
     if len(files) == 1:                                        # each of a row would say it of the first
         with contextlib.suppress(OSError, ValueError, SyntaxError, KeyError, TypeError, struct.error, ArithmeticError):
             chunks += about(opened, bool(turned))
-    extras = ("the colour profile of its pictures",) if profile and b"sRGB" not in profile.replace(b"\0", b"") else ()
-    return Clip(path=name or files[0], width=width, height=height, num_frames=len(files), rate=rate, time_base=1 / rate,
+    extras = ("the color profile of its pictures",) if profile and b"sRGB" not in profile.replace(b"\0", b"") else ()
+    return VideoClip(path=name or files[0], width=width, height=height, num_frames=len(files), rate=rate, time_base=1 / rate,
                 bit_depth=min(16, deepest[1]), has_alpha=has_alpha, gray=gray, color=tags, png_chunks=chunks,
                 pixel_aspect=1 / picture.pixel_aspect if turned else picture.pixel_aspect, extras=extras, codec=codec, pix_fmt=pix_fmt,
                 files=tuple(files), size_bytes=sum(f.stat().st_size for f in files))
@@ -436,7 +436,7 @@ class ImageReader:
     `lost` and `notes` then say so.
     """
 
-    def __init__(self, clip: Clip, start: int = 0):
+    def __init__(self, clip: VideoClip, start: int = 0):
         self.clip, self.start = clip, start
         self.lost = 0
         self.notes: list[str] = []

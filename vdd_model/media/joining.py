@@ -10,7 +10,7 @@ from pathlib import Path
 
 import av
 
-from .clip import Clip, MediaError
+from .clip import MediaError, VideoClip
 from .container import open_container, track_tags
 from .encoding import CODECS, MUXERS, Encoding, configure, no_room
 from .packets import with_decoding_times
@@ -31,7 +31,7 @@ def _tags(track: tuple[tuple[str, str], ...], muxer: str) -> dict[str, str]:
     return {key: _OLDER.get(value, value) if key == "language" and muxer == "mov" else value for key, value in track}
 
 
-def join(packet_files: Sequence[Path], encoding: Encoding, target: Path, clip: Clip | None, *, audio: bool = True) -> list[str]:
+def join(packet_files: Sequence[Path], encoding: Encoding, target: Path, clip: VideoClip | None, *, audio: bool = True) -> list[str]:
     """Mux the packets of all segments in these files, and the sound and subtitles of `clip`, into `target`. Nothing is encoded again.
 
     Returns notes on what could not be carried over. Raises MediaError.

@@ -50,7 +50,7 @@ _FORMAT = re.compile(r"^(?P<kind>yuvj|yuva|yuv|gbra|gbr|gray)(?P<sub>4\d\d)?p?(?
 
 @dataclass(frozen=True)
 class ColorTags:
-    """What a stream says about its colour: H.273 numbers and whether code values span the full range."""
+    """What a stream says about its color: H.273 numbers and whether code values span the full range."""
 
     matrix: int = UNSPECIFIED
     primaries: int = UNSPECIFIED
@@ -113,7 +113,7 @@ def complete_tags(tags: ColorTags, kind: str, height: int, width: int) -> ColorT
 
 
 def is_wide(tags: ColorTags) -> bool:
-    """Whether the colours are other ones than every program assumes where nothing is said: HDR, BT.2020 or P3."""
+    """Whether the colors are other ones than every program assumes where nothing is said: HDR, BT.2020 or P3."""
     return tags.transfer in (PQ, HLG) or tags.primaries in (BT2020, *P3)
 
 

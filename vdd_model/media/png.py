@@ -1,4 +1,4 @@
-"""PNG files out: one picture with 8 or 16 bits, and what it says about its colours."""
+"""PNG files out: one picture with 8 or 16 bits, and what it says about its colors."""
 from __future__ import annotations
 
 import struct
@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .clip import Clip
+from .clip import VideoClip
 from .files import written_aside
 from .pixel_formats import BT709, BT2020, UNSPECIFIED, ColorTags, from_rgb, is_wide
 
-_COLOUR_CHUNKS = (b"cICP", b"gAMA", b"cHRM", b"sRGB", b"mDCV", b"cLLI")
+_COLOR_CHUNKS = (b"cICP", b"gAMA", b"cHRM", b"sRGB", b"mDCV", b"cLLI")
 
 
 def write_image(path: str | Path, rgb: torch.Tensor, alpha: torch.Tensor | None = None, *, bit_depth: int = 8, gray: bool = False,
@@ -49,21 +49,21 @@ def _chunk(name: bytes, data: bytes) -> bytes:
 
 
 def chunks_of(path: Path, profile: bytes, gray: bool) -> bytes:
-    """What a picture file says about its colours as chunks of a PNG file: an ICC profile, or the tags of a PNG file."""
+    """What a picture file says about its colors as chunks of a PNG file: an ICC profile, or the tags of a PNG file."""
     found = b""
     with path.open("rb") as file:
         if file.read(8) == b"\x89PNG\r\n\x1a\n":
             while len(head := file.read(8)) == 8 and head[4:] != b"IDAT":
                 length, name = struct.unpack(">I4s", head)
                 data = file.read(length + 4)[:length]
-                found += _chunk(name, data) if name in _COLOUR_CHUNKS else b""
+                found += _chunk(name, data) if name in _COLOR_CHUNKS else b""
     if profile[16:20] == (b"GRAY" if gray else b"RGB "):       # PNG takes no other one
         found += _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile))
     return found
 
 
 def about(picture: Image.Image | None, turned: bool) -> bytes:
-    """What a photograph says of itself beside its colours, as chunks of a PNG file: pixels per inch and EXIF, but for its orientation."""
+    """What a photograph says of itself beside its colors, as chunks of a PNG file: pixels per inch and EXIF, but for its orientation."""
     found = b""
     if picture and "dpi" in picture.info:
         x, y = (round(float(n) / 0.0254) for n in picture.info["dpi"])
@@ -75,8 +75,8 @@ def about(picture: Image.Image | None, turned: bool) -> bytes:
     return found
 
 
-def png_chunks(clip: Clip) -> bytes:
-    """What the PNG files made of a clip have to say about their colours; nothing for those that every program assumes."""
+def png_chunks(clip: VideoClip) -> bytes:
+    """What the PNG files made of a clip have to say about their colors; nothing for those that every program assumes."""
     primaries, transfer = clip.color.primaries, clip.color.transfer
     if clip.png_chunks or not is_wide(clip.color):
         return clip.png_chunks

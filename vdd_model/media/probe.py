@@ -1,4 +1,4 @@
-"""What a video file holds (`probe_video`): pictures, times, colours, and all that goes over into an output."""
+"""What a video file holds (`probe_video`): pictures, times, colors, and all that goes over into an output."""
 from __future__ import annotations
 
 import contextlib
@@ -13,7 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from .clip import Clip, MediaError
+from .clip import MediaError, VideoClip
 from .container import Joins, dump, is_cover, keeps_a_clock, open_container, reason, track_tags, video_stream
 from .decoder import Decoder
 from .pixel_formats import CHROMA, KNOWN_MATRICES, UNSPECIFIED, ColorTags, Layout, complete_tags, layout_of, to_rgb
@@ -31,7 +31,7 @@ _EXTRAS = {"A53_CC": "closed captions", "DOVI_METADATA": "Dolby Vision", "DOVI_R
            "SPHERICAL": "the tags of 360 degree video", "STEREO3D": "the tags of stereoscopic video"}
 
 
-def probe_video(path: str | Path, *, scan: bool = True) -> Clip:
+def probe_video(path: str | Path, *, scan: bool = True) -> VideoClip:
     """What `path` holds. `scan` walks over all packets (without decoding) for the exact number of frames, their times and
     whether the file breaks off; without it the header's figures are taken. Raises MediaError.
     """
@@ -100,7 +100,7 @@ def probe_video(path: str | Path, *, scan: bool = True) -> Clip:
     if constant:
         exact = (origin - shift) * rate.numerator
         tick = Fraction(1, rate.numerator if exact.denominator == 1 else rate.numerator * math.ceil(90000 / rate.numerator))
-    return Clip(path=path, width=height if turns % 2 else width, height=width if turns % 2 else height, num_frames=count, rate=rate,
+    return VideoClip(path=path, width=height if turns % 2 else width, height=width if turns % 2 else height, num_frames=count, rate=rate,
                 time_base=tick, constant_rate=constant, has_alpha=has_alpha, origin=origin, shift=shift, joins=walk.joins,
                 untimed=scan and not len(times), missing=missing, breaks_off=breaks_off, headless=walk.headless, remarks=tuple(remarks),
                 **facts)

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import torch
 
-from .clip import Clip, Frame, MediaError
+from .clip import Frame, MediaError, VideoClip
 from .container import open_container, reason, video_stream
 from .decoder import Decoder
 from .pixel_formats import RGB, UNSPECIFIED, ColorTags, beyond_limits, complete_tags, layout_of, to_rgb
@@ -22,7 +22,7 @@ class VideoReader:
     `start`: frames before this index are decoded but neither converted nor yielded; `passing` is called for each of them.
     """
 
-    def __init__(self, clip: Clip, start: int = 0, passing: Callable[[], None] = lambda: None):
+    def __init__(self, clip: VideoClip, start: int = 0, passing: Callable[[], None] = lambda: None):
         self.clip, self.start, self.passing = clip, start, passing
         self.lost = 0
         self.notes: list[str] = []
@@ -105,7 +105,7 @@ class VideoReader:
         return Frame(torch.from_numpy(rgb), None if alpha is None else torch.from_numpy(alpha), pts, duration, index)
 
 
-def tags_of(picture: av.VideoFrame, clip: Clip) -> ColorTags:
+def tags_of(picture: av.VideoFrame, clip: VideoClip) -> ColorTags:
     """A decoded picture's colors: the clip's, and what it says of itself where that is not what the first one said."""
     matrix, value_range, tags = int(picture.colorspace), int(picture.color_range), clip.color
     if (matrix, value_range) != clip.first_says:
@@ -114,7 +114,7 @@ def tags_of(picture: av.VideoFrame, clip: Clip) -> ColorTags:
     return complete_tags(tags, layout_of(picture).kind, picture.height, picture.width)
 
 
-def upright_rgb(picture: av.VideoFrame, clip: Clip) -> tuple[np.ndarray, np.ndarray | None]:
+def upright_rgb(picture: av.VideoFrame, clip: VideoClip) -> tuple[np.ndarray, np.ndarray | None]:
     """A decoded picture as RGB (H, W, 3) and, where the clip has it, alpha (H, W), float32 in [0, 1], cropped and upright."""
     rgb, alpha = to_rgb(picture, tags_of(picture, clip), chroma=clip.chroma)
     parts = [rgb, alpha if clip.has_alpha else None]
@@ -126,7 +126,7 @@ def upright_rgb(picture: av.VideoFrame, clip: Clip) -> tuple[np.ndarray, np.ndar
     return parts[0], parts[1]
 
 
-def upright(picture: np.ndarray, clip: Clip) -> np.ndarray:
+def upright(picture: np.ndarray, clip: VideoClip) -> np.ndarray:
     """A decoded picture (H, W, ...) as the clip is to be shown: turned and mirrored."""
     turned = np.rot90(picture, clip.quarter_turns)
     return np.ascontiguousarray(turned[:, ::-1] if clip.mirrored else turned)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .clip import Clip
+from .clip import VideoClip
 from .encoding import Encoding, SegmentEncoder, picture_bytes, picture_from_bytes, picture_of
 from .files import sync, written_aside
 from .joining import join
@@ -121,7 +121,7 @@ class VideoSink:
         if self.in_segment:
             self._end_segment()
 
-    def finish(self, target: Path, clip: Clip, *, audio: bool, others: Sequence[Path] = ()) -> list[str]:
+    def finish(self, target: Path, clip: VideoClip, *, audio: bool, others: Sequence[Path] = ()) -> list[str]:
         """Join everything, what sinks in the folders `others` have kept of the frames behind too, into `target`, which appears whole or
         not at all. Returns notes."""
         self.end()
@@ -182,7 +182,7 @@ class ImageSink:
     def end(self) -> None:
         """No further frame comes."""
 
-    def finish(self, target: Path, clip: Clip, *, audio: bool, others: Sequence[Path] = ()) -> list[str]:
+    def finish(self, target: Path, clip: VideoClip, *, audio: bool, others: Sequence[Path] = ()) -> list[str]:
         """Move the pictures into the folder `target`, or the only one to the file `target`. Returns notes."""
         if target.suffix.lower() == ".png":
             os.replace(self.folder / self.name(0), target)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import av
 
-from .clip import Clip, MediaError
+from .clip import MediaError, VideoClip
 from .container import Joins, open_container
 from .encoding import CONTAINERS, MUXERS, OutputOptions
 
@@ -64,7 +64,7 @@ def _lossless(stream, muxer: str) -> str:
     return "pcm_s24le" if deep else _PCM.get(kind, "")
 
 
-def unsupported_sound(clip: Clip, path: Path) -> list[str]:
+def unsupported_sound(clip: VideoClip, path: Path) -> list[str]:
     """Codecs of the clip's audio streams if the container of `path` cannot hold any of them, else nothing."""
     if not clip.sound:
         return []
@@ -74,7 +74,7 @@ def unsupported_sound(clip: Clip, path: Path) -> list[str]:
         return lacking if len(lacking) == len(source.streams.audio) else []
 
 
-def check_sound(clip: Clip, label: str, target: Path, options: OutputOptions) -> None:
+def check_sound(clip: VideoClip, label: str, target: Path, options: OutputOptions) -> None:
     """Refuse a container that takes none of the clip's sound; what is advised instead is tried before. Raises MediaError."""
     if not (options.audio and (lacking := unsupported_sound(clip, target))):
         return
@@ -104,7 +104,7 @@ def add_converted(output, stream, codec: str):
     return copy
 
 
-def converted(clip: Clip, index: int, copy) -> Iterator[Timed]:
+def converted(clip: VideoClip, index: int, copy) -> Iterator[Timed]:
     """The sound of stream `index`, encoded anew into `copy`."""
     with contextlib.closing(open_container(clip.path)) as source:
         stream = source.streams[index]
@@ -129,14 +129,14 @@ def converted(clip: Clip, index: int, copy) -> Iterator[Timed]:
         yield from encoded(None)
 
 
-def copied(source, copies: dict, clip: Clip) -> Iterator[Timed]:
+def copied(source, copies: dict, clip: VideoClip) -> Iterator[Timed]:
     """The packets of the streams in `copies`, each for the stream that takes its place."""
     for packet in _audible(source, [source.streams[i] for i in copies], clip):
         when, packet.stream = packet.dts * packet.time_base, copies[packet.stream_index]
         yield when, 1, packet
 
 
-def _audible(source, streams: Sequence, clip: Clip) -> Iterator[av.Packet]:
+def _audible(source, streams: Sequence, clip: VideoClip) -> Iterator[av.Packet]:
     """The streams' packets that are to be heard or read, at their times in the output."""
     latest: dict[int, int] = {}
     before: dict[int, av.Packet] = {}                          # the last one that an edit list hides

@@ -36,7 +36,7 @@ class Tags:
             self.big, self.planar, self.orientation = b"+" in data[2:4], get(284, 1) == 2, get(ORIENTATION, 1)
             self.gray, self.palette, self.inverted = photometric < 2, photometric == 3, photometric == 0
             self.colors = {3: 1, 5: 4}.get(photometric, 1 if self.gray else 3)
-            # FFmpeg writes transparency without any word on what is behind the colours; 0 says that it is something else
+            # FFmpeg writes transparency without any word on what is behind the colors; 0 says that it is something else
             self.transparent = get(277, 1) > self.colors and extra in (1, 2)
             self.associated = self.transparent and extra == 1
             size = get(256), get(257)                          # of another size it is the same again, for looking at
@@ -123,7 +123,7 @@ def _with_pillow(data: bytes, tags: Tags) -> tuple[av.VideoFrame, bool]:
 
 
 def _frame(values: np.ndarray, tags: Tags) -> av.VideoFrame:
-    """(H, W) or (H, W, channels) as a picture of 8 or 16 bits or float32. Channels that are neither colour nor transparency go."""
+    """(H, W) or (H, W, channels) as a picture of 8 or 16 bits or float32. Channels that are neither color nor transparency go."""
     if values.dtype.kind == "u" and values.dtype.itemsize > 2:
         values = values >> 8 * (values.dtype.itemsize - 2)
     kind = "f4" if values.dtype.kind == "f" else "u1" if values.dtype.itemsize == 1 else "u2"

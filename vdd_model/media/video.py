@@ -1,5 +1,5 @@
 """Clips in and out: `probe` what a path holds, `read` its frames, `write_video` a new file. The parts live in probe.py,
-reader.py, encoding.py, images.py (picture sequences) and pixel_formats.py (exact colour).
+reader.py, encoding.py, images.py (picture sequences) and pixel_formats.py (exact color).
 """
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from .clip import Clip, Frame, MediaError
+from .clip import Frame, MediaError, VideoClip
 from .encoding import Encoding, OutputOptions, choose_encoding
 from .images import ImageReader, find_images, is_picture, probe_images, read_image
 from .png import write_image
@@ -18,11 +18,11 @@ from .probe import probe_video
 from .reader import VideoReader
 from .sinks import VideoSink
 
-__all__ = ["Clip", "Encoding", "Frame", "MediaError", "OutputOptions", "probe", "read", "read_clip", "read_image", "write_image",
+__all__ = ["VideoClip", "Encoding", "Frame", "MediaError", "OutputOptions", "probe", "read", "read_clip", "read_image", "write_image",
            "write_video"]
 
 
-def probe(source: str | Path | Sequence[Path], *, rate: Fraction | int = 24) -> Clip:
+def probe(source: str | Path | Sequence[Path], *, rate: Fraction | int = 24) -> VideoClip:
     """What a video file, a folder or pattern of pictures, or a list of pictures holds. `rate` is for pictures. Raises MediaError."""
     if not isinstance(source, (str, Path)):
         return probe_images(list(source), Fraction(rate))
@@ -34,7 +34,7 @@ def probe(source: str | Path | Sequence[Path], *, rate: Fraction | int = 24) -> 
     return probe_video(path)
 
 
-def read(clip: Clip, start: int = 0, passing: Callable[[], None] = lambda: None) -> VideoReader | ImageReader:
+def read(clip: VideoClip, start: int = 0, passing: Callable[[], None] = lambda: None) -> VideoReader | ImageReader:
     """An iterable of the clip's `Frame`s from index `start` on; afterwards its `lost` and `notes` say what could not be read.
 
     `passing` is called for every frame of a video before `start`, which has to be decoded; what it raises ends the reading.
@@ -42,9 +42,9 @@ def read(clip: Clip, start: int = 0, passing: Callable[[], None] = lambda: None)
     return ImageReader(clip, start) if clip.is_sequence else VideoReader(clip, start, passing)
 
 
-def read_clip(source: str | Path | Clip, limit: int | None = None) -> torch.Tensor:
+def read_clip(source: str | Path | VideoClip, limit: int | None = None) -> torch.Tensor:
     """All frames (or the first `limit`) as one float32 tensor (F,H,W,3) in [0,1]: for short clips."""
-    clip = source if isinstance(source, Clip) else probe(source)
+    clip = source if isinstance(source, VideoClip) else probe(source)
     frames = []
     for frame in read(clip):
         frames.append(frame.rgb)
@@ -54,10 +54,10 @@ def read_clip(source: str | Path | Clip, limit: int | None = None) -> torch.Tens
 
 
 def write_video(path: str | Path, frames: Iterable[torch.Tensor], rate: Fraction | int | float = 24, *,
-                options: OutputOptions | None = None, like: Clip | None = None) -> Path:
+                options: OutputOptions | None = None, like: VideoClip | None = None) -> Path:
     """Write frames ((H,W,3) float32 in [0,1]) to `path` (.mp4, .mov, .mkv) at `rate` frames per second; BT.709, limited range.
 
-    With `like` the rate, colour tags, bit depth, sound and metadata of that clip are kept. Written aside and renamed. An int,
+    With `like` the rate, color tags, bit depth, sound and metadata of that clip are kept. Written aside and renamed. An int,
     Fraction or float rate is taken as the nearest fraction with a denominator of at most 1001. Raises MediaError.
     """
     path, iterator, options = Path(path), iter(frames), options or OutputOptions()
@@ -67,7 +67,8 @@ def write_video(path: str | Path, frames: Iterable[torch.Tensor], rate: Fraction
     clip = like
     if clip is None:
         exact = Fraction(rate).limit_denominator(1001)
-        clip = Clip(path=path, width=first.shape[1], height=first.shape[0], num_frames=0, rate=exact, time_base=1 / exact, files=(path,))
+        clip = VideoClip(path=path, width=first.shape[1], height=first.shape[0], num_frames=0, rate=exact, time_base=1 / exact,
+                         files=(path,))
     encoding = choose_encoding(clip, path, options)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=path.name + ".", suffix=".part", dir=path.parent) as folder:
@@ -102,7 +103,7 @@ def describe(source: str | Path) -> str:
              f"  rate     {clip.rate} frames per second" + ("" if clip.constant_rate else " on average, variable"),
              f"  picture  {clip.codec} {clip.pix_fmt}, {clip.bit_depth} bit{', transparency' if clip.has_alpha else ''}"
              f"{', grey' if clip.gray else ''}",
-             f"  colour   matrix {clip.color.matrix}, primaries {clip.color.primaries}, transfer {clip.color.transfer}, "
+             f"  color    matrix {clip.color.matrix}, primaries {clip.color.primaries}, transfer {clip.color.transfer}, "
              f"{'full' if clip.color.full_range else 'limited'} range (H.273 numbers, 2: not said)"]
     more = {"rotated": f"{90 * clip.quarter_turns} degrees" if clip.quarter_turns else "",
             "mirrored": "left and right" if clip.mirrored else "",

@@ -195,7 +195,7 @@ class Decoder(nn.Module):
 def add_thumbnail(latents: Tensor, x: Tensor, config: AutoencoderConfig) -> Tensor:
     """Unscaled latents plus, where configured, the frame averaged over factor x factor pixels in the first three channels.
 
-    A shortcut without weights (in the spirit of DC-AE's, arXiv 2410.10733): colour and layout need not be learned.
+    A shortcut without weights (in the spirit of DC-AE's, arXiv 2410.10733): color and layout need not be learned.
     """
     if not config.thumbnail:
         return latents

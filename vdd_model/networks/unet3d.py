@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import DiffusionConfig, UNetConfig
-from ..diffusion.schedule import about, make_schedule
+from ..diffusion.schedule import make_schedule, precondition
 from .layers import Downsample, ResBlock, SpatialTransformer, TemporalTransformer, Upsample, frames_as_images, images_as_frames, silu
 from .spatial_conditions import SPATIAL_CONDITIONS, ConditionTransformer, condition_encoder, encode_condition
 
@@ -132,7 +132,7 @@ class UNet3D(nn.Module):
 
         x: noisy latents (B, 4, F, h, w), h and w multiples of `config.divisor`, any F. t: (B,) times 0..999, integer or float.
         context: tokens (B, L, C) as `tokens` gives them, or their `cache_context`. concat: (B, 8, F, h, w), None for zeros; with
-        `config.estimate` it begins with mean and log std of x0, and the layers see and predict the standardised rest (`diffusion.about`).
+        `config.estimate` it begins with mean and log std of x0, and the layers see and predict the standardised rest (`precondition`).
         Returns (B, 4, F, h, w). Raises ValueError when h or w does not fit.
         """
         batch, _, frames, height, width = x.shape
@@ -141,7 +141,7 @@ class UNet3D(nn.Module):
         dtype, rest = x.dtype, None
         if self.config.estimate and concat is not None:
             mean, log_std = concat[:, :2 * self.config.latent_channels].chunk(2, dim=1)
-            rest = about(self.schedule, x, t, mean, log_std)
+            rest = precondition(self.schedule, x, t, mean, log_std)
             x = rest.r_t.to(dtype)
         if concat is None:
             concat = x.new_zeros(batch, self.config.concat_channels, frames, height, width)

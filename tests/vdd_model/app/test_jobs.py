@@ -247,7 +247,7 @@ def test_unfinished_work_lies_beside_the_folder_one_stands_in(tmp_path, monkeypa
 
 
 def test_mixed_pictures_come_out_whole(tmp_path):
-    """A black lead-in that is stored in grey, then colours, then transparency: every picture keeps its own."""
+    """A black lead-in that is stored in grey, then colors, then transparency: every picture keeps its own."""
     folder = tmp_path / "in"
     folder.mkdir()
     alphas = [None, None, torch.full((48, 64), 0.25)]

@@ -5,7 +5,7 @@ from safetensors.torch import load_file
 
 from vdd_model.config import DiffusionConfig
 from vdd_model.diffusion.sampler import SPACINGS, ddim
-from vdd_model.diffusion.schedule import Schedule, about, make_schedule, offset_noise, q_sample, v_target, x0_from_v
+from vdd_model.diffusion.schedule import Schedule, make_schedule, offset_noise, precondition, q_sample, v_target, x0_from_v
 
 
 @pytest.fixture(scope="module")
@@ -85,10 +85,10 @@ def test_about_an_estimate_of_unit_std_is_the_diffusion_of_the_residual(schedule
     mean, _, x0 = estimate((3, 4, 2, 3, 3))
     eps, t = torch.randn_like(x0), torch.tensor([0, 400, 999])
     x_t, residual = q_sample(schedule, x0, t, eps), x0 - mean
-    found = about(schedule, x_t, t, mean, torch.zeros_like(mean))
+    found = precondition(schedule, x_t, t, mean, torch.zeros_like(mean))
     torch.testing.assert_close(found.r_t, q_sample(schedule, residual, t, eps))
     torch.testing.assert_close(found.v_mean + found.v_scale * v_target(schedule, residual, t, eps), v_target(schedule, x0, t, eps))
-    torch.testing.assert_close(about(schedule, x_t, t.float() + 0.2, mean, torch.zeros_like(mean)), found)
+    torch.testing.assert_close(precondition(schedule, x_t, t.float() + 0.2, mean, torch.zeros_like(mean)), found)
 
 
 def test_about_shows_a_network_unit_variance_and_asks_unit_variance_of_it(schedule):
@@ -96,7 +96,7 @@ def test_about_shows_a_network_unit_variance_and_asks_unit_variance_of_it(schedu
     mean, log_std, x0 = estimate()
     eps, t = torch.randn_like(x0), torch.tensor([0, 400, 999])
     x_t = q_sample(schedule, x0, t, eps)
-    found = about(schedule, x_t, t, mean, log_std)
+    found = precondition(schedule, x_t, t, mean, log_std)
     wanted = (v_target(schedule, x0, t, eps) - found.v_mean) / found.v_scale
     for certain in (log_std < -2, log_std > 1):
         for shown, asked, points in zip(found.r_t, wanted, certain):
@@ -109,7 +109,7 @@ def test_a_silent_network_about_an_estimate_gives_the_posterior_mean(schedule):
     mean, log_std, x0 = estimate((3, 4, 2, 3, 3))
     t = torch.tensor([0, 400, 999])
     x_t = q_sample(schedule, x0, t, torch.randn_like(x0))
-    found = x0_from_v(schedule, x_t, t, about(schedule, x_t, t, mean, log_std).v_mean)
+    found = x0_from_v(schedule, x_t, t, precondition(schedule, x_t, t, mean, log_std).v_mean)
     a, s = (table[t].view(-1, 1, 1, 1, 1).float() for table in (schedule.sqrt_alpha_bar, schedule.sqrt_one_minus_alpha_bar))
     variance = (2 * log_std).exp()
     torch.testing.assert_close(found, mean + a * variance / (a**2 * variance + s**2) * (x_t - a * mean), rtol=1e-4, atol=1e-4)
@@ -121,7 +121,7 @@ def test_samples_about_an_estimate_have_its_std_at_every_point(schedule):
     mean, log_std, _ = estimate((1, 4, 2, 64, 64))
 
     def sampled(steps: int) -> torch.Tensor:
-        v_model = lambda x, t: about(schedule, x, t, mean, log_std).v_mean          # noqa: E731
+        v_model = lambda x, t: precondition(schedule, x, t, mean, log_std).v_mean          # noqa: E731
         x0 = ddim(v_model, torch.randn_like(mean), schedule, SPACINGS["trailing"](steps, schedule.num_timesteps))
         return (x0 - mean) / log_std.exp()
 

@@ -1,4 +1,4 @@
-"""Wavelet colour transfer: what it moves, what it leaves alone."""
+"""Wavelet color transfer: what it moves, what it leaves alone."""
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ def test_the_same_picture_stays_itself():
 
 
 @pytest.mark.parametrize("shift", [0.2, torch.tensor([0.1, -0.2, 0.05]).view(1, 3, 1, 1)])
-def test_a_colour_cast_is_removed_exactly(shift):
+def test_a_color_cast_is_removed_exactly(shift):
     x = picture()
     torch.testing.assert_close(wavelet_color_transfer(x + shift, x), x, rtol=0, atol=1e-5)
 

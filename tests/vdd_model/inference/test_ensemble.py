@@ -15,7 +15,7 @@ from vdd_model.media.video import read_image
 
 
 def clip(frames, height, width, seed=0):
-    """Smooth moving colours, float32 (F, H, W, 3)."""
+    """Smooth moving colors, float32 (F, H, W, 3)."""
     x = torch.rand(1, 3, max(2, frames // 4), 4, 4, generator=torch.Generator().manual_seed(seed))
     return F.interpolate(x, size=(frames, height, width), mode="trilinear", align_corners=True)[0].permute(1, 2, 3, 0)
 

@@ -80,7 +80,7 @@ class Stub:
 
 
 def clip(frames, height=24, width=32, seed=0):
-    """Smooth moving colours, float32 (F, H, W, 3)."""
+    """Smooth moving colors, float32 (F, H, W, 3)."""
     x = torch.rand(1, 3, max(2, frames // 4), 4, 4, generator=torch.Generator().manual_seed(seed))
     return F.interpolate(x, size=(frames, height, width), mode="trilinear", align_corners=True)[0].permute(1, 2, 3, 0)
 
@@ -177,7 +177,7 @@ def test_constant_answer_has_no_seams():
     y = run(Uneven(), x, tile=128, color="none")
     assert (y - x).abs().max() > 3 / 255                       # they do disagree
     assert y.diff(dim=1).abs().max() < 1 / 255 and y.diff(dim=2).abs().max() < 1 / 255
-    y = run(Uneven(), x, tile=128)                             # and the colour transfer takes out what is left
+    y = run(Uneven(), x, tile=128)                             # and the color transfer takes out what is left
     assert (y - x).abs().max() < 2 / 255
 
 

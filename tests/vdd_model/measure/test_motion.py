@@ -18,7 +18,7 @@ def light(frames: torch.Tensor) -> torch.Tensor:
 
 
 def photo(size: int = 96) -> torch.Tensor:
-    """Smooth colours under a fine grid."""
+    """Smooth colors under a fine grid."""
     y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     grid = 0.25 * (((x // 6) + (y // 6)) % 2).float()[..., None]
     return torch.from_numpy(pattern(3, size, size)) * 0.7 + grid

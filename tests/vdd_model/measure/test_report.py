@@ -46,9 +46,9 @@ def test_error_map_is_black_without_error_and_bright_where_it_is():
         report.error_map(x, x[:, :60])
 
 
-def test_colour_map_is_monotone_in_lightness():
-    colours = report.colour_map(torch.linspace(0, 1, 64)[None])[0]
-    luma = colours @ torch.tensor([0.299, 0.587, 0.114])
+def test_color_map_is_monotone_in_lightness():
+    colors = report.color_map(torch.linspace(0, 1, 64)[None])[0]
+    luma = colors @ torch.tensor([0.299, 0.587, 0.114])
     assert (luma.diff() > 0).all() and luma[0] < 0.02 and luma[-1] > 0.9
 
 
@@ -57,7 +57,7 @@ def test_the_box_is_where_the_pictures_differ():
     y[28:36, 40:48] += 0.4
     box = report.interesting_box([x, y])
     assert box.x <= 40 and box.x + box.width >= 48 and box.y <= 28 and box.y + box.height >= 36
-    assert report.interesting_box([x]).width == 16 and report.interesting_box([x[:6, :6]]) == report.Box(0, 0, 6, 6)
+    assert report.interesting_box([x]).width == 16 and report.interesting_box([x[:6, :6]]) == report.ZoomBox(0, 0, 6, 6)
 
 
 def test_panel_shows_every_picture_and_its_enlarged_part():
@@ -66,7 +66,7 @@ def test_panel_shows_every_picture_and_its_enlarged_part():
     sheet = report.panel([x * 0, x, x * 0 + 1], labels, (8, 8, 16, 12), width=160)
     assert sheet.width == 3 * 164 - 4 and sheet.height > 120 + 120
     assert sheet.getpixel((80, sheet.height - 60)) == (0, 0, 0) and sheet.getpixel((2 * 164 + 80, sheet.height - 60)) == (255, 255, 255)
-    assert sheet.getpixel((0, sheet.height - 1)) == report.BOX_COLOUR
+    assert sheet.getpixel((0, sheet.height - 1)) == report.BOX_COLOR
     with pytest.raises(UserError, match="one size and a label for each"):
         report.panel([x, x[:40]], ["a", "b"])
     with pytest.raises(UserError, match="1 labels"):

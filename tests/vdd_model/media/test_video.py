@@ -1,4 +1,4 @@
-"""Clips in and out: exact colour, times, rotation, alpha, sound."""
+"""Clips in and out: exact color, times, rotation, alpha, sound."""
 from __future__ import annotations
 
 import contextlib
@@ -36,7 +36,7 @@ def test_planes_keep_a_chart(pix_fmt):
     frame = from_rgb(picture, opacity, pix_fmt, tags)
     rgb, alpha = to_rgb(frame, tags)
     step = 1 / (2 ** kind.depth - 1) * (1 if kind.kind == "gbr" else 256 / 219)
-    assert np.abs(centres(rgb) - centres(picture)).max() <= 1.6 * step      # half a step of Y' and of both colour differences
+    assert np.abs(centres(rgb) - centres(picture)).max() <= 1.6 * step      # half a step of Y' and of both color differences
     assert (alpha is not None) == kind.alpha
     if kind.alpha:
         assert np.abs(alpha - opacity).max() <= 0.51 / (2 ** kind.depth - 1)
@@ -47,7 +47,7 @@ def test_planes_keep_a_chart(pix_fmt):
 @pytest.mark.parametrize("packed", ["rgba", "bgra", "argb", "abgr", "bgr24", "bgr0", "0rgb", "rgb48le", "bgr48be", "bgra64le", "nv12",
                                     "p010le", "yuyv422", "ya8", "gray16be"])
 def test_every_packed_format_is_read(packed):
-    """The picture comes back with its colours in their places; libswscale packs it."""
+    """The picture comes back with its colors in their places; libswscale packs it."""
     y, x = np.mgrid[0:64, 0:96].astype(np.float32) / 96
     picture = np.stack([x, y, 1 - x], axis=2)
     whole = av.VideoFrame.from_ndarray((picture * 255).astype(np.uint8), "rgb24")
@@ -114,8 +114,8 @@ def test_sizes_guess_the_matrix_as_players_do():
 @pytest.mark.parametrize("tags, codec, pix_fmt", [
     (ColorTags(1, 1, 1, False), "libx264", "yuv420p"), (ColorTags(6, 6, 6, False), "libx264", "yuv420p"),
     (ColorTags(1, 1, 13, True), "libx264", "yuv420p"), (ColorTags(9, 9, 16, False), "libx265", "yuv420p10le")])
-def test_colour_chart_through_a_file_does_not_shift(tmp_path, tags, codec, pix_fmt):
-    """Read with the file's tags, written with them: another reader of the new file sees the same colours and tags."""
+def test_color_chart_through_a_file_does_not_shift(tmp_path, tags, codec, pix_fmt):
+    """Read with the file's tags, written with them: another reader of the new file sees the same colors and tags."""
     source = save_clip(tmp_path / "in.mp4", [chart()] * 3, codec=codec, pix_fmt=pix_fmt, tags=tags)
     clip = probe(source)
     frames = read_clip(clip)

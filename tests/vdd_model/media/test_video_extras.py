@@ -168,7 +168,7 @@ def test_recordings_joined_by_copying_go_on(tmp_path, capfd, suffix):
     assert abs(float(first) - (probe(tmp_path / "50.ts").origin - probe(tmp_path / "50.ts").shift)) < 0.002
 
 
-def test_twelve_bits_and_full_colour(tmp_path):
+def test_twelve_bits_and_full_color(tmp_path):
     clip = probe(save_clip(tmp_path / "in.mov", [pattern(0)] * 2, codec="prores_ks", pix_fmt="yuv444p10le", options={"profile": "4"}))
     assert clip.pix_fmt == "yuv444p12le"
     assert choose_encoding(clip, Path("o.mkv"), OutputOptions(codec="ffv1")).pix_fmt == "yuv444p12le"
@@ -178,7 +178,7 @@ def test_twelve_bits_and_full_colour(tmp_path):
     assert any("12 bits are stored as 10" in note for note in choose_encoding(large, Path("o.mp4"), OutputOptions()).notes)
 
 
-def test_finer_colour_is_mentioned(tmp_path):
+def test_finer_color_is_mentioned(tmp_path):
     clip = probe(save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(2)], pix_fmt="yuv422p"))
     assert any("4:2:2" in n and "--chroma 422" in n for n in choose_encoding(clip, Path("o.mp4"), OutputOptions()).notes)
     assert choose_encoding(clip, Path("o.mp4"), OutputOptions(chroma=422)).notes == ()
@@ -224,7 +224,7 @@ def test_no_place_in_the_output_is_no_secret(tmp_path):
     assert "not carried over: the data stream GoPro MET" in choose_encoding(clip, Path("o.mp4"), OutputOptions()).notes
 
 
-def test_wide_colours_of_pictures(tmp_path):
+def test_wide_colors_of_pictures(tmp_path):
     """PQ and BT.2020 go from a video to PNG files and back."""
     source = save_clip(tmp_path / "in.mp4", [pattern(i, 48, 96) for i in range(2)], codec="libx265", pix_fmt="yuv420p10le",
                        tags=ColorTags(9, 9, 16, False), options={"preset": "ultrafast"})
@@ -239,7 +239,7 @@ def test_wide_colours_of_pictures(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif"])
-def test_colour_profiles_of_pictures_are_kept(tmp_path, name):
+def test_color_profiles_of_pictures_are_kept(tmp_path, name):
     image, cms = pytest.importorskip("PIL.Image"), pytest.importorskip("PIL.ImageCms")
     profile = cms.ImageCmsProfile(cms.createProfile("LAB")).tobytes()
     profile = profile[:16] + b"RGB " + profile[20:]            # an RGB profile that is not sRGB's
@@ -250,17 +250,17 @@ def test_colour_profiles_of_pictures_are_kept(tmp_path, name):
     with image.open(tmp_path / "out/a.png") as after:
         assert after.info["icc_profile"] == profile and after.size == (64, 48)
         after.load()
-    assert any("colour profile" in n for n in choose_encoding(probe(folder), Path("o.mp4"), OutputOptions()).notes)
+    assert any("color profile" in n for n in choose_encoding(probe(folder), Path("o.mp4"), OutputOptions()).notes)
 
 
 def test_targa_pictures(tmp_path):
     image = pytest.importorskip("PIL.Image")
     opacity = np.tile(np.arange(64, dtype=np.uint8) * 4, (48, 1))[..., None]
-    colours = [(pattern(i) * 255).astype(np.uint8) for i in range(3)]
-    for i, rgb in enumerate(colours):
+    colors = [(pattern(i) * 255).astype(np.uint8) for i in range(3)]
+    for i, rgb in enumerate(colors):
         image.fromarray(rgb).save(tmp_path / f"{i}.tga", compression="tga_rle" if i else None)
-    assert np.array_equal(np.rint(read_clip(tmp_path).numpy() * 255), np.stack(colours)) and not probe(tmp_path).has_alpha
-    image.fromarray(np.concatenate([colours[0], opacity], axis=2)).save(tmp_path / "3.tga")
+    assert np.array_equal(np.rint(read_clip(tmp_path).numpy() * 255), np.stack(colors)) and not probe(tmp_path).has_alpha
+    image.fromarray(np.concatenate([colors[0], opacity], axis=2)).save(tmp_path / "3.tga")
     clip = probe(tmp_path)
     assert clip.has_alpha and clip.num_frames == 4
     assert np.array_equal(np.rint(list(read(clip))[3].alpha.numpy() * 255), opacity[..., 0])
