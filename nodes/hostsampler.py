@@ -47,7 +47,9 @@ class Guider(comfy.samplers.CFGGuider):
     def predict_noise(self, x, timestep, model_options={}, seed=None):        # noqa: B006  the host's signature
         if self.cfg == 1.0:
             return super().predict_noise(x, timestep, model_options, seed)
-        if any(model_options.get(patch) for patch in GUIDANCE_PATCHES):        # then the host's way, our formula first behind its own
+        layers = model_options.get("transformer_options", {})
+        if any(model_options.get(patch) for patch in GUIDANCE_PATCHES) or layers.get("patches") or layers.get("patches_replace"):
+            # Then the host's way, both branches in one call, our formula first behind its own
             ours = [] if "sampler_cfg_function" in model_options else [self._instead]
             options = {**model_options, "sampler_post_cfg_function": ours + model_options.get("sampler_post_cfg_function", [])}
             return super().predict_noise(x, timestep, options, seed)

@@ -37,6 +37,7 @@ from ..vdd_model.inference.window import Tiling
 from ..vdd_model.networks.adapter import Adapter
 from ..vdd_model.networks.model import DeblurModel, drop_untrained_branch
 from ..vdd_model.networks.unet3d import UNet3D
+from .patches import Patched
 from .preview import latent_rgb
 from .progress import Bar
 
@@ -118,9 +119,8 @@ class HostUNet(UNet3D):
         return executor.execute(x, timesteps, context, control, options, **conditions)
 
     def _forward(self, x, timesteps, context, control, transformer_options, vdd_blur=None, vdd_image=None, **_):
-        if kinds := {kind for group in ("patches", "patches_replace") for kind, each in transformer_options.get(group, {}).items() if each}:
-            raise UserError(f"a node before the sampler changes layers ({', '.join(sorted(kinds))}) in a way that this 3D-UNet does not "
-                            "have: take out FreeU, HyperTile, attention guidance and the like")
+        if control is not None:
+            raise UserError("a ControlNet is connected, for which this 3D-UNet has no place: take it out")
         if vdd_blur is None or vdd_image is None:
             raise UserError("this model deblurs: connect the positive and negative outputs of 'Encode Blurred Clip' to the sampler")
         frames = x.shape[2]
@@ -134,7 +134,13 @@ class HostUNet(UNet3D):
             raise UserError(f"the latent is {x.shape[-2]} x {x.shape[-1]}, the encoded clip {vdd_blur.shape[-2]} x {vdd_blur.shape[-1]}: "
                             "both must come from the same 'Encode Blurred Clip'")
         tokens = self.tokens(context, vdd_image[:, 0, frames // 2])
+        if any(transformer_options.get(group) for group in ("patches", "patches_replace")):
+            tokens = Patched(self, tokens, transformer_options, x.shape)
         return super().forward(x, timesteps, tokens, self.adapter(vdd_blur))
+
+    def _run(self, block, x, embedding, context, skip=None):
+        run = super()._run
+        return context.run(run, block, x, embedding, skip) if isinstance(context, Patched) else run(block, x, embedding, context, skip)
 
 
 class TextTokens(comfy.conds.CONDCrossAttn):
@@ -160,9 +166,12 @@ class HostModel(comfy.model_base.BaseModel):
             out[IMAGE] = comfy.conds.CONDRegular(kwargs[IMAGE].to(kwargs["device"]))
         return out
 
-    def state_dict_for_saving(self, unet_state_dict, *_, **__):
+    def state_dict_for_saving(self, unet_state_dict=None, *_, **__):
         """What Save Model writes: the whole checkpoint and its configuration, its denoiser with these weights (of a LoRA, a merge)."""
         config, state = checkpoint.read_state(self.checkpoint)
+        own = self.diffusion_model.state_dict()
+        if not own.keys() <= (unet_state_dict or {}).keys():      # an older host has put its patches into the weights and names others here
+            unet_state_dict = own
         denoiser = {name if name.startswith("adapter.") else f"unet.{name}": t for name, t in unet_state_dict.items()}
         return {**state, **denoiser, checkpoint.CONFIG: checkpoint.config_tensor(config)}
 
@@ -429,6 +438,27 @@ def need_deblur_vae(vae) -> Decoder:
         kind = "an image VAE, which would decode the first frame only" if getattr(vae, "latent_dim", 2) == 2 else "another model's VAE"
         raise UserError(f"this is {kind}: connect the VAE output of 'Load Deblur Checkpoint'")
     return decoder
+
+
+def gives_estimate(model, positive: list) -> bool:
+    """Whether one step may be encoder 2's estimate (`window.gives_estimate`): not where other nodes have changed the model, or say more
+    of the clip than Encode Blurred Clip does."""
+    network = model.model
+    changed = (model.patches, model.object_patches, *(each for kind in model.wrappers.values() for each in kind.values()),
+               *(value for key, value in model.model_options.items() if key != "transformer_options"),
+               *model.model_options["transformer_options"].values())
+    return (network.diffusion_model.config.estimate and network.model_config.sampling_settings["zsnr"] and not any(changed)
+            and len(positive) == 1 and {*positive[0][1]} == {BLUR, IMAGE})
+
+
+@torch.no_grad()
+def estimate(model, positive: list) -> Tensor:
+    """Encoder 2's estimate of the clean latents (1, 4, F, h, w) of the frames that `positive` is of; `model` has been brought to its
+    device (`use`)."""
+    network = model.model
+    blur = positive[0][1][BLUR].to(model.load_device, network.manual_cast_dtype or network.get_dtype())
+    mean = network.diffusion_model.adapter(blur)[:, :network.latent_format.latent_channels]
+    return network.process_latent_out(mean.float())
 
 
 def need_deblur_model(model) -> None:

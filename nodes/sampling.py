@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..vdd_model.diffusion.sampler import SPACINGS
 from ..vdd_model.inference.windows import fade_in, frame_noise, steps_of
 from . import hostsampler, native
+from .progress import Bar
 from .schema import advanced, option_input, schema, seed_input
 
 
@@ -34,12 +35,13 @@ class DeblurSampler(io.ComfyNode):
                          tooltip="Guide only above this noise level (0 is clean, 1 is noise)."),
                 advanced(io.Float.Input, "guidance_to", default=1.0, min=0.0, max=1.0, step=0.01,
                          tooltip="Guide only up to this noise level."),
+                option_input("denoise_at_one_step"),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="Sharp latents.")])
 
     @classmethod
     def execute(cls, model, positive, negative, latent, seed, steps, guidance, eta, spacing="trailing", window=16, overlap=4,
-                guidance_rescale=0.0, guidance_from=0.0, guidance_to=1.0) -> io.NodeOutput:
+                guidance_rescale=0.0, guidance_from=0.0, guidance_to=1.0, denoise_at_one_step=False) -> io.NodeOutput:
         native.need_deblur_model(model)
         samples = latent["samples"]
         layout = model.get_model_object("latent_format")
@@ -48,16 +50,27 @@ class DeblurSampler(io.ComfyNode):
         frames, (height, width) = samples.shape[2], samples.shape[-2:]
         window = window if 0 < window < frames else frames
         scenes = [(scene, steps_of(len(scene), window, min(overlap, window // 2))) for scene in native.scenes_of(latent)]
-        run = hostsampler.WindowSampler(model, guidance, guidance_rescale, (guidance_from, guidance_to), eta, steps, SPACINGS[spacing],
-                              seed, total=sum(len(found) for _, found in scenes))
+        total = sum(len(found) for _, found in scenes)
+        # As in the one-node way, one step is encoder 2's estimate, which the UNet moves by hardly anything
+        estimated = (steps == 1 and guidance == 1 and spacing == "trailing" and not denoise_at_one_step and latent.get("noise_mask") is None
+                     and native.gives_estimate(model, positive))
+        if estimated:
+            native.use([model])
+        bar, run = Bar(total), None if estimated else hostsampler.WindowSampler(
+            model, guidance, guidance_rescale, (guidance_from, guidance_to), eta, steps, SPACINGS[spacing], seed, total)
         parts = []
         for scene, found in scenes:                 # each as if it were alone, its noise too
             part, before = None, range(0)
             for step in found:
                 first, start, stop = step.window.start, scene.start + step.window.start, scene.start + step.window.stop
-                new = run.window(native.cut(positive, start, stop, frames), native.cut(negative, start, stop, frames),
-                                 native.cut_latent(masked, start, stop),
-                                 lambda i, window=step.window: frame_noise(seed, window, samples.shape[1], height, width, i))
+                told = native.cut(positive, start, stop, frames)
+                if estimated:
+                    bar.begin(1, 1)
+                    new = native.estimate(model, told).to(samples)
+                    bar.end()
+                else:
+                    new = run.window(told, native.cut(negative, start, stop, frames), native.cut_latent(masked, start, stop),
+                                     lambda i, window=step.window: frame_noise(seed, window, samples.shape[1], height, width, i))
                 part, before = fade_in(new, step, part, before), step.window
                 parts.append(part[:, :, step.ready.start - first:step.ready.stop - first])
         result = torch.cat(parts, dim=2)

@@ -62,6 +62,52 @@ def message(function, *args, **kw):
     return ""
 
 
+def patches(model, sample):
+    """What each kind of patch does: nothing where it changes nothing itself, its calls, and how far one that changes something gets."""
+    plain, found = sample(model), {}
+
+    def tried(kind, hang_in):
+        """[calls, difference by a patch that gives back what it got, difference by one that changes it]"""
+        calls, differences = [], []
+        for factor in (1, 2):
+            changed = model.clone()
+            hang_in(changed, lambda x, factor=factor: calls.append(tuple(x.shape)) or x * factor)
+            differences.append((sample(changed) - plain).abs().max().item())
+        found[kind] = [len(calls), *differences]
+
+    def sizes(m, change):
+        """A patch that looks at all that it is told."""
+        def patch(q, k, v, extra):
+            assert q.shape[-1] == extra["n_heads"] * extra["dim_head"] and extra["block"][0] in ("input", "middle", "output")
+            batch, _, height, width = extra["original_shape"]
+            assert len(q) == batch and q.shape[1] <= height * width and len(extra["cond_or_uncond"]) == 2
+            return change(q), k, v
+        m.set_model_attn1_patch(patch)
+
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def replaced(m, change):
+        def patch(q, k, v, extra):
+            heads = (x.unflatten(-1, (extra["n_heads"], -1)).transpose(1, 2) for x in (q, k, v))
+            return change(attention(*heads).transpose(1, 2).flatten(2))
+        m.set_model_attn1_replace(patch, "middle", 0)
+        m.set_model_attn2_replace(patch, "middle", 0, 0)
+
+    tried("attn1_patch", sizes)
+    tried("attn2_patch", lambda m, change: m.set_model_attn2_patch(lambda q, k, v, extra: (q, k, change(v))))
+    tried("attn1_output_patch", lambda m, change: m.set_model_attn1_output_patch(lambda n, extra: change(n)))
+    tried("attn2_output_patch", lambda m, change: m.set_model_attn2_output_patch(lambda n, extra: change(n)))
+    tried("replace", replaced)
+    tried("input_block_patch", lambda m, change: m.set_model_input_block_patch(lambda h, options: change(h)))
+    tried("input_block_patch_after_skip", lambda m, change: m.set_model_input_block_patch_after_skip(lambda h, options: change(h)))
+    tried("output_block_patch", lambda m, change: m.set_model_output_block_patch(lambda h, skip, options: (h, change(skip))))
+    refused, nowhere = model.clone(), model.clone()
+    refused.set_model_patch(lambda *a: a, "double_block")
+    nowhere.set_model_attn1_replace(lambda q, k, v, extra: v, "input", 0)
+    found["refused"] = [message(sample, refused), message(sample, nowhere)]
+    return found
+
+
 def checks(folder, checkpoint):
     import av  # noqa: F401  the host has these in memory when it comes to custom nodes
     import comfy.context_windows
@@ -111,7 +157,7 @@ def checks(folder, checkpoint):
         concat, schedule = package.adapter(blur), diffusion.make_schedule(package.config.diffusion)
         table = result["samplers"] = {}
         for steps, guidance in ((1, 1.0), (4, 1.0), (10, 2.0)):
-            a = ours(steps, guidance, window=0)
+            a = ours(steps, guidance, window=0, denoise_at_one_step=True)
             b = comfy.sample.sample(model, noise, steps, guidance, "euler", "simple", positive, negative, samples, seed=7,
                                     disable_pbar=True)
             v = sampler.guided(lambda x, t: package.unet(x, t, package.context(image), concat),
@@ -139,12 +185,22 @@ def checks(folder, checkpoint):
         one = nodes["VDDDeblurFrames"].execute(frames, choice, steps=2, guidance=1.0, fidelity=1.0, color="wavelet", seed=7,
                                                **windows).result[0]
         result["graph_against_one_node"] = (graph - one).abs().max().item()
-        drawn = nodes["VDDSampler"].execute(model, positive, negative, latent, 7, 1, 1.0, 0.0, **windows).result[0]
-        steps1 = nodes["VDDDecode"].execute(drawn, vae, frames).result[0]
-        single = nodes["VDDDeblurFrames"].execute(frames, choice, steps=1, guidance=1.0, fidelity=1.0, color="wavelet", seed=7,
-                                                  denoise_at_one_step=True, **windows).result[0]
+        one_step = result["one_step_against_one_node"] = []
+        for denoise in (True, False):
+            drawn = nodes["VDDSampler"].execute(model, positive, negative, latent, 7, 1, 1.0, 0.0, denoise_at_one_step=denoise,
+                                                **windows).result[0]
+            steps1 = nodes["VDDDecode"].execute(drawn, vae, frames).result[0]
+            single = nodes["VDDDeblurFrames"].execute(frames, choice, steps=1, guidance=1.0, fidelity=1.0, color="wavelet", seed=7,
+                                                      denoise_at_one_step=denoise, **windows).result[0]
+            one_step.append((steps1 - single).abs().max().item())
+        called, unet = [], model.model.diffusion_model
+        hook = unet.time_embed.register_forward_hook(lambda *_: called.append(1))
+        for denoise, more in ((False, {}), (True, {}), (False, {"noise_mask": torch.ones(1, 40, 52)})):
+            nodes["VDDSampler"].execute(model, positive, negative, {**latent, **more}, 7, 1, 1.0, 0.0, denoise_at_one_step=denoise)
+            called.append(0)
+        hook.remove()
+        result["unet_calls_at_one_step"] = called
         other = nodes["VDDDecode"].execute(drawn, vae, frames, detail="sampled").result[0]
-        result["one_step_against_one_node"] = (steps1 - single).abs().max().item()
         result["the_other_branch"] = (steps1 - other).abs().max().item()
         comfy.cli_args.args.fp32_vae = False
         fast = nodes["VDDDeblurFrames"].execute(frames, choice, steps=2, guidance=1.0, fidelity=1.0, color="wavelet", seed=7,
@@ -191,6 +247,9 @@ def checks(folder, checkpoint):
         result["post_cfg"] = ((twice - 2 * guided).abs().max() / guided.std()).item()
         result["wrapped"], result["wrapper_calls"] = (same - guided).abs().max().item(), len(calls)
         result["loaded_again"] = (again - guided).abs().max().item()
+
+        result["patches"] = patches(model, lambda m, guidance=2.0: nodes["VDDSampler"].execute(
+            m, positive, negative, latent, 7, 2, guidance, 0.0, window=0).result[0]["samples"])
 
         # a clip with as many frames as the text is wide, in the core's context windows
         width = encoders.null_text.shape[2]

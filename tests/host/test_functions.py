@@ -35,7 +35,9 @@ def test_weights_of_fewer_bits(checked):
 
 def test_graph_and_one_node_agree(checked):
     assert checked["graph_against_one_node"] < 2e-3
-    assert checked["one_step_against_one_node"] < 2e-3 < checked["the_other_branch"]
+    called, estimated = checked["one_step_against_one_node"]
+    assert estimated < 1e-6 < called < 2e-3 < checked["the_other_branch"]
+    assert checked["unet_calls_at_one_step"] == [0, 1, 0, 1, 0]                  # none, for the option, for a mask
     assert checked["shapes"][:2] == [[9, 40, 52, 4], [9, 40, 52, 4]]
     assert checked["shapes"][2] == [1, 9, 40, 56, 3]
     assert checked["alpha_kept"]
@@ -68,6 +70,18 @@ def test_a_saved_model_is_loaded_again(checked):
 def test_other_nodes_reach_the_network_and_its_guidance(checked):
     assert checked["post_cfg"] < 1e-3
     assert checked["wrapper_calls"] >= 1 and checked["wrapped"] == 0.0
+
+
+@pytest.mark.parametrize("kind", ["attn1_patch", "attn2_patch", "attn1_output_patch", "attn2_output_patch", "replace", "input_block_patch",
+                                  "input_block_patch_after_skip", "output_block_patch"])
+def test_patches_of_layers_are_called_where_they_belong(checked, kind):
+    calls, same, changed = checked["patches"][kind]
+    assert calls and same < 1e-4 < 1e-3 < changed
+
+
+def test_patches_that_have_no_place_are_refused(checked):
+    kind, place = checked["patches"]["refused"]
+    assert "changes layers (double_block) in a way" in kind and "the attention of input block 0, where this 3D-UNet has none" in place
 
 
 def test_the_denoiser_can_be_loaded_again(checked):

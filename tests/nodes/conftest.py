@@ -138,6 +138,12 @@ class WrapperExecutor:
         return self.wrappers[0](WrapperExecutor(self.function, self.wrappers[1:]).execute, *arguments, **keywords)
 
 
+def optimized_attention(q, k, v, heads, transformer_options=None):
+    """(N, S, heads * D) each; entries of q that were cut to pieces find those of k and v in pieces too."""
+    q, k, v = (x.reshape(len(q), -1, heads, q.shape[-1] // heads).transpose(1, 2) for x in (q, k, v))
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
 def reshape_mask(mask, shape):
     """The host's for video: any mask stretched to (F, h, w), the same for every channel."""
     mask = mask if mask.ndim == 5 else mask.reshape(1, 1, -1, *mask.shape[-2:])
@@ -180,7 +186,8 @@ class VideoFromComponents:
 
 def host_modules(models: Path) -> dict[str, types.ModuleType]:
     names = ["comfy", "comfy.cli_args", "comfy.conds",
-             "comfy.latent_formats", "comfy.ldm", "comfy.ldm.models", "comfy.ldm.models.autoencoder",
+             "comfy.latent_formats", "comfy.ldm", "comfy.ldm.models", "comfy.ldm.models.autoencoder", "comfy.ldm.modules",
+             "comfy.ldm.modules.attention",
              "comfy.model_base",
              "comfy.model_management", "comfy.model_patcher", "comfy.ops", "comfy.patcher_extension", "comfy.sd",
              "comfy.supported_models_base", "comfy.utils",
@@ -205,6 +212,7 @@ def host_modules(models: Path) -> dict[str, types.ModuleType]:
     modules["comfy.ldm.models.autoencoder"].AutoencoderKL = lambda **_: torch.nn.Identity()
     modules["comfy.utils"].ProgressBar, modules["comfy.utils"].reshape_mask = ProgressBar, reshape_mask
     modules["comfy.conds"].CONDCrossAttn = CrossAttn
+    modules["comfy.ldm.modules.attention"].optimized_attention = optimized_attention
     extension = modules["comfy.patcher_extension"]
     extension.WrapperExecutor, extension.WrappersMP = WrapperExecutor, SimpleNamespace(DIFFUSION_MODEL="diffusion_model")
     extension.get_all_wrappers = lambda kind, options: [w for each in options.get("wrappers", {}).get(kind, {}).values() for w in each]

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 import av
@@ -12,9 +13,11 @@ from .container import Joins, decoder_of, open_container, video_stream
 from .pixel_formats import planes_of
 
 # Decoders that make a whole picture of half a packet without a word: of every encoder in PyAV's wheel one packet was cut and decoded.
-# What stands here is put behind each packet for a second decoder: bytes that are no marker, and codes that nearly every table has, so
-# that a decoder which reads on makes another picture of them.
-_BEHIND = dict.fromkeys(("asv2", "ffvhuff", "hevc", "huffyuv", "msvideo1", "qtrle", "snow", "vp8", "vp9"), b"\x55" * 2048)
+# What stands here is put behind each packet for a second decoder: bytes that are no marker and of all kinds, so that a decoder which
+# reads on makes another picture of them.
+_MORE = bytes(254 - 73 * i % 254 for i in range(2048))
+_BEHIND = dict.fromkeys(("asv2", "cfhd", "exr", "ffvhuff", "gif", "h264", "hevc", "huffyuv", "msvideo1", "qoi", "qtrle", "roqvideo", "snow",
+                         "sunrast", "vp8", "vp9"), _MORE)
 # JPEG's tell when they are asked to be strict, and then of a missing end marker too, which many cameras leave away
 _STRICT = dict.fromkeys(("amv", "jpegls", "mjpeg"), b"\xff\xd9")
 _NEAR = 3                                                      # packets before a join that are called corrupt and are not
@@ -31,16 +34,17 @@ class Decoder:
         self.container, self.stream, self.clip = container, stream, clip
         self.decoder = decoder_of(stream)
         self.joins = Joins(container, stream.index, clip.joins if clip else ())
-        self._pictures = 0
+        self._pictures = self._waiting = 0                     # damaged ones; packets of one picture each that gave none
         self._suspects: list[int] = []                         # numbers of the packets that the demuxer calls corrupt
 
     @property
     def damaged(self) -> int:
         """Pictures so far that hold damage."""
-        return max(self._pictures, len(self._suspects))
+        return max(self._pictures + max(0, self._waiting), len(self._suspects))
 
     def __iter__(self) -> Iterator[av.VideoFrame | Exception]:
         packets, number = self.container.demux(self.stream), 0
+        alone = self.decoder.codec.intra_only and "jpeg" not in self.decoder.name       # every packet is a picture
         with contextlib.ExitStack() as stack:
             watcher = self._watcher(stack)
             while True:
@@ -62,6 +66,8 @@ class Decoder:
                     pictures = self.decoder.decode(data)
                     if data and data.is_corrupt:
                         self._suspects.append(number)
+                    self._pictures += bool(data) and _is_short(bytes(data), self.decoder)
+                    self._waiting += bool(data and alone and not data.is_discard) - len(pictures)
                 except av.EOFError:
                     pictures = []
                 except av.FFmpegError as error:
@@ -83,8 +89,6 @@ class Decoder:
         context = self.decoder
         if self.clip is None or context is not self.stream.codec_context or context.name not in _BEHIND | _STRICT:
             return None
-        if context.name == "hevc" and (context.extradata or b"")[:1] == b"\1":      # lengths stand before its parts, which tell
-            return None
         container = stack.enter_context(contextlib.closing(open_container(self.clip.path)))
         watcher = video_stream(container, self.clip.path).codec_context
         if context.name in _STRICT:
@@ -94,7 +98,7 @@ class Decoder:
     def _watch(self, watcher, data: av.Packet | None) -> list[av.VideoFrame] | None:
         packet = None
         if data is not None:
-            packet = av.Packet(bytes(data) + (_BEHIND | _STRICT)[self.decoder.name])
+            packet = av.Packet(_longer(bytes(data), (_BEHIND | _STRICT)[self.decoder.name], self.decoder))
             packet.pts, packet.dts, packet.time_base, packet.is_keyframe = data.pts, data.dts, data.time_base, data.is_keyframe
         try:
             return watcher.decode(packet)
@@ -102,6 +106,46 @@ class Decoder:
             return []
         except av.FFmpegError:
             return None
+
+
+def _is_short(data: bytes, context) -> bool:
+    """Whether a packet tells by its own figures that it was longer, where no decoder looks at them."""
+    place, size = 0, len(data)
+    match context.name:
+        case "cinepak" | "rpza":                               # a byte, then the length; a few files are off by a few bytes
+            return int.from_bytes(data[1:4], "big") > size + 16
+        case "dirac":                                          # from each part to the next
+            while data[place:place + 4] == b"BBCD" and (step := int.from_bytes(data[place + 5:place + 9], "big")):
+                place += step
+            return place > size
+        case "h261":                                           # groups of blocks: 3, or 12 of the larger size; none may be left away
+            bits = f"{int.from_bytes(data, 'big'):0{8 * size}b}"
+            return len(re.findall("0{15}1(?!0000)", bits)) < (3 if context.width < 352 else 12)
+        case "speedhq":                                        # the other field, and four slices, each with its length
+            place = 4
+            for _ in range(3):
+                place += int.from_bytes(data[place:place + 3], "little")
+            return max(place, int.from_bytes(data[1:4], "little")) + 3 > size
+    return False
+
+
+def _longer(data: bytes, more: bytes, context) -> bytes:
+    """`data` with `more` bytes at the end of the picture in it."""
+    head = context.extradata or b""
+    if context.name not in ("h264", "hevc") or head[:1] != b"\1" or len(head) < 23:
+        return data + more
+    hevc, place, last = context.name == "hevc", 0, None
+    size = (head[21 if hevc else 4] & 3) + 1                   # in .mp4 and .mkv the length of each part stands before it
+    while place + size < len(data):
+        end = place + size + int.from_bytes(data[place:place + size], "big")
+        kind = data[place + size]
+        if kind >> 1 & 63 < 32 if hevc else 1 <= kind & 31 <= 5:
+            last = place, end
+        place = end
+    if last is None or last[1] > len(data):                    # what is shorter than it says is told by the decoder
+        return data
+    start, end = last
+    return data[:start] + (end - start - size + len(more)).to_bytes(size, "big") + data[start + size:end] + more + data[end:]
 
 
 def _differ(one: av.VideoFrame, other: av.VideoFrame) -> bool:

@@ -87,6 +87,8 @@ def probe_video(path: str | Path, *, scan: bool = True) -> VideoClip:
         elif duration and last is not None and duration - float(last) > max(0.3, 0.01 * duration):
             missing = max(1, round((duration - float(last)) * float(rates[0] if rates else 25)))
             breaks_off = f"it breaks off after {float(last):.1f} of {duration:.1f} s"
+        elif family == "gif" and (whole := _broken_gif(path)) is not None:
+            missing, breaks_off = max(1, count - whole), f"it is damaged or breaks off behind frame {whole}"
     else:
         walk.first = Fraction(first.pts or 0) * tick
         count = header_frames or max(1, round(duration * float(rates[0] if rates else 25)))
@@ -228,6 +230,25 @@ def _extras(container, video, frame: av.VideoFrame) -> tuple[str, ...]:
         if stream.type == "data" and not chapters and not any(key.lower() == "timecode" for key in stream.metadata):
             words.append(f"the data stream {stream.metadata.get('handler_name', '').strip() or stream.index}")
     return tuple(dict.fromkeys(words))
+
+
+def _broken_gif(path: Path) -> int | None:
+    """How many whole pictures a GIF has before it stops being one, which its decoder does not tell; None where it is one to its end."""
+    data, whole = path.read_bytes(), 0
+    try:
+        place = 13 + (3 << (data[10] & 7) + 1 if data[10] & 128 else 0)                    # behind its head and colors
+        while place < len(data) and data[place] != 0x3B:
+            kind, colors = data[place], data[place + 9] if data[place] == 0x2C else 0
+            if kind not in (0, 0x21, 0x2C):
+                return whole
+            place += {0: 1, 0x21: 2, 0x2C: 11}[kind] + (3 << (colors & 7) + 1 if colors & 128 else 0)
+            while kind and data[place]:                        # blocks of up to 255 bytes, an empty one is the last
+                place += data[place] + 1
+            place += kind != 0
+            whole += kind == 0x2C
+    except IndexError:
+        return whole
+    return None
 
 
 @dataclass

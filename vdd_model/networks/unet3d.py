@@ -156,12 +156,13 @@ class UNet3D(nn.Module):
             skips.append(h)
         h = self._run(self.middle_block, h, embedding, context)
         for block in self.output_blocks:
-            h = self._run(block, torch.cat([h, skips.pop()], -1), embedding, context)
+            h = self._run(block, h, embedding, context, skips.pop())
         h = self.out[2](silu(self.out[0](frames_as_images(h))))
         v = rearrange(h, "(b f) c h w -> b c f h w", b=batch)
         return v.contiguous() if rest is None else (rest.v_mean + rest.v_scale * v).to(dtype)
 
-    def _run(self, block: nn.Module, x: Tensor, embedding: Tensor, context: ContextCache) -> Tensor:
+    def _run(self, block: nn.Module, x: Tensor, embedding: Tensor, context: ContextCache, skip: Tensor | None = None) -> Tensor:
+        x = x if skip is None else torch.cat([x, skip], -1)
         for layer in block if isinstance(block, nn.ModuleList) else (block,):
             arguments = ()
             if isinstance(layer, ResBlock):

@@ -16,7 +16,7 @@ from media_tools import chart, pattern, remuxed, save_clip, save_packets
 
 from vdd_model.media.clip import MediaError
 from vdd_model.media.container import dump
-from vdd_model.media.decoder import Decoder
+from vdd_model.media.decoder import Decoder, _is_short
 from vdd_model.media.pixel_formats import FEW_BITS, ColorTags, complete_tags, from_rgb, layout_of, to_rgb
 from vdd_model.media.video import probe, read, read_clip
 
@@ -340,7 +340,9 @@ CUT = [("mjpeg", "yuvj420p", ".mkv"), ("mjpeg", "yuvj420p", ".avi"), ("huffyuv",
        ("libsvtav1", "yuv420p", ".nut"), ("utvideo", "yuv420p", ".avi"), ("magicyuv", "gbrp", ".avi"), ("asv2", "yuv420p", ".avi"),
        ("jpegls", "rgb24", ".avi"), ("snow", "yuv420p", ".avi"), ("msvideo1", "rgb555le", ".avi"),
        ("amv", "yuvj420p", ".nut"), ("svq1", "yuv410p", ".mov"), ("wmv2", "yuv420p", ".avi"), ("flv", "yuv420p", ".flv"),
-       ("cfhd", "yuv422p10le", ".avi"), ("v210", "yuv422p10le", ".mov"), ("rawvideo", "yuv420p", ".nut")]
+       ("cfhd", "yuv422p10le", ".avi"), ("v210", "yuv422p10le", ".mov"), ("rawvideo", "yuv420p", ".nut"), ("libx264", "yuv420p", ".mp4"),
+       ("libx265", "yuv420p", ".mp4"), ("libx265", "yuv420p", ".mkv"), ("gif", "rgb8", ".gif"), ("h261", "yuv420p", ".avi"),
+       ("cinepak", "rgb24", ".avi"), ("rpza", "rgb555le", ".mov"), ("speedhq", "yuv422p", ".avi"), ("exr", "gbrpf32le", ".mov")]
 
 
 @pytest.mark.parametrize("codec, pix_fmt, suffix", CUT)
@@ -357,6 +359,47 @@ def test_half_a_packet_is_never_a_whole_frame(tmp_path, codec, pix_fmt, suffix):
     assert len(list(reader)) == 8 and (reader.lost, reader.notes) == (0, [])
     reader = read(probe(cut))
     assert len(list(reader)) <= 8 and reader.lost > 0 and reader.notes, codec
+
+
+def test_packets_of_vc2_tell_their_length():
+    context = av.CodecContext.create("vc2", "w")
+    context.width, context.height, context.pix_fmt, context.time_base, context.framerate = 128, 96, "yuv422p10le", Fraction(1, 25), 25
+    frame = av.VideoFrame.from_ndarray(eight_bits(0, 96, 128), "rgb24").reformat(format="yuv422p10le")
+    frame.pts, frame.time_base = 0, Fraction(1, 25)
+    packets = [bytes(packet) for packet in (*context.encode(frame), *context.encode(None))]
+    for data in packets:
+        assert [_is_short(part, SimpleNamespace(name="dirac")) for part in (data, data[:len(data) // 2])] == [False, True]
+    assert packets
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_short_slice_of_few_bytes(tmp_path, suffix):
+    """Half of a smooth frame's 47 bytes is decoded to its end, with what the decoder takes for the rest."""
+    frames = [pattern(i, 96, 128) for i in range(8)]
+    reader = read(probe(save_packets(tmp_path / f"in{suffix}", frames, "libx264", "yuv420p", {}, cut=3)))
+    assert len(list(reader)) == 8 and reader.lost == 1
+
+
+@pytest.mark.parametrize("codec, options", [
+    ("libx264", {"profile": "baseline"}), ("libx264", {"x264-params": "interlaced=1"}), ("libx264", {"x264-params": "slices=4:aud=1"}),
+    ("libx264", {"x264-params": "nal-hrd=cbr:vbv-maxrate=400:vbv-bufsize=400:bitrate=400:filler=1"}),
+    ("libx265", {"x265-params": "log-level=none:hash=1:repeat-headers=1:aud=1"}), ("libx265", {"x265-params": "log-level=none:lossless=1"})])
+@pytest.mark.parametrize("suffix", [".mp4", ".ts"])
+def test_whole_streams_of_all_kinds_are_whole(tmp_path, codec, options, suffix):
+    reader = read(probe(save_clip(tmp_path / f"in{suffix}", [pattern(i, 96, 128) for i in range(6)], codec=codec, options=options)))
+    assert len(list(reader)) == 6 and reader.lost == 0 and not any("damaged" in note for note in reader.notes)
+
+
+def test_gifs_of_other_programs(tmp_path):
+    from PIL import Image
+    path = tmp_path / "in.gif"
+    first, *rest = (Image.fromarray(eight_bits(i)) for i in range(6))
+    first.save(path, save_all=True, append_images=rest, duration=40, loop=0, comment=b"made by hand" * 50)
+    data = path.read_bytes()
+    for content, lost in ((data, 0), (data[:-1], 0), (data + b"\0\0trailing", 0), (data[:-40], 2)):
+        path.write_bytes(content)
+        reader = read(probe(path))
+        assert len(list(reader)) == 6 and reader.lost == lost, content[-20:]
 
 
 @pytest.mark.parametrize("codec", ["libx264", "libx265"])
