@@ -383,7 +383,7 @@ def test_a_short_slice_of_few_bytes(tmp_path, suffix):
 @pytest.mark.parametrize("codec, options", [
     ("libx264", {"profile": "baseline"}), ("libx264", {"x264-params": "interlaced=1"}), ("libx264", {"x264-params": "slices=4:aud=1"}),
     ("libx264", {"x264-params": "nal-hrd=cbr:vbv-maxrate=400:vbv-bufsize=400:bitrate=400:filler=1"}),
-    ("libx265", {"x265-params": "log-level=none:hash=1:repeat-headers=1:aud=1"}), ("libx265", {"x265-params": "log-level=none:lossless=1"})])
+    ("libx265", {"x265-params": "log-level=none:hash=1:repeat-headers=1:aud=1"}), ("libx265", {"x265-params": "log-level=0:lossless=1"})])
 @pytest.mark.parametrize("suffix", [".mp4", ".ts"])
 def test_whole_streams_of_all_kinds_are_whole(tmp_path, codec, options, suffix):
     reader = read(probe(save_clip(tmp_path / f"in{suffix}", [pattern(i, 96, 128) for i in range(6)], codec=codec, options=options)))
