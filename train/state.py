@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.tensor import DTensor
 
-from vdd_model.checkpoint.tensorfile import CheckpointError, read_header, read_tensors, write_tensors
+from vdd_model.checkpoint.tensorfile import CheckpointError, read_file, write_tensors
 from vdd_model.errors import UserError
 
 from .backend.muon import Muon, is_matrix
@@ -84,9 +84,9 @@ def newest(folder: Path, say=print) -> State | None:
     damaged = []
     for path in _files(folder):
         try:
-            metadata = read_header(path).metadata
+            _, tensors, metadata = read_file(path)
             position, record = (json.loads(metadata[key]) for key in ("train.progress", "train.record"))
-            state = State(path, Position(**position), record, read_tensors(path))
+            state = State(path, Position(**position), record, tensors)
         except (CheckpointError, KeyError, TypeError, ValueError) as error:
             damaged.append(path)
             say(f"passing over a state that cannot be read: {error}")

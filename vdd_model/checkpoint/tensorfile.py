@@ -1,15 +1,14 @@
-"""Safetensors files: header checks that say what is wrong, mapped reading, and writing with flat memory."""
+"""Safetensors files: mapped reading that says what is wrong, and writing with flat memory."""
 from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import shutil
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,118 +16,68 @@ from torch import Tensor
 from ..errors import UserError
 from ..media.files import written_aside
 
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}
-_DTYPES |= {name: getattr(torch, attr) for name, attr in (("F8_E4M3", "float8_e4m3fn"), ("F8_E5M2", "float8_e5m2")) if hasattr(torch, attr)}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_MAX_HEADER = 100_000_000
+_NAMES = {getattr(torch, name): theirs for name, theirs in (
+    ("float64", "F64"), ("float32", "F32"), ("float16", "F16"), ("bfloat16", "BF16"), ("float8_e4m3fn", "F8_E4M3"),
+    ("float8_e5m2", "F8_E5M2"), ("int64", "I64"), ("int32", "I32"), ("int16", "I16"), ("int8", "I8"), ("uint8", "U8"),
+    ("bool", "BOOL")) if hasattr(torch, name)}
 
 
 class CheckpointError(UserError):
     """A model file that cannot be used; the message is one sentence: which file, what was expected, what was found."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One tensor of a file: its type, shape and byte range after the header."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    start: int
-    end: int
-
-    @property
-    def numel(self) -> int:
-        """Number of values."""
-        return math.prod(self.shape)
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a safetensors file declares: its tensors and its text metadata."""
+class TensorFile(NamedTuple):
+    """A safetensors file: its tensors, mapped (memory is used on first touch only, writing into one never changes the file), and its
+    text metadata."""
 
     path: Path
-    size: int
-    entries: dict[str, Entry]
+    tensors: dict[str, Tensor]
     metadata: dict[str, str]
 
 
-def _what_is_it(path: Path, head: bytes) -> str:
-    """Name a file that is not safetensors by its first bytes, with what to do about it."""
-    if head.startswith(b"PK\x03\x04") or head[:1] == b"\x80":
-        return "it is a PyTorch pickle; `vdd convert` builds a checkpoint from official files"
-    if head.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer, the weights themselves were not fetched (`git lfs pull`)"
-    if head.lstrip()[:1] == b"<":
-        return "it is a web page, the download went wrong"
-    return "it does not begin with a safetensors header"
+def read_file(path: str | os.PathLike) -> TensorFile:
+    """Open a safetensors file. Raises CheckpointError when it is missing, empty, truncated, damaged, or another kind of file."""
+    from safetensors import SafetensorError, safe_open
 
-
-def read_header(path: str | os.PathLike) -> Header:
-    """Read and check the header of a safetensors file; no tensor data is touched.
-
-    Raises CheckpointError when the file is missing, empty, truncated, or not a safetensors file.
-    """
     path = Path(path)
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder, a safetensors file was expected")
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(512)
-            if size < 8:
-                raise CheckpointError(f"{path} is {'empty' if size == 0 else 'truncated'} ({size} bytes), a safetensors file was expected")
-            length = struct.unpack("<Q", head[:8])[0]
-            if length > _MAX_HEADER or head[8:9] != b"{":
-                raise CheckpointError(f"{path} is not a safetensors file: {_what_is_it(path, head)}")
-            if 8 + length > size:
-                raise CheckpointError(f"{path} is truncated: its header alone needs {8 + length} bytes, the file has {size}")
-            file.seek(8)
-            text = file.read(length)
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            return TensorFile(path, {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {})
     except FileNotFoundError:
         raise CheckpointError(f"there is no file {path}") from None
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    try:
-        table = json.loads(text)
-        metadata = table.pop("__metadata__", None) or {}
-        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-            raise ValueError("its metadata are not texts under names")
-        entries = {name: _entry(value) for name, value in table.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} has a damaged header ({error})") from None
-    room = size - 8 - length
-    end = max((e.end for e in entries.values()), default=0)
-    if end > room:
-        raise CheckpointError(f"{path} is truncated: its tensors need {8 + length + end} bytes, the file has {size}")
-    return Header(path, size, entries, metadata)
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (SafetensorError, TypeError, AttributeError) as error:            # the latter: types that this torch does not have
+        raise CheckpointError(f"{path} {_what_is_wrong(path, error)}") from None
 
 
-def _entry(value: dict) -> Entry:
-    if value["dtype"] not in _DTYPES:
-        raise ValueError(f"unknown tensor type {value['dtype']!r}")
-    start, end = value["data_offsets"]
-    entry = Entry(_DTYPES[value["dtype"]], tuple(int(n) for n in value["shape"]), int(start), int(end))
-    if start < 0 or end - start != entry.numel * entry.dtype.itemsize:
-        raise ValueError("a tensor's byte range does not fit its shape")
-    return entry
-
-
-def read_tensors(path: str | os.PathLike, prefix: str = "") -> dict[str, Tensor]:
-    """All tensors whose name starts with `prefix` (which is cut off), mapped from the file: memory is used on first touch only.
-
-    The mapping is private: writing into a tensor never changes the file. Raises CheckpointError as `read_header` does.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    header = read_header(path)
-    try:
-        with safe_open(str(path), framework="pt", device="cpu") as file:
-            return {name[len(prefix):]: file.get_tensor(name) for name in header.entries if name.startswith(prefix)}
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from None
+def _what_is_wrong(path: Path, error: Exception) -> str:
+    """Of a file that safetensors refuses: how it was cut off, or by its first bytes what it is instead, with what to do about it."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(64)
+    needed = 8 + int.from_bytes(head[:8], "little")
+    if size < 8:
+        return f"is {'empty' if size == 0 else 'truncated'} ({size} bytes), a safetensors file was expected"
+    if head[8:9] == b"{":
+        if needed > size:
+            return f"is truncated: its header alone needs {needed} bytes, the file has {size}"
+        try:
+            with path.open("rb") as file:
+                table = json.loads(file.read(needed)[8:])
+            needed += max(entry["data_offsets"][1] for name, entry in table.items() if name != "__metadata__")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            needed = 0
+        return f"is truncated: its tensors need {needed} bytes, the file has {size}" if needed > size else f"has a damaged header ({error})"
+    if head.startswith(b"PK\x03\x04") or head[:1] == b"\x80":
+        what = "it is a PyTorch pickle; `vdd convert` builds a checkpoint from official files"
+    elif head.startswith(b"version https://git-lfs"):
+        what = "it is a Git LFS pointer, the weights themselves were not fetched (`git lfs pull`)"
+    else:
+        what = "it is a web page, the download went wrong" if head.lstrip()[:1] == b"<" else "it does not begin with a safetensors header"
+    return f"is not a safetensors file: {what}"
 
 
 def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str],

@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from vdd_model import checkpoint
 from vdd_model.checkpoint.store import CheckpointError, info, load, read_config, read_training, save
-from vdd_model.checkpoint.tensorfile import read_header, read_tensors, write_tensors
+from vdd_model.checkpoint.tensorfile import read_file, write_tensors
 
 
 def rewrite(source, target, change):
     """Copy a checkpoint with its tensors and metadata changed by `change(tensors, metadata)`."""
-    tensors, metadata = load_file(source), dict(read_header(source).metadata)
+    tensors, metadata = load_file(source), dict(read_file(source).metadata)
     change(tensors, metadata)
     save_file(tensors, target, metadata=metadata)
     return target
@@ -54,7 +54,7 @@ def test_mixed_types_stay_aligned_and_empty_tensors_survive(tmp_path):
     tensors = {"a": torch.ones(3, dtype=torch.uint8), "b": torch.arange(5.0), "c": torch.tensor(2.5, dtype=torch.float64),
                "d": torch.empty(0, 4), "e": torch.ones(3, 2, dtype=torch.bfloat16).T}
     write_tensors(tmp_path / "x.safetensors", tensors, {})
-    back = read_tensors(tmp_path / "x.safetensors")
+    back = read_file(tmp_path / "x.safetensors").tensors
     assert all(torch.equal(back[k], t) and back[k].dtype == t.dtype for k, t in tensors.items())
 
 

@@ -23,7 +23,7 @@ from vdd_model.checkpoint.maxim import (
     source_parameters,
 )
 from vdd_model.checkpoint.store import info
-from vdd_model.checkpoint.tensorfile import CheckpointError, read_header
+from vdd_model.checkpoint.tensorfile import CheckpointError, read_file
 from vdd_model.networks.maxim import Maxim
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -99,7 +99,7 @@ def test_a_package_becomes_a_file_that_says_what_it_is(tmp_path, narrow, packed)
     said = convert_maxim(given, tmp_path / FILE_NAME, dtype=torch.float32, sha256=sha256)
     for word in ("MAXIM", "Google Research", "Apache-2.0", "GoPro"):
         assert word in said
-    metadata = read_header(tmp_path / FILE_NAME).metadata
+    metadata = read_file(tmp_path / FILE_NAME).metadata
     assert metadata["source SHA-256"] == sha256 and "maxim-deblurring@0.1.0" in metadata["source"] and "GoPro" in metadata["trained on"]
     network = load_maxim(tmp_path / FILE_NAME)
     assert (picture_of(network, picture) - expected).abs().max() < 1e-4 * (expected - picture).abs().max()
@@ -108,7 +108,7 @@ def test_a_package_becomes_a_file_that_says_what_it_is(tmp_path, narrow, packed)
 def test_half_precision_halves_the_file(tmp_path, narrow):
     sha256 = write_package(tmp_path / "package", narrow[0])
     convert_maxim(tmp_path / "package", tmp_path / FILE_NAME, sha256=sha256)
-    values = sum(math.prod(entry.shape) for entry in read_header(tmp_path / FILE_NAME).entries.values())
+    values = sum(tensor.numel() for tensor in read_file(tmp_path / FILE_NAME).tensors.values())
     assert 2 * values < (tmp_path / FILE_NAME).stat().st_size < 2.1 * values
     assert load_maxim(tmp_path / FILE_NAME).dtype == torch.float32
     assert "MAXIM S-3, arXiv 2201.02973, by Google Research" in info(tmp_path / FILE_NAME)
