@@ -17,13 +17,16 @@ def cases(model, frames: int, height: int, width: int, dtype: torch.dtype, devic
     from vdd_model.networks.fidelity import BlurGuide
     chunk = Tiling().chunk(height, width)
     pixels = torch.rand(1, 3, frames, height, width, device=device).mul_(2).sub_(1)
-    code = model.encode_blurred(pixels, chunk)
-    z = torch.randn(code.latents.shape, device=device).to(dtype)
+    parts = pixels.split(chunk, dim=2)
+    codes = [model.encode_blurred(part) for part in parts]
+    guides = [BlurGuide(part, code.features) for part, code in zip(parts, codes)]
+    latents = torch.cat([code.latents for code in codes], dim=2)
+    z = torch.randn(latents.shape, device=device).to(dtype).split(chunk, dim=2)
     return {
-        "encoder 2, with features": lambda: model.encode_blurred(pixels, chunk),
-        "adapter": lambda: model.adapter(code.latents),
-        "decoder, plain": lambda: model.decode(z, chunk=chunk),
-        "decoder, fidelity branch": lambda: model.decode(z, BlurGuide(pixels, code.features), chunk),
+        "encoder 2, with features": lambda: [model.encode_blurred(part) for part in parts],
+        "adapter": lambda: model.adapter(latents),
+        "decoder, plain": lambda: [model.decode(part) for part in z],
+        "decoder, fidelity branch": lambda: [model.decode(*each) for each in zip(z, guides)],
     }
 
 

@@ -178,7 +178,6 @@ def training(device: str) -> list[dict]:
     for kind in STAGES:
         common.release()
         model = common.random_model("small").train().to(device)
-        model.unet.schedule = model.unet.schedule.to(device)
         stage = StageConfig(kind=kind, steps=1, batch=batch, loss=LossConfig())
         set_trainable(model, stage)
         loss = StageLoss(model, stage)

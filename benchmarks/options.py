@@ -26,7 +26,6 @@ def denoiser_call(model, frames: int, height: int, width: int, device: str) -> C
     generator, factor, dtype = torch.Generator().manual_seed(0), model.config.vae.factor, model.null_text.dtype
     if torch.device(device).type == "cuda":                  # as the pipeline does
         channels_last(model.unet)
-        model.unet.schedule = model.unet.schedule.to(device)
     shape = (1, model.config.unet.latent_channels, frames, height // factor, width // factor)
     x, blurred = (torch.randn(shape, generator=generator).to(device, dtype) for _ in range(2))
     image = torch.randn(1, model.config.unet.image_dim, generator=generator).to(device, dtype)

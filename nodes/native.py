@@ -29,7 +29,6 @@ from torch import Tensor
 from ..vdd_model import checkpoint
 from ..vdd_model.config import ModelConfig
 from ..vdd_model.cpu import accelerate
-from ..vdd_model.diffusion.schedule import make_schedule
 from ..vdd_model.errors import UserError
 from ..vdd_model.inference.pipeline import Deblurrer, default_dtype
 from ..vdd_model.inference.prior import Prior
@@ -277,12 +276,9 @@ class HostDeblurrer(Deblurrer):
     """Deblurrer whose weights the host's memory manager holds, with the host's progress bar, preview and Cancel."""
 
     def __init__(self, path: str, prior: str | os.PathLike | None = None):
-        self.model, patcher = load_whole(path)
-        self.prior_file = prior
-        self.device = patcher.load_device
-        self.schedule = make_schedule(self.model.config.diffusion)
-        use([patcher], WORKING_MEMORY)
-        self.patcher = patcher                       # the host keeps only a weak reference
+        model, self.patcher = load_whole(path)                     # of the patcher the host keeps only a weak reference
+        use([self.patcher], WORKING_MEMORY)
+        super().__init__(model, device=self.patcher.load_device, prior=prior, move=False)
 
     def load_prior(self) -> Prior:
         prior = load_prior(self.prior_file)

@@ -55,7 +55,7 @@ class StageLoss(nn.Module):
     def __init__(self, model: nn.Module, stage: StageConfig, *, seed: int = 0, number: int = 0):
         super().__init__()
         self.model, self.stage, self.seed, self.number = model, stage, seed, number
-        self.schedule = diffusion.make_schedule(model.config.diffusion).to(next(model.parameters()).device)
+        self.schedule = model.unet.schedule
         self.perceptual = _lpips() if stage.loss.lpips else None
 
     def forward(self, blurred: Tensor, sharp: Tensor, positions: Sequence[int],
@@ -304,12 +304,8 @@ def start_encoders(model: nn.Module) -> None:
 
 
 def set_latent_scale(model: nn.Module, scale: float) -> None:
-    """Store config.vae.latent_scale where the model's parts read it."""
-    vae = dataclasses.replace(model.config.vae, latent_scale=scale)
-    model.config = dataclasses.replace(model.config, vae=vae)
-    model.vae.config = vae
-    for encoder in (model.encoder1, model.encoder2):
-        encoder.spatial_head.latent_scale = scale
+    """Change config.vae.latent_scale, which the model alone reads: its parts work on unscaled latents."""
+    model.config = dataclasses.replace(model.config, vae=dataclasses.replace(model.config.vae, latent_scale=scale))
 
 
 def _lpips() -> nn.Module:

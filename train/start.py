@@ -40,7 +40,7 @@ class Run:
     model: DeblurModel
     position: states.Position
     restored: states.State | None             # until its stage has begun
-    clips: list[checks.Pair]                  # of the validation
+    clips: list[checks.ValidationClip]                  # of the validation
     journal: Journal
     last_state: Path | None = None
     saved_at: float = field(default_factory=time.monotonic)
@@ -195,7 +195,6 @@ def prepare_model(model: DeblurModel, config: TrainConfig, device: torch.device)
         torch.backends.cuda.enable_cudnn_sdp(False)
     model.unet.gradient_checkpointing = config.gradient_checkpointing
     model = model.to(device).train()
-    model.unet.schedule = model.unet.schedule.to(device)
     if config.compile:                                   # in place: parameter names stay; a stage's shapes stay too, so none is dynamic
         for module in (model.unet, model.encoder1.spatial_head.encoder, model.encoder2.spatial_head.encoder, model.vae.encoder):
             module.compile(dynamic=False)

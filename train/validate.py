@@ -22,7 +22,7 @@ from .stages import generator
 SEED = 20_250_101          # of the validation's blur and noise: never a training seed
 
 
-class Pair(NamedTuple):
+class ValidationClip(NamedTuple):
     """One pair: frames (3, F, H, W) in [0, 1]."""
 
     group: str
@@ -41,7 +41,7 @@ def temporal_error(a: Tensor, b: Tensor) -> float:
     return metrics.temporal_error(a.movedim(0, -1), b.movedim(0, -1)).mean().item() if a.shape[1] > 1 else 0.0
 
 
-def load_clips(config: TrainConfig, divisor: int) -> list[Pair]:
+def load_clips(config: TrainConfig, divisor: int) -> list[ValidationClip]:
     """The validation clips of a run, on the CPU; frames cut to multiples of `divisor`. Raises ConfigError for a missing folder."""
     validation, clips = config.validation, []
     pairs, photos = _sets(config)
@@ -52,7 +52,7 @@ def load_clips(config: TrainConfig, divisor: int) -> list[Pair]:
         for number, photo in enumerate(_spread(photos, validation.clips)):   # one at a time: whichever sample is drawn, it shows this one
             blurred, sharp = synthesize([photo.sharp.read(range(1))[0]], SEED, [number], num_frames=validation.frames,
                                         size=validation.crop, config=blur_config(config), device="cpu")
-            clips.append(Pair("photos", photo.name, blurred[0], sharp[0]))
+            clips.append(ValidationClip("photos", photo.name, blurred[0], sharp[0]))
     return clips
 
 
@@ -90,7 +90,7 @@ def _spread(items: list, count: int) -> list:
     return [items[i * len(items) // count] for i in range(count)]
 
 
-def _pair_clip(sequence: readers.Sequence, frames: int, crop: int, divisor: int) -> Pair:
+def _pair_clip(sequence: readers.Sequence, frames: int, crop: int, divisor: int) -> ValidationClip:
     """The middle frames of a sequence, whole or the middle square of `crop` pixels, cut to multiples of `divisor`."""
     frames = min(frames, len(sequence))
     start = (len(sequence) - frames) // 2
@@ -99,7 +99,7 @@ def _pair_clip(sequence: readers.Sequence, frames: int, crop: int, divisor: int)
     left, top = (width - wide) // 2, (height - high) // 2
     blurred, sharp = (part.read(range(start, start + frames), (left, top, left + wide, top + high)).transpose(0, 1).float() / 255
                       for part in (sequence.blurred, sequence.sharp))
-    return Pair("pairs", sequence.name, blurred, sharp)
+    return ValidationClip("pairs", sequence.name, blurred, sharp)
 
 
 @torch.no_grad()
@@ -109,7 +109,7 @@ def restore(model: nn.Module, blurred: Tensor, *, fidelity: float = 1.0, seed: i
     code = model.encode_blurred(x)
     condition = model.condition(code.latents, x[:, :, x.shape[2] // 2])
     noise = torch.randn(code.latents.shape, generator=generator(x.device, seed, "validation"), device=x.device)
-    schedule = diffusion.make_schedule(model.config.diffusion)
+    schedule = model.unet.schedule
     t = torch.full((len(x),), schedule.num_timesteps - 1, device=x.device)
     z0 = diffusion.x0_from_v(schedule, noise, t, model.predict_v(noise, t, condition).float())
     return model.decode(z0, BlurGuide(x, code.features, fidelity)).float() * 0.5 + 0.5
@@ -122,7 +122,7 @@ def round_trip(model: nn.Module, sharp: Tensor) -> Tensor:
     return unfold_time(model.vae.decode(mean), len(sharp)).float() * 0.5 + 0.5
 
 
-def validate(model: nn.Module, clips: list[Pair], kind: str, device, panel: Path | None = None) -> dict[str, dict[str, float]]:
+def validate(model: nn.Module, clips: list[ValidationClip], kind: str, device, panel: Path | None = None) -> dict[str, dict[str, float]]:
     """PSNR in dB per group ("pairs", "photos"): blurred, autoencoder, and from stage 1 on plain (fidelity 0) and output (fidelity 1).
 
     Writes a panel of the centre frames (blurred, output, truth) to `panel`.

@@ -52,7 +52,7 @@ def model_on_gpu() -> DeblurModel:
     config = tiny_config()
     with CUDA:
         model = DeblurModel(dataclasses.replace(config, vae=dataclasses.replace(config.vae, thumbnail=True)))
-    model.unet.schedule = model.unet.schedule.to(CUDA)
+    model.unet.schedule = model.unet.schedule.to(CUDA)                 # as `to` does
     return model
 
 

@@ -15,7 +15,7 @@ VModel = Callable[[Tensor, Tensor], Tensor]
 
 def trailing_timesteps(steps: int, num_timesteps: int = 1000) -> list[int]:
     """`steps` timesteps, descending, evenly spaced and starting at the last one (Lin et al. 2023, "trailing")."""
-    _check_steps(steps, num_timesteps)
+    _check(steps, num_timesteps)
     return [round(num_timesteps * (steps - i) / steps) - 1 for i in range(steps)]
 
 
@@ -24,7 +24,7 @@ def vgen_timesteps(steps: int, num_timesteps: int = 1000) -> list[int]:
 
     Raises UserError for fewer than VGEN_MIN_STEPS: with one step the only timestep would be 1, where pure noise passes for the result.
     """
-    _check_steps(steps, num_timesteps)
+    _check(steps, num_timesteps)
     if steps < VGEN_MIN_STEPS:
         raise UserError(f"the spacing 'vgen' needs at least {VGEN_MIN_STEPS} steps, not {steps}: with fewer it starts where pure noise "
                         "passes for a nearly finished picture; take more steps, or the spacing 'trailing'")
@@ -56,9 +56,8 @@ def guided(conditional: VModel, unconditional: VModel, scale: float, rescale: fl
         v_u = unconditional(x, t)
         v = v_u + scale * (v_c - v_u)
         if rescale:
-            shape = (-1, *[1] * (v.ndim - 1))
             ratio = v_c.flatten(1).std(dim=1) / v.flatten(1).std(dim=1).clamp_min(1e-12)
-            v = v * (rescale * ratio + (1 - rescale)).view(shape)
+            v = v * (rescale * ratio + (1 - rescale)).view(-1, *[1] * (v.ndim - 1))
         return v
 
     return v_model
@@ -79,19 +78,14 @@ def ddim(v_model: VModel, x: Tensor, schedule: Schedule, timesteps: Sequence[int
         raise ValueError("eta > 0 needs step_noise")
     alpha_bar = schedule.alpha_bar.tolist()
     for i, t in enumerate(timesteps):
-        if i + 1 < len(timesteps):
-            alpha_bar_next = alpha_bar[timesteps[i + 1]]
-        else:
-            alpha_bar_next = 1.0 if final_x0 else alpha_bar[0]
+        last = i + 1 == len(timesteps)
+        alpha_bar_next = alpha_bar[timesteps[i + 1]] if not last else 1.0 if final_x0 else alpha_bar[0]
         a, s = alpha_bar[t] ** 0.5, (1 - alpha_bar[t]) ** 0.5
         v = v_model(x, torch.full((len(x),), t, dtype=torch.long, device=x.device))
         x0, eps = a * x - s * v, s * x + a * v
         # sigma of eq. 16 as eta * sqrt((1 - next) / (1 - now)) * sqrt(1 - now / next); no division by sqrt(alpha_bar_t)
         variance = eta**2 * max(0.0, (1 - alpha_bar_next) / (1 - alpha_bar[t]) * (1 - alpha_bar[t] / alpha_bar_next))
-        if alpha_bar_next == 1.0:
-            x = x0
-        else:
-            x = alpha_bar_next**0.5 * x0 + max(0.0, 1 - alpha_bar_next - variance) ** 0.5 * eps
+        x = x0 if alpha_bar_next == 1.0 else alpha_bar_next**0.5 * x0 + max(0.0, 1 - alpha_bar_next - variance) ** 0.5 * eps
         if variance and t > 0:
             x = x + variance**0.5 * step_noise(i)
         if callback is not None:
@@ -99,6 +93,6 @@ def ddim(v_model: VModel, x: Tensor, schedule: Schedule, timesteps: Sequence[int
     return x
 
 
-def _check_steps(steps: int, num_timesteps: int) -> None:
+def _check(steps: int, num_timesteps: int) -> None:
     if not 1 <= steps <= num_timesteps:
         raise ValueError(f"steps must be 1 to {num_timesteps}, not {steps}")

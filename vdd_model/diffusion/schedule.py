@@ -7,6 +7,7 @@ stays finite at the last timestep, where the schedule with zero terminal SNR (Li
 """
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,13 +19,18 @@ from ..config import DiffusionConfig
 LOG_STD_RANGE = (-5.0, 3.0)     # beyond it an estimate is certain, or says nothing
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Schedule:
     """float64 tables over the timesteps 0 .. T - 1, each of shape (T,)."""
 
     alpha_bar: Tensor
     sqrt_alpha_bar: Tensor
     sqrt_one_minus_alpha_bar: Tensor
+
+    @classmethod
+    def of(cls, alpha_bar: Tensor) -> Schedule:
+        """All tables from the one of alpha_bar."""
+        return cls(alpha_bar, alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
 
     @property
     def num_timesteps(self) -> int:
@@ -36,30 +42,40 @@ class Schedule:
         dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
         return Schedule(*(table.to(dtype).to(device) for table in (self.alpha_bar, self.sqrt_alpha_bar, self.sqrt_one_minus_alpha_bar)))
 
+    def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """a and s at the timesteps t (B,), each (B, 1, ..., 1) in the dtype and on the device of `like`."""
+        t = t.to(self.alpha_bar.device)
+        return tuple(table[t].to(like).view(-1, *[1] * (like.ndim - 1)) for table in (self.sqrt_alpha_bar, self.sqrt_one_minus_alpha_bar))
 
+
+@functools.cache
 def make_schedule(config: DiffusionConfig) -> Schedule:
-    """Betas linear in sqrt(beta) (VGen `linear_sd`), by default rescaled so that alpha_bar ends exactly on 0."""
-    betas = torch.linspace(config.beta_start**0.5, config.beta_end**0.5, config.num_timesteps, dtype=torch.float64) ** 2
+    """Betas linear in sqrt(beta) (VGen `linear_sd`), by default rescaled so that alpha_bar ends exactly on 0. One object for each
+    configuration, on the CPU."""
+    betas = torch.linspace(config.beta_start**0.5, config.beta_end**0.5, config.num_timesteps, dtype=torch.float64, device="cpu") ** 2
     alpha_bar = torch.cumprod(1 - betas, dim=0)
     if config.zero_terminal_snr:                 # sqrt(alpha_bar) ends on 0 and keeps its first value (Lin et al., Alg. 1)
         first, last = alpha_bar[0].sqrt(), alpha_bar[-1].sqrt()
         alpha_bar = ((alpha_bar.sqrt() - last) * (first / (first - last))) ** 2
-    return Schedule(alpha_bar, alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
+    return Schedule.of(alpha_bar)
 
 
 def q_sample(schedule: Schedule, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     """A draw of q(x_t | x_0): x0 and noise (B, ...), t (B,) integers."""
-    return _at(schedule.sqrt_alpha_bar, t, x0) * x0 + _at(schedule.sqrt_one_minus_alpha_bar, t, x0) * noise
+    a, s = schedule.at(t, x0)
+    return a * x0 + s * noise
 
 
 def v_target(schedule: Schedule, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     """What the network learns to predict: v = a eps - s x0 (Salimans and Ho 2022)."""
-    return _at(schedule.sqrt_alpha_bar, t, x0) * noise - _at(schedule.sqrt_one_minus_alpha_bar, t, x0) * x0
+    a, s = schedule.at(t, x0)
+    return a * noise - s * x0
 
 
 def x0_from_v(schedule: Schedule, x_t: Tensor, t: Tensor, v: Tensor) -> Tensor:
     """The clean latents that v stands for."""
-    return _at(schedule.sqrt_alpha_bar, t, x_t) * x_t - _at(schedule.sqrt_one_minus_alpha_bar, t, x_t) * v
+    a, s = schedule.at(t, x_t)
+    return a * x_t - s * v
 
 
 class Preconditioned(NamedTuple):
@@ -81,7 +97,7 @@ def precondition(schedule: Schedule, x_t: Tensor, t: Tensor, mean: Tensor, log_s
     """
     t = t.round().long() if t.is_floating_point() else t
     mean, variance = mean.float(), (2 * log_std.float().clamp(*LOG_STD_RANGE)).exp()
-    a, s = _at(schedule.sqrt_alpha_bar, t, mean), _at(schedule.sqrt_one_minus_alpha_bar, t, mean)
+    a, s = schedule.at(t, mean)
     rest, d = x_t.float() - a * mean, a**2 * variance + s**2
     return Preconditioned(rest * d.rsqrt(), a * s * (1 - variance) / d * rest - s * mean, (variance / d).sqrt())
 
@@ -96,8 +112,3 @@ def offset_noise(shape: tuple[int, ...] | torch.Size, strength: float, generator
     if strength:
         noise = noise + strength * torch.randn((*shape[:3], 1, 1), generator=generator, device=device, dtype=dtype)
     return noise
-
-
-def _at(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
-    """table[t] as (B, 1, ..., 1) in the dtype and on the device of `like`."""
-    return table[t.to(table.device)].to(like).view(-1, *[1] * (like.ndim - 1))

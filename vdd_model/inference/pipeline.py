@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..checkpoint.store import BUILT_IN
+from ..checkpoint.store import BUILT_IN, load
 from ..cpu import accelerate
 from ..diffusion.schedule import make_schedule
 from ..errors import UserError
@@ -96,33 +96,27 @@ def _seek(found: Iterator[Picture], first_frame: int, stride: int) -> tuple[list
 class Deblurrer:
     """A loaded model and what is needed to run it on clips.
 
-    checkpoint: "small" (built in), a path, or a DeblurModel (which is moved, not copied). device: None takes CUDA or Apple's GPU
-    where there is one. dtype: None takes default_dtype(device) for a file; a DeblurModel keeps its own. prior: the pretrained prior's
-    file; None looks for it beside the checkpoint and in the package.
+    checkpoint: "small" (built in), a path, or a DeblurModel (which is moved, not copied, and not even that without `move`: then
+    somebody else keeps its weights on `device`). device: None takes CUDA or Apple's GPU where there is one. dtype: None takes
+    default_dtype(device) for a file; a DeblurModel keeps its own. prior: the pretrained prior's file; None looks for it beside the
+    checkpoint and in the package.
     """
 
-    prior_file: Path | None = None
-    _prior: Prior | None = None
-    told = False                                         # how to get the prior
-
     def __init__(self, checkpoint: str | os.PathLike | DeblurModel = "small", *, device: torch.device | str | None = None,
-                 dtype: torch.dtype | None = None, prior: str | os.PathLike | None = None):
-        beside = [Path(checkpoint).parent] if isinstance(checkpoint, (str, os.PathLike)) and checkpoint not in BUILT_IN else []
-        self.prior_file = find_prior(beside, prior)
+                 dtype: torch.dtype | None = None, prior: str | os.PathLike | None = None, move: bool = True):
         self.device = torch.device(device) if device is not None else default_device()
-        if isinstance(checkpoint, (str, os.PathLike)):
-            from ..checkpoint.store import load
+        named = isinstance(checkpoint, (str, os.PathLike))
+        self.prior_file = find_prior([Path(checkpoint).parent] if named and checkpoint not in BUILT_IN else [], prior)
+        self._prior, self._told = None, False            # told: how to get the prior
+        if not named:
+            self.model = checkpoint.to(self.device, dtype) if move else checkpoint
+        else:
             self.model = load(checkpoint, self.device, dtype or default_dtype(self.device))
             drop_untrained_branch(self.model)
             if self.device.type == "cuda":
                 channels_last(self.model.unet)
             elif self.device.type == "cpu":
                 accelerate(self.model)
-        else:
-            self.model = checkpoint.to(self.device) if dtype is None else checkpoint.to(self.device, dtype)
-        if self.device.type == "cuda":
-            self.model.unet.schedule = self.model.unet.schedule.to(self.device)      # or every call would wait for the GPU
-        self.schedule = make_schedule(self.model.config.diffusion)
 
     def load_prior(self) -> Prior:
         """The prior in `prior_file`, on the model's device and in its type."""
@@ -137,9 +131,9 @@ class Deblurrer:
                 notice(NO_FUSION)
             return None
         if self.prior_file is None and options.prior == "auto":
-            if not self.told:
+            if not self._told:
                 notice(f"without the pretrained prior, which is not there: {HOW_TO_GET}")
-            self.told = True
+            self._told = True
             return None
         if self._prior is None:
             need_prior(self.prior_file)
@@ -221,7 +215,7 @@ class _Pass:
 
     def __init__(self, deblurrer: Deblurrer, options: DeblurOptions, first_frame: int, moments: MutableSequence[Moment], total: int | None,
                  progress: Callable[[Progress], None] | None, notice: Callable[[str], None], orientation: Orientation = ORIENTATIONS[0]):
-        self.model, self.schedule, self.device = deblurrer.model, deblurrer.schedule, deblurrer.device
+        self.model, self.device = deblurrer.model, deblurrer.device
         self.dtype = self.model.null_text.dtype
         self.options, self.first_frame, self.moments = options, first_frame, moments
         self.fidelity = options.fidelity if self.model.vae.fidelity is not None else 0.0
@@ -319,7 +313,7 @@ class _Pass:
         return len(tiling.boxes((frames, *(n + -n % self.model.config.divisor for n in self.size)), self.model.config.divisor, time=time))
 
     def _encode(self, numbers: range, tiling: Tiling) -> None:
-        held = self._feature_bytes() * (self.options.window + 2) * self.options.ensemble
+        held = feature_bytes(self.model.config, *self.size, self.dtype.itemsize) * (self.options.window + 2) * self.options.ensemble
         keep = tiling == Tiling() and self.fidelity and held <= (CPU_FEATURE_BYTES if self.device.type == "cpu" else FEATURE_BYTES)
         count = tiling.chunk(*self.size)
         tick = self.meter.ticks("encode", math.ceil(len(numbers) / count) * self._pieces(tiling))
@@ -335,9 +329,6 @@ class _Pass:
                 latents = encode_frames(self.model, pixels, tiling, tick)
             self.latents |= {i: latents[:, :, i - first:i - first + 1] for i in chunk}
 
-    def _feature_bytes(self) -> int:
-        return feature_bytes(self.model.config, *self.size, torch.finfo(self.dtype).bits // 8)
-
     def _denoise(self, window: range, tiling: Tiling) -> Tensor:
         options, pieces = self.options, self._pieces(tiling, len(window), time=True)
         calls = 0 if self.estimated else options.steps * (1 if options.guidance == 1 else 2)
@@ -351,8 +342,9 @@ class _Pass:
             image = self.model.encoder1.semantic(self._pixels(centre, centre + 1)[:, :, 0])
         v_model = window_v_model(self.model, latents, image, guidance=options.guidance, guidance_rescale=options.guidance_rescale,
                                  guidance_interval=options.guidance_interval, tiling=tiling, tick=tick)
-        return sample_window(v_model, self.schedule, latents.shape, window, steps=options.steps, eta=options.eta, spacing=options.spacing,
-                             seed=options.seed, device=self.device, callback=lambda i, t, x, x0: tick(x0))
+        return sample_window(v_model, make_schedule(self.model.config.diffusion), latents.shape, window, steps=options.steps,
+                             eta=options.eta, spacing=options.spacing, seed=options.seed, device=self.device,
+                             callback=lambda i, t, x, x0: tick(x0))
 
     def _decode(self, x0: Tensor, ready: range) -> Iterator[Tensor]:
         """The pictures `ready`, each decoded once, a chunk at a time, and given as often as they are shown."""

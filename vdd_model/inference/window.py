@@ -18,7 +18,7 @@ from ..diffusion.sampler import SPACINGS, VModel, ddim, guided
 from ..diffusion.schedule import Schedule
 from ..errors import UserError
 from ..networks.fidelity import BlurGuide
-from ..networks.model import BlurCode, Condition, DeblurModel
+from ..networks.model import Condition, DeblurModel
 from .color import levels_for, wavelet_color_transfer
 from .windows import Box, blend, boxes, frame_noise
 
@@ -142,15 +142,6 @@ def encode_frames(model: DeblurModel, pixels: Tensor, tiling: Tiling = Tiling(),
 
 
 @torch.no_grad()
-def encode_with_features(model: DeblurModel, pixels: Tensor, start: int, stop: int) -> BlurCode:
-    """The BlurCode of the frames [start, stop) of `pixels`: their neighbours, where there are any, are taken into account."""
-    low, high = max(0, start - 1), min(pixels.shape[2], stop + 1)
-    code = model.encode_blurred(pixels[:, :, low:high])
-    inner = slice(start - low, stop - low)
-    return BlurCode(code.latents[:, :, inner], [level[:, :, inner] for level in code.features])
-
-
-@torch.no_grad()
 def window_v_model(model: DeblurModel, latents: Tensor, image: Tensor, *, guidance: float = 1.0, guidance_rescale: float = 0.0,
                    guidance_interval: tuple[float, float] = (0.0, 1.0), tiling: Tiling = Tiling(), tick: Tick = no_tick) -> VModel:
     """The guided v of one window as a function of (x, t) alone, x float32 (1, 4, F, h, w).
@@ -249,7 +240,9 @@ def decode_frames(model: DeblurModel, latents: Tensor, guide: BlurGuide | Callab
         else:
             piece, features = guide._replace(features=None).map(lambda x: x[..., wide.rows.slice, wide.columns.slice]), guide.features
         if features is None or len(pieces) > 1:              # those of whole frames are no tile's
-            features = encode_with_features(model, piece.pixels, start, start + count).features
+            low = max(0, start - 1)                          # their neighbours, where there are any, are looked at
+            features = model.encode_blurred(piece.pixels[:, :, low:start + count + 1]).features
+            features = [level[:, :, start - low:start - low + count] for level in features]
         return model.decode(z, piece.map(lambda x: x[:, :, start:start + count])._replace(features=features)).float()
 
     return blend(list(pieces), decode)

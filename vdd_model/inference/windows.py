@@ -67,8 +67,7 @@ def spans(size: int, length: int, overlap: int, multiple: int = 1) -> list[Span]
 
 def boxes(size: tuple[int, int, int], length: tuple[int, int, int], overlap: tuple[int, int, int], multiple: int = 1) -> list[Box]:
     """Boxes over (F, h, w); `multiple` holds for the rows and columns."""
-    axes = [spans(n, k, o, m) for n, k, o, m in zip(size, length, overlap, (1, multiple, multiple))]
-    return [Box(*spans_) for spans_ in product(*axes)]
+    return [Box(*axes) for axes in product(*map(spans, size, length, overlap, (1, multiple, multiple)))]
 
 
 def ramp(length: int) -> Tensor:
@@ -154,14 +153,8 @@ def fade_in(new: Tensor, step: Step, old: Tensor | None, old_window: range) -> T
     (None: there is none). It is changed in place."""
     if old is not None and step.shared:
         part, before = (slice(step.shared.start - frames.start, step.shared.stop - frames.start) for frames in (step.window, old_window))
-        new[:, :, part] = crossfade(old[:, :, before], new[:, :, part])
+        new[:, :, part] = torch.lerp(old[:, :, before], new[:, :, part], ramp(len(step.shared)).to(new)[:, None, None])
     return new
-
-
-def crossfade(previous: Tensor, following: Tensor) -> Tensor:
-    """From `previous` to `following` along axis 2, both (B, C, F, h, w) of the same frames."""
-    weight = ramp(previous.shape[2]).to(previous).view(-1, 1, 1)
-    return torch.lerp(previous, following, weight)
 
 
 def frame_noise(seed: int, frames: Sequence[int], channels: int, height: int, width: int, step: int = 0) -> Tensor:
@@ -170,9 +163,6 @@ def frame_noise(seed: int, frames: Sequence[int], channels: int, height: int, wi
     A pixel's noise depends on (seed, its frame's index, step, its position) alone: each frame has a generator of its own that
     draws the whole latent plane, from which tiles are cut. step 0 is the start of sampling, i + 1 the noise added by step i.
     """
-    planes = []
-    for frame in frames:
-        key = hashlib.blake2b(f"{seed}/{frame}/{step}".encode(), digest_size=8).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
-        planes.append(torch.randn(channels, height, width, generator=generator))
-    return torch.stack(planes, dim=1)[None]
+    keys = (hashlib.blake2b(f"{seed}/{frame}/{step}".encode(), digest_size=8).digest() for frame in frames)
+    generators = (torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1) for key in keys)
+    return torch.stack([torch.randn(channels, height, width, generator=generator) for generator in generators], dim=1)[None]

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..config import AdapterConfig
 from .attention import attention
+from .layers import zero_init
 
 
 class TemporalTransformer(nn.Module):
@@ -45,9 +46,7 @@ class Adapter(nn.Module):
         self.conv1 = ops.Conv2d(latent_channels, channels, 3, padding=1)
         self.conv2 = ops.Conv2d(channels, channels, 3, padding=1)
         self.temporal = TemporalTransformer(channels, config.heads, ops)
-        self.conv_out = ops.Conv2d(channels, concat_channels, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+        self.conv_out = zero_init(ops.Conv2d(channels, concat_channels, 3, padding=1))
 
     def forward(self, latents: Tensor) -> Tensor:
         b, height = len(latents), latents.shape[3]

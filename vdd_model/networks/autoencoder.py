@@ -13,14 +13,9 @@ from torch import Tensor, nn
 from ..config import AutoencoderConfig
 from .fidelity import BlurGuide, FidelityBranch
 from .fusion import PriorFusion
-from .layers import conv_stride_2
+from .layers import conv_stride_2, silu, zero_init
 
 LOGVAR_RANGE = (-30.0, 20.0)      # clamp of the official DiagonalGaussianDistribution
-
-
-def silu(x: Tensor) -> Tensor:
-    """SiLU; in place where no gradient can need its input (every caller passes a tensor that it owns)."""
-    return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 def fast_layout(x: Tensor) -> Tensor:
@@ -90,9 +85,9 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """The blocks of one resolution and the change to the next; only names, so that keys equal the official ones."""
 
-    def __init__(self, blocks: list[ResBlock]):
+    def __init__(self, c_in: int, c_out: int, count: int, groups: int, ops):
         super().__init__()
-        self.block = nn.ModuleList(blocks)
+        self.block = nn.ModuleList(ResBlock(c_out if i else c_in, c_out, groups, ops) for i in range(count))
 
 
 class Middle(nn.Module):
@@ -119,11 +114,8 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList()
         width = config.channels
         for i, level_width in enumerate(widths):
-            blocks = []
-            for _ in range(config.blocks_per_level):
-                blocks.append(ResBlock(width, level_width, groups, ops))
-                width = level_width
-            level = Level(blocks)
+            level = Level(width, level_width, config.blocks_per_level, groups, ops)
+            width = level_width
             if i < len(widths) - 1:
                 level.downsample = Downsample(width, ops)
             self.down.append(level)
@@ -159,11 +151,8 @@ class Decoder(nn.Module):
         self.mid = Middle(width, config, ops)
         levels: list[Level] = []
         for i in reversed(range(len(widths))):
-            blocks = []
-            for _ in range(config.blocks_per_level + 1):
-                blocks.append(ResBlock(width, widths[i], groups, ops))
-                width = widths[i]
-            level = Level(blocks)
+            level = Level(width, widths[i], config.blocks_per_level + 1, groups, ops)
+            width = widths[i]
             if i > 0:
                 level.upsample = Upsample(width, ops)
             levels.insert(0, level)
@@ -225,8 +214,7 @@ class AutoencoderKL(nn.Module):
             self.fusion = PriorFusion(config.fusion, config.fidelity.channels[-1], config.patch_size, operations)
         if config.thumbnail:
             for layer in (self.quant_conv, self.decoder.conv_out):           # training starts from the thumbnail itself
-                nn.init.zeros_(layer.weight)
-                nn.init.zeros_(layer.bias)
+                zero_init(layer)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (N, 3, H, W) in [-1, 1], H and W multiples of the factor -> mean, logvar, each (N, latent_channels, h, w), unscaled."""

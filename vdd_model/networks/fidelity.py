@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import AutoencoderConfig, FidelityConfig
+from .layers import zero_init
 
 NEIGHBOURS = 3     # frames t-1, t, t+1 whose coarsest encoder features the branch sees
 
@@ -37,9 +38,8 @@ class BlurGuide(NamedTuple):
 
 def with_neighbours(x: Tensor) -> Tensor:
     """(B, C, F, h, w) -> (B, 3 C, F, h, w): the frames before, at and after; the clip's ends repeat themselves."""
-    before = torch.cat([x[:, :, :1], x[:, :, :-1]], dim=2)
-    after = torch.cat([x[:, :, 1:], x[:, :, -1:]], dim=2)
-    return torch.cat([before, x, after], dim=1)
+    padded = torch.cat([x[:, :, :1], x, x[:, :, -1:]], dim=2)
+    return torch.cat([padded[:, :, :-2], x, padded[:, :, 2:]], dim=1)
 
 
 class ChannelNorm(nn.Module):
@@ -96,9 +96,7 @@ class FidelityBranch(nn.Module):
             self.join.append(ops.Conv2d(width + encoder_width + below, channels, 1))
             self.levels.append(nn.Sequential(*(GatedBlock(channels, ops) for _ in range(blocks))))
             below = channels
-        self.head = ops.Conv2d(below, 3 * vae.patch_size**2, 3, padding=1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.head = zero_init(ops.Conv2d(below, 3 * vae.patch_size**2, 3, padding=1))
 
     def forward(self, decoder_features: list[Tensor], encoder_features: list[Tensor]) -> tuple[Tensor, Tensor]:
         """decoder_features coarse to fine, encoder_features fine to coarse (as both are made) -> residual (N, 3, H, W) and the state that

@@ -35,15 +35,14 @@ class SpatialHead(nn.Module):
     def __init__(self, config: AutoencoderConfig, operations=nn):
         super().__init__()
         self.config = config
-        self.latent_scale = config.latent_scale
         self.encoder = Encoder(config, operations)
         self.quant_conv = operations.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(N, 3, H, W) in [-1, 1] -> posterior mean x latent_scale (N, latent_channels, h, w), features fine to coarse."""
+        """(N, 3, H, W) in [-1, 1] -> unscaled posterior mean (N, latent_channels, h, w), features fine to coarse."""
         hidden, features = self.encoder(images)
         mean, _ = self.quant_conv(hidden).chunk(2, dim=1)
-        return add_thumbnail(mean, images, self.config) * self.latent_scale, features
+        return add_thumbnail(mean, images, self.config), features
 
 
 class ImageEncoder(nn.Module):
@@ -61,5 +60,5 @@ class ImageEncoder(nn.Module):
         return self.semantic_head(preprocess(images, self.image_size).to(dtype))
 
     def spatial(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(N, 3, H, W) in [-1, 1] -> scaled latents (N, latent_channels, h, w), features fine to coarse."""
+        """(N, 3, H, W) in [-1, 1] -> unscaled latents (N, latent_channels, h, w), features fine to coarse."""
         return self.spatial_head(images.to(self.spatial_head.quant_conv.weight.dtype))

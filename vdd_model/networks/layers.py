@@ -164,9 +164,9 @@ class SpatialTransformer(nn.Module):
     `slot` is this transformer's place in the network's `ContextCache`.
     """
 
-    def __init__(self, dim: int, head_dim: int, context_dim: int, groups: int, slot: int = 0, *, operations=nn, **kw):
+    def __init__(self, dim: int, head_dim: int, context_dim: int, groups: int, *, operations=nn, **kw):
         super().__init__()
-        self.slot = slot
+        self.slot = 0
         self.norm = operations.GroupNorm(groups, dim, eps=1e-6, **kw)
         self.proj_in = operations.Linear(dim, dim, **kw)
         self.transformer_blocks = nn.ModuleList([TransformerBlock(dim, head_dim, context_dim, over="space", operations=operations, **kw)])

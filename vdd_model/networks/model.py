@@ -1,7 +1,6 @@
 """The whole model: two image encoders, adapter, 3D-UNet, autoencoder with its fidelity branch."""
 from __future__ import annotations
 
-from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -62,29 +61,26 @@ class DeblurModel(nn.Module):
         self.vae = AutoencoderKL(config.vae, operations=operations)
         self.null_text = nn.Parameter(torch.zeros(1, config.null_tokens, config.unet.context_dim))
 
-    def encode_target(self, sharp: Tensor, chunk: int = 0) -> Tensor:
+    @torch.no_grad()
+    def encode_target(self, sharp: Tensor) -> Tensor:
         """Sharp frames (B, 3, F, H, W) -> Z0 (B, 4, F, h, w), scaled; encoder 1's spatial head, no gradient."""
-        with torch.no_grad():
-            frames = fold_time(sharp)
-            parts = frames.split(chunk or len(frames))
-            return unfold_time(torch.cat([self.encoder1.spatial(p)[0] for p in parts]), len(sharp))
+        latents, _ = self.encoder1.spatial(fold_time(sharp))
+        return unfold_time(latents, len(sharp)) * self.config.vae.latent_scale
 
-    def encode_blurred(self, blurred: Tensor, chunk: int = 0) -> BlurCode:
+    def encode_blurred(self, blurred: Tensor) -> BlurCode:
         """Blurred frames (B, 3, F, H, W) -> latents and features, as `decode` takes them.
 
         Latents belong to one frame alone. The coarsest features of frame t hold those of t-1 and t+1 too: a caller that cuts
         a longer clip gives one more frame on each side and drops their entries, or joins what `encode_each` gives.
         """
-        latents, features = self.encode_each(blurred, chunk)
+        latents, features = self.encode_each(blurred)
         return BlurCode(latents, [*features[:-1], with_neighbours(features[-1])])
 
-    def encode_each(self, blurred: Tensor, chunk: int = 0) -> BlurCode:
+    def encode_each(self, blurred: Tensor) -> BlurCode:
         """As `encode_blurred`, but every frame's features are its own: `with_neighbours` joins the coarsest."""
-        frames = fold_time(blurred)
-        parts = [self.encoder2.spatial(p) for p in frames.split(chunk or len(frames))]
-        latents = unfold_time(torch.cat([latents for latents, _ in parts]), len(blurred))
-        features = [unfold_time(torch.cat(level), len(blurred)) for level in zip(*(features for _, features in parts))]
-        return BlurCode(latents, features)
+        latents, features = self.encoder2.spatial(fold_time(blurred))
+        return BlurCode(unfold_time(latents, len(blurred)) * self.config.vae.latent_scale,
+                        [unfold_time(level, len(blurred)) for level in features])
 
     def condition(self, latents: Tensor, centre: Tensor) -> Condition:
         """Encoder 2's latents (B, 4, F, h, w) and the clip's centre frame (B, 3, H, W; index len // 2) -> Condition."""
@@ -106,12 +102,9 @@ class DeblurModel(nn.Module):
         """v at timestep t (B,) of noisy latents x (B, 4, F, h, w); `context`: tokens or the UNet's ContextCache."""
         return self.unet(x, t, self.context(condition.image) if context is None else context, condition.concat)
 
-    def decode(self, z: Tensor, guide: BlurGuide | None = None, chunk: int = 0) -> Tensor:
-        """Scaled latents (B, 4, F, h, w) -> frames (B, 3, F, H, W), about [-1, 1], not clamped; `chunk` frames at a time, 0: all.
+    def decode(self, z: Tensor, guide: BlurGuide | None = None) -> Tensor:
+        """Scaled latents (B, 4, F, h, w) -> frames (B, 3, F, H, W), about [-1, 1], not clamped.
 
         With a guide of the same F frames the fidelity branch adds what the latents do not hold; strength 0 is exactly the plain decoder.
         """
-        frames = fold_time(z) / self.config.vae.latent_scale
-        guide, step = guide and guide.map(fold_time), chunk or len(frames)
-        parts = [slice(start, start + step) for start in range(0, len(frames), step)]
-        return unfold_time(torch.cat([self.vae.decode(frames[part], guide and guide.map(itemgetter(part))) for part in parts]), len(z))
+        return unfold_time(self.vae.decode(fold_time(z) / self.config.vae.latent_scale, guide and guide.map(fold_time)), len(z))

@@ -24,50 +24,23 @@ def condition_encoder(channels: int, out_channels: int, *, operations=nn, **kw) 
                          conv(inner, out_channels, 3, stride=2, padding=1, **kw))
 
 
-class _Attention(nn.Module):
-    def __init__(self, dim: int, heads: int, head_dim: int, *, operations=nn, **kw):
-        super().__init__()
-        self.heads = heads
-        self.to_qkv = operations.Linear(dim, 3 * heads * head_dim, bias=False, **kw)
-        self.to_out = nn.Sequential(operations.Linear(heads * head_dim, dim, **kw))
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = rearrange(self.to_qkv(x), "n f (qkv h d) -> qkv n h f d", qkv=3, h=self.heads)
-        return self.to_out(rearrange(F.scaled_dot_product_attention(q, k, v), "n h f d -> n f (h d)"))
-
-
-class _PreNorm(nn.Module):
-    def __init__(self, dim: int, fn: nn.Module, *, operations=nn, **kw):
-        super().__init__()
-        self.norm = operations.LayerNorm(dim, **kw)
-        self.fn = fn
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fn(self.norm(x)) + x
-
-
-class _FeedForward(nn.Module):
-    def __init__(self, dim: int, *, operations=nn, **kw):
-        super().__init__()
-        self.net = nn.Sequential(nn.Sequential(operations.Linear(dim, 4 * dim, **kw), nn.GELU()), nn.Identity(),
-                                 operations.Linear(4 * dim, dim, **kw))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
-
-
 class ConditionTransformer(nn.Module):
-    """One transformer layer over the frames of each position, two heads as wide as the input. x: (N, F, C)."""
+    """One pre-norm transformer layer over the frames of each position, two heads as wide as the input; its feed-forward has no norm.
+    x: (N, F, C)."""
 
     def __init__(self, dim: int, *, operations=nn, **kw):
         super().__init__()
-        kw["operations"] = operations
-        self.layers = nn.ModuleList([nn.ModuleList([_PreNorm(dim, _Attention(dim, 2, dim, **kw), **kw), _FeedForward(dim, **kw)])])
+        linear = operations.Linear
+        attention = nn.ModuleDict({"to_qkv": linear(dim, 6 * dim, bias=False, **kw), "to_out": nn.Sequential(linear(2 * dim, dim, **kw))})
+        net = nn.Sequential(nn.Sequential(linear(dim, 4 * dim, **kw), nn.GELU()), nn.Identity(), linear(4 * dim, dim, **kw))
+        self.layers = nn.ModuleList([nn.ModuleList([nn.ModuleDict({"norm": operations.LayerNorm(dim, **kw), "fn": attention}),
+                                                    nn.ModuleDict({"net": net})])])
 
     def forward(self, x: Tensor) -> Tensor:
         attention, feed_forward = self.layers[0]
-        x = attention(x)
-        return feed_forward(x) + x
+        q, k, v = rearrange(attention["fn"]["to_qkv"](attention["norm"](x)), "n f (qkv h d) -> qkv n h f d", qkv=3, h=2)
+        x = x + attention["fn"]["to_out"](rearrange(F.scaled_dot_product_attention(q, k, v), "n h f d -> n f (h d)"))
+        return x + feed_forward["net"](x)
 
 
 def encode_condition(encoder: nn.Sequential, transformer: ConditionTransformer, pixels: Tensor, size: tuple[int, int]) -> Tensor:

@@ -33,7 +33,6 @@ class SelfAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, L, width) -> the same."""
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         q, k, v = rearrange(qkv, "n l (qkv h d) -> qkv n h l d", qkv=3, h=self.heads)
         return self.out_proj(rearrange(F.scaled_dot_product_attention(q, k, v), "n h l d -> n l (h d)"))
@@ -51,7 +50,6 @@ class ResidualBlock(nn.Module):
         self.mlp = nn.ModuleDict({"c_fc": nn.Linear(width, inner), "c_proj": nn.Linear(inner, width)})
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, L, width) -> the same."""
         x = x + self.attn(self.ln_1(x))
         return x + self.mlp.c_proj(F.gelu(self.mlp.c_fc(self.ln_2(x))))
 
@@ -72,7 +70,6 @@ class VisionTransformer(nn.Module):
         self.proj = _random(width, config.embed_dim, std=width**-0.5)
 
     def forward(self, images: Tensor) -> Tensor:
-        """See the class."""
         patches = rearrange(self.conv1(images), "n c h w -> n (h w) c")
         first = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
         x = self.ln_pre(torch.cat([first, patches], dim=1) + self.positional_embedding.to(patches.dtype))

@@ -46,8 +46,7 @@ class UNet3D(nn.Module):
         leaf = {"dtype": dtype, "device": device}
         self.config = config
         self.gradient_checkpointing = False
-        with torch.device("cpu"):                # a plain attribute: a model built on the meta device has it too
-            self.schedule = make_schedule(diffusion or DiffusionConfig())
+        self.schedule = make_schedule(diffusion or DiffusionConfig())          # no buffer: it keeps its type, and no strategy shards it
         dim, groups, embed_dim = config.dim, config.norm_groups, 4 * config.dim
 
         self.time_embed = nn.Sequential(operations.Linear(dim, embed_dim, **leaf), nn.SiLU(),
@@ -59,12 +58,9 @@ class UNet3D(nn.Module):
             self.add_module(encoder, condition_encoder(channels, config.concat_channels, **kw))
             self.add_module(transformer, ConditionTransformer(config.concat_channels, **kw))
 
-        self.spatial_transformers = 0
-
         def transformers(width: int) -> list[nn.Module]:
-            """A spatial and a temporal one; the spatial ones are counted, in the order of a ContextCache."""
-            self.spatial_transformers += 1
-            return [SpatialTransformer(width, config.head_dim, config.context_dim, groups, self.spatial_transformers - 1, **kw),
+            """A spatial and a temporal one."""
+            return [SpatialTransformer(width, config.head_dim, config.context_dim, groups, **kw),
                     TemporalTransformer(width, config.head_dim, groups, **kw)]
 
         def block(width: int, out_width: int, scale: float) -> nn.ModuleList:
@@ -101,6 +97,15 @@ class UNet3D(nn.Module):
         self.out = nn.Sequential(operations.GroupNorm(groups, width, **leaf), nn.SiLU(),
                                  operations.Conv2d(width, config.latent_channels, 3, padding=1, **leaf))
         nn.init.zeros_(self.out[-1].weight)
+        for slot, layer in enumerate(self._attending()):
+            layer.slot = slot
+
+    def _apply(self, fn, recurse: bool = True) -> UNet3D:
+        """Where the weights go, the schedule goes, or every call would wait for a GPU."""
+        super()._apply(fn, recurse)
+        if (device := self.out[-1].weight.device).type != "meta":
+            self.schedule = self.schedule.to(device)
+        return self
 
     def tokens(self, text: Tensor, image: Tensor | None = None) -> Tensor:
         """Context tokens: text (B, L, C) with, when an image's semantic vector (B, image_dim) is given, its tokens appended.
@@ -114,9 +119,10 @@ class UNet3D(nn.Module):
 
     def cache_context(self, tokens: Tensor) -> ContextCache:
         """What every cross-attention needs of the tokens (B, L, C): compute it once per clip and give it to each call."""
-        layers = [m for m in self.modules() if isinstance(m, SpatialTransformer)]
-        layers.sort(key=lambda layer: layer.slot)
-        return ContextCache([layer.keys_values(tokens) for layer in layers])
+        return ContextCache([layer.keys_values(tokens) for layer in self._attending()])
+
+    def _attending(self) -> list[SpatialTransformer]:
+        return [layer for layer in self.modules() if isinstance(layer, SpatialTransformer)]
 
     def spatial_condition(self, name: str, pixels: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Concat channels (B, 8, F, h, w) of one of `config.spatial_conditions`; the sum over several is their combination.

@@ -5,10 +5,10 @@ import torch
 from vdd_model.inference.windows import (
     Box,
     Span,
+    Step,
     blend,
     box_weight,
     boxes,
-    crossfade,
     fade_in,
     frame_noise,
     ramp,
@@ -123,7 +123,8 @@ def test_impossible_windows_are_refused(window, overlap):
 
 
 def test_crossfade_goes_from_one_to_the_other():
-    out = crossfade(torch.zeros(1, 4, 5, 2, 2), torch.ones(1, 4, 5, 2, 2))[0, 0, :, 0, 0]
+    step = Step(range(8, 13), range(8, 13), range(8, 13), range(8, 13), True)
+    out = fade_in(torch.ones(1, 4, 5, 2, 2), step, torch.zeros(1, 4, 8, 2, 2), range(5, 13))[0, 0, :, 0, 0]
     assert (out.diff() > 0).all() and out[0] < 0.1 and out[-1] > 0.9
 
 

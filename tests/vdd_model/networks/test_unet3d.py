@@ -400,4 +400,4 @@ def test_keys_and_values_only_once_per_clip(tiny, monkeypatch):
         cache = tiny.cache_context(tokens)
         for step in (999, 500):
             tiny(x, torch.tensor([step]), cache, concat)
-    assert len(calls) == tiny.spatial_transformers
+    assert len(calls) == len(cache.keys_values) == sum(isinstance(layer, SpatialTransformer) for layer in tiny.modules())
