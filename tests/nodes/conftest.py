@@ -18,6 +18,11 @@ from vdd_model.media.video import read_clip, write_video
 
 ROOT = Path(__file__).resolve().parents[2]
 PACK = "pack_under_test"
+TINY = "vdd-tiny.safetensors"
+
+
+class Cancelled(Exception):
+    """What the host raises when the user presses Cancel."""
 
 
 class Value:
@@ -112,30 +117,12 @@ class ProgressBar:
         self.reported.append((value, total or self.total, preview))
 
 
-class CrossAttn:
-    """comfy.conds.CONDCrossAttn, as far as windows go."""
-
-    def __init__(self, cond):
-        self.cond = cond
-
-    def _copy_with(self, cond):
-        return self.__class__(cond)
-
-
-class WrapperExecutor:
-    """Calls a function through wrappers(executor, *arguments), the first one outermost."""
-
-    def __init__(self, function, wrappers):
-        self.function, self.wrappers = function, wrappers
+class WrapperExecutor(SimpleNamespace):
+    """Calls a function that nobody has wrapped."""
 
     @classmethod
     def new_class_executor(cls, function, owner, wrappers):
-        return cls(function, wrappers)
-
-    def execute(self, *arguments, **keywords):
-        if not self.wrappers:
-            return self.function(*arguments, **keywords)
-        return self.wrappers[0](WrapperExecutor(self.function, self.wrappers[1:]).execute, *arguments, **keywords)
+        return cls(execute=function)
 
 
 def optimized_attention(q, k, v, heads, transformer_options=None):
@@ -211,11 +198,10 @@ def host_modules(models: Path) -> dict[str, types.ModuleType]:
     modules["comfy.sd"].VAE = VAE
     modules["comfy.ldm.models.autoencoder"].AutoencoderKL = lambda **_: torch.nn.Identity()
     modules["comfy.utils"].ProgressBar, modules["comfy.utils"].reshape_mask = ProgressBar, reshape_mask
-    modules["comfy.conds"].CONDCrossAttn = CrossAttn
     modules["comfy.ldm.modules.attention"].optimized_attention = optimized_attention
     extension = modules["comfy.patcher_extension"]
     extension.WrapperExecutor, extension.WrappersMP = WrapperExecutor, SimpleNamespace(DIFFUSION_MODEL="diffusion_model")
-    extension.get_all_wrappers = lambda kind, options: [w for each in options.get("wrappers", {}).get(kind, {}).values() for w in each]
+    extension.get_all_wrappers = lambda kind, options: []
     paths = modules["folder_paths"]
     paths.models_dir, paths.folder_names_and_paths = str(models), {}
     paths.get_output_directory = lambda: str(models / "output")
@@ -264,7 +250,7 @@ def pack(tmp_path_factory, tiny_checkpoint):
     """The pack inside the stand-in host: `.nodes` by id, `.module(name)`, `.models` (the host's models folder)."""
     models = tmp_path_factory.mktemp("models")
     (models / "vdd").mkdir()
-    (models / "vdd" / "vdd-tiny.safetensors").write_bytes(tiny_checkpoint.read_bytes())
+    (models / "vdd" / TINY).write_bytes(tiny_checkpoint.read_bytes())
     (models / "vdd" / "notes.txt").write_text("not a checkpoint")
     stand_ins = host_modules(models)
     saved = {name: sys.modules.get(name) for name in stand_ins}
@@ -283,12 +269,17 @@ def pack(tmp_path_factory, tiny_checkpoint):
                 sys.modules[name] = module
 
 
+@pytest.fixture()
+def frames():
+    return torch.rand(5, 37, 45, 4, generator=torch.Generator().manual_seed(0))
+
+
 @pytest.fixture(scope="session")
 def vae_and_encoders(pack):
     """The loader without its first output, which needs the host's model classes."""
     native, checkpoint = pack.module("nodes.native"), pack.module("vdd_model.checkpoint.store")
     kept, native._unet_patcher = native._unet_patcher, lambda *_: SimpleNamespace(model=SimpleNamespace())
     try:
-        return native.load(str(checkpoint.resolve(pack.models / "vdd" / "vdd-tiny.safetensors")))[1:]
+        return native.load(str(checkpoint.resolve(pack.models / "vdd" / TINY)))[1:]
     finally:
         native._unet_patcher = kept

@@ -11,9 +11,9 @@ import pytest
 import torch
 from media_tools import pattern, save_clip
 
+from tests.nodes.conftest import TINY, Cancelled
 from vdd_model.media.video import probe, read, read_clip, write_video
 
-TINY = "vdd-tiny.safetensors"
 WIDGETS = {"checkpoint": TINY, "steps": 1, "guidance": 1.0, "fidelity": 1.0, "color": "wavelet", "seed": 0, "window": 4, "overlap": 1}
 
 
@@ -39,10 +39,6 @@ def test_deblur_video_writes_once_and_finds_it_again(pack, tmp_path, monkeypatch
     monkeypatch.setattr(pack.module("nodes.native"), "autoencoder_dtype", lambda device: torch.float16)
     with pytest.raises(AssertionError, match="again"):               # the host was started with another precision
         node.execute(video(str(source)), **WIDGETS)
-
-
-class Cancelled(Exception):
-    pass
 
 
 @pytest.fixture()

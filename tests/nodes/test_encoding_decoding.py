@@ -1,0 +1,164 @@
+"""Encode Blurred Clip and Decode Deblurred Frames with a tiny random model in the stand-in host."""
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+
+def test_encode_and_decode(pack, frames, vae_and_encoders):
+    vae, encoders = vae_and_encoders
+    native = pack.module("nodes.native")
+    positive, negative, latent = pack.nodes["VDDEncodeClip"].execute(frames, encoders, vae).result
+    assert latent["samples"].shape == (1, 4, 5, 10, 12) and latent[native.SIZE] == (37, 45)
+    assert positive[0][1][native.IMAGE].shape == (1, 1, 5, 16) and not negative[0][1][native.IMAGE].any()
+    assert torch.equal(positive[0][1][native.BLUR], negative[0][1][native.BLUR])
+    z = {**latent, "samples": positive[0][1][native.BLUR]}
+    out = pack.nodes["VDDDecode"].execute(z, vae, frames).result[0]
+    assert out.shape == frames.shape and torch.equal(out[..., 3], frames[..., 3])
+    assert pack.nodes["VDDDecode"].execute(z, vae).result[0].shape == (5, 37, 45, 3)
+    assert pack.nodes["VDDDecode"].execute(z, vae, frames[..., :1].clone(), tile=32, tile_overlap=8).result[0].shape == (5, 37, 45, 3)
+    with pytest.raises(RuntimeError, match="connect the frames that were encoded"):
+        pack.nodes["VDDDecode"].execute(z, vae, frames[:3])
+    with pytest.raises(RuntimeError, match="image VAE"):
+        pack.nodes["VDDDecode"].execute(z, object())
+    with pytest.raises(RuntimeError, match="connect the latent of 'Encode Blurred Clip'"):
+        pack.nodes["VDDDecode"].execute({"samples": torch.zeros(1, 16, 5, 10, 12)}, vae)
+
+
+def test_encoding_equals_the_pipeline(pack, frames, vae_and_encoders, tiny_model):
+    """The conditioning is what the package computes for the same frames."""
+    from vdd_model.inference.window import to_pixels
+    vae, encoders = vae_and_encoders
+    native = pack.module("nodes.native")
+    positive, _, _ = pack.nodes["VDDEncodeClip"].execute(frames, encoders, vae).result
+    pixels = to_pixels(list(frames[..., :3]), tiny_model.config.divisor, torch.device("cpu"))
+    with torch.no_grad():
+        torch.testing.assert_close(positive[0][1][native.BLUR], tiny_model.encode_blurred(pixels).latents, rtol=0, atol=1e-5)
+        semantic = tiny_model.encoder1.semantic(pixels[:, :, 2])
+        torch.testing.assert_close(positive[0][1][native.IMAGE][0, 0, 2:3], semantic, rtol=0, atol=1e-5)
+
+
+def test_scenes_are_decoded_as_if_each_were_alone(pack, vae_and_encoders):
+    vae, encoders = vae_and_encoders
+    native, frames = pack.module("nodes.native"), torch.rand(7, 3, 6, 6, generator=torch.Generator().manual_seed(0))[[0, 0, 0, 0, 0, 1, 1]]
+    frames = torch.nn.functional.interpolate(frames, size=(32, 48), mode="bicubic").clamp(0, 1).movedim(1, -1)
+    latent = pack.nodes["VDDEncodeClip"].execute(frames, encoders, vae, scenes="auto").result[2]
+    assert latent[native.SCENES] == (0, 5, 7) and native.scenes_of(latent) == [range(5), range(5, 7)]
+    assert native.scenes_of({**latent, "samples": latent["samples"][:, :, :6]}) == [range(6)]
+    assert native.SCENES not in pack.nodes["VDDEncodeClip"].execute(frames, encoders, vae, scenes="off").result[2]
+
+    def decode(part, **more):
+        return pack.nodes["VDDDecode"].execute({"samples": latent["samples"][:, :, part], **more}, vae, frames[part]).result[0]
+
+    whole = decode(slice(None), **{native.SCENES: latent[native.SCENES]})
+    assert torch.equal(whole, torch.cat([decode(slice(0, 5)), decode(slice(5, 7))]))
+    assert not torch.equal(whole, decode(slice(None)))
+
+
+def test_numbers_that_are_none_stop_the_graph(pack, frames, vae_and_encoders, monkeypatch):
+    vae, encoders = vae_and_encoders
+    broken = frames.clone()
+    broken[4, 3, 3, 0] = float("nan")
+    with pytest.raises(RuntimeError, match="frame 4 holds NaN"):
+        pack.nodes["VDDEncodeClip"].execute(broken, encoders, vae)
+    samples = torch.randn(1, 4, 5, 10, 12)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="model's answer from frame 0 on is not a number"):
+        patch.setattr(pack.module("nodes.decoding"), "decode_frames", lambda *_, **__: torch.full((1, 3, 5, 40, 48), float("nan")))
+        pack.nodes["VDDDecode"].execute({"samples": samples}, vae, frames)
+    samples[0, 2, 3, 4, 5] = float("inf")
+    with pytest.raises(RuntimeError, match="latent holds values that are not numbers, from frame 3 on: they came out of the sampling; use"):
+        pack.nodes["VDDDecode"].execute({"samples": samples}, vae, frames)
+
+
+def test_the_sampler_behind_a_latent_is_found_in_the_graph(pack, monkeypatch):
+    notices = pack.module("nodes.notices")
+    monkeypatch.setattr(notices, "_running", lambda: SimpleNamespace(node_id="9", prompt_id="p"))
+    custom = {"3": {"inputs": {"sampler": ["1", 0], "sigmas": ["2", 0]}}, "1": {"inputs": {"sampler_name": "heun"}},
+              "2": {"inputs": {"scheduler": "beta", "steps": 4}}}
+    plain = {"3": {"inputs": {"sampler_name": "lcm", "scheduler": "karras", "latent_image": ["1", 0]}},
+             "1": {"inputs": {"sampler_name": "farther"}}}
+    other = {"5": {"inputs": {"sampler_name": "of another input"}}, "9": {"inputs": {"latent": ["4", 0], "vae": ["5", 0]}},
+             "4": {"inputs": {"samples": ["3", 0]}}}
+    assert notices.sampled_by({**custom, **other}, "latent") == "sampler 'heun' and scheduler 'beta'"
+    assert notices.sampled_by({**plain, **other}, "latent") == "sampler 'lcm' and scheduler 'karras'"
+    assert notices.sampled_by(other, "latent") == notices.sampled_by(None, "latent") == ""
+
+
+def test_decode_takes_the_branch_of_how_the_latent_was_drawn(pack, frames, vae_and_encoders, monkeypatch):
+    vae, encoders = vae_and_encoders
+    native, decoding, seen = pack.module("nodes.native"), pack.module("nodes.decoding"), []
+    decode = decoding.decode_frames
+    monkeypatch.setattr(decoding, "decode_frames",
+                        lambda model, z, guide, *a, **k: seen.append(guide.detail) or decode(model, z, guide, *a, **k))
+    samples = torch.randn(1, 4, 5, 10, 12)
+    cases = [({native.ONE_STEP: samples}, "auto", False),
+             ({native.ONE_STEP: None}, "auto", True),
+             ({native.ONE_STEP: samples.clone()}, "auto", True),       # another node's samples in a dict that went through Deblur Sampler
+             ({}, "auto", True), ({}, "faithful", False), ({native.ONE_STEP: samples}, "sampled", True)]
+    for mark, detail, sampled in cases:
+        seen.clear()
+        pack.nodes["VDDDecode"].execute({"samples": samples, **mark}, vae, frames, detail=detail)
+        assert set(seen) == {sampled}, (mark.keys(), detail)
+
+
+def test_decode_tells_the_color_transfer_of_its_tiles(pack, frames, vae_and_encoders, monkeypatch):
+    """What tiles disagree in is taken from the blurred frames; whole frames keep their own brightness."""
+    vae, encoders = vae_and_encoders
+    decoding, seen = pack.module("nodes.decoding"), []
+    to_frames = decoding.to_frames
+    monkeypatch.setattr(decoding, "to_frames", lambda *arguments: seen.append(arguments[-1]) or to_frames(*arguments))
+    positive, _, latent = pack.nodes["VDDEncodeClip"].execute(frames, encoders, vae).result
+    z = {**latent, "samples": positive[0][1][pack.module("nodes.native").BLUR]}
+    for tile in (0, 32):
+        pack.nodes["VDDDecode"].execute(z, vae, frames, tile=tile, tile_overlap=8)
+    assert set(seen[:len(seen) // 2]) == {0} and set(seen[len(seen) // 2:]) == {32}
+
+
+def test_room_is_asked_for_before_encoding(pack, frames, vae_and_encoders, monkeypatch):
+    native, vae, encoders = pack.module("nodes.native"), *vae_and_encoders
+    asked, host = [], pack.host["comfy.model_management"]
+    monkeypatch.setattr(host, "load_models_gpu", lambda models, memory_required=0: asked.append(memory_required))
+    pack.nodes["VDDEncodeClip"].execute(frames, encoders, vae)
+    whole = pack.module("vdd_model.inference.window").Tiling()
+    assert asked == [native.encode_memory(encoders.config, whole, *frames.shape[1:3], encoders.dtype)] and asked[0] > 0
+
+
+def test_without_a_fidelity_branch_encoder_2_is_not_loaded(pack, frames, vae_and_encoders, monkeypatch):
+    vae, encoders = vae_and_encoders
+    loaded, host, autoencoder = [], pack.host["comfy.model_management"], vae.vdd_decoder.model.vae
+    monkeypatch.setattr(host, "load_models_gpu", lambda models, memory_required=0: loaded.append(models))
+    for branch in (autoencoder.fidelity, None):
+        monkeypatch.setitem(autoencoder._modules, "fidelity", branch)
+        pack.nodes["VDDDecode"].execute({"samples": torch.zeros(1, 4, 5, 10, 12)}, vae, frames)
+    assert loaded == [[vae.patcher, encoders.spatial], [vae.patcher]]
+
+
+def test_the_bar_moves_by_parts_of_frames(pack, vae_and_encoders, monkeypatch):
+    """With every tile; pictures of decoded frames come with it, and Cancel is looked at each time."""
+    vae, encoders = vae_and_encoders
+    bar, looked = pack.host["comfy.utils"].ProgressBar, []
+    monkeypatch.setattr(pack.host["comfy.model_management"], "throw_exception_if_processing_interrupted", lambda: looked.append(1))
+    monkeypatch.setattr(pack.module("nodes.progress"), "PREVIEW_SECONDS", 0.0)
+    clip = torch.rand(6, 64, 64, 3)
+    runs = {"encode": lambda: pack.nodes["VDDEncodeClip"].execute(clip, encoders, vae),
+            "decode": lambda: pack.nodes["VDDDecode"].execute({"samples": torch.zeros(1, 4, 6, 16, 16)}, vae, clip, tile=32,
+                                                              tile_overlap=16)}
+    for name, run in runs.items():
+        bar.reported.clear()
+        looked.clear()
+        run()
+        moves = [value for value, *_ in bar.reported]
+        assert moves == sorted(moves) and moves[-1] == 600 == bar.reported[0][1] and len(looked) >= len(moves)
+        assert len(set(moves)) >= (5 if name == "encode" else 18), moves
+        assert sum(preview is not None for *_, preview in bar.reported) == (0 if name == "encode" else 2)
+
+
+@pytest.mark.parametrize(("grown", "size"), [((20, 24), (80, 96)), ((8, 8), (32, 32)), ((10, 12), (37, 45))])
+def test_a_resized_latent_is_decoded_whole(pack, vae_and_encoders, grown, size):
+    """The core's latent nodes hand on the other keys of a latent as they were."""
+    vae, encoders = vae_and_encoders
+    assert encoders.config.vae.factor == 4
+    latent = {"samples": torch.randn(1, 4, 2, *grown), pack.module("nodes.native").SIZE: (37, 45)}
+    assert pack.nodes["VDDDecode"].execute(latent, vae).result[0].shape == (2, *size, 3)
