@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -32,12 +33,14 @@ from vdd_model.errors import UserError
 from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
 from vdd_model.inference.window import to_frames, to_pixels
 from vdd_model.measure import metrics, report
+from vdd_model.options import add_flags, from_flags
 
 from ..data.readers import Found, Frames, Sequence, find
 from .published import published_cells
 
 GOPRO_FRAMES, DVD_FRAMES = 1111, 1000
 STEPS = (1, 4, 10, 50)
+OPTIONS = ("guidance", "fidelity", "seed", "window", "overlap", "tile", "color")         # of DeblurOptions, that are flags here
 CHUNK = 8                                # frames read or encoded together
 
 
@@ -106,14 +109,8 @@ def round_trip(deblurrer: Deblurrer, frames: Iterable[Tensor]) -> Iterator[Tenso
 
 
 def _batched(items: Iterable, size: int) -> Iterator[list]:
-    batch: list = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+    iterator = iter(items)
+    return iter(lambda: list(islice(iterator, size)), [])
 
 
 def score(output: Iterable[Tensor], pair: Pair, *, reference: bool = True, shown: int = 0, lpips: bool = True,
@@ -161,7 +158,7 @@ def settings_of(deblurrer: Deblurrer, steps: Iterable[int], options: DeblurOptio
     chosen = {steps_name(count): replace(options, steps=count) for count in steps}
     chosen |= {ensemble_name(count): replace(options, steps=1, ensemble=count) for count in ensembles}
     for name, each in chosen.items():
-        table[name] = lambda pair, each=each: _stream(deblurrer, pair, each)
+        table[name] = lambda pair, each=each: chain.from_iterable(deblurrer.stream(pair.blurred(), each, total=pair.num_frames))
     if baselines:
         table["truth"] = lambda pair: pair.sharp()
     return table
@@ -175,11 +172,6 @@ def steps_name(count: int) -> str:
 def ensemble_name(count: int) -> str:
     """The row of one step in several orientations."""
     return f"1 step, mean of {count} orientations"
-
-
-def _stream(deblurrer: Deblurrer, pair: Pair, options: DeblurOptions) -> Iterator[Tensor]:
-    for chunk in deblurrer.stream(pair.blurred(), options, total=pair.num_frames):
-        yield from chunk
 
 
 def run(pairs: list[Pair], settings: dict[str, Callable], *, parts: Path | None = None, fingerprint: str = "", lpips: bool = True,
@@ -397,13 +389,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--blur", default="blur", help="GoPro's input folder: blur (as papers do) or blur_gamma")
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS))
     parser.add_argument("--ensemble", type=int, nargs="*", default=[], help="also one step in so many orientations, e.g. 2 8")
-    parser.add_argument("--guidance", type=float, default=1.0)
-    parser.add_argument("--fidelity", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--window", type=int, default=16)
-    parser.add_argument("--overlap", type=int, default=4)
-    parser.add_argument("--tile", type=int, default=None, help="side of the tiles in pixels, 0 for whole frames")
-    parser.add_argument("--color", default="wavelet", help="wavelet or none")
+    add_flags(parser, *OPTIONS)
     parser.add_argument("--crop", type=int, default=0, help="score centred crops of this side instead of full frames")
     parser.add_argument("--frames", type=int, default=0, help="only the first frames of every sequence")
     parser.add_argument("--sequences", nargs="*", default=[], help="only these")
@@ -418,8 +404,7 @@ def main(arguments: list[str] | None = None) -> int:
         """All that can fail with a sentence."""
         if a.download_lpips:
             metrics.lpips_model(download=True)
-        options = DeblurOptions(guidance=a.guidance, fidelity=a.fidelity, seed=a.seed, window=a.window, overlap=a.overlap, tile=a.tile,
-                                color=a.color)
+        options = from_flags(argparse.Namespace(**{name: getattr(a, name) for name in OPTIONS}))
         evaluate(a.checkpoint, a.root, a.out, layout=a.layout, split=a.split, blur=a.blur, steps=a.steps, ensembles=a.ensemble,
                  options=options, crop=a.crop, limit=a.frames, chosen=a.sequences, device=a.device,
                  dtype=getattr(torch, a.dtype) if a.dtype else None, lpips=not a.no_lpips, warp=not a.no_warp)

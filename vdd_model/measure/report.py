@@ -6,8 +6,8 @@ import csv
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import zip_longest
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -243,24 +243,6 @@ def lpips_note() -> str:
     return f"LPIPS is empty: {reason}." if reason else ""
 
 
-def _chunks(clips: Sequence[Iterable[Tensor]], size: int) -> Iterator[tuple[list[Tensor], int, bool]]:
-    """Batches of `size` frames of several clips at once, as far as all go: (frames by clip, first index, whether lengths differed)."""
-    batch: list[tuple[Tensor, ...]] = []
-    index, uneven = 0, False
-    for frames in zip_longest(*clips):
-        uneven = any(f is None for f in frames)
-        if uneven:
-            break
-        batch.append(frames)
-        if len(batch) == size:
-            yield [torch.stack(f) for f in zip(*batch)], index, False
-            index, batch = index + size, []
-    if batch:
-        yield [torch.stack(f) for f in zip(*batch)], index, uneven
-    elif uneven:
-        yield [], index, True
-
-
 def compare_frames(output: Iterable[Tensor], truth: Iterable[Tensor], blurred: Iterable[Tensor] | None = None, *, shown: int = 0,
                    lpips: bool = True, warp: bool = True, perceptual: bool = False, rate: float = RATE,
                    progress: Callable[[int], None] | None = None) -> tuple[dict[str, metrics.Scorer], list[Tensor], int, bool]:
@@ -273,27 +255,24 @@ def compare_frames(output: Iterable[Tensor], truth: Iterable[Tensor], blurred: I
     scorers = {name: metrics.Scorer(lpips=lpips, warp=warp, perceptual=perceptual, rate=rate)
                for name in ("output", "blurred")[:1 if blurred is None else 2]}
     middle: list[Tensor] = []
-    count, uneven = 0, False
-    frames = _chunks(clips, CHUNK)
-    while True:
+    count, uneven, together = 0, False, zip_longest(*clips)
+    while not uneven and (some := list(islice(together, CHUNK))):
+        common = [frames for frames in some if all(frame is not None for frame in frames)]
+        uneven = len(common) < len(some)
+        if not common:
+            break
         try:
-            batch, start, uneven = next(frames)
-        except StopIteration:
-            break
-        except UserError:                                  # from the reader, and a RuntimeError too
-            raise
-        except RuntimeError as error:                      # torch.stack: the size changes within one clip
+            batch = [torch.stack(frames) for frames in zip(*common)]
+        except RuntimeError as error:
             raise UserError(f"the frame size changes within a clip after frame {count} ({error})") from None
-        if not batch:
-            break
         if len({b.shape for b in batch}) != 1:
             raise UserError("the clips have frames of different sizes: " + ", ".join(_size(b[0]) for b in batch))
         scorers["output"].add(batch[0], batch[1], batch[2] if blurred is not None else None)
         if blurred is not None:
             scorers["blurred"].add(batch[2], batch[1])
-        count = start + len(batch[0])
-        if start <= shown:
-            middle = [b[min(shown - start, len(b) - 1)].clone() for b in batch]
+        if count <= shown:
+            middle = [b[min(shown - count, len(b) - 1)].clone() for b in batch]
+        count += len(batch[0])
         if progress is not None:
             progress(count)
     return scorers, middle, count, uneven
