@@ -50,7 +50,8 @@ def main(url: str, pictures: str, checkpoint: str, drawn: str, paths: list[str])
         browser = p.chromium.launch(executable_path=shutil.which("chromium") or shutil.which("chromium-browser"),
                                     args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"])
         page = browser.new_page(viewport={"width": 1500, "height": 760}, locale="en-US")
-        page.on("pageerror", lambda e: result["page_errors"].append(str(e)[:200]))
+        result["shown"] = ""
+        page.on("pageerror", lambda e: result["page_errors"].append(f"{result['shown']}: {e} {e.stack or ''}"[:600]))
         page.goto(url, wait_until="domcontentloaded", timeout=120_000)
         page.wait_for_function(READY, timeout=120_000)
         page.evaluate(SETTINGS, drawn == "vue")
@@ -62,6 +63,7 @@ def main(url: str, pictures: str, checkpoint: str, drawn: str, paths: list[str])
         result["frontend"] = page.evaluate("() => window.__COMFYUI_FRONTEND_VERSION__ || ''")
         page.evaluate(LISTEN)
         for path in paths:
+            result["shown"] = Path(path).stem
             page.evaluate(HIDE_MAP)
             page.evaluate("async d => { await window.app.loadGraphData(d) }", json.loads(Path(path).read_text()))
             page.wait_for_timeout(1500)
@@ -79,8 +81,7 @@ def main(url: str, pictures: str, checkpoint: str, drawn: str, paths: list[str])
                 page.wait_for_timeout(700)
                 if pictures:
                     page.screenshot(path=str(Path(pictures) / (Path(path).stem + ".png")))
-            for _ in range(2):
-                page.keyboard.press("Escape")
+            close_dialogs(page)
             result["workflows"][Path(path).stem] = found
         result["fresh"] = page.evaluate(FRESH)
         ours = page.evaluate("() => Object.keys(window.LiteGraph.registered_node_types).filter(t => t.startsWith('VDD'))")
@@ -90,6 +91,17 @@ def main(url: str, pictures: str, checkpoint: str, drawn: str, paths: list[str])
             page.screenshot(path=str(Path(pictures) / "help.png"))
         browser.close()
     print("\n" + json.dumps(result))
+
+
+def close_dialogs(page) -> None:
+    """As a user does: older pages leave a dialog open when Escape is pressed outside of it."""
+    for _ in range(2):
+        page.keyboard.press("Escape")
+    page.wait_for_timeout(300)
+    for button in page.locator(".p-dialog-close-button, .p-dialog-header-close, [role=dialog] button[aria-label=Close]").all():
+        if button.is_visible():
+            button.click(timeout=5000)
+            page.wait_for_timeout(300)
 
 
 def help_panel(page) -> str:

@@ -125,7 +125,9 @@ def test_the_bar_moves_within_a_window(host):
     moves = [(at, data["value"] / data["max"]) for at, kind, data in list(host.events)
              if kind == "progress" and at >= since and data.get("node") == "4"]
     within, seconds = {part for _, part in moves if 0 < part < 1}, moves[-1][0] - moves[0][0]
-    print(f"{len(moves)} events in {seconds:.1f} s, {len(within)} places between start and end, {host.count('preview', since)} pictures")
+    kinds = {kind: host.count(kind, since) for kind in ("progress", "progress_state", "executing", "preview", "text")}
+    print(f"{len(moves)} moves of the bar in {seconds:.1f} s, {len(within)} places between start and end; events of all kinds: {kinds}, "
+          f"{sum(kinds.values()) / seconds:.1f} a second")
     assert len(within) >= 4 and host.count("preview", since) >= 2          # the host passes on some of a second's ticks, not all
 
 

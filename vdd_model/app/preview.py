@@ -47,7 +47,7 @@ def write_preview(before: VideoClip, target: Path, pictures: Sequence[Path] = ()
             yield wipe(a.rgb, b.rgb, 0.5 - 0.5 * math.cos(2 * math.pi * a.index / period + math.pi / 2))
 
     plain = dataclasses.replace(before, has_alpha=False, gray=False, bit_depth=8, sound=(), metadata=(), timecode="", chapters=(),
-                                light="", extras=())
+                                light="", extras=(), telemetry=())
     with contextlib.closing(bar):
         write_video(video, frames(), like=plain, options=OutputOptions(codec="h264", quality=18, audio=False))
     return [f"preview: {picture} and {video} (left of the border: before)"]

@@ -58,6 +58,7 @@ class VideoClip:
     png_chunks: bytes = b""                 # of a picture sequence: what its colors mean, as PNG says it
     light: str = ""                         # mastering display and content light level as libx265 takes them
     extras: tuple[str, ...] = ()            # what else is in the file and has no place in an output, in words
+    telemetry: tuple[str, ...] = ()         # streams of data that .mp4 and .mov take over, in words
     attached: tuple[str, ...] = ()          # names of attached files
     origin: Fraction = Fraction(0)          # seconds of the first frame in the file
     shift: Fraction = Fraction(0)           # seconds taken off every stream so that the output starts at 0

@@ -58,6 +58,22 @@ def is_cover(stream) -> bool:
     return Disposition.attached_pic in stream.disposition
 
 
+def is_own_data(stream) -> bool:
+    """Whether it is a stream of data, and neither the time code nor the text of chapters, which .mov keeps in streams too."""
+    chapters = getattr(getattr(stream, "discard", None), "name", "") == "all"
+    return stream.type == "data" and not chapters and not any(key.lower() == "timecode" for key in stream.metadata)
+
+
+def is_telemetry(stream) -> bool:
+    """Whether it is data whose coding FFmpeg can name in another file too: a GoPro's place, speed and exposure (`gpmd`)."""
+    return is_own_data(stream) and stream.name == "bin_data"
+
+
+def name_of_data(stream) -> str:
+    """What a stream of data calls itself."""
+    return stream.metadata.get("handler_name", "").strip() or str(stream.index)
+
+
 def video_stream(container, path: Path):
     """The file's clip, its decoder set up: no cover, nothing that FFmpeg does not know, no still beside a clip; of several the one that
     the file marks as its default, then the first. Raises MediaError.

@@ -210,6 +210,7 @@ def choose_encoding(clip: VideoClip, path: Path, options: OutputOptions) -> Enco
         encoder["chroma_sample_location"] = place
     # what stays behind
     lacking = ["HDR10's mastering display and light levels (hevc takes them)"] * bool(clip.light and name != "hevc") + list(clip.extras)
+    lacking += clip.telemetry if suffix == ".mkv" or not options.audio else ()
     lacking += ["attached files (.mkv takes them)"] * bool(clip.attached and suffix != ".mkv")
     if lacking:
         notes.append("not carried over: " + ", ".join(lacking))

@@ -11,7 +11,7 @@ from pathlib import Path
 import av
 
 from .clip import MediaError, VideoClip
-from .container import open_container, track_tags
+from .container import is_telemetry, open_container, track_tags
 from .encoding import CODECS, MUXERS, Encoding, configure, no_room
 from .packets import with_decoding_times
 from .sound import Timed, add_converted, converted, copied, name_of, ways
@@ -59,11 +59,11 @@ def join(packet_files: Sequence[Path], encoding: Encoding, target: Path, clip: V
             output.set_chapters([{"id": i, "start": max(0, round(1000 * (start - clip.shift))),
                                   "end": max(0, round(1000 * (end - clip.shift))), "time_base": Fraction(1, 1000),
                                   "metadata": {"title": title} if title else {}} for i, (start, end, title) in enumerate(clip.chapters)])
-        if clip and audio and (clip.sound or clip.attached):
+        if clip and audio and (clip.sound or clip.attached or clip.telemetry):
             source = stack.enter_context(contextlib.closing(open_container(clip.path)))
             copies, way = {}, ways(clip.path, muxer)
             for other in source.streams:
-                if other.type not in ("audio", "subtitle"):
+                if other.type not in ("audio", "subtitle") and not (is_telemetry(other) and muxer != "matroska"):
                     continue
                 if other.index not in way:
                     notes.append(f"the {other.type} stream {name_of(other)} cannot be stored in {target.suffix} and was left out")

@@ -14,7 +14,19 @@ import av
 import numpy as np
 
 from .clip import MediaError, VideoClip
-from .container import Joins, dump, is_cover, keeps_a_clock, open_container, reason, track_tags, video_stream
+from .container import (
+    Joins,
+    dump,
+    is_cover,
+    is_own_data,
+    is_telemetry,
+    keeps_a_clock,
+    name_of_data,
+    open_container,
+    reason,
+    track_tags,
+    video_stream,
+)
 from .decoder import Decoder
 from .pixel_formats import CHROMA, KNOWN_MATRICES, UNSPECIFIED, ColorTags, Layout, complete_tags, layout_of, to_rgb
 
@@ -54,7 +66,7 @@ def probe_video(path: str | Path, *, scan: bool = True) -> VideoClip:
         kind = layout_of(first)
         tags = _colors(first, said, context.name, kind)
         turns, mirrored = orientation(first)
-        light, extras, remarks = _light(first), _extras(container, stream, first), []
+        light, (extras, telemetry), remarks = _light(first), _extras(container, stream, first), []
         if tags.matrix not in KNOWN_MATRICES:
             remarks.append(f"its colors are stored with matrix {tags.matrix} of H.273, which is taken for BT.709's")
         has_alpha = kind.alpha and (family != "gif" or bool(to_rgb(first, tags)[1].min() < 1))
@@ -65,6 +77,7 @@ def probe_video(path: str | Path, *, scan: bool = True) -> VideoClip:
                  "gray": kind.kind == "gray", "quarter_turns": turns, "mirrored": mirrored, "chroma": chroma, "crop": crop,
                  "pixel_aspect": 1 / aspect if turns % 2 else aspect, "metadata": _metadata(container), "track": track_tags(stream),
                  "timecode": _timecode(container, stream), "chapters": _chapters(container), "light": light, "extras": extras,
+                 "telemetry": telemetry,
                  "sound": tuple(_coding_of(s) for s in container.streams if s.type in ("audio", "subtitle")),
                  "attached": tuple(s.metadata.get("filename", "") for s in container.streams if s.type == "attachment"),
                  "interlaced": bool(getattr(first, "interlaced_frame", False)), "size_bytes": path.stat().st_size}
@@ -219,17 +232,16 @@ def _chapters(container) -> tuple[tuple[Fraction, Fraction, str], ...]:
     return tuple((c["start"] * c["time_base"], c["end"] * c["time_base"], c["metadata"].get("title", "")) for c in found)
 
 
-def _extras(container, video, frame: av.VideoFrame) -> tuple[str, ...]:
-    """What no output can take over, in words: streams of data and further pictures, and side data of the first frame."""
+def _extras(container, video, frame: av.VideoFrame) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """In words: what no output can take over, of streams and of the first frame's side data; streams of data that .mp4 and .mov can."""
     words = [_EXTRAS[name] for name in _side_data(frame) if name in _EXTRAS]
-    others = [s for s in container.streams.video if s != video]
+    others, kept = [s for s in container.streams.video if s != video], []
     covers = sum(map(is_cover, others))
     words += ["the cover picture"] * bool(covers) + ["further video streams"] * (len(others) > covers)
     for stream in container.streams:
-        chapters = getattr(getattr(stream, "discard", None), "name", "") == "all"          # .mov keeps them in a stream of text
-        if stream.type == "data" and not chapters and not any(key.lower() == "timecode" for key in stream.metadata):
-            words.append(f"the data stream {stream.metadata.get('handler_name', '').strip() or stream.index}")
-    return tuple(dict.fromkeys(words))
+        if is_own_data(stream):
+            (kept if is_telemetry(stream) else words).append(f"the data stream {name_of_data(stream)}")
+    return tuple(dict.fromkeys(words)), tuple(kept)
 
 
 def _broken_gif(path: Path) -> int | None:

@@ -198,7 +198,8 @@ class ImageSink:
         for index in range(self.done):
             if (self.folder / self.name(index)).exists():
                 _move(self.folder / self.name(index), target / self.name(index))
-        return [] if not (clip.sound and audio) else ["pictures hold no sound, so it was left out"]
+        lost = ", ".join([*clip.telemetry, *clip.extras] if not clip.is_sequence else [])
+        return ["pictures hold no sound, so it was left out"] * bool(clip.sound and audio) + [f"not carried over: {lost}"] * bool(lost)
 
 
 def _move(source: Path, target: Path) -> None:

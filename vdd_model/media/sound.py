@@ -11,7 +11,7 @@ from pathlib import Path
 import av
 
 from .clip import MediaError, VideoClip
-from .container import Joins, open_container
+from .container import Joins, is_telemetry, name_of_data, open_container
 from .encoding import CONTAINERS, MUXERS, OutputOptions
 
 _TRIED = 1000                                                  # packets in which every stream's first ones are looked for
@@ -20,12 +20,12 @@ Timed = tuple[Fraction, int, av.Packet]                        # seconds, order 
 
 
 def ways(path: Path, muxer: str) -> dict[int, str]:
-    """How the container takes each audio and subtitle stream: "" copied, or the codec it is converted to. Those that it refuses lack.
+    """How the container takes each stream of sound, subtitles and telemetry: "" copied, or the codec it is converted to. What it refuses lacks.
 
     The first packets of each are put into one in memory, since some containers refuse only then what they list as supported.
     """
     with contextlib.closing(open_container(path)) as source:
-        streams = {s.index: s for s in source.streams if s.type in ("audio", "subtitle") and s.codec_context}
+        streams = {s.index: s for s in source.streams if s.type in ("audio", "subtitle") and s.codec_context or is_telemetry(s)}
         first: dict[int, list[av.Packet]] = {index: [] for index in streams}
         with contextlib.suppress(av.FFmpegError):
             for packet in islice(source.demux(list(streams.values())), _TRIED if streams else 0):
@@ -54,7 +54,7 @@ def _fits(stream, packets: Sequence[av.Packet], muxer: str) -> bool:
 def _lossless(stream, muxer: str) -> str:
     """The codec that holds an uncompressed stream's values in this container, "" for a stream that is compressed."""
     context = stream.codec_context
-    if not context.name.startswith("pcm_"):
+    if not context or not context.name.startswith("pcm_"):
         return ""
     kind = context.format.name.rstrip("p")
     # LPCM of disks and cameras has 16, 20 or 24 bits; players of .mp4 know FLAC better than PCM
@@ -85,8 +85,8 @@ def check_sound(clip: VideoClip, label: str, target: Path, options: OutputOption
 
 
 def name_of(stream) -> str:
-    """A stream's codec."""
-    return stream.codec_context.name if stream.codec_context else "of an unknown kind"
+    """A stream's codec, of data its own name."""
+    return stream.codec_context.name if stream.codec_context else name_of_data(stream) if stream.type == "data" else "of an unknown kind"
 
 
 def add_converted(output, stream, codec: str):

@@ -214,14 +214,35 @@ def test_pipes_are_named(tmp_path):
         probe(tmp_path / "in.mp4")
 
 
-def test_no_place_in_the_output_is_no_secret(tmp_path):
-    """Streams of data, as action cameras write them, are named."""
-    rich(tmp_path / "in.mp4", timecode="10:00:00:00")
-    data = (tmp_path / "in.mp4").read_bytes()
-    (tmp_path / "in.mp4").write_bytes(data.replace(b"tmcd", b"gpmd").replace(b"TimeCodeHandler", b"GoPro MET      "))
-    clip = probe(tmp_path / "in.mp4")
+def with_data(path: Path, tag: bytes) -> Path:
+    """A clip with a stream of data, as action cameras write them: the track of a time code under another name."""
+    rich(path, timecode="10:00:00:00")
+    path.write_bytes(path.read_bytes().replace(b"tmcd", tag).replace(b"TimeCodeHandler", b"GoPro MET      "))
+    return path
+
+
+def test_no_place_in_the_output_is_no_secret(tmp_path, capfd):
+    clip = probe(with_data(tmp_path / "in.mp4", b"mebx"))
     assert clip.extras == ("the data stream GoPro MET",)
     assert "not carried over: the data stream GoPro MET" in choose_encoding(clip, Path("o.mp4"), OutputOptions()).notes
+    assert "not carried over: the data stream GoPro MET" in vdd(capfd, tmp_path / "in.mp4", "-o", tmp_path / "pictures")
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+def test_a_gopros_telemetry_is_kept_where_it_can_be(tmp_path, capfd, suffix):
+    source, target = with_data(tmp_path / "in.mp4", b"gpmd"), tmp_path / f"out{suffix}"
+
+    def packets(path: Path) -> list[tuple]:
+        with av.open(str(path)) as container:
+            streams = [s for s in container.streams if s.type == "data"]
+            return [(p.pts * p.time_base, bytes(p)) for p in container.demux(streams) if p.size] if streams else []
+
+    said = vdd(capfd, source, "-o", target)
+    assert probe(source).extras == () and packets(source)
+    assert (packets(target), "not carried over: the data stream GoPro MET" in said) == (([], True) if suffix == ".mkv"
+                                                                                        else (packets(source), False))
+    if suffix == ".mp4":
+        assert "not carried over: the data stream" in vdd(capfd, source, "-o", tmp_path / "silent.mp4", "--no-audio")
 
 
 def test_wide_colors_of_pictures(tmp_path):
