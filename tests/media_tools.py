@@ -131,6 +131,41 @@ def remuxed(source: Path, target: Path, bitstream: str = "", later: Fraction = F
     return target
 
 
+def lpcm(path: Path, codec: str, bits: int, channels: int = 2) -> np.ndarray:
+    """A clip of 8 frames with 0.32 s of noise in `codec`; returns its samples (n, channels)."""
+    samples = np.random.default_rng(0).integers(-2**(bits - 1), 2**(bits - 1), (12 * 1280, channels)).astype(np.int32)
+    kind, stored = ("s16", samples.astype(np.int16)) if bits == 16 else ("s32", samples << 8)
+    disk = path.suffix == ".vob"
+    muxer, options = ("vob", {}) if disk else ("mpegts", {"mpegts_m2ts_mode": "1"})
+    with av.open(str(path), "w", format=muxer, options=options) as out:
+        stream = out.add_stream("mpeg2video" if disk else "libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        sound = out.add_stream(codec, rate=48000, layout={1: "mono", 2: "stereo", 6: "5.1(side)"}[channels])
+        sound.codec_context.format = kind
+        for i in range(8):
+            frame = from_rgb(pattern(i), None, "yuv420p", ColorTags(1, 1, 1))
+            frame.pts = i
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+        for number in range(12):
+            part = np.ascontiguousarray(stored[number * 1280: (number + 1) * 1280]).reshape(1, -1)
+            piece = av.AudioFrame.from_ndarray(part, kind, sound.codec_context.layout.name)
+            piece.sample_rate, piece.pts, piece.time_base = 48000, number * 1280, Fraction(1, 48000)
+            out.mux(sound.encode(piece))
+        out.mux(sound.encode(None))
+    return samples
+
+
+def heard(path: Path, bits: int) -> tuple[str, float, np.ndarray]:
+    """(codec, time of the first sample, samples (n, channels))."""
+    with av.open(str(path)) as file:
+        stream = file.streams.audio[0]
+        frames = list(file.decode(stream))
+        parts = [f.to_ndarray() for f in frames]
+        parts = [p.T if f.format.is_planar else p.reshape(-1, f.layout.nb_channels) for p, f in zip(parts, frames)]
+        return stream.codec_context.name, float(frames[0].pts * frames[0].time_base), np.concatenate(parts) >> (0 if bits == 16 else 8)
+
+
 def save_packets(path: Path, frames: Sequence[np.ndarray], codec: str, pix_fmt: str, options: dict, cut: int | None = None) -> Path:
     """A clip of which packet `cut` ends in its middle."""
     with av.open(str(path), "w") as out:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from media_tools import pattern, save_clip
+from media_tools import heard, lpcm, pattern, save_clip
 
 from tests.nodes.conftest import TINY, Cancelled
 from vdd_model.media.video import probe, read, read_clip, write_video
@@ -182,6 +182,16 @@ def test_a_clip_with_transparency_becomes_prores(pack, deblurred, tmp_path):
     assert found.endswith(".mov") and (clip.codec, clip.num_frames, clip.has_alpha) == ("prores", 5, True)
     assert max(abs(frame.alpha.numpy() - alpha).max() for frame in read(clip)) < 0.01
     assert node.execute(video(str(source)), **WIDGETS, quality=30).result[0].file == found           # it has no such setting
+
+
+@pytest.mark.parametrize("codec, bits, suffix", [("pcm_bluray", 16, ".mts"), ("pcm_bluray", 24, ".m2ts"), ("pcm_dvd", 16, ".vob")])
+def test_uncompressed_sound_of_camcorders_and_disks_goes_along(pack, deblurred, tmp_path, codec, bits, suffix, caplog):
+    samples = lpcm(tmp_path / f"in{suffix}", codec, bits)
+    video = pack.host["comfy_api.latest"].InputImpl.VideoFromFile(str(tmp_path / f"in{suffix}"))
+    found = pack.nodes["VDDDeblurVideo"].execute(video, **WIDGETS).result[0].file
+    stored, _, after = heard(found, bits)
+    assert found.endswith(".mp4") and stored == "flac" and np.array_equal(after[:len(samples)], samples)
+    assert f"its sound ({codec}) is stored as flac, which loses nothing" in caplog.text
 
 
 def test_what_a_kill_at_the_end_left_does_not_lock_the_node_out(pack, deblurred, tmp_path, monkeypatch):

@@ -21,14 +21,15 @@ from torch import Tensor
 
 from vdd_model.errors import UserError
 from vdd_model.media import images
+from vdd_model.media.encoding import VIDEO_SUFFIXES
 
 from .sequences import in_sequences, is_film, natural
 
 if TYPE_CHECKING:
     from vdd_model.media.reader import VideoReader
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".ts")
+PICTURES = images.IMAGE_SUFFIXES
+VIDEOS = VIDEO_SUFFIXES - PICTURES - {".gif", ".apng", ".lrv", ".mod"}       # those lie beside photographs, or are small copies
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "val": "val", "valid": "val", "validation": "val"}
 # The ten clips that papers test on (DVD comes without a split on disk).
 DVD_TEST = ("720p_240fps_2", "IMG_0003", "IMG_0021", "IMG_0030", "IMG_0031", "IMG_0032", "IMG_0033", "IMG_0037", "IMG_0039", "IMG_0049")
@@ -304,7 +305,8 @@ def find(root: str | Path, layout: str = "auto", split: str = "", blur: str = "b
         if sequences:
             return Found(name, sorted(sequences, key=lambda s: s.name), problems)
     if problems:
-        raise DataError(f"no pair of blurred and sharp frames below {root} can be used; the first: {problems[0]}")
+        what = "no pair of blurred and sharp frames" if _side_by_side(root, split, blur) or layout == "pairs" else "nothing"
+        raise DataError(f"{what} below {root} can be used; the first: {problems[0]}")
     if layout in ("auto", "videos", "frames", "photos") and (folder := _side_by_side(root, split, blur)):
         raise DataError(f"{folder} holds blurred and sharp frames side by side, which cannot be used as "
                         f"{'clips' if layout == 'auto' else layout}: ask for the layout 'pairs', or for the folder of the sharp ones alone")

@@ -20,7 +20,7 @@ Timed = tuple[Fraction, int, av.Packet]                        # seconds, order 
 
 
 def ways(path: Path, muxer: str) -> dict[int, str]:
-    """How the container takes each stream of sound, subtitles and telemetry: "" copied, or the codec it is converted to. What it refuses lacks.
+    """How the container takes each stream of sound, subtitles and data: "" copied, or the codec it is converted to. What it refuses lacks.
 
     The first packets of each are put into one in memory, since some containers refuse only then what they list as supported.
     """

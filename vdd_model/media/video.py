@@ -107,7 +107,8 @@ def describe(source: str | Path) -> str:
              f"{'full' if clip.color.full_range else 'limited'} range (H.273 numbers, 2: not said)"]
     more = {"rotated": f"{90 * clip.quarter_turns} degrees" if clip.quarter_turns else "",
             "mirrored": "left and right" if clip.mirrored else "",
-            "HDR10": clip.light, "timecode": clip.timecode, "chapters": str(len(clip.chapters) or ""), "sound": ", ".join(clip.sound), "data": ", ".join(clip.telemetry),
+            "HDR10": clip.light, "timecode": clip.timecode, "chapters": str(len(clip.chapters) or ""), "sound": ", ".join(clip.sound),
+            "data": ", ".join(clip.telemetry),
             "holds": f"{', '.join(clip.extras)}, which no output takes over" if clip.extras else "", "damaged": clip.breaks_off}
     lines += [f"  {name:<8} {text}" for name, text in more.items() if text]
     return "\n".join(lines)
