@@ -6,11 +6,12 @@ import math
 import comfy.model_management as mm
 import torch
 from comfy_api.latest import io
+from einops import rearrange
 
 from ..vdd_model.errors import UserError
 from ..vdd_model.inference.scenes import scene_starts
 from ..vdd_model.inference.window import encode_frames, make_tiling, to_pixels
-from . import native
+from . import latents, native
 from .frames import need_numbers_in, rgb_of
 from .progress import Bar
 from .schema import Encoders, option_input, schema
@@ -61,13 +62,13 @@ class EncodeBlurredClip(io.ComfyNode):
             bar.begin(len(part), tiles * math.ceil(len(part) / at_once) + 1)
             blur.append(encode_frames(encoders.spatial.model, pixels, tiling, bar.tick).float())
             bar.tick()
-            image.append(encoders.semantic.model.encoder1.semantic(pixels[0].movedim(1, 0)).float())
+            image.append(encoders.semantic.model.encoder1.semantic(rearrange(pixels, "1 c f h w -> f c h w")).float())
             bar.end()
         home = mm.intermediate_device()
         blur, image = torch.cat(blur, dim=2).to(home), torch.cat(image)[None, None].to(home)
-        positive = [[encoders.null_text, {native.BLUR: blur, native.IMAGE: image}]]
-        negative = [[encoders.null_text, {native.BLUR: blur, native.IMAGE: torch.zeros_like(image)}]]
-        latent = {"samples": blur / config.vae.latent_scale, native.SIZE: (height, width)}
+        positive = [[encoders.null_text, {latents.BLUR: blur, latents.IMAGE: image}]]
+        negative = [[encoders.null_text, {latents.BLUR: blur, latents.IMAGE: torch.zeros_like(image)}]]
+        latent = {"samples": blur / config.vae.latent_scale, latents.SIZE: (height, width)}
         if scenes == "auto":
-            latent[native.SCENES] = (*scene_starts(rgb_of(frames)), len(frames))
-        return io.NodeOutput(positive, negative, latent if prior is None else {**latent, native.PRIOR: prior})
+            latent[latents.SCENES] = (*scene_starts(rgb_of(frames)), len(frames))
+        return io.NodeOutput(positive, negative, latent if prior is None else {**latent, latents.PRIOR: prior})

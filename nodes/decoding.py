@@ -9,7 +9,7 @@ from ..vdd_model.errors import UserError
 from ..vdd_model.inference.prior import NO_FUSION
 from ..vdd_model.inference.window import decode_frames, make_tiling, need_numbers, to_frames, to_pixels
 from ..vdd_model.networks.fidelity import BlurGuide
-from . import native
+from . import latents, native
 from .frames import rgb_of
 from .notices import Notices, sampled_by
 from .progress import Bar
@@ -46,7 +46,7 @@ class DecodeDeblurredFrames(io.ComfyNode):
                 prior=None) -> io.NodeOutput:
         encoders, model = native.need_deblur_vae(vae)
         config, z = encoders.config, latent["samples"]
-        native.need_video_latent(z, config.vae.latent_channels)
+        latents.need_video_latent(z, config.vae.latent_channels)
         if not torch.isfinite(z).all():
             first = int((~torch.isfinite(z)).any(dim=1).flatten(2).any(dim=2).long().argmax())
             made = sampled_by(cls.hidden.prompt, "latent")
@@ -58,12 +58,12 @@ class DecodeDeblurredFrames(io.ComfyNode):
         def fits(size) -> bool:
             return tuple(n + -n % config.divisor for n in size) == padded
 
-        stored = latent.get(native.SIZE, padded)           # a node that resizes a latent passes it on as it was
+        stored = latent.get(latents.SIZE, padded)           # a node that resizes a latent passes it on as it was
         height, width = (stored if fits(stored) else padded) if blurred is None else blurred.shape[1:3]
         if blurred is not None and (len(blurred) != frames or not fits((height, width))):
             raise UserError(f"blurred has {len(blurred)} frames of {width} x {height} pixels, the latent {frames} of {padded[1]} x "
                             f"{padded[0]}: connect the frames that were encoded")
-        prior = latent.get(native.PRIOR) if prior is None else prior
+        prior = latent.get(latents.PRIOR) if prior is None else prior
         if prior is not None and blurred is not None and prior.shape[:3] != blurred.shape[:3]:
             raise UserError(f"prior has {len(prior)} frames of {prior.shape[2]} x {prior.shape[1]} pixels, blurred {frames} of {width} x "
                             f"{height}: give Deblur Prior the frames that were encoded")
@@ -73,7 +73,7 @@ class DecodeDeblurredFrames(io.ComfyNode):
             fidelity, color = 0.0, "none"
         if model.vae.fidelity is None:                     # this checkpoint has no such branch, or has not trained it
             fidelity = 0.0
-        sampled = latent.get(native.ONE_STEP) is not z if detail == "auto" else detail == "sampled"
+        sampled = latent.get(latents.ONE_STEP) is not z if detail == "auto" else detail == "sampled"
         tiling = make_tiling(None if tile < 0 else tile, None if tile_overlap < 0 else tile_overlap, height, width, config.divisor)
         side = [min(n, tiling.tile or n) for n in padded]
         native.use([vae.patcher, *([encoders.spatial] if fidelity else [])],
@@ -81,17 +81,17 @@ class DecodeDeblurredFrames(io.ComfyNode):
         bar, pieces = Bar(frames), len(tiling.boxes((1, *padded), config.divisor))
         alpha = blurred is not None and blurred.shape[-1] == 4
         out = torch.empty(frames, height, width, 3 + alpha, device=mm.intermediate_device())        # once: chunks to join would be it twice
-        chunks = [(scene, start) for scene in native.scenes_of(latent) for start in scene[::native.FRAMES_PER_CHUNK]]
+        chunks = [(scene, start) for scene in latents.scenes_of(latent) for start in scene[::native.FRAMES_PER_CHUNK]]
         for scene, start in chunks:
             stop = min(start + native.FRAMES_PER_CHUNK, scene.stop)
             bar.begin(stop - start, pieces)
-            latents = z[:, :, start:stop].to(encoders.device) * config.vae.latent_scale
+            part = z[:, :, start:stop].to(encoders.device) * config.vae.latent_scale
             first, last, guide = max(scene.start, start - 1), min(stop + 1, scene.stop), None     # the fidelity branch looks at neighbours
             if fidelity:
                 pixels, known = (None if x is None else to_pixels(list(rgb_of(x[first:last])), config.divisor, encoders.device)
                                  for x in (blurred, prior if model.vae.fusion is not None else None))
                 guide = BlurGuide(pixels, strength=fidelity, detail=sampled, prior=known)
-            decoded = decode_frames(model, latents, guide, start - first, tiling=tiling, tick=bar.tick)
+            decoded = decode_frames(model, part, guide, start - first, tiling=tiling, tick=bar.tick)
             need_numbers(decoded, start, encoders.dtype)
             like = list(rgb_of(blurred[start:stop])) if blurred is not None else [decoded.new_empty(height, width, 3)]
             out[start:stop, ..., :3] = to_frames(decoded, like, color, tiling.tile)

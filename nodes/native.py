@@ -21,9 +21,9 @@ import comfy.ops
 import comfy.patcher_extension
 import comfy.sd
 import comfy.supported_models_base
-import comfy.utils
 import torch
 from comfy.cli_args import args
+from einops import rearrange
 from torch import Tensor
 
 from ..vdd_model import checkpoint
@@ -36,6 +36,7 @@ from ..vdd_model.inference.window import Tiling
 from ..vdd_model.networks.adapter import Adapter
 from ..vdd_model.networks.model import DeblurModel, drop_untrained_branch
 from ..vdd_model.networks.unet3d import UNet3D
+from .latents import BLUR, IMAGE
 from .patches import Patched
 from .preview import latent_rgb
 from .progress import Bar
@@ -52,14 +53,6 @@ WORKING_MEMORY = 2 * 2**30    # what the one-node way asks the host to keep free
 PRIOR_VALUES = 600            # per pixel of a tile: what the prior's network holds at once
 DENOISER = ("unet.", "adapter.")                 # what of a checkpoint the MODEL holds
 FRAMES_PER_CHUNK = 4          # frames that pass an encoder or the decoder together; Cancel is looked at between chunks
-
-# Keys of a CONDITIONING's dict. Time is on axis 2 of both, so that context windows cut them like the latents.
-BLUR = "vdd_blur"             # (1, 4, F, h, w): encoder 2's latents
-IMAGE = "vdd_image"           # (1, 1, F, image_dim): semantic vectors of all frames; zeros in the unconditional branch
-SIZE = "vdd_size"             # key of a LATENT's dict: (height, width) of the frames before padding
-PRIOR = "vdd_prior"           # key of a LATENT's dict: the frames of Deblur Prior, as IMAGE
-SCENES = "vdd_scenes"         # key of a LATENT's dict: where scenes begin, and the number of frames
-ONE_STEP = "vdd_one_step"     # key of a LATENT's dict: its samples when they came in one step; another node's samples are others
 
 
 class VideoLatent(comfy.latent_formats.LatentFormat):
@@ -194,7 +187,7 @@ class VideoAutoencoder(torch.nn.Module):
 
 def _by_frames(function, x: Tensor) -> Tensor:
     """`function` of (N, C, H, W) on (B, C, F, H, W), FRAMES_PER_CHUNK frames at a time; stops between chunks when the user cancels."""
-    frames = x if x.ndim == 4 else x.movedim(2, 1).flatten(0, 1)
+    frames = x if x.ndim == 4 else rearrange(x, "b c f h w -> (b f) c h w")
     out = None
     for start in range(0, len(frames), FRAMES_PER_CHUNK):
         mm.throw_exception_if_processing_interrupted()
@@ -203,7 +196,7 @@ def _by_frames(function, x: Tensor) -> Tensor:
             out = part.new_empty(len(frames), *part.shape[1:])
         out[start:start + len(part)] = part
         del part                             # or it would live on beside the next one
-    return out if x.ndim == 4 else out.unflatten(0, (len(x), -1)).movedim(1, 2)
+    return out if x.ndim == 4 else rearrange(out, "(b f) c h w -> b c f h w", b=len(x))
 
 
 @dataclass
@@ -461,48 +454,3 @@ def need_deblur_model(model) -> None:
     """Raise UserError unless `model` is the denoiser of this pack (or a copy of it with patches)."""
     if not hasattr(model.model, "diffusion_model") or not hasattr(model.model.diffusion_model, "adapter"):
         raise UserError("this model does not deblur: connect the MODEL output of 'Load Deblur Checkpoint'")
-
-
-def need_video_latent(samples: Tensor, channels: int) -> None:
-    """Raise UserError unless latents are those of one clip, (1, channels, F, h, w)."""
-    if samples.ndim != 5 or samples.shape[:2] != (1, channels):
-        raise UserError(f"this latent has the shape {tuple(samples.shape)}: connect the latent of 'Encode Blurred Clip'")
-
-
-def scenes_of(latent: dict) -> list[range]:
-    """The scenes of a LATENT; one where nobody looked for them, or another node has changed the number of frames."""
-    frames = latent["samples"].shape[2]
-    bounds = latent.get(SCENES, (0, frames))
-    return [range(*pair) for pair in zip(bounds, bounds[1:])] if bounds[-1] == frames else [range(frames)]
-
-
-def cut(conditioning: list, start: int, stop: int, frames: int) -> list:
-    """The frames [start, stop) of a conditioning over `frames` frames, and of its mask where that has one entry per frame."""
-    def part(key: str, value):
-        """The entry of `key` for these frames."""
-        if key in (BLUR, IMAGE) and value.shape[2] == frames:
-            return value[:, :, start:stop]
-        return value[start:stop] if key == "mask" and value.ndim == 3 and len(value) == frames else value
-
-    return [[text, {key: part(key, value) for key, value in extra.items()}] for text, extra in conditioning]
-
-
-def with_mask_per_frame(latent: dict, factor: int) -> dict:
-    """A LATENT with its noise mask, where it has one, as the host's samplers make it: of the latents' shape, stretched over all frames.
-
-    A mask of pixels is padded at first, as the frames were to multiples of `factor` pixels: else it would lie beside what it masks.
-    """
-    mask, shape, size = latent.get("noise_mask"), latent["samples"].shape, latent.get(SIZE)
-    if mask is None:
-        return latent
-    if size and mask.ndim <= 4 and mask.shape[-2:] != shape[-2:]:
-        below, right = (n * factor - pixels for n, pixels in zip(shape[-2:], size))
-        if 0 <= min(below, right) and max(below, right) < 16 * factor:          # else another node has resized the latent
-            mask = torch.nn.functional.interpolate(mask.reshape(-1, 1, *mask.shape[-2:]).float(), size, mode="bilinear")
-            mask = torch.nn.functional.pad(mask, (0, right, 0, below), mode="replicate")
-    return {**latent, "noise_mask": comfy.utils.reshape_mask(mask, shape)}
-
-
-def cut_latent(latent: dict, start: int, stop: int) -> dict:
-    """The frames [start, stop) of a LATENT and of its noise mask, as `with_mask_per_frame` gives them."""
-    return {**latent, **{key: latent[key][:, :, start:stop] for key in ("samples", "noise_mask") if latent.get(key) is not None}}

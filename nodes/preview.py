@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 
 from ..vdd_model.networks.model import DeblurModel
 
@@ -18,8 +19,7 @@ def latent_rgb(model: DeblurModel) -> tuple[list[list[float]], list[float]]:
     coarse = torch.rand(IMAGES, 3, 5, 5, generator=generator) * 2 - 1
     images = F.interpolate(coarse, size=(SIZE, SIZE), mode="bicubic", align_corners=True).clamp(-1, 1)
     latents = model.vae.encode(images.to(weight))[0].float() * model.config.vae.latent_scale
-    target = F.avg_pool2d(images, factor).movedim(1, -1).reshape(-1, 3)
-    rows = latents.cpu().movedim(1, -1).flatten(0, 2)
+    target, rows = (rearrange(x, "n c h w -> (n h w) c") for x in (F.avg_pool2d(images, factor), latents.cpu()))
     rows = torch.cat([rows, torch.ones(len(rows), 1)], dim=1)
     solution = torch.linalg.lstsq(rows, target).solution
     return solution[:-1].tolist(), solution[-1].tolist()

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..vdd_model.diffusion.sampler import SPACINGS
 from ..vdd_model.inference.windows import fade_in, frame_noise, steps_of
-from . import hostsampler, native
+from . import hostsampler, latents, native
 from .progress import Bar
 from .schema import advanced, option_input, schema, seed_input
 
@@ -45,11 +45,11 @@ class DeblurSampler(io.ComfyNode):
         native.need_deblur_model(model)
         samples = latent["samples"]
         layout = model.get_model_object("latent_format")
-        native.need_video_latent(samples, layout.latent_channels)
-        masked = native.with_mask_per_frame(latent, layout.spacial_downscale_ratio)
+        latents.need_video_latent(samples, layout.latent_channels)
+        masked = latents.with_mask_per_frame(latent, layout.spacial_downscale_ratio)
         frames, (height, width) = samples.shape[2], samples.shape[-2:]
         window = window if 0 < window < frames else frames
-        scenes = [(scene, steps_of(len(scene), window, min(overlap, window // 2))) for scene in native.scenes_of(latent)]
+        scenes = [(scene, steps_of(len(scene), window, min(overlap, window // 2))) for scene in latents.scenes_of(latent)]
         total = sum(len(found) for _, found in scenes)
         # As in the one-node way, one step is encoder 2's estimate, which the UNet moves by hardly anything
         estimated = (steps == 1 and guidance == 1 and spacing == "trailing" and not denoise_at_one_step and latent.get("noise_mask") is None
@@ -63,18 +63,18 @@ class DeblurSampler(io.ComfyNode):
             part, before = None, range(0)
             for step in found:
                 first, start, stop = step.window.start, scene.start + step.window.start, scene.start + step.window.stop
-                told = native.cut(positive, start, stop, frames)
+                told = latents.cut(positive, start, stop, frames)
                 if estimated:
                     bar.begin(1, 1)
                     new = native.estimate(model, told).to(samples)
                     bar.end()
                 else:
-                    new = run.window(told, native.cut(negative, start, stop, frames), native.cut_latent(masked, start, stop),
+                    new = run.window(told, latents.cut(negative, start, stop, frames), latents.cut_latent(masked, start, stop),
                                      lambda i, window=step.window: frame_noise(seed, window, samples.shape[1], height, width, i))
                 part, before = fade_in(new, step, part, before), step.window
                 parts.append(part[:, :, step.ready.start - first:step.ready.stop - first])
         result = torch.cat(parts, dim=2)
-        return io.NodeOutput({**latent, "samples": result, native.ONE_STEP: result if steps == 1 else None})
+        return io.NodeOutput({**latent, "samples": result, latents.ONE_STEP: result if steps == 1 else None})
 
 
 class DeblurSigmas(io.ComfyNode):

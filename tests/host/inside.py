@@ -134,7 +134,7 @@ def checks(folder, checkpoint):
     result["second_copy"] = sorted(second)
 
     name = module.__name__
-    native, sampling = sys.modules[f"{name}.nodes.native"], sys.modules[f"{name}.nodes.sampling"]
+    native, sampling, latents = (sys.modules[f"{name}.nodes.{part}"] for part in ("native", "sampling", "latents"))
     folders = sys.modules[f"{name}.nodes.folders"]
     diffusion, sampler = sys.modules[f"{name}.vdd_model.diffusion.schedule"], sys.modules[f"{name}.vdd_model.diffusion.sampler"]
     package = sys.modules[f"{name}.vdd_model.checkpoint.store"].load(checkpoint)
@@ -149,7 +149,7 @@ def checks(folder, checkpoint):
         result["memory_usage_factor"] = [model.model.memory_usage_factor, native.memory_usage_factor(encoders.config)]
         samples = latent["samples"]
         noise = sampling.frame_noise(7, range(9), 4, *samples.shape[-2:])
-        blur, image = positive[0][1][native.BLUR], positive[0][1][native.IMAGE][0, 0, 4][None]
+        blur, image = positive[0][1][latents.BLUR], positive[0][1][latents.IMAGE][0, 0, 4][None]
 
         def ours(steps, guidance, **kw):
             return nodes["VDDSampler"].execute(model, positive, negative, latent, 7, steps, guidance, 0.0, **kw).result[0]["samples"]

@@ -9,12 +9,12 @@ import torch
 
 def test_encode_and_decode(pack, frames, vae_and_encoders):
     vae, encoders = vae_and_encoders
-    native = pack.module("nodes.native")
+    latents = pack.module("nodes.latents")
     positive, negative, latent = pack.nodes["VDDEncodeClip"].execute(frames, encoders, vae).result
-    assert latent["samples"].shape == (1, 4, 5, 10, 12) and latent[native.SIZE] == (37, 45)
-    assert positive[0][1][native.IMAGE].shape == (1, 1, 5, 16) and not negative[0][1][native.IMAGE].any()
-    assert torch.equal(positive[0][1][native.BLUR], negative[0][1][native.BLUR])
-    z = {**latent, "samples": positive[0][1][native.BLUR]}
+    assert latent["samples"].shape == (1, 4, 5, 10, 12) and latent[latents.SIZE] == (37, 45)
+    assert positive[0][1][latents.IMAGE].shape == (1, 1, 5, 16) and not negative[0][1][latents.IMAGE].any()
+    assert torch.equal(positive[0][1][latents.BLUR], negative[0][1][latents.BLUR])
+    z = {**latent, "samples": positive[0][1][latents.BLUR]}
     out = pack.nodes["VDDDecode"].execute(z, vae, frames).result[0]
     assert out.shape == frames.shape and torch.equal(out[..., 3], frames[..., 3])
     assert pack.nodes["VDDDecode"].execute(z, vae).result[0].shape == (5, 37, 45, 3)
@@ -31,28 +31,29 @@ def test_encoding_equals_the_pipeline(pack, frames, vae_and_encoders, tiny_model
     """The conditioning is what the package computes for the same frames."""
     from vdd_model.inference.window import to_pixels
     vae, encoders = vae_and_encoders
-    native = pack.module("nodes.native")
+    latents = pack.module("nodes.latents")
     positive, _, _ = pack.nodes["VDDEncodeClip"].execute(frames, encoders, vae).result
     pixels = to_pixels(list(frames[..., :3]), tiny_model.config.divisor, torch.device("cpu"))
     with torch.no_grad():
-        torch.testing.assert_close(positive[0][1][native.BLUR], tiny_model.encode_blurred(pixels).latents, rtol=0, atol=1e-5)
+        torch.testing.assert_close(positive[0][1][latents.BLUR], tiny_model.encode_blurred(pixels).latents, rtol=0, atol=1e-5)
         semantic = tiny_model.encoder1.semantic(pixels[:, :, 2])
-        torch.testing.assert_close(positive[0][1][native.IMAGE][0, 0, 2:3], semantic, rtol=0, atol=1e-5)
+        torch.testing.assert_close(positive[0][1][latents.IMAGE][0, 0, 2:3], semantic, rtol=0, atol=1e-5)
 
 
 def test_scenes_are_decoded_as_if_each_were_alone(pack, vae_and_encoders):
     vae, encoders = vae_and_encoders
-    native, frames = pack.module("nodes.native"), torch.rand(7, 3, 6, 6, generator=torch.Generator().manual_seed(0))[[0, 0, 0, 0, 0, 1, 1]]
+    latents, generator = pack.module("nodes.latents"), torch.Generator().manual_seed(0)
+    frames = torch.rand(7, 3, 6, 6, generator=generator)[[0, 0, 0, 0, 0, 1, 1]]
     frames = torch.nn.functional.interpolate(frames, size=(32, 48), mode="bicubic").clamp(0, 1).movedim(1, -1)
     latent = pack.nodes["VDDEncodeClip"].execute(frames, encoders, vae, scenes="auto").result[2]
-    assert latent[native.SCENES] == (0, 5, 7) and native.scenes_of(latent) == [range(5), range(5, 7)]
-    assert native.scenes_of({**latent, "samples": latent["samples"][:, :, :6]}) == [range(6)]
-    assert native.SCENES not in pack.nodes["VDDEncodeClip"].execute(frames, encoders, vae, scenes="off").result[2]
+    assert latent[latents.SCENES] == (0, 5, 7) and latents.scenes_of(latent) == [range(5), range(5, 7)]
+    assert latents.scenes_of({**latent, "samples": latent["samples"][:, :, :6]}) == [range(6)]
+    assert latents.SCENES not in pack.nodes["VDDEncodeClip"].execute(frames, encoders, vae, scenes="off").result[2]
 
     def decode(part, **more):
         return pack.nodes["VDDDecode"].execute({"samples": latent["samples"][:, :, part], **more}, vae, frames[part]).result[0]
 
-    whole = decode(slice(None), **{native.SCENES: latent[native.SCENES]})
+    whole = decode(slice(None), **{latents.SCENES: latent[latents.SCENES]})
     assert torch.equal(whole, torch.cat([decode(slice(0, 5)), decode(slice(5, 7))]))
     assert not torch.equal(whole, decode(slice(None)))
 
@@ -88,15 +89,15 @@ def test_the_sampler_behind_a_latent_is_found_in_the_graph(pack, monkeypatch):
 
 def test_decode_takes_the_branch_of_how_the_latent_was_drawn(pack, frames, vae_and_encoders, monkeypatch):
     vae, encoders = vae_and_encoders
-    native, decoding, seen = pack.module("nodes.native"), pack.module("nodes.decoding"), []
+    latents, decoding, seen = pack.module("nodes.latents"), pack.module("nodes.decoding"), []
     decode = decoding.decode_frames
     monkeypatch.setattr(decoding, "decode_frames",
                         lambda model, z, guide, *a, **k: seen.append(guide.detail) or decode(model, z, guide, *a, **k))
     samples = torch.randn(1, 4, 5, 10, 12)
-    cases = [({native.ONE_STEP: samples}, "auto", False),
-             ({native.ONE_STEP: None}, "auto", True),
-             ({native.ONE_STEP: samples.clone()}, "auto", True),       # another node's samples in a dict that went through Deblur Sampler
-             ({}, "auto", True), ({}, "faithful", False), ({native.ONE_STEP: samples}, "sampled", True)]
+    cases = [({latents.ONE_STEP: samples}, "auto", False),
+             ({latents.ONE_STEP: None}, "auto", True),
+             ({latents.ONE_STEP: samples.clone()}, "auto", True),       # another node's samples in a dict that went through Deblur Sampler
+             ({}, "auto", True), ({}, "faithful", False), ({latents.ONE_STEP: samples}, "sampled", True)]
     for mark, detail, sampled in cases:
         seen.clear()
         pack.nodes["VDDDecode"].execute({"samples": samples, **mark}, vae, frames, detail=detail)
@@ -110,7 +111,7 @@ def test_decode_tells_the_color_transfer_of_its_tiles(pack, frames, vae_and_enco
     to_frames = decoding.to_frames
     monkeypatch.setattr(decoding, "to_frames", lambda *arguments: seen.append(arguments[-1]) or to_frames(*arguments))
     positive, _, latent = pack.nodes["VDDEncodeClip"].execute(frames, encoders, vae).result
-    z = {**latent, "samples": positive[0][1][pack.module("nodes.native").BLUR]}
+    z = {**latent, "samples": positive[0][1][pack.module("nodes.latents").BLUR]}
     for tile in (0, 32):
         pack.nodes["VDDDecode"].execute(z, vae, frames, tile=tile, tile_overlap=8)
     assert set(seen[:len(seen) // 2]) == {0} and set(seen[len(seen) // 2:]) == {32}

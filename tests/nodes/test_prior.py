@@ -52,17 +52,18 @@ def test_without_its_file_one_sentence_says_how_to_get_it(pack, frames, monkeypa
 
 def test_the_decoder_joins_its_frames_with_the_priors(pack, frames, vae_and_encoders, monkeypatch):
     vae, encoders = vae_and_encoders
-    encode, decode, native = pack.nodes["VDDEncodeClip"], pack.nodes["VDDDecode"], pack.module("nodes.native")
+    encode, decode = pack.nodes["VDDEncodeClip"], pack.nodes["VDDDecode"]
+    native, latents = pack.module("nodes.native"), pack.module("nodes.latents")
     known = 1 - frames
     latent = encode.execute(frames, encoders, vae, known).result[2]
     plain = decode.execute(latent, vae, frames, color="none").result[0]              # a checkpoint without a fusion
-    assert torch.equal(plain, decode.execute({**latent, native.PRIOR: None}, vae, frames, color="none").result[0])
+    assert torch.equal(plain, decode.execute({**latent, latents.PRIOR: None}, vae, frames, color="none").result[0])
     model = native.need_deblur_vae(vae).model
     monkeypatch.setattr(model.vae, "fusion", PriorFusion(FusionConfig((8, 8), (1, 1)), 8, 2, torch.nn).eval().requires_grad_(False))
     joined = decode.execute(latent, vae, frames, color="none").result[0]
     inside = (plain > 0) & (plain < 1)
     assert inside[..., :3].float().mean() > 0.5 and (joined - (plain + known) / 2)[..., :3][inside[..., :3]].abs().max() < 1e-5
-    assert torch.equal(joined, decode.execute({**latent, native.PRIOR: None}, vae, frames, color="none", prior=known).result[0])
+    assert torch.equal(joined, decode.execute({**latent, latents.PRIOR: None}, vae, frames, color="none", prior=known).result[0])
     for node, arguments in ((encode, (frames, encoders, vae)), (decode, (latent, vae, frames))):
         with pytest.raises(RuntimeError, match="prior has 2 frames of 45 x 37 pixels"):
             node.execute(*arguments, prior=known[:2])

@@ -47,39 +47,39 @@ def test_parts_without_weights_are_never_filled(pack, monkeypatch):
 
 
 def test_cutting_a_latent_cuts_its_mask(pack):
-    native = pack.module("nodes.native")
+    latents = pack.module("nodes.latents")
     samples = torch.arange(10.0).view(1, 1, 10, 1, 1).expand(1, 4, 10, 2, 2)
 
     def cut(mask):
-        return native.cut_latent(native.with_mask_per_frame({"samples": samples, "noise_mask": mask}, 8), 3, 6)
+        return latents.cut_latent(latents.with_mask_per_frame({"samples": samples, "noise_mask": mask}, 8), 3, 6)
 
     per_frame = cut(torch.arange(10.0).view(10, 1, 1, 1).expand(10, 1, 16, 16))
     assert per_frame["samples"][0, 0, :, 0, 0].tolist() == per_frame["noise_mask"][0, 0, :, 0, 0].tolist() == [3, 4, 5]
     assert torch.equal(cut(torch.ones(1, 2, 2))["noise_mask"], torch.ones(1, 4, 3, 2, 2))
     halves = cut(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1))["noise_mask"][0, 0, :, 0, 0]        # two masks for ten frames: stretched
     torch.testing.assert_close(halves, torch.tensor([0.2, 0.4, 0.6]))
-    assert set(native.cut_latent(native.with_mask_per_frame({"samples": samples}, 8), 3, 6)) == {"samples"}
+    assert set(latents.cut_latent(latents.with_mask_per_frame({"samples": samples}, 8), 3, 6)) == {"samples"}
 
 
 @pytest.mark.parametrize("size", [(40, 52), (88, 72), (64, 64)])
 def test_a_mask_lies_where_the_frames_do(pack, size):
     """Also where frames were padded: half of the picture is half of the pixels, not half of the padded ones."""
-    native, (height, width) = pack.module("nodes.native"), size
+    latents, (height, width) = pack.module("nodes.latents"), size
     padded = [n + -n % 16 for n in size]
     mask = (torch.arange(width) >= width // 2).float().expand(2, height, width)
-    latent = {"samples": torch.zeros(1, 4, 2, *(n // 4 for n in padded)), "noise_mask": mask, native.SIZE: size}
-    made = native.with_mask_per_frame(latent, 4)["noise_mask"]
+    latent = {"samples": torch.zeros(1, 4, 2, *(n // 4 for n in padded)), "noise_mask": mask, latents.SIZE: size}
+    made = latents.with_mask_per_frame(latent, 4)["noise_mask"]
     assert made.shape == latent["samples"].shape
     edge = (made[0, 0, 0, 0] >= 0.5).nonzero()[0].item() * 4
     assert abs(edge - width // 2) <= 2
 
 
 def test_cutting_a_conditioning_cuts_its_mask(pack):
-    native = pack.module("nodes.native")
-    extra = {native.BLUR: torch.arange(10.0).view(1, 1, 10, 1, 1), "mask": torch.arange(10.0).view(10, 1, 1), "strength": 1.0}
-    ((_, cut),) = native.cut([[None, extra]], 3, 6, 10)
-    assert cut[native.BLUR].flatten().tolist() == cut["mask"].flatten().tolist() == [3, 4, 5] and cut["strength"] == 1.0
-    assert native.cut([[None, {"mask": torch.ones(1, 4, 4)}]], 3, 6, 10)[0][1]["mask"].shape == (1, 4, 4)
+    latents = pack.module("nodes.latents")
+    extra = {latents.BLUR: torch.arange(10.0).view(1, 1, 10, 1, 1), "mask": torch.arange(10.0).view(10, 1, 1), "strength": 1.0}
+    ((_, cut),) = latents.cut([[None, extra]], 3, 6, 10)
+    assert cut[latents.BLUR].flatten().tolist() == cut["mask"].flatten().tolist() == [3, 4, 5] and cut["strength"] == 1.0
+    assert latents.cut([[None, {"mask": torch.ones(1, 4, 4)}]], 3, 6, 10)[0][1]["mask"].shape == (1, 4, 4)
 
 
 class WithoutFloat64(torch.Tensor):
