@@ -285,19 +285,6 @@ def test_a_video_in_memory_keeps_what_the_hosts_class_takes(pack, monkeypatch, s
     assert {k: v for k, v in vars(out.components).items() if k not in ("images", "audio", "frame_rate")} == extra
 
 
-def test_a_changed_setting_deletes_what_cancel_left(pack, deblurred, tmp_path, monkeypatch, caplog):
-    caplog.set_level("INFO")
-    source = write_video(tmp_path / "clip.mp4", list(torch.rand(9, 32, 48, 3, generator=torch.Generator().manual_seed(0))), 24)
-    node, video = pack.nodes["VDDDeblurVideo"], pack.host["comfy_api.latest"].InputImpl.VideoFromFile(str(source))
-    with monkeypatch.context() as patch, pytest.raises(Cancelled):
-        cancel_after(pack, patch, 1)
-        node.execute(video, **WIDGETS)
-    assert "unfinished work of" in caplog.text and len(list(deblurred.glob("*.part"))) == 1
-    node.execute(video, **{**WIDGETS, "seed": 1})
-    assert "that a cancelled run of this clip with other settings had left" in caplog.text
-    assert [p.suffix for p in deblurred.iterdir()] == [".mp4"]
-
-
 def test_of_other_clips_the_new_unfinished_jobs_stay(pack, deblurred, monkeypatch):
     results, now = pack.module("nodes.results"), 2_000_000_000.0
     monkeypatch.setattr(results.time, "time", lambda: now)
