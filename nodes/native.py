@@ -289,7 +289,8 @@ class HostDeblurrer(Deblurrer):
             picture = None
             if state.latents is not None and bar.wants_picture():                # the middle frame of what is being sampled
                 factors, bias = colors()
-                picture = (state.latents[0, :, state.latents.shape[2] // 2].float().cpu().movedim(0, -1) @ factors + bias) * 0.5 + 0.5
+                middle = rearrange(state.latents[0, :, state.latents.shape[2] // 2].float().cpu(), "c h w -> h w c")
+                picture = (middle @ factors + bias) * 0.5 + 0.5
             bar.move(state.position, picture, total)
 
         done = keywords.get("first_frame", 0)

@@ -161,5 +161,5 @@ def test_a_resized_latent_is_decoded_whole(pack, vae_and_encoders, grown, size):
     """The core's latent nodes hand on the other keys of a latent as they were."""
     vae, encoders = vae_and_encoders
     assert encoders.config.vae.factor == 4
-    latent = {"samples": torch.randn(1, 4, 2, *grown), pack.module("nodes.native").SIZE: (37, 45)}
+    latent = {"samples": torch.randn(1, 4, 2, *grown), pack.module("nodes.latents").SIZE: (37, 45)}
     assert pack.nodes["VDDDecode"].execute(latent, vae).result[0].shape == (2, *size, 3)

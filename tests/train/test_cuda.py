@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from train import stages, start, validate
 from train.config import LossConfig, StageConfig, TrainConfig
 from train.synthesis import blur, camera
+from vdd_model.diffusion.schedule import make_schedule
 from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
 from vdd_model.networks.layers import channels_last
 from vdd_model.networks.model import DeblurModel
@@ -45,6 +46,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *args, **kwargs: True)
     monkeypatch.setattr(torch.nn.Module, "to", lambda self, *args, **kwargs: self)       # fake parameters cannot be moved
+    make_schedule(tiny_config().diffusion)                                               # made once, while tensors have values
     return lambda: FakeTensorMode(allow_non_fake_inputs=True)
 
 
@@ -76,7 +78,7 @@ def test_every_kind_of_loss_stays_on_the_gpu_and_never_waits_for_it(gpu, monkeyp
 @pytest.mark.parametrize("options", [{"guidance": 2.0}, {"fidelity": 0.5, "tile": 32, "tile_overlap": 16}], ids=("whole", "tiles"))
 def test_a_clip_is_deblurred_on_the_gpu(gpu, monkeypatch, options):
     monkeypatch.setattr(torch, "isfinite", lambda frame: types.SimpleNamespace(all=lambda: True))
-    deblurrer = Deblurrer(DeblurModel(tiny_config()), device="cpu")              # its schedule's values are needed
+    deblurrer = Deblurrer(DeblurModel(tiny_config()), device="cpu")
     with gpu(), torch.no_grad():
         deblurrer.model, deblurrer.device = channels_last(model_on_gpu()).eval(), CUDA
         for parameter in deblurrer.model.parameters():

@@ -49,6 +49,7 @@ class Schedule:
 
 
 @functools.cache
+@torch.inference_mode(False)                     # whoever asks first, training may use it later
 def make_schedule(config: DiffusionConfig) -> Schedule:
     """Betas linear in sqrt(beta) (VGen `linear_sd`), by default rescaled so that alpha_bar ends exactly on 0. One object for each
     configuration, on the CPU."""

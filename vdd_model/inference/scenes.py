@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 CELLS = 32                     # of an outline along the shorter side of a frame
@@ -185,4 +186,4 @@ def scene_starts(frames: Iterable[Tensor], limits: tuple[float, float] = SURE_CU
 
 def scene_cut(frames: Tensor) -> int:
     """Number of the first of frames (N, 3, H, W) in [0, 1] that shows another scene than the one before, 0 for none."""
-    return [*scene_starts((frame.movedim(0, -1) for frame in frames), DOUBTFUL), 0][1]
+    return [*scene_starts(rearrange(frames, "n c h w -> n h w c"), DOUBTFUL), 0][1]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from ..config import ModelConfig
@@ -101,9 +102,8 @@ def to_pixels(frames: Sequence[Tensor], divisor: int, device: torch.device, dtyp
 
     Pixels stay float32 beside a network of half precision: what the fidelity branch adds its residual to is not rounded.
     """
-    x = torch.stack([to_float(frame, device) for frame in frames]).movedim(3, 1)
-    x = pad_to_multiple(x.mul_(2).sub_(1), divisor)
-    return x.transpose(0, 1)[None].to(dtype)
+    x = rearrange([to_float(frame, device) for frame in frames], "f h w c -> f c h w")
+    return rearrange(pad_to_multiple(x.mul_(2).sub_(1), divisor), "f c h w -> 1 c f h w").to(dtype)
 
 
 def pad_to_multiple(x: Tensor, divisor: int) -> Tensor:
@@ -255,12 +255,12 @@ def to_frames(pixels: Tensor, blurred: Sequence[Tensor], color: str = "wavelet",
     they were computed in, 0 for whole frames.
     """
     height, width = blurred[0].shape[:2]
-    x = (pixels[0, :, :, :height, :width].transpose(0, 1).float() * 0.5).add_(0.5)
+    x = (rearrange(pixels[..., :height, :width], "1 c f h w -> f c h w").float() * 0.5).add_(0.5)
     if color == "wavelet":
         reference = [to_float(frame, x) for frame in blurred]
         reference = reference[0][None] if len(reference) == 1 else torch.stack(reference)      # of one large frame no copy
-        x = wavelet_color_transfer(x, reference.movedim(3, 1), levels_for(tile))
-    return x.clamp_(0, 1).movedim(1, 3).contiguous().cpu()
+        x = wavelet_color_transfer(x, rearrange(reference, "f h w c -> f c h w"), levels_for(tile))
+    return rearrange(x.clamp_(0, 1), "f c h w -> f h w c").contiguous().cpu()
 
 
 def need_numbers(pixels: Tensor, first: int, dtype: torch.dtype) -> None:

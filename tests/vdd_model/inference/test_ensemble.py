@@ -106,10 +106,10 @@ def test_memory_does_not_grow_with_the_clip(tiny_model):
 def test_a_lack_of_memory_is_told_once(tiny_model, monkeypatch):
     whole = type(tiny_model).encode_each
 
-    def too_large(self, pixels, chunk=0):
+    def too_large(self, pixels):
         if pixels.shape[-1] > 128:
             raise torch.OutOfMemoryError("out of memory")
-        return whole(self, pixels, chunk)
+        return whole(self, pixels)
     monkeypatch.setattr(type(tiny_model), "encode_each", too_large)
     said = []
     out = Deblurrer(tiny_model, device="cpu").deblur(clip(2, 192, 192), ensemble=3, notice=said.append)

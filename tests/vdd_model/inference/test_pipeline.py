@@ -46,11 +46,11 @@ class Stub:
         self.calls["semantic"] += 1
         return images.mean(dim=(2, 3))
 
-    def encode_blurred(self, pixels, chunk=0):
+    def encode_blurred(self, pixels):
         latents, features = self.encode_each(pixels)
         return BlurCode(latents, [with_neighbours(features[-1])])
 
-    def encode_each(self, pixels, chunk=0):
+    def encode_each(self, pixels):
         self.calls["encode"] += pixels.shape[2]
         return BlurCode(F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, 1)), [pixels])
 
@@ -71,7 +71,7 @@ class Stub:
         a, s = self.schedule.sqrt_alpha_bar[t].float(), self.schedule.sqrt_one_minus_alpha_bar[t].float()
         return (a * x - self.answer(condition.concat[:, :4], x)) / s
 
-    def decode(self, z, guide=None, chunk=0):
+    def decode(self, z, guide=None):
         self.calls["decode"] += z.shape[2]
         if guide is None:
             return z[:, :3]
