@@ -7,7 +7,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..vdd_model.errors import UserError
-from ..vdd_model.measure import metrics, report
+from ..vdd_model.measure import report
 from .frames import rgb_of
 from .progress import Bar
 from .schema import schema, seed_input
@@ -18,18 +18,6 @@ SMALLEST_COLUMN = 240         # pixels: narrower pictures are enlarged, or their
 def _as_image(picture) -> torch.Tensor:
     """A Pillow picture as IMAGE (1, H, W, 3)."""
     return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)[None].to(mm.intermediate_device())
-
-
-def _table(rows: dict[str, dict[str, float | None]], count: int) -> str:
-    """One measure a line, so that it reads well in a narrow node: Markdown whose columns are also in line where it is shown as text."""
-    lines = [[f"{count} frames", *rows], ["-", *["-"] * len(rows)]]
-    for key, (title, _, _) in metrics.COLUMNS.items():
-        values = [row.get(key) for row in rows.values()]
-        if any(v is not None for v in values):
-            lines.append([title, *(report.format_value(key, v) for v in values)])
-    first, *others = (max(3, *map(len, column)) for column in zip(*lines))
-    lines[1] = ["-" * first, *("-" * (width - 1) + ":" for width in others)]
-    return "\n".join("| " + " | ".join([line[0].ljust(first), *(c.rjust(n) for c, n in zip(line[1:], others))]) + " |" for line in lines)
 
 
 class CompareDeblurring(io.ComfyNode):
@@ -74,7 +62,7 @@ class CompareDeblurring(io.ComfyNode):
         panel = _as_image(report.panel(pictures, labels, width=min(480, max(SMALLEST_COLUMN, width))))
         times = -(-SMALLEST_COLUMN // width)                    # of a small frame the scale below the map would find no room
         errors = _as_image(report.error_map(*(x.repeat_interleave(times, 0).repeat_interleave(times, 1) for x in pictures[-2:])))
-        table = _table({"deblurred" if k == "output" else k: v for k, v in rows.items()}, count)
+        table = report.measures_table({"deblurred" if k == "output" else k: v for k, v in rows.items()}, f"{count} frames", always=())
         shown_ui = [ui.PreviewImage(image, cls=cls).as_dict()["images"] for image in (panel, errors)]
         return io.NodeOutput(table, panel, errors, float(rows["output"]["psnr"]),
                              ui={"images": [i for images in shown_ui for i in images], "text": [table]})

@@ -219,22 +219,22 @@ def markdown_table(rows: Mapping[str, Mapping[str, float | None]], first: str = 
                  + [[name, *(format_value(c, row.get(c)) for c in columns)] for name, row in rows.items()])
 
 
-def measures_table(rows: Mapping[str, Mapping[str, float | None]], first: str = "") -> str:
-    """The same turned round, one measure a row: narrow enough for a terminal."""
-    cells = [[metrics.COLUMNS[c][0], *(format_value(c, row.get(c)) for row in rows.values())] for c in _filled(rows)]
+def measures_table(rows: Mapping[str, Mapping[str, float | None]], first: str = "", always: Sequence[str] = ("lpips",)) -> str:
+    """The same turned round, one measure a row: narrow enough for a terminal. Those of `always` have a row also where they are empty."""
+    cells = [[metrics.COLUMNS[c][0], *(format_value(c, row.get(c)) for row in rows.values())] for c in _filled(rows, always)]
     return align([[first, *rows], *cells])
 
 
-def _filled(rows: Mapping[str, Mapping[str, float | None]]) -> list[str]:
-    return [c for c in metrics.COLUMNS if c == "lpips" or any(row.get(c) is not None for row in rows.values())]
+def _filled(rows: Mapping[str, Mapping[str, float | None]], always: Sequence[str] = ("lpips",)) -> list[str]:
+    return [c for c in metrics.COLUMNS if c in always or any(row.get(c) is not None for row in rows.values())]
 
 
 def align(cells: Sequence[Sequence[str]]) -> str:
     """Cells, the first row being the head, as a Markdown table whose columns are padded so that it reads well as text too."""
     widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(cells[0]))]
-    lines = ["| " + " | ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]) + " |" for row in cells]
-    lines.insert(1, "|" + "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]) + "|")
-    return "\n".join(lines)
+    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
+    return "\n".join("| " + " | ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]) + " |"
+                     for row in (cells[0], rule, *cells[1:]))
 
 
 def lpips_note() -> str:
