@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from vdd_model import diffusion
 from vdd_model.config import ConfigError
-from vdd_model.measure import metrics
+from vdd_model.measure import metrics, report
 from vdd_model.media.files import written_aside
 from vdd_model.networks.fidelity import BlurGuide
 from vdd_model.networks.model import fold_time, unfold_time
@@ -161,7 +162,7 @@ def save_panel(rows: list[list[Tensor]], path: Path, height: int = 256) -> None:
     """Pictures (3, H, W) in [0, 1], one list a row, as one PNG: blurred, output, truth."""
     from PIL import Image
 
-    images = [[Image.fromarray((p.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()) for p in row] for row in rows]
+    images = [[report.to_image(rearrange(p, "c h w -> h w c")) for p in row] for row in rows]
     images = [[i if i.height == height else i.resize((round(i.width * height / i.height), height), Image.LANCZOS) for i in row]
               for row in images]
     sheet = Image.new("RGB", (max(sum(i.width + 4 for i in row) for row in images), (height + 4) * len(images)), "white")
@@ -170,9 +171,7 @@ def save_panel(rows: list[list[Tensor]], path: Path, height: int = 256) -> None:
         for image in row:
             sheet.paste(image, (x, y * (height + 4)))
             x += image.width + 4
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_aside(path) as aside:
-        sheet.save(aside, format="PNG")
+    report.save_image(sheet, path)
 
 
 def save_curve(records: list[dict], path: Path) -> None:

@@ -20,13 +20,12 @@ def preprocess(images: Tensor, size: int) -> Tensor:
     Shorter side to `size` (bicubic, antialiased), centre crop, normalise (open_clip.transform.image_transform).
     """
     height, width = images.shape[-2:]
-    short, long = min(height, width), max(height, width)
-    resized = (size, int(size * long / short)) if height <= width else (int(size * long / short), size)
+    long = int(size * max(height, width) / min(height, width))
+    resized = (size, long) if height <= width else (long, size)
     x = F.interpolate(images.float(), size=resized, mode="bicubic", antialias=True, align_corners=False)
     top, left = int(round((resized[0] - size) / 2.0)), int(round((resized[1] - size) / 2.0))
-    x = x[..., top:top + size, left:left + size] * 0.5 + 0.5
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1).to(x.device, non_blocking=True) for v in (MEAN, STD))
-    return (x - mean) / std
+    mean, std = (torch.tensor(v)[:, None, None].to(x.device, non_blocking=True) for v in (MEAN, STD))
+    return (x[..., top:top + size, left:left + size] * 0.5 + 0.5 - mean) / std
 
 
 class SpatialHead(nn.Module):
