@@ -10,7 +10,8 @@ from einops import rearrange
 
 from ..vdd_model.errors import UserError
 from ..vdd_model.inference.scenes import scene_starts
-from ..vdd_model.inference.window import encode_frames, make_tiling, to_pixels
+from ..vdd_model.inference.window import encode_frames, encode_pictures, make_tiling, reads_pictures, to_pixels
+from ..vdd_model.networks.fidelity import BlurGuide
 from . import latents, native
 from .frames import need_numbers_in, rgb_of
 from .progress import Bar
@@ -30,7 +31,8 @@ class EncodeBlurredClip(io.ComfyNode):
                 io.Image.Input("frames", tooltip="The blurred frames in order; any number and any size. Alpha is not looked at."),
                 Encoders.Input("encoders", tooltip="From Load Deblur Checkpoint."),
                 io.Vae.Input("vae", tooltip="From Load Deblur Checkpoint: its latents are what the sampler works on."),
-                io.Image.Input("prior", optional=True, tooltip="The same frames from Deblur Prior: the latent takes them to the decoder."),
+                io.Image.Input("prior", optional=True, tooltip="The same frames from Deblur Prior: several steps start nearer to the "
+                               "truth, and the latent takes them to the decoder."),
                 option_input("scenes"),
             ],
             outputs=[
@@ -44,7 +46,8 @@ class EncodeBlurredClip(io.ComfyNode):
     def execute(cls, frames: torch.Tensor, encoders: native.Encoders, vae, prior: torch.Tensor | None = None,
                 scenes: str = "auto") -> io.NodeOutput:
         config = encoders.config
-        if native.need_deblur_vae(vae).encoders.config.vae != config.vae:
+        decoder = native.need_deblur_vae(vae)
+        if decoder.encoders.config.vae != config.vae:
             raise UserError("encoders and VAE are of different checkpoints: connect both from the same 'Load Deblur Checkpoint'")
         if prior is not None and prior.shape[:3] != frames.shape[:3]:
             raise UserError(f"prior has {len(prior)} frames of {prior.shape[2]} x {prior.shape[1]} pixels, frames {len(frames)} of "
@@ -54,7 +57,8 @@ class EncodeBlurredClip(io.ComfyNode):
         native.use([encoders.semantic, encoders.spatial], native.encode_memory(config, tiling, height, width, encoders.dtype))
         need_numbers_in(frames)
         padded = [n + -n % config.divisor for n in (height, width)]
-        bar, tiles = Bar(len(frames)), len(tiling.boxes((1, *padded), config.divisor))
+        reads = reads_pictures(decoder.model, 1.0)
+        bar, tiles = Bar(len(frames) * (1 + reads)), len(tiling.boxes((1, *padded), config.divisor))
         at_once = tiling.chunk(*(min(n, tiling.tile or n) for n in padded))
         blur, image = [], []
         for part in rgb_of(frames).split(native.FRAMES_PER_CHUNK):
@@ -66,9 +70,33 @@ class EncodeBlurredClip(io.ComfyNode):
             bar.end()
         home = mm.intermediate_device()
         blur, image = torch.cat(blur, dim=2).to(home), torch.cat(image)[None, None].to(home)
-        positive = [[encoders.null_text, {latents.BLUR: blur, latents.IMAGE: image}]]
-        negative = [[encoders.null_text, {latents.BLUR: blur, latents.IMAGE: torch.zeros_like(image)}]]
         latent = {"samples": blur / config.vae.latent_scale, latents.SIZE: (height, width)}
         if scenes == "auto":
             latent[latents.SCENES] = (*scene_starts(rgb_of(frames)), len(frames))
+        if reads:
+            native.use([vae.patcher, encoders.spatial],
+                       native.decode_memory(config, min(native.FRAMES_PER_CHUNK, len(frames)), *(min(n, tiling.tile or n) for n in padded),
+                                            encoders.dtype, True))
+            known = prior if decoder.model.vae.fusion is not None else None
+            blur = torch.cat([blur, cls._pictures(decoder, frames, known, blur, latents.scenes_of(latent), tiling, bar, tiles)], dim=1)
+        positive = [[encoders.null_text, {latents.BLUR: blur, latents.IMAGE: image}]]
+        negative = [[encoders.null_text, {latents.BLUR: blur, latents.IMAGE: torch.zeros_like(image)}]]
         return io.NodeOutput(positive, negative, latent if prior is None else {**latent, latents.PRIOR: prior})
+
+    @staticmethod
+    def _pictures(decoder: native.Decoder, frames: torch.Tensor, prior: torch.Tensor | None, blur: torch.Tensor, scenes: list[range],
+                  tiling, bar: Bar, tiles: int) -> torch.Tensor:
+        """What one step shows of the frames, as latents beside those of `blur` (`window.encode_pictures`)."""
+        (encoders, model), config = decoder, decoder.encoders.config
+
+        read = []
+        for scene, start in [(each, start) for each in scenes for start in each[::native.FRAMES_PER_CHUNK]]:
+            stop = min(start + native.FRAMES_PER_CHUNK, scene.stop)
+            first, last = max(scene.start, start - 1), min(stop + 1, scene.stop)           # the fidelity branch looks at neighbours
+            pixels, known = (None if x is None else to_pixels(list(rgb_of(x[first:last])), config.divisor, encoders.device)
+                             for x in (frames, prior))
+            bar.begin(stop - start, 2 * tiles)
+            part = blur[:, :, start:stop].to(encoders.device, encoders.dtype)
+            read.append(encode_pictures(model, part, BlurGuide(pixels, prior=known), start - first, tiling, bar.tick).to(blur))
+            bar.end()
+        return torch.cat(read, dim=2)

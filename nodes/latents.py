@@ -8,7 +8,7 @@ from torch import Tensor
 from ..vdd_model.errors import UserError
 
 # Keys of a CONDITIONING's dict. Time is on axis 2 of both, so that context windows cut them like the latents.
-BLUR = "vdd_blur"             # (1, 4, F, h, w): encoder 2's latents
+BLUR = "vdd_blur"             # (1, 4, F, h, w): encoder 2's latents; 8 channels with those of what one step shows
 IMAGE = "vdd_image"           # (1, 1, F, image_dim): semantic vectors of all frames; zeros in the unconditional branch
 SIZE = "vdd_size"             # key of a LATENT's dict: (height, width) of the frames before padding
 PRIOR = "vdd_prior"           # key of a LATENT's dict: the frames of Deblur Prior, as IMAGE

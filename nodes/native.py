@@ -101,7 +101,7 @@ class HostUNet(UNet3D):
         self.dtype = dtype
 
     def forward(self, x, timesteps, context, control=None, transformer_options=None, **conditions):
-        """x (B, 4, F, h, w), timesteps (B,), context (B, L, C), vdd_blur (B, 4, F, h, w), vdd_image (B, 1, F, image_dim) -> v.
+        """x (B, 4, F, h, w), timesteps (B,), context (B, L, C), vdd_blur (B, 4 or 8, F, h, w), vdd_image (B, 1, F, image_dim) -> v.
 
         Other nodes may have put themselves around the call (EasyCache, for one).
         """
@@ -441,14 +441,10 @@ def gives_estimate(model, positive: list) -> bool:
             and len(positive) == 1 and {*positive[0][1]} == {BLUR, IMAGE})
 
 
-@torch.no_grad()
 def estimate(model, positive: list) -> Tensor:
-    """Encoder 2's estimate of the clean latents (1, 4, F, h, w) of the frames that `positive` is of; `model` has been brought to its
-    device (`use`)."""
+    """Encoder 2's estimate of the clean latents (1, 4, F, h, w), unscaled: what one step shows."""
     network = model.model
-    blur = positive[0][1][BLUR].to(model.load_device, network.manual_cast_dtype or network.get_dtype())
-    mean = network.diffusion_model.adapter(blur)[:, :network.latent_format.latent_channels]
-    return network.process_latent_out(mean.float())
+    return network.process_latent_out(positive[0][1][BLUR][:, :network.latent_format.latent_channels])
 
 
 def need_deblur_model(model) -> None:

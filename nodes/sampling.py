@@ -7,7 +7,6 @@ from comfy_api.latest import io
 from ..vdd_model.diffusion.sampler import SPACINGS
 from ..vdd_model.inference.windows import fade_in, frame_noise, steps_of
 from . import hostsampler, latents, native
-from .progress import Bar
 from .schema import advanced, option_input, schema, seed_input
 
 
@@ -51,26 +50,20 @@ class DeblurSampler(io.ComfyNode):
         window = window if 0 < window < frames else frames
         scenes = [(scene, steps_of(len(scene), window, min(overlap, window // 2))) for scene in latents.scenes_of(latent)]
         total = sum(len(found) for _, found in scenes)
-        # As in the one-node way, one step is encoder 2's estimate, which the UNet moves by hardly anything
-        estimated = (steps == 1 and guidance == 1 and spacing == "trailing" and not denoise_at_one_step and latent.get("noise_mask") is None
-                     and native.gives_estimate(model, positive))
-        if estimated:
-            native.use([model])
-        bar, run = Bar(total), None if estimated else hostsampler.WindowSampler(
-            model, guidance, guidance_rescale, (guidance_from, guidance_to), eta, steps, SPACINGS[spacing], seed, total)
+        if (steps == 1 and guidance == 1 and spacing == "trailing" and not denoise_at_one_step and latent.get("noise_mask") is None
+                and native.gives_estimate(model, positive) and positive[0][1][latents.BLUR].shape[2:] == samples.shape[2:]):
+            result = native.estimate(model, positive).to(samples)        # as in the one-node way: the UNet moves it by hardly anything
+            return io.NodeOutput({**latent, "samples": result, latents.ONE_STEP: result})
+        run = hostsampler.WindowSampler(model, guidance, guidance_rescale, (guidance_from, guidance_to), eta, steps, SPACINGS[spacing],
+                                        seed, total)
         parts = []
         for scene, found in scenes:                 # each as if it were alone, its noise too
             part, before = None, range(0)
             for step in found:
                 first, start, stop = step.window.start, scene.start + step.window.start, scene.start + step.window.stop
                 told = latents.cut(positive, start, stop, frames)
-                if estimated:
-                    bar.begin(1, 1)
-                    new = native.estimate(model, told).to(samples)
-                    bar.end()
-                else:
-                    new = run.window(told, latents.cut(negative, start, stop, frames), latents.cut_latent(masked, start, stop),
-                                     lambda i, window=step.window: frame_noise(seed, window, samples.shape[1], height, width, i))
+                new = run.window(told, latents.cut(negative, start, stop, frames), latents.cut_latent(masked, start, stop),
+                                 lambda i, window=step.window: frame_noise(seed, window, samples.shape[1], height, width, i))
                 part, before = fade_in(new, step, part, before), step.window
                 parts.append(part[:, :, step.ready.start - first:step.ready.stop - first])
         result = torch.cat(parts, dim=2)

@@ -14,7 +14,7 @@ def test_encode_and_decode(pack, frames, vae_and_encoders):
     assert latent["samples"].shape == (1, 4, 5, 10, 12) and latent[latents.SIZE] == (37, 45)
     assert positive[0][1][latents.IMAGE].shape == (1, 1, 5, 16) and not negative[0][1][latents.IMAGE].any()
     assert torch.equal(positive[0][1][latents.BLUR], negative[0][1][latents.BLUR])
-    z = {**latent, "samples": positive[0][1][latents.BLUR]}
+    z = {**latent, "samples": positive[0][1][latents.BLUR][:, :4]}
     out = pack.nodes["VDDDecode"].execute(z, vae, frames).result[0]
     assert out.shape == frames.shape and torch.equal(out[..., 3], frames[..., 3])
     assert pack.nodes["VDDDecode"].execute(z, vae).result[0].shape == (5, 37, 45, 3)
@@ -28,14 +28,19 @@ def test_encode_and_decode(pack, frames, vae_and_encoders):
 
 
 def test_encoding_equals_the_pipeline(pack, frames, vae_and_encoders, tiny_model):
-    """The conditioning is what the package computes for the same frames."""
-    from vdd_model.inference.window import to_pixels
+    """The conditioning is what the package computes for the same frames: encoder 2's latents, and those of what one step shows."""
+    from vdd_model.inference.window import decode_frames, to_pixels
+    from vdd_model.networks.fidelity import BlurGuide
     vae, encoders = vae_and_encoders
     latents = pack.module("nodes.latents")
-    positive, _, _ = pack.nodes["VDDEncodeClip"].execute(frames, encoders, vae).result
+    positive, _, _ = pack.nodes["VDDEncodeClip"].execute(frames, encoders, vae, scenes="off").result
     pixels = to_pixels(list(frames[..., :3]), tiny_model.config.divisor, torch.device("cpu"))
     with torch.no_grad():
-        torch.testing.assert_close(positive[0][1][latents.BLUR], tiny_model.encode_blurred(pixels).latents, rtol=0, atol=1e-5)
+        blur, features = tiny_model.encode_blurred(pixels)
+        shown = decode_frames(tiny_model, blur, BlurGuide(pixels, features)).clamp(-1, 1)
+        read = tiny_model.vae.encode(shown[0].movedim(1, 0))[0].movedim(0, 1)[None] * tiny_model.config.vae.latent_scale
+        both = torch.cat([blur, read], dim=1)
+        torch.testing.assert_close(positive[0][1][latents.BLUR], both, rtol=0, atol=1e-5)
         semantic = tiny_model.encoder1.semantic(pixels[:, :, 2])
         torch.testing.assert_close(positive[0][1][latents.IMAGE][0, 0, 2:3], semantic, rtol=0, atol=1e-5)
 
@@ -111,7 +116,7 @@ def test_decode_tells_the_color_transfer_of_its_tiles(pack, frames, vae_and_enco
     to_frames = decoding.to_frames
     monkeypatch.setattr(decoding, "to_frames", lambda *arguments: seen.append(arguments[-1]) or to_frames(*arguments))
     positive, _, latent = pack.nodes["VDDEncodeClip"].execute(frames, encoders, vae).result
-    z = {**latent, "samples": positive[0][1][pack.module("nodes.latents").BLUR]}
+    z = {**latent, "samples": positive[0][1][pack.module("nodes.latents").BLUR][:, :4]}
     for tile in (0, 32):
         pack.nodes["VDDDecode"].execute(z, vae, frames, tile=tile, tile_overlap=8)
     assert set(seen[:len(seen) // 2]) == {0} and set(seen[len(seen) // 2:]) == {32}
@@ -122,8 +127,10 @@ def test_room_is_asked_for_before_encoding(pack, frames, vae_and_encoders, monke
     asked, host = [], pack.host["comfy.model_management"]
     monkeypatch.setattr(host, "load_models_gpu", lambda models, memory_required=0: asked.append(memory_required))
     pack.nodes["VDDEncodeClip"].execute(frames, encoders, vae)
-    whole = pack.module("vdd_model.inference.window").Tiling()
-    assert asked == [native.encode_memory(encoders.config, whole, *frames.shape[1:3], encoders.dtype)] and asked[0] > 0
+    whole, size = pack.module("vdd_model.inference.window").Tiling(), frames.shape[1:3]
+    padded = [n + -n % encoders.config.divisor for n in size]
+    assert asked == [native.encode_memory(encoders.config, whole, *size, encoders.dtype),
+                     native.decode_memory(encoders.config, native.FRAMES_PER_CHUNK, *padded, encoders.dtype, True)] and min(asked) > 0
 
 
 def test_without_a_fidelity_branch_encoder_2_is_not_loaded(pack, frames, vae_and_encoders, monkeypatch):
@@ -151,7 +158,8 @@ def test_the_bar_moves_by_parts_of_frames(pack, vae_and_encoders, monkeypatch):
         looked.clear()
         run()
         moves = [value for value, *_ in bar.reported]
-        assert moves == sorted(moves) and moves[-1] == 600 == bar.reported[0][1] and len(looked) >= len(moves)
+        assert moves == sorted(moves) and len(looked) >= len(moves)
+        assert moves[-1] == bar.reported[0][1] == (1200 if name == "encode" else 600)
         assert len(set(moves)) >= (5 if name == "encode" else 18), moves
         assert sum(preview is not None for *_, preview in bar.reported) == (0 if name == "encode" else 2)
 

@@ -27,7 +27,7 @@ from ..networks.model import DeblurModel, drop_untrained_branch
 from ..options import DeblurOptions
 from .ensemble import ORIENTATIONS, Orientation, hand_out, mean
 from .prior import HOW_TO_GET, NO_FUSION, Prior, find_prior, need_prior, prior_is_wanted
-from .progress import CALL, DECODE, ENCODE, ESTIMATE, Meter, Progress
+from .progress import CALL, DECODE, ENCODE, PICTURE, Meter, Progress
 from .scenes import Moment, Picture, pictures
 from .window import (
     CPU_FEATURE_BYTES,
@@ -36,13 +36,14 @@ from .window import (
     compact,
     decode_frames,
     encode_frames,
-    estimate_window,
+    encode_pictures,
     feature_bytes,
     free_memory,
     gives_estimate,
     is_out_of_memory,
     make_tiling,
     need_numbers,
+    reads_pictures,
     sample_window,
     to_frames,
     to_pixels,
@@ -221,12 +222,14 @@ class _Pass:
         self.fidelity = options.fidelity if self.model.vae.fidelity is not None else 0.0
         if options.fidelity and not self.fidelity and self.model.config.vae.fidelity is not None:
             notice("the fidelity branch of this checkpoint is not trained: edges and details are the latents' alone")
-        self.estimated = options.steps == 1 and options.guidance == 1 and not options.denoise_at_one_step and gives_estimate(self.model)
+        estimated = options.steps == 1 and options.guidance == 1 and not options.denoise_at_one_step and gives_estimate(self.model)
+        self.calls = 0 if estimated else options.steps * (1 if options.guidance == 1 else 2)          # of the UNet, a window
+        self.reads = bool(self.calls) and reads_pictures(self.model, self.fidelity)
         self.meter, self.notice = Meter(progress, first_frame, total), notice
         self.prior = deblurrer.prior_for(options, total, notice)
         self.orientation = orientation                   # of what the model sees; all that is kept of the clip itself is not turned
         self.pictures: dict[int, Picture] = {}           # blurred, as they came
-        self.latents: dict[int, Tensor] = {}             # (1, 4, 1, h, w) of encoder 2
+        self.latents: dict[int, Tensor] = {}             # (1, 4, 1, h, w) of encoder 2; 8 channels with those of `encode_pictures`
         self.features: dict[int, list[Tensor]] = {}      # of encoder 2, each picture's own, where a window's fit in FEATURE_BYTES
         self.size = (0, 0)
         self.tiling: Tiling | None = None
@@ -264,6 +267,8 @@ class _Pass:
             self._begin(step)
             if step.read:
                 self._attempt(self._encode, step.read)
+                if self.reads:
+                    self._attempt(self._encode_pictures, step.read)
             if step.ready.start >= target - options.stride:
                 x0, before = fade_in(self._attempt(self._denoise, step.window), step, x0, before), step.window
                 if self._shown_until(step.ready.stop) > self.first_frame:
@@ -276,12 +281,11 @@ class _Pass:
 
     def _begin(self, step: Step) -> None:
         """Note where a window begins, and how much work it will be."""
-        options, begin = self.options, self.pictures[step.ready.start].index
+        begin = self.pictures[step.ready.start].index
         if not self.moments or self.moments[-1].index < begin:
             self.moments.append(Moment(begin, step.ready.start))
-        calls = options.steps * (1 if options.guidance == 1 else 2)
-        self.meter.window(max(0, self._shown_until(step.ready.stop) - self.meter.done), ENCODE * len(step.read),
-                          (ESTIMATE if self.estimated else CALL * calls) * len(step.window), DECODE * len(step.ready))
+        self.meter.window(max(0, self._shown_until(step.ready.stop) - self.meter.done), (ENCODE + PICTURE * self.reads) * len(step.read),
+                          CALL * self.calls * len(step.window), DECODE * len(step.ready))
 
     def _attempt(self, work: Callable[..., T], *arguments) -> T:
         """work(*arguments, tiling), again with smaller tilings for as long as memory runs out; what works is kept from then on."""
@@ -316,7 +320,8 @@ class _Pass:
         held = feature_bytes(self.model.config, *self.size, self.dtype.itemsize) * (self.options.window + 2) * self.options.ensemble
         keep = tiling == Tiling() and self.fidelity and held <= (CPU_FEATURE_BYTES if self.device.type == "cpu" else FEATURE_BYTES)
         count = tiling.chunk(*self.size)
-        tick = self.meter.ticks("encode", math.ceil(len(numbers) / count) * self._pieces(tiling))
+        tick = self.meter.ticks("encode", math.ceil(len(numbers) / count) * self._pieces(tiling),
+                                stop=ENCODE / (ENCODE + PICTURE * self.reads))
         for first in numbers[::count]:                   # a few frames at a time: a window of large ones takes gigabytes
             chunk = range(first, min(first + count, numbers.stop))
             pixels = self._pixels(first, chunk.stop)
@@ -329,21 +334,44 @@ class _Pass:
                 latents = encode_frames(self.model, pixels, tiling, tick)
             self.latents |= {i: latents[:, :, i - first:i - first + 1] for i in chunk}
 
+    def _encode_pictures(self, numbers: range, tiling: Tiling) -> None:
+        """Behind the latents of encoder 2 those of what one step shows."""
+        count = tiling.chunk(*self.size)
+        tick = self.meter.ticks("encode", math.ceil(len(numbers) / count) * 2 * self._pieces(tiling), ENCODE / (ENCODE + PICTURE))
+        for first in numbers[::count]:
+            chunk = range(first, min(first + count, numbers.stop))
+            low, high = max(first - 1, min(self.pictures)), min(chunk.stop + 1, max(self.pictures) + 1)
+            latents = torch.cat([self.latents[i][:, :self.model.config.vae.latent_channels] for i in chunk], dim=2)
+            guide = functools.partial(self._guide, low, high, tick)
+            read = encode_pictures(self.model, latents, guide if self._by_tile(tiling) else guide(), first - low, tiling, tick)
+            self.latents |= {i: torch.cat([x[:, :, i - first:i - first + 1] for x in (latents, read)], dim=1) for i in chunk}
+
+    def _by_tile(self, tiling: Tiling) -> bool:
+        """Whether what guides the decoder is made tile by tile: large frames have no room for copies."""
+        return bool(tiling.tile) and self.orientation == ORIENTATIONS[0]
+
+    def _guide(self, low: int, high: int, tick: Callable[..., None], tile: Box | None = None) -> BlurGuide:
+        """What guides the decoding of the pictures [low, high), or of a tile of them. The prior's pieces are not counted."""
+        known = None
+        if self.prior is not None:
+            known = self._pixels(low, high, lambda frame: self.prior.of(frame, functools.partial(tick, counted=False)), tile)
+        return BlurGuide(self._pixels(low, high, tile=tile), prior=known)
+
     def _denoise(self, window: range, tiling: Tiling) -> Tensor:
         options, pieces = self.options, self._pieces(tiling, len(window), time=True)
-        calls = 0 if self.estimated else options.steps * (1 if options.guidance == 1 else 2)
-        tick = self.meter.ticks("denoise", 1 + pieces * (1 + calls))
+        tick = self.meter.ticks("denoise", 1 + pieces * (1 + self.calls))
         tick()
         latents = torch.cat([self.latents[i] for i in window], dim=2)
-        if self.estimated:
-            return estimate_window(self.model, latents, tiling, tick)
+        if not self.calls:
+            return latents.float()
         centre = window[len(window) // 2]
         with torch.no_grad():
             image = self.model.encoder1.semantic(self._pixels(centre, centre + 1)[:, :, 0])
         v_model = window_v_model(self.model, latents, image, guidance=options.guidance, guidance_rescale=options.guidance_rescale,
                                  guidance_interval=options.guidance_interval, tiling=tiling, tick=tick)
-        return sample_window(v_model, make_schedule(self.model.config.diffusion), latents.shape, window, steps=options.steps,
-                             eta=options.eta, spacing=options.spacing, seed=options.seed, device=self.device,
+        shape = (1, self.model.config.vae.latent_channels, *latents.shape[2:])
+        return sample_window(v_model, make_schedule(self.model.config.diffusion), shape, window, steps=options.steps, eta=options.eta,
+                             spacing=options.spacing, seed=options.seed, device=self.device,
                              callback=lambda i, t, x, x0: tick(x0))
 
     def _decode(self, x0: Tensor, ready: range) -> Iterator[Tensor]:
@@ -380,17 +408,11 @@ class _Pass:
         if features is not None:
             low, high = start, stop                      # they know the neighbours: whose pixels need not be brought to the device
 
-        def once() -> None:
-            """Between the prior's pieces, which are not counted."""
-            tick(counted=False)
-
         def guide(tile: Box | None = None) -> BlurGuide:
             """What guides a tile, or whole frames."""
-            known = None if self.prior is None else self._pixels(low, high, lambda frame: self.prior.of(frame, once), tile)
-            return BlurGuide(self._pixels(low, high, tile=tile), features, self.fidelity, detail=self.options.steps > 1, prior=known)
+            return self._guide(low, high, tick, tile)._replace(features=features, strength=self.fidelity, detail=self.options.steps > 1)
 
-        by_tile = tiling.tile and self.orientation == ORIENTATIONS[0]         # large frames have no room for copies
-        return decode_frames(self.model, x0, guide if by_tile else guide(), start - low, tiling=tiling, tick=tick)
+        return decode_frames(self.model, x0, guide if self._by_tile(tiling) else guide(), start - low, tiling=tiling, tick=tick)
 
     @torch.no_grad()
     def _joined(self, start: int, stop: int, low: int, high: int) -> list[Tensor]:

@@ -19,7 +19,7 @@ from ..diffusion.sampler import SPACINGS, VModel, ddim, guided
 from ..diffusion.schedule import Schedule
 from ..errors import UserError
 from ..networks.fidelity import BlurGuide
-from ..networks.model import Condition, DeblurModel
+from ..networks.model import Condition, DeblurModel, fold_time, unfold_time
 from .color import levels_for, wavelet_color_transfer
 from .windows import Box, blend, boxes, frame_noise
 
@@ -123,9 +123,11 @@ def feature_bytes(config: ModelConfig, height: int, width: int, itemsize: int = 
 
 
 @torch.no_grad()
-def encode_frames(model: DeblurModel, pixels: Tensor, tiling: Tiling = Tiling(), tick: Tick = no_tick) -> Tensor:
-    """Encoder 2's latents (1, 4, F, h, w) of blurred frames, one chunk of frames after another."""
+def encode_frames(model: DeblurModel, pixels: Tensor, tiling: Tiling = Tiling(), tick: Tick = no_tick,
+                  encoder: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Encoder 2's latents (1, 4, F, h, w) of blurred frames, or those of another `encoder`, one chunk of frames after another."""
     config, size = model.config, pixels.shape[-3:]
+    encoder = encoder or (lambda part: model.encode_each(part).latents)
     factor = config.vae.factor
     pieces = tiling.boxes((size[0], size[1] // factor, size[2] // factor), config.divisor, factor)
 
@@ -135,10 +137,29 @@ def encode_frames(model: DeblurModel, pixels: Tensor, tiling: Tiling = Tiling(),
         parts = []
         for part in piece.split(tiling.chunk(*piece.shape[-2:]), dim=2):
             tick()
-            parts.append(model.encode_each(part).latents)
+            parts.append(encoder(part))
         return torch.cat(parts, dim=2)
 
     return blend(pieces, encode)
+
+
+@torch.no_grad()
+def encode_pictures(model: DeblurModel, latents: Tensor, guide: BlurGuide | Callable[[Box], BlurGuide], start: int,
+                    tiling: Tiling = Tiling(), tick: Tick = no_tick) -> Tensor:
+    """What one step shows of the frames of encoder 2's `latents` (1, 4, F, h, w), as the autoencoder's latents, of the same shape: a second
+    estimate of x0, which makes (1, 8, F, h, w) of both for the adapter. The picture path and the prior have their part in it, so that
+    several steps start nearer to the truth. guide (of strength 1) and start: as `decode_frames` takes them."""
+    def encoder(part: Tensor) -> Tensor:
+        """Scaled latents of sharp frames (1, 3, F, H, W)."""
+        return unfold_time(model.vae.encode(fold_time(part))[0] * model.config.vae.latent_scale, len(part))
+
+    pixels = decode_frames(model, latents, guide, start, tiling=tiling, tick=tick)
+    return encode_frames(model, pixels.clamp_(-1, 1).to(latents.dtype), tiling, tick, encoder)
+
+
+def reads_pictures(model: DeblurModel, fidelity: float) -> bool:
+    """Whether `encode_pictures` comes before the UNet: where a trained picture path is looked at, and the adapter gives an estimate."""
+    return bool(fidelity) and model.vae.fidelity is not None and gives_estimate(model)
 
 
 @torch.no_grad()
@@ -146,7 +167,8 @@ def window_v_model(model: DeblurModel, latents: Tensor, image: Tensor, *, guidan
                    guidance_interval: tuple[float, float] = (0.0, 1.0), tiling: Tiling = Tiling(), tick: Tick = no_tick) -> VModel:
     """The guided v of one window as a function of (x, t) alone, x float32 (1, 4, F, h, w).
 
-    latents: encoder 2's, of the window's blurred frames; image (1, E): the semantic vector of its centre frame.
+    latents: encoder 2's, of the window's blurred frames, those of `encode_pictures` behind them or not; image (1, E): the semantic vector
+    of its centre frame.
     All that stays the same from step to step (the adapter's output, keys and values of the context) is computed here, once.
     With several tiles v is blended between them at every step, and therefore so is x0.
     """
@@ -179,21 +201,9 @@ def window_v_model(model: DeblurModel, latents: Tensor, image: Tensor, *, guidan
 
 
 def gives_estimate(model: DeblurModel) -> bool:
-    """Whether encoder 2's estimate of x0 is what one step starts from: at its timestep the noisy state tells nothing."""
+    """Whether encoder 2's latents estimate x0, so that one step, whose noisy state tells nothing, is them: the UNet moves what one step
+    shows by hardly anything."""
     return model.config.unet.estimate and model.config.diffusion.zero_terminal_snr
-
-
-@torch.no_grad()
-def estimate_window(model: DeblurModel, latents: Tensor, tiling: Tiling = Tiling(), tick: Tick = no_tick) -> Tensor:
-    """The mean of x0 (1, 4, F, h, w), float32, that the adapter makes of encoder 2's latents (`gives_estimate`): what one step shows
-    without a call of the UNet, which moves it by hardly anything."""
-    config, latents = model.config, latents.to(model.null_text.dtype)
-
-    def part(box: Box) -> Tensor:
-        """The mean of one tile."""
-        tick()
-        return model.adapter(box.of(latents))[:, :config.unet.latent_channels].float()
-    return blend(tiling.boxes(tuple(latents.shape[-3:]), config.divisor, config.vae.factor, time=True), part)
 
 
 @torch.no_grad()

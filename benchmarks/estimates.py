@@ -1,0 +1,68 @@
+"""How near to the truth several steps start: the adapter's estimate of the sharp latents, and what the picture of one step adds to it.
+
+    python -m benchmarks.estimates [--data FOLDER] [--frames 5]
+
+Mean squared errors against encoder 1's latents of the truth, for the middle frames of every clip of `make score`, float32, prior off (with
+it the picture errs less). The last column is what `LOG_STD_OF_BOTH` in vdd_model/networks/adapter.py stands for: how much less the mean of
+both estimates errs.
+"""
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from benchmarks import common
+from benchmarks.score import photo_pairs
+from train.data.readers import find
+from train.tools.evaluate import exit_code, pairs_of
+from vdd_model.checkpoint.store import load
+from vdd_model.inference.window import encode_pictures, to_pixels
+from vdd_model.networks.fidelity import BlurGuide
+
+
+@torch.no_grad()
+def errors(model, blurred: list[torch.Tensor], sharp: list[torch.Tensor]) -> list[float]:
+    """Mean squared errors of the adapter's estimate, of the picture's latents, and of the mean of both; frames (H, W, 3) in [0, 1]."""
+    pixels, truth = (to_pixels(frames, model.config.divisor, torch.device("cpu")) for frames in (blurred, sharp))
+    code, target = model.encode_blurred(pixels), model.encode_target(truth)
+    picture = encode_pictures(model, code.latents, BlurGuide(pixels), 0)
+    channels = code.latents.shape[1]
+    both = torch.cat([code.latents, picture], dim=1)
+    estimates = (model.adapter(code.latents)[:, :channels], picture, model.adapter(both)[:, :channels])
+    return [(x - target).square().mean().item() for x in estimates]
+
+
+def rows(data: Path, frames: int) -> list[dict]:
+    """One row a set."""
+    model = load("small", torch.device("cpu"), torch.float32).eval()
+    sets = {"real footage": pairs_of(find(data / "gopro_layout", "gopro", "test")),
+            "synthesised motion": photo_pairs(data / "val_photos", 8, 256)}
+    found = []
+    for name, pairs in sets.items():
+        found_here = []
+        for pair in pairs:
+            first = max(0, (pair.num_frames - frames) // 2)
+            found_here.append(errors(model, *(list(islice(f(), first, first + frames)) for f in (pair.blurred, pair.sharp))))
+        alone, picture, both = (sum(column) / len(column) for column in zip(*found_here))
+        found.append({"set": name, "clips": len(pairs), "adapter's estimate": alone, "picture's latents": picture, "mean of both": both,
+                      "ratio": both / alone, "its root": math.sqrt(both / alone)})
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    shared = Path(os.environ.get("VDD_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=shared / "data", help="folder with gopro_layout/ and val_photos/ (%(default)s)")
+    parser.add_argument("--frames", type=int, default=5, help="middle frames of every clip (%(default)s)")
+    parser.add_argument("--out", type=Path, default=common.RESULTS)
+    a = parser.parse_args(argv)
+    return exit_code(lambda: common.write("estimates", rows(a.data, a.frames), {"frames": a.frames}, folder=a.out))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

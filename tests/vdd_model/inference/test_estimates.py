@@ -1,0 +1,40 @@
+"""What several steps start from: the adapter's estimate of the sharp latents, and the one that the picture of one step adds."""
+from __future__ import annotations
+
+import torch
+
+from vdd_model.app.demo import bundled_photo
+from vdd_model.inference.pipeline import Deblurrer
+from vdd_model.inference.window import encode_pictures, to_pixels
+from vdd_model.measure.motion import camera_shake
+from vdd_model.media.video import read_image
+from vdd_model.networks.fidelity import BlurGuide
+
+
+def test_the_picture_of_one_step_brings_several_steps_nearer_to_the_truth():
+    photo, _ = read_image(bundled_photo())
+    blurred, truth = camera_shake(photo, 3, 8.0, 7, size=(160, 160))
+    model = Deblurrer("small", device="cpu", dtype=torch.float32).model
+    pixels, sharp = (to_pixels(list(frames), model.config.divisor, torch.device("cpu")) for frames in (blurred, truth))
+    with torch.no_grad():
+        latents, target = model.encode_blurred(pixels).latents, model.encode_target(sharp)
+        alone, (_, log_std) = model.adapter(latents)[:, :4], model.adapter(latents)[:, :8].chunk(2, dim=1)
+        errors = {}
+        for name, prior in (("picture", None), ("a prior that knows", sharp)):
+            both = model.adapter(torch.cat([latents, encode_pictures(model, latents, BlurGuide(pixels, prior=prior), 0)], dim=1))
+            errors[name] = (both[:, :4] - target).square().mean() / (alone - target).square().mean()
+            assert (both[:, 4:8] < log_std).all() and torch.equal(both[:, 8:], model.adapter(latents)[:, 8:])
+    assert errors["a prior that knows"] < errors["picture"] < 0.9, errors
+
+
+def test_the_picture_is_looked_at_first_where_the_unet_is_called(monkeypatch):
+    import vdd_model.inference.pipeline as pipeline
+    looked, look = [], pipeline.encode_pictures
+    monkeypatch.setattr(pipeline, "encode_pictures", lambda *arguments: looked.append(1) or look(*arguments))
+    deblurrer = Deblurrer("small", device="cpu", dtype=torch.float32)
+    clip = torch.rand(2, 32, 32, 3, generator=torch.Generator().manual_seed(0))
+    for options, expected in (({"steps": 1}, 0), ({"steps": 1, "denoise_at_one_step": True}, 1), ({"steps": 2, "fidelity": 0.0}, 0),
+                              ({"steps": 2}, 1)):
+        looked.clear()
+        deblurrer.deblur(clip, scenes="off", **options)
+        assert len(looked) == expected, options
