@@ -26,7 +26,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from . import tiff
 from .clip import Frame, MediaError, VideoClip
-from .pixel_formats import UNSPECIFIED, ColorTags, Layout, complete_tags, is_wide, layout, layout_of, to_rgb
+from .pixel_formats import UNSPECIFIED, ColorTags, Layout, complete_tags, is_wide, layout, layout_of, planes_of, to_rgb
 from .png import about, chunks_of
 from .probe import orientation
 
@@ -266,7 +266,11 @@ def _decode_tga(data: bytes) -> av.VideoFrame:
         with TgaImageFile(io.BytesIO(data)) as picture:
             picture.load()
     frame = av.CodecContext.create("targa", "r").decode(av.Packet(data))[0]
-    return frame.reformat(format="bgr0") if frame.format.name == "bgra" and not data[17] & 15 else frame       # no bit of it is alpha
+    if frame.format.name != "bgra":
+        return frame
+    values = planes_of(frame)[0].reshape(frame.height, -1, 4)[:, :frame.width]
+    hollow = not values[..., 3].any() and values[..., :3].any()                            # pictures of which nothing would be seen
+    return frame.reformat(format="bgr0") if hollow or not data[17] & 15 else frame         # no bit of it is alpha
 
 
 def _may_be_transparent(data: bytes, codec: str) -> bool:

@@ -338,7 +338,10 @@ def _frame_rate(times: np.ndarray, tick: Fraction, claimed: Sequence[Fraction]) 
     mean = Fraction(int(times[-1] - times[0]), len(times) - 1) * tick
     near = sorted((r for r in STANDARD_RATES if abs(r * mean - 1) < Fraction(1, 100)), key=lambda r: abs(r * mean - 1))
     seconds = (times - times[0]).astype(np.float64) * float(tick)
-    for rate in [*claimed, *near, (1 / mean).limit_denominator(100_000)]:      # FFmpeg's fractions have 32 bits
+    # what FFmpeg has made of rounded times (983/41, 10000/417) comes behind what cameras have
+    odd = [r for r in claimed if 1000 % r.denominator and r.denominator != 1001]
+    usual = [r for r in claimed if r not in odd]
+    for rate in [*usual, *near, *odd, (1 / mean).limit_denominator(100_000)]:      # FFmpeg's fractions have 32 bits
         numbers = np.rint(seconds * float(rate))
         off = np.abs(seconds - numbers / float(rate)).max()
         steps = np.diff(numbers)

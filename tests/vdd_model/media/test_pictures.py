@@ -168,6 +168,19 @@ def test_grey_targa_with_transparency(tmp_path):
     assert np.array_equal(np.rint(read_image(tmp_path / "a.tga")[0].numpy()[..., 0] * 255), np.asarray(Image.fromarray(GRAIN).convert("L")))
 
 
+@pytest.mark.parametrize("suffix, bits", [(".tga", 0), (".tga", 8), (".bmp", 0)])
+def test_an_empty_fourth_byte_is_no_transparency(tmp_path, suffix, bits):
+    """Programs that know only 32 bits write 0 there; nothing would be seen."""
+    import struct
+    height, width = GRAIN.shape[:2]
+    rows = np.dstack([GRAIN[::-1, :, ::-1], np.zeros((height, width), np.uint8)]).tobytes()
+    head = bytes([0, 0, 2]) + bytes(9) + struct.pack("<HHBB", width, height, 32, bits) if suffix == ".tga" else (
+        struct.pack("<2sIIIIiiHHIIiiII", b"BM", 54 + len(rows), 0, 54, 40, width, height, 1, 32, 0, len(rows), 2835, 2835, 0, 0))
+    (tmp_path / f"a{suffix}").write_bytes(head + rows)
+    rgb, alpha = read_image(tmp_path / f"a{suffix}")
+    assert alpha is None and np.array_equal(np.rint(rgb.numpy() * 255), GRAIN)
+
+
 @pytest.mark.parametrize("codec, suffix, pix_fmt", [("dpx", "dpx", "gbrp10le"), ("exr", "exr", "gbrpf32le"), ("png", "png", "rgb24"),
                                                     ("mjpeg", "jpg", "yuvj444p"), ("tiff", "tif", "rgb24")])
 def test_the_shape_of_pixels_is_kept(tmp_path, capfd, codec, suffix, pix_fmt):

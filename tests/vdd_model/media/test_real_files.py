@@ -331,6 +331,12 @@ def test_a_stream_without_a_container_plays_at_its_own_rate(tmp_path, suffix, co
     assert clip.rate == 50 and len(list(read(clip))) == 8
 
 
+@pytest.mark.parametrize("suffix, codec", [(".flv", "flv")])
+def test_rounded_times_of_a_short_clip_are_a_cameras_rate(tmp_path, suffix, codec):
+    for rate in (Fraction(24000, 1001), Fraction(30000, 1001), Fraction(25)):
+        assert probe(save_clip(tmp_path / f"in{suffix}", [pattern(i) for i in range(9)], rate=rate, codec=codec)).rate == rate
+
+
 # a decoder's silence is no health
 
 CUT = [("mjpeg", "yuvj420p", ".mkv"), ("mjpeg", "yuvj420p", ".avi"), ("huffyuv", "yuv422p", ".avi"), ("ffvhuff", "yuv420p", ".avi"),
