@@ -172,13 +172,10 @@ class VideoFromComponents:
 
 
 def host_modules(models: Path) -> dict[str, types.ModuleType]:
-    names = ["comfy", "comfy.cli_args", "comfy.conds",
-             "comfy.latent_formats", "comfy.ldm", "comfy.ldm.models", "comfy.ldm.models.autoencoder", "comfy.ldm.modules",
-             "comfy.ldm.modules.attention",
-             "comfy.model_base",
-             "comfy.model_management", "comfy.model_patcher", "comfy.ops", "comfy.patcher_extension", "comfy.sd",
-             "comfy.supported_models_base", "comfy.utils",
-             "comfy.sample", "comfy.samplers", "latent_preview", "folder_paths", "comfy_api", "comfy_api.latest"]
+    names = ("comfy comfy.cli_args comfy.conds comfy.latent_formats comfy.ldm comfy.ldm.models comfy.ldm.models.autoencoder "
+             "comfy.ldm.modules comfy.ldm.modules.attention comfy.model_base comfy.model_management comfy.model_patcher comfy.ops "
+             "comfy.patcher_extension comfy.sd comfy.supported_models_base comfy.utils comfy.sample comfy.samplers latent_preview "
+             "folder_paths comfy_api comfy_api.latest").split()
     modules = {name: Module(name) for name in names}
     for name, module in modules.items():
         module.__path__ = []
