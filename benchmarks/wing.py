@@ -1,6 +1,6 @@
 """What each part of vdd_model/cpu buys: the whole wing beside the wing without that part, and beside the plain network.
 
-    python -m benchmarks.wing [--dtypes float32 bfloat16] [--size 256 256] [--decoded 640 384] [--frames 16] [--dim 320] [--threads 1]
+    python -m benchmarks.wing [--dtypes float32 bfloat16] [--parts strips ...] [--size 256 256] [--decoded 640 384] [--threads 1]
 
 Calls of the UNet: one as wide as tft2v's (its first two levels, one block each: the same layers in the same proportions, a tenth of the
 memory), random weights; kept memory in a process of its own. Decoding: the shipped model with its fidelity branch. Variants take turns;
@@ -25,10 +25,11 @@ from vdd_model.cpu import accelerate, blocks, onednn
 from vdd_model.networks import attention
 from vdd_model.networks.unet3d import UNet3D
 
+ATTENTION, PACKED, MEMORY, STRIPS = "attention in plain steps", "packed weights", "kept memory", "strips"        # the first: of bfloat16
 PARTS = {
     "Winograd's filtering": lambda: [mock.patch.object(onednn, "_can_filter", lambda layer: False)],
     "feed-forward by rows": lambda: [mock.patch.object(blocks, "FEED_FORWARD_ROWS", 1 << 40)],
-    "attention in plain steps": lambda: [mock.patch.object(kind, "attend", staticmethod(attention.attention))
+    ATTENTION: lambda: [mock.patch.object(kind, "attend", staticmethod(attention.attention))
                                          for kind in (blocks.Attention, blocks.AdapterTransformer)],
 }
 
@@ -70,10 +71,10 @@ def rows(variants: dict[str, Callable[[], object]], repeats: int, **columns: str
     return [{**columns, "variant": name, "processor s": min(s), "x all": min(s) / min(found["all"])} for name, s in found.items()]
 
 
-def unet_rows(name: str, dim: int, size: tuple[int, int], frames: int, repeats: int) -> list[dict]:
+def unet_rows(name: str, parts: list[str], dim: int, size: tuple[int, int], frames: int, repeats: int) -> list[dict]:
     """Plain, fused but not packed, all, and all but each part."""
     plain = unet(dim, common.DTYPES[name])
-    variants = {"plain": call(plain, frames, *size)}
+    variants = {"plain": call(plain, frames, *size)} if PACKED in parts else {}
 
     def add(title: str, part: str = "", packed: bool = True) -> None:
         """A copy, accelerated and run without `part`."""
@@ -87,9 +88,9 @@ def unet_rows(name: str, dim: int, size: tuple[int, int], frames: int, repeats: 
         variants[title] = patched
 
     add("all")
-    add("without packed weights", packed=False)
-    for part in PARTS if name == "bfloat16" else list(PARTS)[:2]:            # plain steps are bfloat16's
-        add(f"without {part}", part)
+    for part in parts:
+        if part == PACKED or part in PARTS and (name == "bfloat16" or part != ATTENTION):
+            add(f"without {part}", part if part in PARTS else "", part != PACKED)
     return rows(variants, repeats, type=name)
 
 
@@ -107,7 +108,7 @@ def decoding_rows(name: str, size: tuple[int, int], frames: int, repeats: int) -
                 type=name)
 
 
-MEMORY = """import json, sys, time, torch
+RUN = """import json, sys, time, torch
 from benchmarks import common, wing
 from vdd_model.cpu import accelerate
 kept, dtype, dim, frames, size, threads = json.loads(sys.argv[1])
@@ -128,7 +129,7 @@ def memory_rows(name: str, dim: int, size: tuple[int, int], frames: int) -> list
     times: dict[bool, float] = {}
     for kept in (True, False, False, True):
         given = json.dumps([kept, name, dim, frames, size, torch.get_num_threads()])
-        done = subprocess.run([sys.executable, "-c", MEMORY, given], check=True, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", RUN, given], check=True, capture_output=True, text=True)
         times[kept] = min(times.get(kept, float("inf")), float(done.stdout))
     return [{"type": name, "variant": title, "processor s": times[kept], "x all": times[kept] / times[True]}
             for title, kept in (("all", True), ("without kept memory", False))]
@@ -139,6 +140,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = common.parser(__doc__)
     parser.set_defaults(repeats=2)
     parser.add_argument("--dtypes", nargs="+", default=list(common.computed_types()), choices=["float32", "bfloat16"])
+    every = [*PARTS, PACKED, MEMORY, STRIPS]
+    parser.add_argument("--parts", nargs="+", default=every, choices=every)
     parser.add_argument("--decoded", type=int, nargs=2, default=(640, 384), metavar=("WIDTH", "HEIGHT"), help="frames that are decoded")
     parser.add_argument("--dim", type=int, default=320)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -146,9 +149,13 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(a.threads)
     size, tables = tuple(a.size), {"a call of the UNet": [], "kept memory": [], "decoding": []}
     for name in a.dtypes:
-        tables["decoding"] += decoding_rows(name, tuple(a.decoded), 1, a.repeats)
-        tables["a call of the UNet"] += unet_rows(name, a.dim, size, a.frames, a.repeats)
-        tables["kept memory"] += memory_rows(name, a.dim, size, a.frames)
+        if STRIPS in a.parts:
+            tables["decoding"] += decoding_rows(name, tuple(a.decoded), 1, a.repeats)
+        if {PACKED, *PARTS} & {*a.parts}:
+            tables["a call of the UNet"] += unet_rows(name, a.parts, a.dim, size, a.frames, a.repeats)
+        if MEMORY in a.parts:
+            tables["kept memory"] += memory_rows(name, a.dim, size, a.frames)
+    tables = {title: found for title, found in tables.items() if found}
     common.write("wing", tables, {"call": f"{a.frames} x {size[0]} x {size[1]}", "decoded": "1 x {} x {}".format(*a.decoded)}, folder=a.out)
 
 

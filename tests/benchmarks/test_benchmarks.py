@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as bench
-from benchmarks import against, autoencoder, common, options, pipeline, quality, shortcuts, startup, unet
+from benchmarks import against, autoencoder, common, options, pipeline, quality, shortcuts, startup, unet, wing
 from vdd_model.inference.pipeline import Deblurrer
 
 
@@ -67,6 +67,14 @@ def test_quality_says_what_a_shortcut_costs(tiny_checkpoint, types):
     assert by["none", 4]["PSNR dB"] > 0 and by[f"{fast}, float8 weights", 1]["against exact dB"] > 20
     assert (f"{fast}, features kept for 2 steps", 1) not in by and (f"{fast}, guidance 2", 4) in by
     assert (("bfloat16", 1) in by) == (fast == "bfloat16")
+
+
+@torch.no_grad()
+def test_parts_of_the_cpu_wing():
+    rows = wing.unet_rows("float32", [*wing.PARTS, wing.PACKED], 64, (64, 32), 2, 1) + wing.decoding_rows("float32", (32, 32), 1, 1)
+    assert [row["variant"] for row in rows] == ["plain", "all", "without Winograd's filtering", "without feed-forward by rows",
+                                                "without packed weights", "all", "without strips"]
+    assert all(row["processor s"] > 0 for row in rows) and rows[1]["x all"] == rows[5]["x all"] == 1
 
 
 def test_start_up(tiny_checkpoint):
