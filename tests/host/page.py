@@ -19,11 +19,14 @@ MISSING = """() => window.app.graph.nodes
 DIALOGS = """() => [...document.querySelectorAll(
         "[role=dialog], [role=alertdialog], .comfy-modal, .p-toast-message-error, .comfyui-error-report")]
     .filter(e => e.offsetParent !== null && e.innerText.trim()).map(e => e.innerText.trim().slice(0, 300))"""
-FIT = """() => { const c = window.app.canvas, ns = window.app.graph.nodes; let a = 1e9, b = 1e9, x = -1e9, y = -1e9;
-    for (const n of ns) { a = Math.min(a, n.pos[0]); b = Math.min(b, n.pos[1] - 40); x = Math.max(x, n.pos[0] + n.size[0]);
-                          y = Math.max(y, n.pos[1] + n.size[1]); }
-    const w = c.canvas.clientWidth, h = c.canvas.clientHeight, s = Math.min((w - 130) / (x - a), (h - 130) / (y - b), 1.2);
-    c.ds.scale = s; c.ds.offset[0] = -a + (w / s - (x - a)) / 2; c.ds.offset[1] = -b + (h / s - (y - b)) / 2; c.setDirty(true, true); }"""
+FIT = """() => { const c = window.app.canvas; let a = 1e9, b = 1e9, x = -1e9, y = -1e9;
+    for (const n of [...window.app.graph.nodes, ...(window.app.graph._groups || [])]) {
+        a = Math.min(a, n.pos[0]); b = Math.min(b, n.pos[1] - 40);
+        x = Math.max(x, n.pos[0] + n.size[0]); y = Math.max(y, n.pos[1] + n.size[1]); }
+    const left = 70, top = 95, w = c.canvas.clientWidth - left - 20, h = c.canvas.clientHeight - top - 20;    // beside the page's bars
+    const s = Math.min(w / (x - a), h / (y - b), 1.2);
+    c.ds.scale = s; c.ds.offset[0] = -a + (left + (w - s * (x - a)) / 2) / s; c.ds.offset[1] = -b + (top + (h - s * (y - b)) / 2) / s;
+    c.setDirty(true, true); }"""
 SETTINGS = """async vue => { for (const [k, v] of [['Comfy.TutorialCompleted', true], ['Comfy.VueNodes.Enabled', vue]])
     try { await window.app.extensionManager.setting.set(k, v); } catch (e) {} }"""
 HIDE_MAP = "async () => { try { await window.app.extensionManager.setting.set('Comfy.Minimap.Visible', false); } catch (e) {} }"
