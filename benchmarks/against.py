@@ -52,13 +52,14 @@ def last_tag() -> str | None:
     return done.stdout.strip() or None
 
 
-def deblur(build: Path, clip: Path, target: Path, dtype: str, checkpoint: str) -> tuple[float, float]:
-    """Seconds that a build says it took for the clip (its own start left aside), and the peak resident set of its process in MB."""
+def deblur(build: Path, clip: Path, target: Path, dtype: str, checkpoint: str) -> tuple[float, float, float]:
+    """Seconds that a build says it took for the clip (its own start left aside), the peak resident set of its process in MB, and the
+    seconds of processors that it used, its start included."""
     said = target.with_suffix(".said")
     command = (f'cd "{build}" && exec "{sys.executable}" -m vdd_model deblur "{clip}" -o "{target}" --checkpoint "{checkpoint}" --force '
                f'--quiet --device cpu --dtype {dtype} --codec ffv1 >"{said}"')
-    peak, _ = run_process(["/bin/sh", "-c", command])
-    return float(re.search(r"in ([\d.]+) s", said.read_text())[1]), peak
+    used = run_process(["/bin/sh", "-c", command])
+    return float(re.search(r"in ([\d.]+) s", said.read_text())[1]), used.peak_mb, used.cpu_seconds
 
 
 def psnr(a: Path, b: Path) -> float:
@@ -92,11 +93,12 @@ def rows(build: Path, sizes: Sequence[str], frames: int, dtypes: Sequence[str], 
                 targets = folder / "other.mkv", folder / "today.mkv"
                 runs = [[deblur(place, clip, target, dtype, checkpoint) for place, target in zip((build, HERE), targets)]
                         for _ in range(repeats)]
-                (was, peak_was), (now, peak) = ([common.Timing(tuple(run[i][k] for run in runs)).median for k in (0, 1)] for i in (0, 1))
+                (was, peak_was, cpu_was), (now, peak, cpu) = ([common.Timing(tuple(run[i][k] for run in runs)).median for k in range(3)]
+                                                              for i in (0, 1))
                 ceilings, pixels = common.ceilings(), width * height
                 found.append({
                     "clip": f"{frames} x {width} x {height}", "type": dtype, "runs": repeats, "other s": was, "today s": now,
-                    "time": now / was, "other MB": peak_was, "today MB": peak, "memory": peak / peak_was,
+                    "time": now / was, "other cpu s": cpu_was, "today cpu s": cpu, "cpu time": cpu / cpu_was, "other MB": peak_was, "today MB": peak, "memory": peak / peak_was,
                     "agree dB": psnr(*targets), "s per frame": now / frames,
                     "copies of a frame": now / frames / (2 * pixels * 12 / ceilings["copy"] / 1e9),
                     "of conv ceiling": f"{flops_per_pixel(checkpoint) * pixels * frames / now / ceilings[f'conv {dtype}'] / 1e7:.0f} %"})

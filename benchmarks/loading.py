@@ -95,7 +95,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=a.folder) as folder:
         for name in ("nothing", "write", "load", *(("official", "convert") if a.convert else ())):
-            peak, seconds = run([sys.executable, "-m", "benchmarks.loading", "--step", name, "--folder", folder, "--preset", a.preset,
+            peak, seconds, _ = run([sys.executable, "-m", "benchmarks.loading", "--step", name, "--folder", folder, "--preset", a.preset,
                                  "--dtype", a.dtype])
             made = Path(folder) / ("converted.safetensors" if name == "convert" else "full.safetensors")
             size = made.stat().st_size / 2**20 if made.exists() else 0

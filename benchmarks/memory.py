@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 
 def make_clip(path: Path, frames: int, width: int, height: int) -> None:
@@ -30,15 +31,23 @@ def make_clip(path: Path, frames: int, width: int, height: int) -> None:
         container.mux(stream.encode())
 
 
-def run(command: list[str]) -> tuple[float, float]:
-    """Peak resident set size in MB and the seconds of a process. Exits when it fails."""
+class Used(NamedTuple):
+    """What a process took: peak resident set size in MB, seconds on the clock, and seconds of processors, whoever else used them."""
+
+    peak_mb: float
+    seconds: float
+    cpu_seconds: float
+
+
+def run(command: list[str]) -> Used:
+    """What a process takes. Exits when it fails."""
     started = time.monotonic()
     pid = os.spawnv(os.P_NOWAIT, command[0], command)
     _, status, usage = os.wait4(pid, 0)
     if status:
         sys.exit(f"failed: {' '.join(command)}")
     unit = 2**20 if sys.platform == "darwin" else 2**10
-    return usage.ru_maxrss / unit, time.monotonic() - started
+    return Used(usage.ru_maxrss / unit, time.monotonic() - started, usage.ru_utime + usage.ru_stime)
 
 
 def measure(frames: list[int], width: int, height: int, checkpoint: str, extra: list[str]) -> list[dict]:
@@ -50,10 +59,12 @@ def measure(frames: list[int], width: int, height: int, checkpoint: str, extra: 
             # in a process of its own: a child starts with its parent's peak, so this one has to stay small
             run([sys.executable, "-c", "import sys; from pathlib import Path; from benchmarks.memory import make_clip; "
                  "make_clip(Path(sys.argv[1]), *map(int, sys.argv[2:]))", str(clip), str(count), str(width), str(height)])
-            peak, seconds = run([sys.executable, "-m", "vdd_model", "deblur", str(clip), "-o", str(out),
+            used = run([sys.executable, "-m", "vdd_model", "deblur", str(clip), "-o", str(out),
                                  "--checkpoint", checkpoint, *extra])
-            rows.append({"frames": count, "peak_rss_mb": round(peak, 1), "frames_per_second": round(count / seconds, 2)})
-            print(f"{count:6d} frames of {width} x {height}: peak {peak:8.1f} MB, {seconds:7.1f} s", flush=True)
+            rows.append({"frames": count, "peak_rss_mb": round(used.peak_mb, 1), "frames_per_second": round(count / used.seconds, 2),
+                         "cpu_seconds_per_frame": round(used.cpu_seconds / count, 3)})
+            print(f"{count:6d} frames of {width} x {height}: peak {used.peak_mb:8.1f} MB, {used.seconds:7.1f} s, "
+                  f"{used.cpu_seconds:.1f} s of processors", flush=True)
     return rows
 
 

@@ -14,7 +14,7 @@ from ..networks.fidelity import FidelityBranch, GatedBlock
 from .onednn import _onednn, _product, hooked, supports
 
 WORTH = 1 << 15                 # positions of a picture of features from which strips save time: smaller ones fit in the cache
-STRIP_BYTES = 2**20             # of a block's widest tensor, for each thread: about the cache that a core has for itself
+STRIP_BYTES = 2**21             # of a block's widest tensor, for each thread: near what the cache of a core takes
 
 
 def in_strips(model: nn.Module) -> nn.Module:
@@ -77,31 +77,43 @@ class _Strips:
             weight, bias = _behind(block.norm2.norm, block.ff_in)
             self.value, self.gate = (_pack(w, b) for w, b in zip(weight.chunk(2), bias.chunk(2)))
             self.project, self.ff_out = (_pack(layer.weight[:, :, 0, 0], layer.bias) for layer in (block.project, block.ff_out))
+            layer = block.depthwise
+            self.halo = layer.padding[0]
+            self.geometry = [0, self.halo], [1, 1], [1, 1], layer.groups            # padding, stride, dilation, groups: rows are given
+            self.depthwise = _onednn._reorder_convolution_weight(layer.weight, *self.geometry), layer.bias
 
     def __call__(self, x: Tensor) -> Tensor:
         """The block's output for x (N, C, H, W), channels-last."""
         if _plainly(self.block, x):
             return type(self.block).forward(self.block, x)
         images, height, width = _rows(x), *x.shape[2:]
-        out, halo = torch.empty_like(images), self.block.depthwise.padding[0]
-        rows = max(4, torch.get_num_threads() * STRIP_BYTES // (width * 2 * self.channels * x.element_size()))
+        out, halo = torch.empty_like(images), self.halo
+        rows = max(4, halo, torch.get_num_threads() * STRIP_BYTES // (width * 2 * self.channels * x.element_size()))
+        beyond = images.new_zeros(halo, width, 2 * self.channels)                  # what the convolution sees above and below an image
         for image, result in zip(images, out):
+            wide = torch.cat([beyond, self._expanded(image[:halo])])
             for start in range(0, height, rows):
                 stop = min(start + rows, height)
-                above = min(start, halo)
-                h = self._gated(image[start - above:stop + halo])[above:above + stop - start]
-                result[start:stop] = self._rest(h, image[start:stop])
+                below = self._expanded(image[start + halo:stop + halo]), beyond[:max(0, stop + halo - max(height, start + halo))]
+                wide = torch.cat([wide, *below])
+                result[start:stop] = self._rest(self._gated(wide), image[start:stop])
+                wide = wide[-2 * halo:]                                            # the next strip's first rows
         return out.permute(0, 3, 1, 2)
 
-    def _gated(self, rows: Tensor) -> Tensor:
-        """Norm, expansion, depthwise convolution and gate of rows (H, W, C); those at the ends see zeros behind them."""
-        h = _product(*self.expand, F.layer_norm(rows, (self.channels,), eps=self.eps))
-        h = self.block.depthwise(h.permute(2, 0, 1)[None])[0].permute(1, 2, 0)
+    def _expanded(self, rows: Tensor) -> Tensor:
+        """Norm and expansion of rows (H, W, C)."""
+        return _product(*self.expand, F.layer_norm(rows, (self.channels,), eps=self.eps))
+
+    def _gated(self, wide: Tensor) -> Tensor:
+        """Depthwise convolution and gate of expanded rows (H, W, 2 C); `halo` of them at either end are given for the others' sake."""
+        weight, bias = self.depthwise
+        h = _onednn._convolution_pointwise(wide[None].permute(0, 3, 1, 2), weight, bias, *self.geometry, "none", [], "")
+        h = h.permute(0, 2, 3, 1)[0]
         return h[..., :self.channels] * h[..., self.channels:]
 
     def _rest(self, gated: Tensor, rows: Tensor) -> Tensor:
         """Projection and sum, then norm, gated product and sum."""
-        x = _product(*self.project, gated.contiguous(), rows)
+        x = _product(*self.project, gated, rows)
         h = F.layer_norm(x, (self.channels,), eps=self.eps)
         gate, bias = self.value
         h = _onednn._linear_pointwise.binary(h, _product(*self.gate, h), gate, bias, "mul")
