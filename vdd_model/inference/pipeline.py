@@ -22,7 +22,7 @@ from ..cpu import accelerate
 from ..diffusion.schedule import make_schedule
 from ..errors import UserError
 from ..networks.fidelity import BlurGuide, with_neighbours
-from ..networks.layers import channels_last
+from ..networks.layers import channels_last, joined
 from ..networks.model import DeblurModel, drop_untrained_branch
 from ..options import DeblurOptions
 from .ensemble import ORIENTATIONS, Orientation, hand_out, mean
@@ -425,7 +425,7 @@ class _Pass:
             del self.features[i]
         fine = zip(*(self.features[i][:-1] for i in range(start, stop)))
         coarsest = with_neighbours(torch.cat([self.features[i][-1] for i in range(low, high)], dim=2))
-        return [*(torch.cat(level, dim=2) for level in fine), coarsest[:, :, start - low:stop - low]]
+        return [*(joined(level, dim=2) for level in fine), coarsest[:, :, start - low:stop - low]]
 
     def _forget(self, step: Step) -> None:
         """Drop what no later window needs: pictures before it are given; the last window may begin right behind the start of this one."""

@@ -19,6 +19,7 @@ from ..diffusion.sampler import SPACINGS, VModel, ddim, guided
 from ..diffusion.schedule import Schedule
 from ..errors import UserError
 from ..networks.fidelity import BlurGuide
+from ..networks.layers import joined
 from ..networks.model import Condition, DeblurModel, fold_time, unfold_time
 from .color import levels_for, wavelet_color_transfer
 from .windows import Box, blend, boxes, frame_noise
@@ -138,7 +139,7 @@ def encode_frames(model: DeblurModel, pixels: Tensor, tiling: Tiling = Tiling(),
         for part in piece.split(tiling.chunk(*piece.shape[-2:]), dim=2):
             tick()
             parts.append(encoder(part))
-        return torch.cat(parts, dim=2)
+        return joined(parts, dim=2)
 
     return blend(pieces, encode)
 

@@ -6,6 +6,7 @@ as a sequence, both without a copy. Parameter names are those of the official TF
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,11 @@ from .attention import attention
 def silu(x: Tensor) -> Tensor:
     """SiLU of a tensor that nothing else needs: in place unless a gradient is wanted."""
     return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+def joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """The parts one after the other along `dim`; a single one as it is, without a copy."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def frames_as_images(x: Tensor) -> Tensor:
