@@ -98,7 +98,8 @@ def rows(build: Path, sizes: Sequence[str], frames: int, dtypes: Sequence[str], 
                 ceilings, pixels = common.ceilings(), width * height
                 found.append({
                     "clip": f"{frames} x {width} x {height}", "type": dtype, "runs": repeats, "other s": was, "today s": now,
-                    "time": now / was, "other cpu s": cpu_was, "today cpu s": cpu, "cpu time": cpu / cpu_was, "other MB": peak_was, "today MB": peak, "memory": peak / peak_was,
+                    "time": now / was, "other cpu s": cpu_was, "today cpu s": cpu, "cpu time": cpu / cpu_was,
+                    "other MB": peak_was, "today MB": peak, "memory": peak / peak_was,
                     "agree dB": psnr(*targets), "s per frame": now / frames,
                     "copies of a frame": now / frames / (2 * pixels * 12 / ceilings["copy"] / 1e9),
                     "of conv ceiling": f"{flops_per_pixel(checkpoint) * pixels * frames / now / ceilings[f'conv {dtype}'] / 1e7:.0f} %"})

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 
 from ..errors import UserError
+from ..inference.frames import compact
 from ..inference.pipeline import DeblurOptions, first_input_frame
 from ..inference.scenes import Moment
 from ..measure.progress import FrameBar
-from ..media.clip import MediaError, VideoClip
+from ..media.clip import Frame, MediaError, VideoClip
 from ..media.encoding import Encoding, OutputOptions, choose_encoding, no_room, without_effect
 from ..media.files import replace_text, sync
 from ..media.images import gaps
@@ -34,8 +35,8 @@ from .preview import preview_paths, write_preview
 from .shares import Share, Team, attempt, divide, held, is_free, shares
 from .threads import WriteBehind, read_ahead
 
-READ_AHEAD_BYTES = 96 * 2**20
-PROCESSING = 2                # raised when the same frames, weights and settings give other pictures: old results and new ones do not mix
+READ_AHEAD_BYTES, LARGE_FRAME_BYTES = 32 * 2**20, 8 * 2**20          # as frames are kept
+PROCESSING = 3                # raised when the same frames, weights and settings give other pictures: old results and new ones do not mix
 # bytes per pixel that a finished frame takes at least; used only to refuse what cannot end well
 _BYTES_PER_PIXEL = {"h264": 0.01, "hevc": 0.01, "prores": 0.2, "ffv1": 0.4, "png": 0.5}
 
@@ -329,31 +330,43 @@ def _work(job: Job, clip: VideoClip, sink, stop: int | None, moments: list[Momen
     waiting: deque = deque()                                   # alpha and times of the frames inside the model
     bad: list[int] = []
     beyond: list[int] = []
-    frame_bytes = clip.width * clip.height * 12
-    ahead = read_ahead(reader, min(16, max(1, READ_AHEAD_BYTES // frame_bytes)))
+    done = first = sink.done
     floating = "f32" in clip.pix_fmt or "f16" in clip.pix_fmt
 
-    def feed() -> Iterator[torch.Tensor]:
-        """The clip's frames, RGB (H, W, 3), as the model takes them."""
-        for frame in ahead:
-            rgb, given = frame.rgb, first <= frame.index and (stop is None or frame.index < stop)
+    def given(frame: Frame) -> bool:
+        """Whether it is one that this share gives."""
+        return first <= frame.index and (stop is None or frame.index < stop)
+
+    def taken() -> Iterator[Frame]:
+        """The clip's frames as the model takes them, made beside it."""
+        for frame in reader:
+            rgb = frame.rgb
             if floating:
                 if not torch.isfinite(rgb).all():
-                    bad.extend([frame.index] * given)
+                    bad.extend([frame.index] * given(frame))
                     rgb = torch.nan_to_num(rgb, 0.0, 1.0, 0.0)
-                if given and (rgb.max() > 1 or rgb.min() < 0):
+                if given(frame) and (rgb.max() > 1 or rgb.min() < 0):
                     beyond.append(frame.index)
                 rgb = rgb.clamp(0, 1)
-            if given:
+            frame.rgb = compact(rgb)
+            yield frame
+            del frame, rgb
+
+    frame_bytes = clip.width * clip.height * 6
+    ahead = read_ahead(taken(), min(16, max(1, READ_AHEAD_BYTES // frame_bytes)))
+
+    def feed() -> Iterator[torch.Tensor]:
+        """Their RGB (H, W, 3)."""
+        for frame in ahead:
+            if given(frame):
                 alpha = None if frame.alpha is None else frame.alpha.numpy()
                 if alpha is not None and waiting and np.array_equal(alpha, waiting[-1][0]):
                     alpha = waiting[-1][0]                     # of a frame that is shown again: many may wait
                 waiting.append((alpha, (frame.pts, frame.duration)))
-            yield rgb
+            yield frame.rgb
 
     bar = FrameBar(Path(job.label).name, stop or clip.num_frames, sink.done, quiet=quiet)
-    writer = WriteBehind(sink.write, depth=1)
-    done = first = sink.done
+    writer = WriteBehind(sink.write, depth=2 if frame_bytes < LARGE_FRAME_BYTES else 0)
     finished = False
     try:
         with contextlib.closing(feed()) as frames:
@@ -363,6 +376,7 @@ def _work(job: Job, clip: VideoClip, sink, stop: int | None, moments: list[Momen
                 sides = [waiting.popleft() for _ in range(len(chunk))]
                 writer.put(chunk.float().clamp_(0, 1).cpu().numpy(), [a for a, _ in sides], [t for _, t in sides])
                 done += len(chunk)
+                del chunk                                      # before the next is made
                 bar.to(done)
                 if done == stop:
                     break

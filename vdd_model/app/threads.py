@@ -34,7 +34,7 @@ class WriteBehind:
     """
 
     def __init__(self, write: Callable[..., Any], depth: int = 2):
-        self._write, self._depth = write, max(1, depth)
+        self._write, self._depth = write, depth
         self._pool, self._waiting = ThreadPoolExecutor(1, "writer"), deque[Future]()
         self._error: BaseException | None = None
 
@@ -46,12 +46,13 @@ class WriteBehind:
                 self._error = error
 
     def put(self, *item) -> None:
-        """Hand over one item; waits while `depth` items are not written yet."""
+        """Hand over one item; waits while more than `depth` are not written yet."""
         if self._error is not None:
             raise self._error
-        while len(self._waiting) > self._depth:                # one more is being written
-            self._waiting.popleft().result()
         self._waiting.append(self._pool.submit(self._work, *item))
+        del item
+        while len(self._waiting) > self._depth:
+            self._waiting.popleft().result()
 
     def close(self, *, wait_for_all: bool = True) -> None:
         """Write what is queued, stop the thread, raise its error if there was one. After an interruption what is queued is

@@ -14,6 +14,7 @@ from ..networks.layers import frames_as_images, images_as_frames, norm_clip, nor
 from .attention import plain_steps
 from .onednn import conv, conv_enlarged, geglu, hooked, linear
 
+BAND = 1 << 17                  # positions that the adapter handles at a time: those of a whole window of large frames take gigabytes
 FEED_FORWARD_ROWS = 4096        # rows a feed-forward handles at a time: its wide inner layer then stays in the cache
 
 
@@ -32,6 +33,26 @@ class Attention(layers.Attention):
 
 class AdapterTransformer(adapter.TemporalTransformer):
     attend = staticmethod(plain_steps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return super().forward(x)
+        forward = super().forward                        # positions do not see each other
+        return torch.cat([forward(part) for part in x.split(max(1, FEED_FORWARD_ROWS // x.shape[1]))])
+
+
+class Adapter(adapter.Adapter):
+    def forward(self, latents: Tensor) -> Tensor:
+        frames, height, width = latents.shape[2:]
+        rows, halo = max(8, BAND // (len(latents) * frames * width)), 3           # its three convolutions look so far
+        if rows >= height or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return super().forward(latents)
+        bands = []
+        for start in range(0, height, rows):
+            low = max(0, start - halo)
+            band = super().forward(latents[..., low:start + rows + halo, :])
+            bands.append(band[..., start - low:start - low + rows, :])
+        return torch.cat(bands, dim=3)
 
 
 class GEGLU(layers.GEGLU):
@@ -94,5 +115,5 @@ class Upsample(layers.Upsample):
         return images_as_frames(conv_enlarged(self.conv, frames_as_images(x)), x.shape[0])
 
 
-BLOCKS = {fast.__base__: fast for fast in (Attention, AdapterTransformer, GEGLU, FeedForward, TransformerBlock, SpatialTransformer,
+BLOCKS = {fast.__base__: fast for fast in (Attention, Adapter, AdapterTransformer, GEGLU, FeedForward, TransformerBlock, SpatialTransformer,
                                            TemporalTransformer, TemporalConv, ResBlock, Upsample)}

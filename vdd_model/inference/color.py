@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .frames import to_float
+
 LEVELS, LEAST_LEVELS = 8, 5
 REDUCED_LEVELS = 2      # these levels are done together by one antialiased reduction to 1/4 of the size
 # What deblurring itself does to low frequencies: a part of what it does to details, and rounding. Measured with the shipped model on the
@@ -14,8 +16,9 @@ REDUCED_LEVELS = 2      # these levels are done together by one antialiased redu
 EXPLAINED, ROUNDING = 0.3, 0.5 / 255
 
 
-def wavelet_color_transfer(output: Tensor, reference: Tensor, levels: int = LEVELS) -> Tensor:
-    """`output` with the low frequencies of `reference` where they have drifted apart, both (N, C, H, W) in [0, 1].
+def wavelet_color_transfer(output: Tensor, reference: Tensor, levels: int = LEVELS, out: Tensor | None = None) -> Tensor:
+    """`output` with the low frequencies of `reference` where they have drifted apart, both (N, C, H, W) in [0, 1], the reference also as
+    it is kept (`frames.compact`). The result is written to `out`, which may be `output` itself.
 
     Low frequencies are the coarsest approximation of a stationary (a trous) wavelet transform of `levels` >= 2 levels: level i convolves
     rows and columns with [1, 2, 1] / 4, taps 2^i apart; with 8 levels it holds what is coarser than about 250 pixels. It is so smooth
@@ -28,11 +31,11 @@ def wavelet_color_transfer(output: Tensor, reference: Tensor, levels: int = LEVE
         raise ValueError(f"levels must be at least {REDUCED_LEVELS}, not {levels}")
     drifts, energies = [], []
     for channel in range(output.shape[1]):                      # one at a time: large frames have no room for copies
-        change = reference[:, channel:channel + 1] - output[:, channel:channel + 1]
+        change = to_float(reference[:, channel:channel + 1], output) - output[:, channel:channel + 1]
         drifts.append(low_frequencies(change, levels))
         energies.append(low_frequencies(change.square_(), levels) - drifts[-1].square())
     explained = EXPLAINED * torch.cat(energies, dim=1).mean(dim=1, keepdim=True).clamp_(min=0).sqrt_() + ROUNDING
-    result = torch.empty_like(output)
+    result = torch.empty_like(output) if out is None else out
     for channel, drift in enumerate(drifts):
         beyond = (drift.abs() / explained - 1).clamp_(0, 1)
         drift *= beyond.square() * (3 - 2 * beyond)

@@ -26,6 +26,7 @@ from ..networks.layers import channels_last, joined
 from ..networks.model import DeblurModel, drop_untrained_branch
 from ..options import DeblurOptions
 from .ensemble import ORIENTATIONS, Orientation, hand_out, mean
+from .frames import compact
 from .prior import HOW_TO_GET, NO_FUSION, Prior, find_prior, need_prior, prior_is_wanted
 from .progress import CALL, DECODE, ENCODE, PICTURE, Meter, Progress
 from .scenes import Moment, Picture, pictures
@@ -33,7 +34,6 @@ from .window import (
     CPU_FEATURE_BYTES,
     FEATURE_BYTES,
     Tiling,
-    compact,
     decode_frames,
     encode_frames,
     encode_pictures,
@@ -52,6 +52,7 @@ from .window import (
 from .windows import Box, Step, fade_in, window_steps
 
 T = TypeVar("T")
+LARGEST_CHUNK, CHUNK_BYTES = 4, 10**8      # frames that are decoded in tiles together, and bytes of them
 WINDOWS_BACK = 3                         # windows before that of a frame which have a part in it, or are encoded together with one that has
 
 
@@ -162,7 +163,7 @@ class Deblurrer:
                progress: Callable[[Progress], None] | None = None, notice: Callable[[str], None] = warnings.warn) -> Iterator[Tensor]:
         """Deblur frames one window after another; yields chunks (n, H, W, 3), float32 on the CPU, in order and without gaps.
 
-        frames: (H, W, 3), float, RGB in [0, 1], all of one size; read only as far ahead as one window needs.
+        frames: (H, W, 3), float, RGB in [0, 1], all of one size (or as `compact` keeps them); read only as far ahead as one window needs.
         first_frame: absolute index of the first frame to give. The result equals that of an uninterrupted run bit for bit.
         input_start: absolute index of the first item of `frames`, not behind first_input_frame(first_frame, options, moments).
         moments: where windows begin is appended, before their frames are given; those of the interrupted run, given again, save reading
@@ -199,16 +200,17 @@ def _checked(frames: Iterable[Tensor], start: int) -> Iterator[Tensor]:
     """The frames, from index `start` on. Raises UserError, naming it, for one that cannot be used."""
     size = None
     for index, frame in enumerate(frames, start):
-        if frame.ndim != 3 or frame.shape[2] != 3 or not frame.is_floating_point() or not frame.numel():
+        numbers = frame.is_floating_point() or frame.dtype == torch.uint16
+        if frame.ndim != 3 or frame.shape[2] != 3 or not numbers or not frame.numel():
             raise UserError(f"frame {index} has shape {tuple(frame.shape)} and type {str(frame.dtype).removeprefix('torch.')}; "
                             "frames must be (height, width, 3), floating point, in [0, 1]")
         size = size or frame.shape[:2]
         if frame.shape[:2] != size:
             raise UserError(f"frame {index} is {frame.shape[1]} x {frame.shape[0]} pixels, but those before it are {size[1]} x {size[0]}; "
                             "all frames of a clip must have one size")
-        if not torch.isfinite(frame).all():
+        if frame.is_floating_point() and not torch.isfinite(frame).all():
             raise UserError(f"frame {index} holds NaN or infinite values; replace it or cut it out before deblurring")
-        yield frame
+        yield compact(frame)
 
 
 class _Pass:
@@ -255,8 +257,6 @@ class _Pass:
                 if self.tiling is None:
                     self.size = picture.rgb.shape[:2]
                     self.tiling = make_tiling(options.tile, options.tile_overlap, *self.size, self.model.config.divisor)
-                if self.prior is None and (last := self.pictures.get(picture.number - 1)):      # a prior knows a frame by its tensor
-                    last.rgb = compact(last.rgb)         # only now is it not compared any more
                 self.pictures[picture.number], end = picture, picture.number + 1
             return end
 
@@ -387,17 +387,23 @@ class _Pass:
                 if not self.tiling.tile and all(picture.times == 1 for picture in shown):
                     frames = to_frames(pixels, [picture.rgb for picture in shown], self.options.color)
                     yield frames[max(0, self.first_frame - shown[0].index):]
-                    continue
-                for i, picture in enumerate(shown):      # of large frames one is in the making
-                    if (times := picture.index + picture.times - max(picture.index, self.first_frame)) > 0:
-                        frame = to_frames(pixels[:, :, i:i + 1], [picture.rgb], self.options.color, self.tiling.tile)
-                        yield from [frame] * times
+                    del frames                           # before the next are made
+                else:
+                    for i, picture in enumerate(shown):  # of large frames one is in the making
+                        if (times := picture.index + picture.times - max(picture.index, self.first_frame)) > 0:
+                            frame = to_frames(pixels[:, :, i:i + 1], [picture.rgb], self.options.color, self.tiling.tile)
+                            yield from [frame] * times
+                            del frame
+            del pixels, shown
+            if self.estimated:
+                self._drop(self.pictures, end - 1)
 
     def _decode_chunk(self, x0: Tensor, start: int, ready: range, tiling: Tiling) -> Tensor:
         """As many of the pictures x0, from number `start` on, as one chunk takes."""
         count = tiling.chunk(*self.size)
-        if self.fidelity and tiling.tile and not tiling.frames:
-            count = max(2, count)                        # making a chunk's features takes one more frame on each side
+        if self.fidelity and tiling.tile and not tiling.frames:      # making a chunk's features takes one more frame on each side
+            room = CHUNK_BYTES // (self.size[0] * self.size[1] * 12) if self.device.type == "cpu" else LARGEST_CHUNK
+            count = max(count, min(LARGEST_CHUNK, room))
         x0 = x0[:, :, :count]
         stop = start + x0.shape[2]
         tick = self.meter.ticks("decode", self._pieces(tiling), *((i - ready.start) / len(ready) for i in (start, stop)))
@@ -421,8 +427,7 @@ class _Pass:
         for i in range(low, high):
             if i not in self.features:
                 self.features[i] = self.model.encode_each(self._pixels(i, i + 1)).features
-        for i in [i for i in self.features if i < start - 1]:
-            del self.features[i]
+        self._drop(self.features, start - 1)
         fine = zip(*(self.features[i][:-1] for i in range(start, stop)))
         coarsest = with_neighbours(torch.cat([self.features[i][-1] for i in range(low, high)], dim=2))
         return [*(joined(level, dim=2) for level in fine), coarsest[:, :, start - low:stop - low]]
@@ -431,8 +436,13 @@ class _Pass:
         """Drop what no later window needs: pictures before it are given; the last window may begin right behind the start of this one."""
         needed = min(step.ready.stop - 1, step.window.start + self.options.window // 2)
         for kept, first in ((self.pictures, needed), (self.features, step.ready.stop - 1), (self.latents, step.window.start)):
-            for i in [i for i in kept if i < first]:
-                del kept[i]
+            self._drop(kept, first)
+
+    @staticmethod
+    def _drop(kept: dict[int, T], first: int) -> None:
+        """Keep what is of numbers from `first` on."""
+        for i in [i for i in kept if i < first]:
+            del kept[i]
 
 
 def default_device() -> torch.device:

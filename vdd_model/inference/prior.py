@@ -13,6 +13,7 @@ from ..checkpoint.maxim import FILE_NAME, PACKAGE, load_maxim
 from ..checkpoint.tensorfile import CheckpointError
 from ..errors import UserError
 from ..networks.maxim import MULTIPLE, Blocks, Maxim
+from .frames import to_float
 from .window import Tick, free_memory, is_out_of_memory, no_tick, pad_to_multiple
 from .windows import Box, blend, boxes
 
@@ -103,7 +104,7 @@ class Prior:
 
     def _one(self, frame: Tensor) -> Tensor:
         height, width, _ = frame.shape
-        x = pad_to_multiple(frame.to(self.device, torch.float32).movedim(2, 0)[None], MULTIPLE)
+        x = pad_to_multiple(to_float(frame, self.device).movedim(2, 0)[None], MULTIPLE)
         if tiles := self._tiles(*x.shape[-2:]):
             x = blend(tiles, lambda box: self.network(box.of(x[:, :, None])[:, :, 0])[:, :, None])[:, :, 0]
         else:

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from .frames import to_float
+
 CELLS = 32                     # of an outline along the shorter side of a frame
 # Mean difference of the outlines across a cut, at least, and the correlation of their shifted details, at most. Deblurring has to be SURE:
 # a cut that is none takes its neighbours from a frame. Frames of long blur differ much (of 168 pairs of such clips 25 are DOUBTFUL, 2 are
@@ -59,9 +61,9 @@ class Outline(NamedTuple):
 
     @classmethod
     def of(cls, rgb: Tensor) -> Outline:
-        """Of a frame (H, W, 3) in [0, 1]."""
+        """Of a frame (H, W, 3) in [0, 1], or as it is kept."""
         step = max(1, min(rgb.shape[:2]) // (8 * CELLS))
-        luma = rgb[::step, ::step].float().mean(dim=2)[None, None]
+        luma = to_float(rgb[::step, ::step]).mean(dim=2)[None, None]
         luma = F.avg_pool2d(luma, max(1, min(luma.shape[-2:]) // CELLS), ceil_mode=True, count_include_pad=False)
         around = F.avg_pool2d(F.pad(luma, (2, 2, 2, 2), mode="replicate"), 5, stride=1)
         return cls(luma[0, 0], (luma - around)[0, 0])
@@ -165,14 +167,17 @@ def _shows_again(frame: Tensor, picture: Tensor, before: Tensor | None) -> bool:
     What moves slowly, fades, or stands still under noise changes as much from frame to frame, and is never a repeat. A change to another
     scene tells nothing of how this one moves.
     """
-    rows = slice(None, None, 16)
-    again = (frame[rows] - picture[rows]).abs().mean()
+    def differ(x: Tensor, every: int) -> Tensor:
+        """The mean difference of blocks of x from the picture's, `every` so many rows of it; not of the whole at once."""
+        parts = zip(x[::every].split(32 * BLOCK), picture[::every].split(32 * BLOCK))
+        return torch.cat([F.avg_pool2d((to_float(a) - to_float(b)).abs().mean(dim=2)[None], BLOCK, ceil_mode=True, count_include_pad=False)
+                          for a, b in parts], dim=1)
+    again = differ(frame, 16).mean()
     if not again and torch.equal(frame, picture):
         return True
-    if before is None or again > (picture[rows] - before[rows]).abs().mean() / 3:
+    if before is None or again > differ(before, 16).mean() / 3:
         return False
-    again, change = (F.avg_pool2d((x - picture).abs().mean(dim=2)[None], BLOCK, ceil_mode=True, count_include_pad=False)
-                     for x in (frame, before))
+    again, change = differ(frame, 1), differ(before, 1)
     if change.max() < 4 * CODING or (again > (change / 4).clamp(min=CODING)).any() or again.mean() > change.mean() / 6:
         return False
     a, b = Outline.of(before), Outline.of(picture)

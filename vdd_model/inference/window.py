@@ -18,10 +18,11 @@ from ..config import ModelConfig
 from ..diffusion.sampler import SPACINGS, VModel, ddim, guided
 from ..diffusion.schedule import Schedule
 from ..errors import UserError
-from ..networks.fidelity import BlurGuide
+from ..networks.fidelity import BlurGuide, with_neighbours
 from ..networks.layers import joined
 from ..networks.model import Condition, DeblurModel, fold_time, unfold_time
 from .color import levels_for, wavelet_color_transfer
+from .frames import to_float
 from .windows import Box, blend, boxes, frame_noise
 
 WHOLE_FRAME_PIXELS = 1280 * 768      # larger frames are cut into tiles unless told otherwise
@@ -81,21 +82,6 @@ def make_tiling(tile: int | None, overlap: int | None, height: int, width: int, 
         tile = 2 * divisor
     overlap = max(64, tile // 6) if overlap is None else overlap
     return Tiling(tile, min(math.ceil(overlap / divisor), tile // divisor // 2) * divisor)
-
-
-def compact(frame: Tensor) -> Tensor:
-    """A frame (H, W, 3) as it is kept until it is deblurred: a large one in memory of its own as 16-bit numbers (uint16), which `to_float`
-    reads."""
-    large, own = frame.shape[0] * frame.shape[1] > WHOLE_FRAME_PIXELS, frame.untyped_storage().nbytes() == frame.nbytes
-    if not large or not own or frame.device.type != "cpu" or frame.dtype == torch.uint16:
-        return frame
-    return (frame.clamp(0, 1) * 65535).round_().to(torch.uint16)
-
-
-def to_float(frame: Tensor, like: Tensor | torch.device) -> Tensor:
-    """A frame, `compact` or not, as float32 on a device."""
-    values = frame.to(like if isinstance(like, torch.device) else like.device, torch.float32)
-    return values.div_(65535) if frame.dtype == torch.uint16 else values
 
 
 def to_pixels(frames: Sequence[Tensor], divisor: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -250,28 +236,32 @@ def decode_frames(model: DeblurModel, latents: Tensor, guide: BlurGuide | Callab
             piece, features = guide(wide), None
         else:
             piece, features = guide._replace(features=None).map(lambda x: x[..., wide.rows.slice, wide.columns.slice]), guide.features
+        step = tiling.chunk(*piece.pixels.shape[-2:]) if len(pieces) > 1 else count + 2      # frames of a tile that are made at a time
         if features is None or len(pieces) > 1:              # those of whole frames are no tile's
-            low = max(0, start - 1)                          # their neighbours, where there are any, are looked at
-            features = model.encode_blurred(piece.pixels[:, :, low:start + count + 1]).features
-            features = [level[:, :, start - low:start - low + count] for level in features]
-        return model.decode(z, piece.map(lambda x: x[:, :, start:start + count])._replace(features=features)).float()
+            low, stop = max(0, start - 1), min(piece.pixels.shape[2], start + count + 1)     # neighbours are looked at
+            codes = [model.encode_each(piece.pixels[:, :, i:min(i + step, stop)]).features for i in range(low, stop, step)]
+            *fine, coarsest = (joined(level, dim=2) for level in zip(*codes))
+            features = [level[:, :, start - low:start - low + count] for level in (*fine, with_neighbours(coarsest))]
+        piece = piece.map(lambda x: x[:, :, start:start + count])._replace(features=features)
+        parts = [slice(i, i + step) for i in range(0, count, step)]
+        return joined([model.decode(z[:, :, part], piece.map(lambda x: x[:, :, part])).float() for part in parts], dim=2)
 
-    return blend(list(pieces), decode)
+    return blend(list(pieces), decode, as_frames=True)
 
 
 def to_frames(pixels: Tensor, blurred: Sequence[Tensor], color: str = "wavelet", tile: int = 0) -> Tensor:
     """Pixels (1, 3, F, H', W') in [-1, 1] -> frames (F, H, W, 3), float32, in [0, 1], on the CPU, of the size of the `blurred` ones.
 
     color: "wavelet" gives them the low frequencies of the blurred frames (H, W, 3), "none" leaves them. tile: side of the tiles that
-    they were computed in, 0 for whole frames.
+    they were computed in, 0 for whole frames. Pixels that lie in memory as frames do (`blend`) are used up: they become the result.
     """
     height, width = blurred[0].shape[:2]
-    x = (rearrange(pixels[..., :height, :width], "1 c f h w -> f c h w").float() * 0.5).add_(0.5)
-    if color == "wavelet":
-        reference = [to_float(frame, x) for frame in blurred]
-        reference = reference[0][None] if len(reference) == 1 else torch.stack(reference)      # of one large frame no copy
-        x = wavelet_color_transfer(x, rearrange(reference, "f h w c -> f c h w"), levels_for(tile))
-    return rearrange(x.clamp_(0, 1), "f c h w -> f h w c").contiguous().cpu()
+    out = rearrange(pixels[..., :height, :width], "1 c f h w -> f h w c").float().contiguous()
+    for i, frame in enumerate(out.mul_(0.5).add_(0.5)):      # all of it in its place: large frames have no room for copies
+        if color == "wavelet":
+            x, reference = (rearrange(each, "h w c -> 1 c h w") for each in (frame, blurred[i]))
+            wavelet_color_transfer(x, reference, levels_for(tile), out=x)
+    return out.clamp_(0, 1).cpu()
 
 
 def need_numbers(pixels: Tensor, first: int, dtype: torch.dtype) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import NamedTuple
 
@@ -91,21 +91,28 @@ def box_weight(box: Box, device: torch.device | str = "cpu") -> Tensor:
     return time[:, None, None] * rows[:, None] * columns
 
 
-def blend(pieces: Sequence[Box], compute: Callable[[Box], Tensor]) -> Tensor:
-    """The weighted mean of compute(box), each (..., F, h, w) of its box, over all boxes, in its dtype; summed in float32."""
+def blend(pieces: Sequence[Box], compute: Callable[[Box], Tensor], *, as_frames: bool = False) -> Tensor:
+    """The weighted mean of compute(box), each (..., F, h, w) of its box, over all boxes, in its dtype; summed in float32.
+
+    as_frames: in memory it lies as (F, h, w, ...), which saves who wants it so a copy.
+    """
     if len(pieces) == 1:
         return compute(pieces[0])
     size = [max(span.stop for span in axis) for axis in zip(*((b.time, b.rows, b.columns) for b in pieces))]
+    cut = any(box.time != pieces[0].time for box in pieces)             # else one frame's weights are all frames'
     total = norm = None
     for box in pieces:
-        part = compute(box)
+        part, place = compute(box), box if cut else replace(box, time=Span(0, 1))
         if total is None:
-            total = torch.zeros(*part.shape[:-3], *size, device=part.device)
-            norm = torch.zeros(*size, device=part.device)
-        weight = box_weight(box, part.device)
+            lead = part.shape[:-3]
+            total = torch.zeros(*size, *lead, device=part.device) if as_frames else torch.zeros(*lead, *size, device=part.device)
+            total = total.permute(*range(3, total.ndim), 0, 1, 2) if as_frames else total
+            norm = torch.zeros(size[0] if cut else 1, *size[1:], device=part.device)
+        weight, dtype = box_weight(place, part.device), part.dtype
         box.of(total).add_(part * weight)
-        box.of(norm).add_(weight)
-    return total.div_(norm).to(part.dtype)
+        place.of(norm).add_(weight)
+        del part                                                        # before the next is made
+    return total.div_(norm).to(dtype)
 
 
 class Step(NamedTuple):

@@ -22,6 +22,7 @@ VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".ts", ".mts"
                   ".m2v", ".dv", ".qt", ".asf", ".ivf", ".avif", ".mjpg", ".mjpeg", ".f4v", ".mod", ".lrv"}
 MUXERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 PRORES_PROFILES = ("proxy", "lt", "standard", "hq", "4444", "4444xq")
+LOOKAHEAD_BYTES = 2**28                                        # of frames that x264 looks ahead at: its 40 would be 1 GB at 3840 x 2160
 _GLOBAL_HEADER = 1 << 22                                       # AV_CODEC_FLAG_GLOBAL_HEADER: the same header for every segment
 
 
@@ -76,11 +77,14 @@ class Want:
 
 
 def _x264(want: Want) -> tuple[str, dict[str, str]]:
-    encoder = _crf(want, "h264")
+    encoder, params = _crf(want, "h264"), []
     if torch.backends.cpu.get_cpu_capability() == "AVX512":
         # x264's AVX-512 code for macroblock trees reads memory that was never written, so two runs differ; AVX2's does not
-        encoder["x264-params"] = "asm=avx2"
-    return _planar(want), encoder
+        params.append("asm=avx2")
+    ahead = max(8, LOOKAHEAD_BYTES // (want.clip.width * want.clip.height * 3))
+    if ahead < {"ultrafast": 0, "superfast": 0, "veryfast": 10, "faster": 20, "fast": 30}.get(want.options.preset, 40):
+        params.append(f"rc-lookahead={ahead}")
+    return _planar(want), encoder | ({"x264-params": ":".join(params)} if params else {})
 
 
 def _x265(want: Want) -> tuple[str, dict[str, str]]:

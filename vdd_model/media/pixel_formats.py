@@ -6,6 +6,7 @@ Formats that are packed are first rearranged by libswscale into the planar forma
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -13,6 +14,7 @@ import av
 import av.filter
 import numpy as np
 
+STRIP_ROWS = 64
 UNSPECIFIED = 2                                                # in H.273: matrix, primaries and transfer alike
 PQ, HLG, P3 = 16, 18, (11, 12)                                 # transfers; primaries
 RGB, BT709, BT470BG, SMPTE170M, BT2020 = 0, 1, 5, 6, 9         # matrix coefficients by their H.273 numbers
@@ -269,26 +271,43 @@ def to_rgb(frame: av.VideoFrame, tags: ColorTags, *, chroma: str = "left") -> tu
             np.multiply(_plane(frame, index, dtype), np.float32(1 / top), out=out[..., channel], casting="unsafe")
         return out, alpha
     y0, y_span, c0, c_span = (0.0, 1.0, 0.0, 1.0) if kind.floating else _scales(kind.depth, tags.full_range)
-    luma = (_plane(frame, 0, dtype).astype(np.float32) - np.float32(y0)) * np.float32(1 / y_span)
-    if kind.kind == "gray":
-        out[...] = luma[..., None]
-    else:
-        cb, cr = ((_plane(frame, i, dtype).astype(np.float32) - np.float32(c0)) * np.float32(1 / c_span) for i in (1, 2))
+    luma, chromas = _plane(frame, 0, dtype), []
+    if kind.kind == "yuv":
         (down, across), (between_rows, between_columns) = kind.step, CHROMA.get(chroma, CHROMA["left"])
-        cb, cr = (_upsample(_upsample(c, down, height, between_rows, 0), across, width, between_columns, 1) for c in (cb, cr))
-        if tags.matrix == YCGCO:                               # H.273's equations: Cb is Cg, Cr is Co
-            np.add(luma, cr - cb, out=out[..., 0])
-            np.add(luma, cb, out=out[..., 1])
-            np.subtract(luma, cr + cb, out=out[..., 2])
+        chromas = [_upsample(_scaled(_plane(frame, i, dtype), c0, c_span), down, height, between_rows, 0) for i in (1, 2)]
+    for rows in _strips(height):
+        part, y = out[rows], _scaled(luma[rows], y0, y_span)
+        if chromas:
+            _join(y, *(_upsample(c[rows], across, width, between_columns, 1) for c in chromas), tags.matrix, part)
         else:
-            kr, kb = LUMA.get(tags.matrix, LUMA[BT709])
-            kg = 1 - kr - kb
-            np.add(luma, np.float32(2 * (1 - kr)) * cr, out=out[..., 0])
-            np.add(luma, np.float32(2 * (1 - kb)) * cb, out=out[..., 2])
-            np.add(luma, np.float32(-2 * (1 - kb) * kb / kg) * cb + np.float32(-2 * (1 - kr) * kr / kg) * cr, out=out[..., 1])
-    if not kind.floating:
-        np.clip(out, 0, 1, out=out)
+            part[...] = y[..., None]
+        if not kind.floating:
+            np.clip(part, 0, 1, out=part)
     return out, alpha
+
+
+def _strips(height: int) -> Iterator[slice]:
+    """Rows that are worked on together: what lies between a large picture's planes and its RGB then stays in the cache."""
+    return (slice(start, min(start + STRIP_ROWS, height)) for start in range(0, height, STRIP_ROWS))
+
+
+def _scaled(values: np.ndarray, offset: float, span: float) -> np.ndarray:
+    """A plane's code values as float32, 0 at `offset`, 1 a `span` higher."""
+    return (values.astype(np.float32) - np.float32(offset)) * np.float32(1 / span)
+
+
+def _join(luma: np.ndarray, cb: np.ndarray, cr: np.ndarray, matrix: int, out: np.ndarray) -> None:
+    """Y'CbCr -> R'G'B', into `out`."""
+    if matrix == YCGCO:                                        # H.273's equations: Cb is Cg, Cr is Co
+        np.add(luma, cr - cb, out=out[..., 0])
+        np.add(luma, cb, out=out[..., 1])
+        np.subtract(luma, cr + cb, out=out[..., 2])
+        return
+    kr, kb = LUMA.get(matrix, LUMA[BT709])
+    kg = 1 - kr - kb
+    np.add(luma, np.float32(2 * (1 - kr)) * cr, out=out[..., 0])
+    np.add(luma, np.float32(2 * (1 - kb)) * cb, out=out[..., 2])
+    np.add(luma, np.float32(-2 * (1 - kb) * kb / kg) * cb + np.float32(-2 * (1 - kr) * kr / kg) * cr, out=out[..., 1])
 
 
 def _unpack(frame: av.VideoFrame) -> tuple[np.ndarray, np.ndarray | None]:
@@ -331,30 +350,43 @@ def from_rgb(rgb: np.ndarray, alpha: np.ndarray | None, pix_fmt: str, tags: Colo
         return _packed(rgb, alpha, pix_fmt, gray)
     kind = layout(pix_fmt)
     frame = av.VideoFrame(width, height, pix_fmt)
-    dtype = np.dtype("u1" if kind.depth <= 8 else "<u2")
-    top = float(2 ** kind.depth - 1)
-    planes: list[np.ndarray] = []
+    dtype, top = np.dtype("u1" if kind.depth <= 8 else "<u2"), float(2 ** kind.depth - 1)
+    planes = [_empty_plane(frame, i, dtype) for i in range(len(frame.planes))]
     if kind.kind == "gbr":
-        planes = [rgb[..., i] * np.float32(top) for i in (1, 2, 0)]
+        for plane, channel in zip(planes, (1, 2, 0)):
+            for rows in _strips(height):
+                _fill(plane[rows], rgb[rows, :, channel] * np.float32(top), top)
     else:
         y0, y_span, c0, c_span = _scales(kind.depth, tags.full_range)
-        kr, kb = LUMA.get(tags.matrix, LUMA[BT709])
-        luma = luma_of(rgb, tags.matrix)
-        planes = [luma * np.float32(y_span) + np.float32(y0)]
+        (down, across), (between_rows, between_columns) = kind.step, CHROMA[chroma]
+        narrow = [[], []]                                      # chroma, across done, a strip after the other
+        for rows in _strips(height):
+            luma = luma_of(rgb[rows], tags.matrix)
+            _fill(planes[0][rows], luma * np.float32(y_span) + np.float32(y0), top)
+            if kind.kind == "yuv":
+                for strips, (c, scale) in zip(narrow, _differences(rgb[rows], luma, tags.matrix)):
+                    strips.append(_downsample(c * np.float32(0 if gray else c_span * scale), across, between_columns, 1))
         if kind.kind == "yuv":
-            (down, across), (between_rows, between_columns) = kind.step, CHROMA[chroma]
-            differences = [(rgb[..., channel] - luma, 0.5 / (1 - k)) for channel, k in ((2, kb), (0, kr))]
-            if tags.matrix == YCGCO:
-                differences = [(rgb[..., 1] - luma, 1), (rgb[..., 0] - rgb[..., 2], 0.5)]
-            for c, scale in differences:
-                c = c * np.float32(0.0 if gray else c_span * scale)
-                planes.append(_downsample(_downsample(c, across, between_columns, 1), down, between_rows, 0) + np.float32(c0))
+            for plane, strips in zip(planes[1:], narrow):
+                _fill(plane, _downsample(np.concatenate(strips), down, between_rows, 0) + np.float32(c0), top)
+                strips.clear()
     if kind.alpha:
-        planes.append(np.full((height, width), top, np.float32) if alpha is None else alpha * np.float32(top))
-    for index, values in enumerate(planes):
-        _fill(frame, index, values, top, dtype)
+        _fill(planes[3], np.full((height, width), top, np.float32) if alpha is None else alpha * np.float32(top), top)
+    for plane, values in zip(frame.planes, planes):
+        plane.update(values)
     frame.colorspace, frame.color_range = tags.matrix, 2 if tags.full_range else 1
     return frame
+
+
+def _differences(rgb: np.ndarray, luma: np.ndarray, matrix: int) -> Iterator[tuple[np.ndarray, float]]:
+    """Of RGB (H,W,3): what Cb and Cr are multiples of, and by how much they are within -0.5 to 0.5."""
+    if matrix == YCGCO:
+        yield rgb[..., 1] - luma, 1
+        yield rgb[..., 0] - rgb[..., 2], 0.5
+        return
+    kr, kb = LUMA.get(matrix, LUMA[BT709])
+    for channel, k in ((2, kb), (0, kr)):
+        yield rgb[..., channel] - luma, 0.5 / (1 - k)
 
 
 # packed formats of the PNG encoder: (channels, bits)
@@ -370,13 +402,19 @@ def _packed(rgb: np.ndarray, alpha: np.ndarray | None, pix_fmt: str, gray: bool)
         parts.append(np.ones((height, width, 1), np.float32) if alpha is None else alpha[..., None])
     values = np.concatenate(parts, axis=2).reshape(height, width * channels)
     frame = av.VideoFrame(width, height, pix_fmt)
-    _fill(frame, 0, values * np.float32(2 ** bits - 1), float(2 ** bits - 1), np.dtype("u1" if bits == 8 else ">u2"))
+    plane, top = _empty_plane(frame, 0, np.dtype("u1" if bits == 8 else ">u2")), float(2 ** bits - 1)
+    _fill(plane, values * np.float32(top), top)
+    frame.planes[0].update(plane)
     return frame
 
 
-def _fill(frame: av.VideoFrame, index: int, values: np.ndarray, top: float, dtype: np.dtype) -> None:
+def _empty_plane(frame: av.VideoFrame, index: int, dtype: np.dtype) -> np.ndarray:
+    """What a plane is made in: its rows, as long as the frame's own, all zero."""
     plane = frame.planes[index]
-    rows = np.zeros((plane.height, plane.line_size // dtype.itemsize), dtype)
+    return np.zeros((plane.height, plane.line_size // dtype.itemsize), dtype)
+
+
+def _fill(rows: np.ndarray, values: np.ndarray, top: float) -> None:
+    """Round values into the beginning of rows."""
     rounded = values + np.float32(0.5)
     rows[:, : values.shape[1]] = np.clip(rounded, 0, top, out=rounded)         # the conversion to integers cuts the fraction off
-    plane.update(rows)

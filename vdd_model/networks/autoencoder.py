@@ -23,7 +23,7 @@ def fast_layout(x: Tensor) -> Tensor:
     if x.dtype in (torch.float32, torch.float64) and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
         return x
     x = x.contiguous(memory_format=torch.channels_last)
-    # of a single picture any stride of the first axis passes for contiguous, yet only this one makes convolutions give what is channels-last
+    # of a single picture any stride of the first axis passes for contiguous, yet only with this one convolutions give what is channels-last
     return x.clone(memory_format=torch.channels_last) if x.stride(0) != x[0].numel() else x
 
 

@@ -3,24 +3,26 @@ from __future__ import annotations
 
 import torch
 
-from vdd_model.inference import pipeline, window
+from vdd_model.inference import frames, pipeline, window
 from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
+from vdd_model.inference.scenes import Moment, pictures
+from vdd_model.inference.windows import blend, boxes
 
 OPTIONS = DeblurOptions(window=4, overlap=2)
 
 
-def noise(frames: int, height: int, width: int) -> torch.Tensor:
-    return torch.rand(frames, height, width, 3, generator=torch.Generator().manual_seed(0))
+def noise(count: int, height: int, width: int) -> torch.Tensor:
+    return torch.rand(count, height, width, 3, generator=torch.Generator().manual_seed(0))
 
 
 def test_large_frames_of_their_own_are_kept_small(monkeypatch):
-    monkeypatch.setattr(window, "WHOLE_FRAME_PIXELS", 100)
+    monkeypatch.setattr(frames, "KEPT_WHOLE_PIXELS", 100)
     clip = noise(2, 11, 13)
-    kept = window.compact(clip[0].clone())
-    assert kept.dtype == torch.uint16 and (window.to_float(kept, clip) - clip[0]).abs().max() < 1e-5
-    assert window.compact(clip[0]).dtype == torch.float32     # a part of a larger tensor: no room is won
-    assert window.compact(clip[0, :5, :5].clone()).dtype == torch.float32
-    assert torch.equal(window.to_float(window.compact(torch.ones(11, 13, 3)), clip), torch.ones(11, 13, 3))
+    kept = frames.compact(clip[0].clone())
+    assert kept.dtype == torch.uint16 and (frames.to_float(kept, clip) - clip[0]).abs().max() < 1e-5
+    assert frames.compact(clip[0]).dtype == torch.float32     # a part of a larger tensor: no room is won
+    assert frames.compact(clip[0, :5, :5].clone()).dtype == torch.float32
+    assert torch.equal(frames.to_float(frames.compact(torch.ones(11, 13, 3)), clip), torch.ones(11, 13, 3))
 
 
 def test_tiles_of_small_numbers_equal_tiles_of_whole_frames(tiny_model, monkeypatch):
@@ -28,7 +30,7 @@ def test_tiles_of_small_numbers_equal_tiles_of_whole_frames(tiny_model, monkeypa
     deblurrer, clip = Deblurrer(tiny_model, device="cpu"), noise(7, 50, 70)
     tiled = DeblurOptions(window=4, overlap=2, tile=32, tile_overlap=16)
     plain = deblurrer.deblur(clip, tiled)
-    monkeypatch.setattr(window, "WHOLE_FRAME_PIXELS", 100)
+    monkeypatch.setattr(frames, "KEPT_WHOLE_PIXELS", 100)
     found = torch.cat(list(deblurrer.stream((frame.clone() for frame in clip), tiled, total=7)))
     torch.testing.assert_close(found, plain, rtol=0, atol=1e-4)
     later = torch.cat(list(deblurrer.stream((frame.clone() for frame in clip), tiled, first_frame=5, total=7)))
@@ -46,3 +48,37 @@ def test_features_that_are_not_kept_are_made_once(tiny_model, monkeypatch):
     assert sum(encoded) == 2 * len(clip)                       # once for the latents, once for decoding
     later = torch.cat(list(deblurrer.stream(clip, OPTIONS, first_frame=5, total=9)))
     assert torch.equal(later, again[5:])
+
+
+def test_frames_may_come_as_they_are_kept(tiny_model, monkeypatch):
+    """From a reader that keeps them small itself: the same result, cuts and repeats included."""
+    monkeypatch.setattr(frames, "KEPT_WHOLE_PIXELS", 100)
+    deblurrer, clip = Deblurrer(tiny_model, device="cpu"), noise(6, 32, 48)
+    clip[3] = clip[2]
+    clip[4:] = 1 - clip[4:] / 4                                # another scene
+    once = [frame.clone() for frame in clip]
+    found, again = (list(deblurrer.stream(given, OPTIONS)) for given in (once, [frames.compact(frame) for frame in once]))
+    assert sum(map(len, found)) == 6 and all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+    assert all(frames.compact(frame).dtype == torch.uint16 for frame in once)
+
+
+def test_a_pass_in_tiles_keeps_no_picture_that_it_has_given(tiny_model, monkeypatch):
+    """Without the denoiser nothing looks back: while a window is decoded, its first pictures are gone."""
+    monkeypatch.setattr(window, "CHUNK_PIXELS", 1)
+    monkeypatch.setattr(pipeline, "LARGEST_CHUNK", 2)
+    tiled = DeblurOptions(window=8, overlap=2, tile=32, tile_overlap=16, scenes="off", repeats="off")
+    run = pipeline._Pass(Deblurrer(tiny_model, device="cpu"), tiled, 0, [], None, None, print)
+    held = [min(run.pictures) for _ in run.stream(pictures(noise(8, 48, 64), scenes=False, repeats=False), [Moment(0, 0)])]
+    assert len(held) == 8 and held[-1] > 1 and held == sorted(held)
+
+
+def test_pixels_that_lie_as_frames_do_become_the_frames():
+    """Blended tiles lie so; the result is that of any other layout, without a copy."""
+    tiles = boxes((2, 40, 48), (2, 32, 32), (0, 16, 16), 8)
+    whole, blurred = torch.randn(1, 3, 2, 40, 48), list(noise(2, 37, 48))
+    pixels = blend(tiles, lambda box: box.of(whole), as_frames=True)
+    torch.testing.assert_close(pixels, whole, rtol=0, atol=1e-5)
+    plain = window.to_frames(pixels.clone(memory_format=torch.contiguous_format), blurred, tile=32)
+    found = torch.cat([window.to_frames(pixels[:, :, i:i + 1], blurred[i:i + 1], tile=32) for i in range(2)])
+    assert torch.equal(found, plain)
+    assert window.to_frames(pixels[:, :, :1], blurred, "none").data_ptr() == pixels.data_ptr()
