@@ -3,9 +3,10 @@
     python -m benchmarks.pipeline --against CHECKOUT [--sizes 256 720p 1080p] [--frames 8] [--dtypes float32 bfloat16] [--repeats 3]
 
 CHECKOUT: a folder with another state of this repository, or a commit or tag of this one (checked out aside for the while). Each process
-is `vdd deblur` in one step without a prior, as its users run it; its peak resident set is the system's figure. "agree dB" is the PSNR of
-one build's frames against the other's. The seconds of a frame are also given as copies of its float32 values in memory, and its
-arithmetic as a share of the machine's convolution ceiling.
+is `vdd deblur` in one step without a prior, as its users run it; its peak resident set is the system's figure. Seconds of processors,
+which are what can be compared on a busy machine, are those beyond what a clip of one tiny frame takes. "agree dB" is the PSNR of one
+build's frames against the other's. The seconds of a frame are also given as copies of its float32 values in memory, and its arithmetic
+as a share of the machine's convolution ceiling.
 """
 from __future__ import annotations
 
@@ -54,12 +55,19 @@ def last_tag() -> str | None:
 
 def deblur(build: Path, clip: Path, target: Path, dtype: str, checkpoint: str) -> tuple[float, float, float]:
     """Seconds that a build says it took for the clip (its own start left aside), the peak resident set of its process in MB, and the
-    seconds of processors that it used, its start included."""
+    seconds of processors that it used, its start included (on a busy machine these are what can be compared)."""
     said = target.with_suffix(".said")
     command = (f'cd "{build}" && exec "{sys.executable}" -m vdd_model deblur "{clip}" -o "{target}" --checkpoint "{checkpoint}" --force '
                f'--quiet --device cpu --dtype {dtype} --codec ffv1 >"{said}"')
     used = run_process(["/bin/sh", "-c", command])
     return float(re.search(r"in ([\d.]+) s", said.read_text())[1]), used.peak_mb, used.cpu_seconds
+
+
+def in_process(clip: Path, frames: int, width: int, height: int) -> None:
+    """`benchmarks.memory.make_clip` in a process of its own: a child starts with its parent's peak, so this one has to stay small."""
+    subprocess.run([sys.executable, "-c", "import sys; from pathlib import Path; from benchmarks.memory import make_clip; "
+                    "make_clip(Path(sys.argv[1]), *map(int, sys.argv[2:]))", str(clip), *map(str, (frames, width, height))],
+                   check=True, cwd=HERE)
 
 
 def psnr(a: Path, b: Path) -> float:
@@ -82,19 +90,19 @@ def rows(build: Path, sizes: Sequence[str], frames: int, dtypes: Sequence[str], 
     """One row for each size and type: medians of both builds, ratios of today's to the other's."""
     found = []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder, builds = Path(name), (build, HERE)
+        targets, nothing = (folder / "other.mkv", folder / "today.mkv"), folder / "nothing.mp4"
+        in_process(nothing, 1, 64, 64)
         for size in sizes:
             width, height = SIZES[size]
             clip = folder / f"{size}.mp4"
-            subprocess.run([sys.executable, "-c", "import sys; from pathlib import Path; from benchmarks.memory import make_clip; "
-                            "make_clip(Path(sys.argv[1]), *map(int, sys.argv[2:]))", str(clip), *map(str, (frames, width, height))],
-                           check=True, cwd=HERE)
+            in_process(clip, frames, width, height)
             for dtype in dtypes:
-                targets = folder / "other.mkv", folder / "today.mkv"
-                runs = [[deblur(place, clip, target, dtype, checkpoint) for place, target in zip((build, HERE), targets)]
-                        for _ in range(repeats)]
+                starts = [deblur(place, nothing, target, dtype, checkpoint)[2] for place, target in zip(builds, targets)]
+                runs = [[deblur(place, clip, target, dtype, checkpoint) for place, target in zip(builds, targets)] for _ in range(repeats)]
                 (was, peak_was, cpu_was), (now, peak, cpu) = ([common.Timing(tuple(run[i][k] for run in runs)).median for k in range(3)]
                                                               for i in (0, 1))
+                cpu_was, cpu = cpu_was - starts[0], cpu - starts[1]
                 ceilings, pixels = common.ceilings(), width * height
                 found.append({
                     "clip": f"{frames} x {width} x {height}", "type": dtype, "runs": repeats, "other s": was, "today s": now,

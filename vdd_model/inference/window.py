@@ -243,8 +243,12 @@ def decode_frames(model: DeblurModel, latents: Tensor, guide: BlurGuide | Callab
             *fine, coarsest = (joined(level, dim=2) for level in zip(*codes))
             features = [level[:, :, start - low:start - low + count] for level in (*fine, with_neighbours(coarsest))]
         piece = piece.map(lambda x: x[:, :, start:start + count])._replace(features=features)
-        parts = [slice(i, i + step) for i in range(0, count, step)]
-        return joined([model.decode(z[:, :, part], piece.map(lambda x: x[:, :, part])).float() for part in parts], dim=2)
+
+        def some(first: int) -> Tensor:
+            """Those from `first` on."""
+            part = slice(first, first + step)
+            return model.decode(z[:, :, part], piece.map(lambda x: x[:, :, part])).float()
+        return joined([some(first) for first in range(0, count, step)], dim=2)
 
     return blend(list(pieces), decode, as_frames=True)
 
