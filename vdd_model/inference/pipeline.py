@@ -305,7 +305,11 @@ class _Pass:
             self.notice(f"not enough memory for {self.tiling}; going on with {smaller}")
             self.tiling = smaller
 
-    def _pixels(self, start: int, stop: int, of: Callable[[Tensor], Tensor] = lambda frame: frame, tile: Box | None = None) -> Tensor:
+    def _by_tile(self, tiling: Tiling) -> bool:
+        """Whether only tiles of pixels are made: large frames have no room for copies."""
+        return bool(tiling.tile) and self.orientation == ORIENTATIONS[0]
+
+    def _pixels(self, start: int, stop: int, tile: Box | None = None, of: Callable[[Tensor], Tensor] = lambda frame: frame) -> Tensor:
         """The pictures [start, stop), or what `of` makes of each, as the model takes them; or a tile of them, not turned."""
         frames = (of(self.pictures[i].rgb) for i in range(start, stop))
         if tile is not None:
@@ -314,7 +318,11 @@ class _Pass:
 
     def _pieces(self, tiling: Tiling, frames: int = 1, *, time: bool = False) -> int:
         """How many boxes so many frames are cut into."""
-        return len(tiling.boxes((frames, *(n + -n % self.model.config.divisor for n in self.size)), self.model.config.divisor, time=time))
+        return len(tiling.boxes((frames, *self._padded()), self.model.config.divisor, time=time))
+
+    def _padded(self) -> list[int]:
+        """Height and width of the frames, as the model takes them."""
+        return [n + -n % self.model.config.divisor for n in self.size]
 
     def _encode(self, numbers: range, tiling: Tiling) -> None:
         held = feature_bytes(self.model.config, *self.size, self.dtype.itemsize) * (self.options.window + 2) * self.options.ensemble
@@ -324,14 +332,15 @@ class _Pass:
                                 stop=ENCODE / (ENCODE + PICTURE * self.reads))
         for first in numbers[::count]:                   # a few frames at a time: a window of large ones takes gigabytes
             chunk = range(first, min(first + count, numbers.stop))
-            pixels = self._pixels(first, chunk.stop)
             if keep:
                 tick()
                 with torch.no_grad():
-                    latents, features = self.model.encode_each(pixels)
+                    latents, features = self.model.encode_each(self._pixels(first, chunk.stop))
                 self.features |= {i: [level[:, :, i - first:i - first + 1] for level in features] for i in chunk}
             else:
-                latents = encode_frames(self.model, pixels, tiling, tick)
+                by_tile = functools.partial(self._pixels, first, chunk.stop)
+                pixels = by_tile if self._by_tile(tiling) else by_tile()
+                latents = encode_frames(self.model, pixels, tiling, tick, size=(len(chunk), *self._padded()))
             self.latents |= {i: latents[:, :, i - first:i - first + 1] for i in chunk}
 
     def _encode_pictures(self, numbers: range, tiling: Tiling) -> None:
@@ -346,16 +355,12 @@ class _Pass:
             read = encode_pictures(self.model, latents, guide if self._by_tile(tiling) else guide(), first - low, tiling, tick)
             self.latents |= {i: torch.cat([x[:, :, i - first:i - first + 1] for x in (latents, read)], dim=1) for i in chunk}
 
-    def _by_tile(self, tiling: Tiling) -> bool:
-        """Whether what guides the decoder is made tile by tile: large frames have no room for copies."""
-        return bool(tiling.tile) and self.orientation == ORIENTATIONS[0]
-
     def _guide(self, low: int, high: int, tick: Callable[..., None], tile: Box | None = None) -> BlurGuide:
         """What guides the decoding of the pictures [low, high), or of a tile of them. The prior's pieces are not counted."""
         known = None
         if self.prior is not None:
-            known = self._pixels(low, high, lambda frame: self.prior.of(frame, functools.partial(tick, counted=False)), tile)
-        return BlurGuide(self._pixels(low, high, tile=tile), prior=known)
+            known = self._pixels(low, high, tile, lambda frame: self.prior.of(frame, functools.partial(tick, counted=False)))
+        return BlurGuide(self._pixels(low, high, tile), prior=known)
 
     def _denoise(self, window: range, tiling: Tiling) -> Tensor:
         options, pieces = self.options, self._pieces(tiling, len(window), time=True)
@@ -395,7 +400,7 @@ class _Pass:
                             yield from [frame] * times
                             del frame
             del pixels, shown
-            if self.estimated:
+            if not self.calls:
                 self._drop(self.pictures, end - 1)
 
     def _decode_chunk(self, x0: Tensor, start: int, ready: range, tiling: Tiling) -> Tensor:

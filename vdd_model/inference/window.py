@@ -110,17 +110,19 @@ def feature_bytes(config: ModelConfig, height: int, width: int, itemsize: int = 
 
 
 @torch.no_grad()
-def encode_frames(model: DeblurModel, pixels: Tensor, tiling: Tiling = Tiling(), tick: Tick = no_tick,
-                  encoder: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """Encoder 2's latents (1, 4, F, h, w) of blurred frames, or those of another `encoder`, one chunk of frames after another."""
-    config, size = model.config, pixels.shape[-3:]
+def encode_frames(model: DeblurModel, pixels: Tensor | Callable[[Box], Tensor], tiling: Tiling = Tiling(), tick: Tick = no_tick,
+                  encoder: Callable[[Tensor], Tensor] | None = None, *, size: Sequence[int] = ()) -> Tensor:
+    """Encoder 2's latents (1, 4, F, h, w) of blurred frames, or those of another `encoder`, one chunk of frames after another. Pixels may
+    be a function that gives those of a tile; `size` then is theirs, (F, H, W)."""
+    config, size = model.config, size if callable(pixels) else pixels.shape[-3:]
     encoder = encoder or (lambda part: model.encode_each(part).latents)
     factor = config.vae.factor
     pieces = tiling.boxes((size[0], size[1] // factor, size[2] // factor), config.divisor, factor)
 
     def encode(box: Box) -> Tensor:
         """Latents of one tile."""
-        piece = box.scaled(factor).of(pixels)
+        wide = box.scaled(factor)
+        piece = pixels(wide) if callable(pixels) else wide.of(pixels)
         parts = []
         for part in piece.split(tiling.chunk(*piece.shape[-2:]), dim=2):
             tick()
