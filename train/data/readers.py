@@ -33,7 +33,10 @@ VIDEOS = VIDEO_SUFFIXES - PICTURES - {".gif", ".apng", ".lrv", ".mod"}       # t
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "val": "val", "valid": "val", "validation": "val"}
 # The ten clips that papers test on (DVD comes without a split on disk).
 DVD_TEST = ("720p_240fps_2", "IMG_0003", "IMG_0021", "IMG_0030", "IMG_0031", "IMG_0032", "IMG_0033", "IMG_0037", "IMG_0039", "IMG_0049")
-PAIR_NAMES = tuple((b, s) for b in ("blur", "blurred", "blurry", "input", "lq") for s in ("sharp", "gt", "target", "hq"))
+PAIR_NAMES = tuple((b, s) for b in ("blur", "blurred", "blurry", "real_blur", "input", "lq")
+                   for s in ("sharp", "gt", "target", "hq"))
+# What RealBlur and RSBlur put before a picture's number: `blur/blur_1.png` and `gt/gt_1.png`, `blur/real_blur.png` and `gt/gt_sharp.png`
+SIDE = re.compile(rf"^({'|'.join(dict.fromkeys(word for pair in PAIR_NAMES for word in pair))})(?=[-_ .]|$)[-_ .]*", re.IGNORECASE)
 SEEK_BACK = (0, 10)                      # seconds before the first frame that is wanted: some containers land behind where they were sent
 LAYOUTS = ("gopro", "reds", "bsd", "dvd", "pairs", "videos", "frames", "photos")
 NO_DATA = ("__MACOSX", "@eaDir")         # what file systems and archivers put beside people's files, as do all names that begin with a dot
@@ -359,6 +362,10 @@ def _pictures(folder: Path) -> dict[str, Path]:
 def _match(root: Path, name: str, blurred: Path, sharp: Path, problems: list[str]) -> list[Sequence]:
     """Pair the pictures of two folders by name. A frame without a partner ends a run: neighbours in a run are neighbours in time."""
     a, b = _pictures(blurred), _pictures(sharp)
+    if not a.keys() & b.keys():                      # named after their side
+        a, b = ({SIDE.sub("", stem): path for stem, path in side.items()} for side in (a, b))
+        if len(a) == len(b) == 1:                    # a folder for each pair
+            a, b = ({"": path} for side in (a, b) for path in side.values())
     for one, other, where in ((a, b, sharp), (b, a, blurred)):
         missing = [one[k].name for k in one if k not in other]
         if missing:

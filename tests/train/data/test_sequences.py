@@ -105,6 +105,23 @@ def test_what_archives_and_file_systems_add_is_no_data(tmp_path, layout):
     assert [(s.name, len(s)) for s in found.sequences] == before and not found.problems
 
 
+@pytest.mark.parametrize("blurred, sharp, count", [("blur/blur_{}.png", "gt/gt_{}.png", 4), ("blur/real_blur.png", "gt/gt_sharp.png", 1),
+                                                   ("real_blur/{}.png", "gt/{}.png", 4), ("input/{}_in.png", "target/{}_in.png", 4)])
+def test_pairs_that_are_named_after_their_side(tmp_path, blurred, sharp, count):
+    """RealBlur and RSBlur: no blurred picture becomes the truth."""
+    for scene in ("scene001", "scene002"):
+        for number in range(count):
+            for name, value in ((blurred, 50), (sharp, 200)):
+                path = tmp_path / scene / name.format(number + 1)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(np.full((16, 16, 3), value + number, np.uint8)).save(path)
+    found = readers.find(tmp_path)
+    assert [(s.name, len(s)) for s in found.sequences] == [("scene001", count), ("scene002", count)] and not found.problems
+    for sequence in found.sequences:
+        for frames, value in ((sequence.blurred, 50), (sequence.sharp, 200)):
+            assert frames.read(range(count)).float().mean((1, 2, 3)).tolist() == [value + number for number in range(count)]
+
+
 def test_a_video_of_an_unknown_codec_is_one_sentence(tmp_path, capsys):
     path = save_clip(tmp_path / "a.mp4", [pattern(i) for i in range(9)])
     path.write_bytes(path.read_bytes().replace(b"avc1", b"zzz1").replace(b"avcC", b"zzzC"))
