@@ -10,7 +10,7 @@ from vdd_model.networks.fidelity import BlurGuide
 from vdd_model.networks.fusion import PriorFusion
 
 CONFIG = AutoencoderConfig(channels=16, channel_mult=(1, 2), blocks_per_level=1, patch_size=2, mid_attention=False, norm_groups=8,
-                           fidelity=FidelityConfig((16, 8), (1, 1)), fusion=FusionConfig((8, 12, 16), (1, 1, 1)))
+                           fidelity=FidelityConfig((16, 8), (1, 1)), fusion=FusionConfig((8, 12, 16), (1, 1, 1), residual=True))
 
 
 @pytest.fixture
@@ -39,7 +39,9 @@ def test_an_untrained_fusion_is_the_mean_and_without_a_prior_nothing_changes(vae
     plain.load_state_dict({name: value for name, value in vae.state_dict().items() if not name.startswith("fusion.")})
     assert torch.equal(plain.decode(z, guide), ours)
     assert torch.equal(plain.decode(z, guide._replace(prior=prior)), ours)             # nothing there that could join them
-    vae.fusion.head.bias[:] = 30.0                                                   # trusts the prior alone
+    torch.nn.init.normal_(vae.fusion.residual.weight)
+    assert not torch.allclose(vae.decode(z, guide._replace(prior=prior)), (ours + prior) / 2, atol=1e-2)
+    vae.fusion.head.bias[:] = 30.0                                                   # trusts the prior alone: no residual either
     assert torch.allclose(vae.decode(z, guide._replace(prior=prior)), prior, atol=1e-5)
     half = vae.decode(z, guide._replace(prior=prior, strength=0.5))
     assert torch.allclose(half, (vae.decode(z) + prior) / 2, atol=1e-5)
