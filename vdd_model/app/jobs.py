@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..cpu.frames import compact
 from ..errors import UserError
-from ..inference.frames import compact
 from ..inference.pipeline import DeblurOptions, first_input_frame
 from ..inference.scenes import Moment
 from ..measure.progress import FrameBar

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .frames import to_float
+from ..cpu.frames import to_float
 
 LEVELS, LEAST_LEVELS = 8, 5
 REDUCED_LEVELS = 2      # these levels are done together by one antialiased reduction to 1/4 of the size
@@ -18,7 +18,7 @@ EXPLAINED, ROUNDING = 0.3, 0.5 / 255
 
 def wavelet_color_transfer(output: Tensor, reference: Tensor, levels: int = LEVELS, out: Tensor | None = None) -> Tensor:
     """`output` with the low frequencies of `reference` where they have drifted apart, both (N, C, H, W) in [0, 1], the reference also as
-    it is kept (`frames.compact`). The result is written to `out`, which may be `output` itself.
+    it is kept (`cpu.frames.compact`). The result is written to `out`, which may be `output` itself.
 
     Low frequencies are the coarsest approximation of a stationary (a trous) wavelet transform of `levels` >= 2 levels: level i convolves
     rows and columns with [1, 2, 1] / 4, taps 2^i apart; with 8 levels it holds what is coarser than about 250 pixels. It is so smooth

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..checkpoint.store import BUILT_IN, load
 from ..cpu import accelerate
+from ..cpu.frames import compact
 from ..diffusion.schedule import make_schedule
 from ..errors import UserError
 from ..networks.fidelity import BlurGuide, with_neighbours
@@ -26,7 +27,6 @@ from ..networks.layers import channels_last, joined
 from ..networks.model import DeblurModel, drop_untrained_branch
 from ..options import DeblurOptions
 from .ensemble import ORIENTATIONS, Orientation, hand_out, mean
-from .frames import compact
 from .prior import HOW_TO_GET, NO_FUSION, Prior, find_prior, need_prior, prior_is_wanted
 from .progress import CALL, DECODE, ENCODE, PICTURE, Meter, Progress
 from .scenes import Moment, Picture, pictures
@@ -53,6 +53,7 @@ from .windows import Box, Step, fade_in, window_steps
 
 T = TypeVar("T")
 LARGEST_CHUNK, CHUNK_BYTES = 4, 10**8      # frames that are decoded in tiles together, and bytes of them
+ALONE = 3                                # pictures of a window without the UNet: as few as a processor has to encode together to be busy
 WINDOWS_BACK = 3                         # windows before that of a frame which have a part in it, or are encoded together with one that has
 
 
@@ -174,9 +175,11 @@ class Deblurrer:
         Raises UserError for frames that cannot be used (NaN, another size), naming the frame.
         """
         options, moments = options or DeblurOptions(), [] if moments is None else moments
-        needed = first_input_frame(first_frame, options, moments)
-        if input_start > needed:
+        if input_start > (needed := first_input_frame(first_frame, options, moments)):
             raise ValueError(f"to start at frame {first_frame}, frames are needed from {needed} on")
+        if not unet_calls(self.model, options):          # no window has a part in a picture: only its neighbours are looked at
+            options = replace(options, window=min(options.window, ALONE), overlap=0)
+            needed = first_input_frame(first_frame, options, moments)
         starts = _windows_from(first_frame, options, moments)
         found = pictures(_checked(islice(frames, needed - input_start, None), needed), needed, scenes=options.scenes == "auto",
                          repeats=options.repeats == "auto", moment=starts[0] if starts else None, uncut=starts[-1].index if starts else 0)
@@ -194,6 +197,13 @@ class Deblurrer:
         runs = [_Pass(self, options, first_frame, moments if k == 0 else [], total, told, once, orientation)
                 for k, orientation in enumerate(ORIENTATIONS[:options.ensemble])]
         return mean([run.stream(copy, starts) for run, copy in zip(runs, hand_out(found, len(runs)))])
+
+
+def unet_calls(model: DeblurModel, options: DeblurOptions) -> int:
+    """How often the UNet is called for one window."""
+    if options.steps == 1 and options.guidance == 1 and not options.denoise_at_one_step and gives_estimate(model):
+        return 0
+    return options.steps * (1 if options.guidance == 1 else 2)
 
 
 def _checked(frames: Iterable[Tensor], start: int) -> Iterator[Tensor]:
@@ -224,8 +234,7 @@ class _Pass:
         self.fidelity = options.fidelity if self.model.vae.fidelity is not None else 0.0
         if options.fidelity and not self.fidelity and self.model.config.vae.fidelity is not None:
             notice("the fidelity branch of this checkpoint is not trained: edges and details are the latents' alone")
-        estimated = options.steps == 1 and options.guidance == 1 and not options.denoise_at_one_step and gives_estimate(self.model)
-        self.calls = 0 if estimated else options.steps * (1 if options.guidance == 1 else 2)          # of the UNet, a window
+        self.calls = unet_calls(self.model, options)     # a window
         self.reads = bool(self.calls) and reads_pictures(self.model, self.fidelity)
         self.meter, self.notice = Meter(progress, first_frame, total), notice
         self.prior = deblurrer.prior_for(options, total, notice)

@@ -11,9 +11,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..checkpoint.maxim import FILE_NAME, PACKAGE, load_maxim
 from ..checkpoint.tensorfile import CheckpointError
+from ..cpu.frames import to_float
 from ..errors import UserError
 from ..networks.maxim import MULTIPLE, Blocks, Maxim
-from .frames import to_float
 from .window import Tick, free_memory, is_out_of_memory, no_tick, pad_to_multiple
 from .windows import Box, blend, boxes
 

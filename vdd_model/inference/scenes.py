@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from .frames import to_float
+from ..cpu.frames import to_float
 
 CELLS = 32                     # of an outline along the shorter side of a frame
 # Mean difference of the outlines across a cut, at least, and the correlation of their shifted details, at most. Deblurring has to be SURE:

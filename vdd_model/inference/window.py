@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..config import ModelConfig
+from ..cpu.frames import to_float
 from ..diffusion.sampler import SPACINGS, VModel, ddim, guided
 from ..diffusion.schedule import Schedule
 from ..errors import UserError
@@ -22,7 +23,6 @@ from ..networks.fidelity import BlurGuide, with_neighbours
 from ..networks.layers import joined
 from ..networks.model import Condition, DeblurModel, fold_time, unfold_time
 from .color import levels_for, wavelet_color_transfer
-from .frames import to_float
 from .windows import Box, blend, boxes, frame_noise
 
 WHOLE_FRAME_PIXELS = 1280 * 768      # larger frames are cut into tiles unless told otherwise

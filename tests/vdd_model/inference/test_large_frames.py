@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import torch
 
-from vdd_model.inference import frames, pipeline, window
+from vdd_model.cpu import frames
+from vdd_model.inference import pipeline, window
 from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
 from vdd_model.inference.scenes import Moment, pictures
 from vdd_model.inference.windows import blend, boxes
