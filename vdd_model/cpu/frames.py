@@ -1,4 +1,4 @@
-"""Frames (H, W, 3) as they are kept while they wait: large ones as 16-bit numbers."""
+"""How a CPU keeps what waits: frames (H, W, 3), large ones as 16-bit numbers, and other large tensors, `apart` from the rest."""
 from __future__ import annotations
 
 import mmap
@@ -7,20 +7,32 @@ import torch
 from torch import Tensor
 
 KEPT_WHOLE_PIXELS = 640 * 480        # larger frames are kept as 16-bit numbers
+APART_BYTES = 2**22
 ROWS = 128                           # of a large frame that are converted at a time
 
 
 def compact(frame: Tensor) -> Tensor:
     """A frame (H, W, 3), float, in [0, 1], as it is kept until it is deblurred: a large one of its own on a CPU, no part of a larger
-    tensor, as uint16, which `to_float` reads, in pages that go back to the system with it: between what a network frees and takes
-    again, frames that stay would leave gaps."""
+    tensor, as uint16, which `to_float` reads."""
     large, own = frame.shape[0] * frame.shape[1] > KEPT_WHOLE_PIXELS, frame.untyped_storage().nbytes() == frame.nbytes
     if not large or not own or frame.device.type != "cpu" or frame.dtype == torch.uint16:
         return frame
-    kept = torch.frombuffer(mmap.mmap(-1, 2 * frame.numel()), dtype=torch.uint16).view(frame.shape)
+    kept = _pages(frame.numel(), torch.uint16).view(frame.shape)
     for source, target in zip(frame.split(ROWS), kept.split(ROWS)):
         target.copy_(source.clamp(0, 1).mul_(65535).round_())
     return kept
+
+
+def apart(x: Tensor) -> Tensor:
+    """A large tensor's copy, on a CPU, in pages that go back to the system with it: among what a network frees and takes again, what stays
+    leaves gaps. Any other tensor itself."""
+    if x.device.type != "cpu" or x.nbytes < APART_BYTES:
+        return x
+    return _pages(x.numel(), x.dtype).as_strided(x.shape, torch.empty_like(x, device="meta").stride()).copy_(x)
+
+
+def _pages(count: int, dtype: torch.dtype) -> Tensor:
+    return torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize), dtype=dtype)
 
 
 def to_float(frame: Tensor, like: Tensor | torch.device | None = None) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..checkpoint.store import BUILT_IN, load
 from ..cpu import accelerate
-from ..cpu.frames import compact
+from ..cpu.frames import apart, compact
 from ..diffusion.schedule import make_schedule
 from ..errors import UserError
 from ..networks.fidelity import BlurGuide, with_neighbours
@@ -345,7 +345,7 @@ class _Pass:
                 tick()
                 with torch.no_grad():
                     latents, features = self.model.encode_each(self._pixels(first, chunk.stop))
-                self.features |= {i: [level[:, :, i - first:i - first + 1] for level in features] for i in chunk}
+                self.features |= {i: [apart(level[:, :, i - first:i - first + 1]) for level in features] for i in chunk}
             else:
                 by_tile = functools.partial(self._pixels, first, chunk.stop)
                 pixels = by_tile if self._by_tile(tiling) else by_tile()
@@ -440,10 +440,11 @@ class _Pass:
         once: what the next chunk needs of them stays."""
         for i in range(low, high):
             if i not in self.features:
-                self.features[i] = self.model.encode_each(self._pixels(i, i + 1)).features
+                self.features[i] = [apart(level) for level in self.model.encode_each(self._pixels(i, i + 1)).features]
         self._drop(self.features, start - 1)
-        fine = zip(*(self.features[i][:-1] for i in range(start, stop)))
+        fine = list(zip(*(self.features[i][:-1] for i in range(start, stop))))
         coarsest = with_neighbours(torch.cat([self.features[i][-1] for i in range(low, high)], dim=2))
+        self.features |= {i: self.features[i][-1:] for i in range(start, stop)}          # all that a neighbour of theirs asks for
         return [*(joined(level, dim=2) for level in fine), coarsest[:, :, start - low:stop - low]]
 
     def _forget(self, step: Step) -> None:

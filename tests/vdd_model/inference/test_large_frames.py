@@ -1,6 +1,7 @@
 """Frames that are cut into tiles: kept as 16-bit numbers, never copied whole; features that are not kept are made once."""
 from __future__ import annotations
 
+import pytest
 import torch
 
 from vdd_model.cpu import frames
@@ -71,6 +72,18 @@ def test_a_pass_in_tiles_keeps_no_picture_that_it_has_given(tiny_model, monkeypa
     run = pipeline._Pass(Deblurrer(tiny_model, device="cpu"), tiled, 0, [], None, None, print)
     held = [min(run.pictures) for _ in run.stream(pictures(noise(8, 48, 64), scenes=False, repeats=False), [Moment(0, 0)])]
     assert len(held) == 8 and held[-1] > 1 and held == sorted(held)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_stays_is_kept_apart(dtype, monkeypatch):
+    """With its values and its place for every axis, also of one picture of several."""
+    monkeypatch.setattr(frames, "APART_BYTES", 100)
+    x = torch.randn(3, 8, 5, 7).to(dtype, memory_format=torch.channels_last)
+    for part in (x, x[1:2], x[None].transpose(1, 2)[:, :, 1:2]):
+        kept = frames.apart(part)
+        assert torch.equal(kept, part) and kept.data_ptr() != part.data_ptr() and kept.stride()[-3:] == part.stride()[-3:]
+    small = x[0, 0, 0]
+    assert frames.apart(small) is small
 
 
 def test_pixels_that_lie_as_frames_do_become_the_frames():
