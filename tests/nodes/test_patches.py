@@ -1,0 +1,151 @@
+"""What other nodes hang into the UNet's layers, and one step without its call: the stand-in host."""
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+
+@pytest.fixture()
+def unet(pack, tiny_model):
+    unet = pack.module("nodes.native").HostUNet(tiny_model.config)
+    unet.load_state_dict({**tiny_model.unet.state_dict(), **{f"adapter.{k}": v for k, v in tiny_model.adapter.state_dict().items()}})
+    for name, value in unet.named_parameters():            # projections that start at zero hide what is behind them
+        if "proj_out" in name or name.startswith("out."):
+            torch.nn.init.normal_(value, 0, 0.1, generator=torch.Generator().manual_seed(0))
+    return unet.requires_grad_(False)
+
+
+@pytest.fixture()
+def call(unet, tiny_model):
+    """v of two branches of 3 frames, with these `transformer_options`."""
+    generator = torch.Generator().manual_seed(0)
+    x, blur = torch.randn(2, 2, 4, 3, 8, 8, generator=generator)
+    images = torch.randn(2, 1, 3, 16, generator=generator)
+
+    def call(options=None, control=None):
+        return unet(x, torch.tensor([500.0, 500.0]), tiny_model.null_text.expand(2, -1, -1), control, options, vdd_blur=blur,
+                    vdd_image=images)
+    return call
+
+
+def places(unet) -> list[tuple[str, int]]:
+    blocks = [*(("input", i, b) for i, b in enumerate(unet.input_blocks)), ("middle", 0, unet.middle_block),
+              *(("output", i, b) for i, b in enumerate(unet.output_blocks))]
+    return [(name, i) for name, i, block in blocks
+            if any(type(layer).__name__ == "SpatialTransformer" for layer in block.children())]
+
+
+def hung(kind: str, factor: float, seen: list) -> dict:
+    """A patch that multiplies what it gets by `factor`."""
+    def two(a, b, options):
+        seen.append((options["block"], tuple(a.shape)))
+        return a, b * factor
+
+    def three(q, k, v, extra):
+        seen.append((extra["block"], tuple(q.shape), extra["n_heads"] * extra["dim_head"]))
+        return q, k, v * factor
+
+    def one(h, options):
+        seen.append((options["block"], tuple(h.shape)))
+        return h * factor
+    return {"patches": {kind: [three if kind in ("attn1_patch", "attn2_patch") else two if kind == "output_block_patch" else one]}}
+
+
+@pytest.mark.parametrize("kind", ["attn1_patch", "attn2_patch", "attn1_output_patch", "attn2_output_patch", "middle_patch",
+                                  "input_block_patch", "input_block_patch_after_skip", "output_block_patch"])
+def test_a_patch_sees_every_frame_as_a_picture(unet, call, kind):
+    plain, seen = call(), []
+    torch.testing.assert_close(call(hung(kind, 1.0, seen)), plain, rtol=1e-4, atol=1e-5)
+    once = [place for place, *_ in seen]
+    expected = {"input_block_patch": [("input", i) for i in range(len(unet.input_blocks))],
+                "output_block_patch": [("output", i) for i in range(len(unet.output_blocks))]}
+    assert once == expected.get(kind.removesuffix("_after_skip"), places(unet))
+    assert all(shape[0] == 2 * 3 for _, shape, *_ in seen)
+    assert (call(hung(kind, 2.0, [])) - plain).abs().max() > 1e-3
+
+
+def test_attention_may_be_replaced(unet, call):
+    plain, where = call(), places(unet)[0]
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def same(q, k, v, extra):
+        return attention(*(x.unflatten(-1, (extra["n_heads"], -1)).transpose(1, 2) for x in (q, k, v))).transpose(1, 2).flatten(2)
+
+    for kind, key in (("attn1", where), ("attn2", (*where, 0))):
+        torch.testing.assert_close(call({"patches_replace": {kind: {key: same}}}), plain, rtol=1e-4, atol=1e-5)
+        changed = call({"patches_replace": {kind: {key: lambda q, k, v, extra: torch.zeros_like(q)}}})
+        assert (changed - plain).abs().max() > 1e-3
+
+
+def test_fewer_and_cut_tokens(call):
+    """As HyperTile (pieces of a picture are pictures of the batch) and token merging do."""
+    def cut(q, k, v, extra):
+        return (q.unflatten(1, (2, -1)).flatten(0, 1) if q.shape[1] % 2 == 0 else q), k, v
+
+    def whole(n, extra):
+        return n.unflatten(0, (6, -1)).flatten(1, 2)
+
+    assert torch.isfinite(call({"patches": {"attn1_patch": [cut], "attn1_output_patch": [whole]}})).all()
+
+
+def test_a_halved_picture_meets_its_skip_connection(call):
+    """Deep Shrink, without the node's own way back."""
+    def halve(h, options):
+        return torch.nn.functional.avg_pool2d(h, 2) if options["block"] == ("input", 0) else h
+
+    assert call({"patches": {"input_block_patch_after_skip": [halve]}}).shape == (2, 4, 3, 8, 8)
+
+
+def test_what_has_no_place_is_refused(unet, call):
+    def sag(q, k, v, extra):
+        return q
+
+    sag.__module__ = "/ComfyUI/comfy_extras/nodes_sag"
+    free = next(("input", i) for i in range(len(unet.input_blocks)) if ("input", i) not in places(unet))
+    for options, words in (({"patches": {"double_block": [1]}}, r"changes layers \(double_block\)"),
+                           ({"patches_replace": {"dit": {("double_block", 7): 1}}}, r"changes layers \(dit\)"),
+                           ({"patches_replace": {"attn1": {free: 1}}}, f"the attention of input block {free[1]}, where .* it has in"),
+                           ({"patches_replace": {"attn1": {places(unet)[0]: sag}}}, "single pictures only")):
+        with pytest.raises(RuntimeError, match=words):
+            call(options)
+    with pytest.raises(RuntimeError, match="ControlNet"):
+        call(control={"output": []})
+    torch.testing.assert_close(call({"patches": {"attn1_patch": []}}), call())
+
+
+def test_one_step_is_the_estimate(pack, tiny_model, unet, monkeypatch):
+    """As in the one-node way, and not where another node has changed the model or a mask is there."""
+    latents, node = pack.module("nodes.latents"), pack.nodes["VDDSampler"]
+    config = tiny_model.config
+    network = SimpleNamespace(diffusion_model=unet, manual_cast_dtype=None, get_dtype=lambda: torch.float32,
+                              model_config=SimpleNamespace(sampling_settings={"zsnr": True}),
+                              latent_format=SimpleNamespace(latent_channels=4, spacial_downscale_ratio=config.vae.factor),
+                              process_latent_out=lambda x: x / config.vae.latent_scale)
+    model = SimpleNamespace(model=network, patches={}, object_patches={}, wrappers={"apply_model": {}}, load_device="cpu",
+                            model_options={"transformer_options": {}}, get_model_object=lambda name: getattr(network, name))
+    blur, frames = torch.randn(1, 4, 5, 8, 8, generator=torch.Generator().manual_seed(0)), 5
+    positive = [[tiny_model.null_text, {latents.BLUR: blur, latents.IMAGE: torch.zeros(1, 1, frames, 16)}]]
+    latent = {"samples": torch.zeros(1, 4, frames, 8, 8)}
+    out = node.execute(model, positive, positive, latent, 7, 1, 1.0, 0.0).result[0]
+    torch.testing.assert_close(out["samples"], blur / config.vae.latent_scale)
+    assert out[latents.ONE_STEP] is out["samples"]
+
+    class Called(Exception):
+        pass
+
+    def sampler(*_, **__):
+        raise Called
+    monkeypatch.setattr(pack.module("nodes.hostsampler"), "WindowSampler", sampler)
+    changed = SimpleNamespace(**{**vars(model), "patches": {"key": [1]}})
+    hooked = SimpleNamespace(**{**vars(model), "model_options": {"transformer_options": {"patches": {"attn1_patch": [1]}}}})
+    more = [[tiny_model.null_text, {**positive[0][1], "strength": 0.5}]]
+    for arguments, keywords in (((changed, positive), {}), ((hooked, positive), {}), ((model, more), {}),
+                                ((model, positive), {"denoise_at_one_step": True}), ((model, positive), {"spacing": "vgen"})):
+        with pytest.raises(Called):
+            node.execute(*arguments, positive, latent, 7, 1, 1.0, 0.0, **keywords)
+    with pytest.raises(Called):
+        node.execute(model, positive, positive, {**latent, "noise_mask": torch.ones(1, 1, 8, 8)}, 7, 1, 1.0, 0.0)
+    with pytest.raises(Called):
+        node.execute(model, positive, positive, latent, 7, 1, 2.0, 0.0)
