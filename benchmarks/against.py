@@ -5,8 +5,8 @@
 CHECKOUT: a folder with another state of this repository, or a commit or tag of this one (checked out aside for the while). Each process
 is `vdd deblur` in one step without a prior, as its users run it; its peak resident set is the system's figure. Seconds of processors,
 which are what can be compared on a busy machine, are those beyond what a clip of one tiny frame takes. "agree dB" is the PSNR of one
-build's frames against the other's. The seconds of a frame are also given as copies of its float32 values in memory, and its arithmetic
-as a share of the machine's convolution ceiling.
+build's frames against the other's. A frame's seconds of processors are also given as copies of its float32 values in memory, and its
+arithmetic as a share of what the best convolution does in them.
 """
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -102,15 +103,15 @@ def rows(build: Path, sizes: Sequence[str], frames: int, dtypes: Sequence[str], 
                 runs = [[deblur(place, clip, target, dtype, checkpoint) for place, target in zip(builds, targets)] for _ in range(repeats)]
                 (was, peak_was, cpu_was), (now, peak, cpu) = ([common.Timing(tuple(run[i][k] for run in runs)).median for k in range(3)]
                                                               for i in (0, 1))
-                cpu_was, cpu = cpu_was - starts[0], cpu - starts[1]
-                ceilings, pixels = common.ceilings(), width * height
+                cpu_was, cpu = (max(used - start, 0.01) for used, start in zip((cpu_was, cpu), starts))
+                ceilings, pixels = common.ceilings("cpu", time.process_time), width * height
                 found.append({
                     "clip": f"{frames} x {width} x {height}", "type": dtype, "runs": repeats, "other s": was, "today s": now,
                     "time": now / was, "other cpu s": cpu_was, "today cpu s": cpu, "cpu time": cpu / cpu_was,
                     "other MB": peak_was, "today MB": peak, "memory": peak / peak_was,
-                    "agree dB": psnr(*targets), "s per frame": now / frames,
-                    "copies of a frame": now / frames / (2 * pixels * 12 / ceilings["copy"] / 1e9),
-                    "of conv ceiling": f"{flops_per_pixel(checkpoint) * pixels * frames / now / ceilings[f'conv {dtype}'] / 1e7:.0f} %"})
+                    "agree dB": psnr(*targets), "cpu s per frame": cpu / frames,
+                    "copies of a frame": cpu / frames / (2 * pixels * 12 / ceilings["copy"] / 1e9),
+                    "of conv ceiling": f"{flops_per_pixel(checkpoint) * pixels * frames / cpu / ceilings[f'conv {dtype}'] / 1e7:.0f} %"})
                 print(" ".join(f"{key} {common.cell(value)}" for key, value in found[-1].items()), file=sys.stderr, flush=True)
     return found
 

@@ -56,17 +56,18 @@ def synchronize(device: torch.device | str) -> None:
         torch.cuda.synchronize(device)
 
 
-def measure(fn: Callable[[], object], repeats: int = REPEATS, warmup: int = 1, device: torch.device | str = "cpu") -> Timing:
-    """Wall-clock seconds of `repeats` calls after `warmup` calls, the device's queue included."""
+def measure(fn: Callable[[], object], repeats: int = REPEATS, warmup: int = 1, device: torch.device | str = "cpu",
+            clock: Callable[[], float] = time.perf_counter) -> Timing:
+    """Seconds of `repeats` calls after `warmup` calls, the device's queue included; with `time.process_time` those of processors."""
     for _ in range(warmup):
         fn()
     seconds = []
     for _ in range(repeats):
         synchronize(device)
-        started = time.perf_counter()
+        started = clock()
         fn()
         synchronize(device)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(clock() - started)
     return Timing(tuple(seconds))
 
 
@@ -91,7 +92,7 @@ def count_flops(fn: Callable[[], object]) -> int:
 
 
 @functools.cache
-def ceilings(device: str = "cpu") -> dict[str, float]:
+def ceilings(device: str = "cpu", clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
     """What this machine does at best, measured: matrix product and 3 x 3 convolution in GFLOP/s by type, copy in GB/s (read + write)."""
     cuda = torch.device(device).type == "cuda"
     found: dict[str, float] = {}
@@ -99,16 +100,16 @@ def ceilings(device: str = "cpu") -> dict[str, float]:
         for name in computed_types(device):
             n = 8192 if cuda else 2048
             a, b = (torch.randn(n, n, device=device, dtype=DTYPES[name]) for _ in range(2))
-            found[f"matmul {name}"] = 2 * n**3 / min(measure(lambda: a @ b, 7, 2, device).seconds) / 1e9  # noqa: B023 (called here)
+            found[f"matmul {name}"] = 2 * n**3 / min(measure(lambda: a @ b, 7, 2, device, clock).seconds) / 1e9  # noqa: B023 (called here)
             images, channels, side = (32, 512, 128) if cuda else (8, 128, 64)
             x = torch.randn(images, channels, side, side, device=device, dtype=DTYPES[name])
             weight = torch.randn(channels, channels, 3, 3, device=device, dtype=DTYPES[name])
             x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
             flops = 2 * images * side**2 * channels**2 * 9
-            found[f"conv {name}"] = flops / min(measure(lambda: F.conv2d(x, weight, padding=1), 7, 2, device).seconds) / 1e9  # noqa: B023
+            found[f"conv {name}"] = flops / min(measure(lambda: F.conv2d(x, weight, padding=1), 7, 2, device, clock).seconds) / 1e9  # noqa: B023
         source = torch.empty(2**30 if cuda else 2**27, dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
-        found["copy"] = 2 * source.numel() / min(measure(lambda: target.copy_(source), 7, 2, device).seconds) / 1e9
+        found["copy"] = 2 * source.numel() / min(measure(lambda: target.copy_(source), 7, 2, device, clock).seconds) / 1e9
     return found
 
 

@@ -15,7 +15,7 @@ from vdd_model.inference.pipeline import Deblurrer
 @pytest.fixture(autouse=True)
 def small_ceilings(monkeypatch):
     monkeypatch.setattr(bench, "last_tag", lambda: None)
-    monkeypatch.setattr(common, "ceilings", lambda device="cpu": {f"{kind} {dtype}": 100.0 for kind in ("matmul", "conv")
+    monkeypatch.setattr(common, "ceilings", lambda device="cpu", clock=None: {f"{kind} {dtype}": 100.0 for kind in ("matmul", "conv")
                                                                   for dtype in ("float32", "bfloat16")} | {"copy": 10.0})
     monkeypatch.setattr(common, "as_command_line", lambda: None)
 
