@@ -23,6 +23,7 @@ from torch import Tensor
 from benchmarks import common
 from vdd_model.checkpoint import BUILT_IN
 from vdd_model.checkpoint.maxim import FILE_NAME, network_state, read_package, source_parameters
+from vdd_model.cpu import accelerate
 from vdd_model.cpu.allocator import keep_freed_memory
 from vdd_model.inference.prior import Prior
 from vdd_model.media.images import read_image
@@ -250,6 +251,7 @@ def main(argv: list[str] | None = None) -> None:
             own = Maxim().to(device)
             own.load_state_dict(network_state(source))
             own = own.to(dtype).to(memory_format=torch.channels_last).eval()
+            own = accelerate(own) if torch.device(device).type == "cpu" else own
             calls = {"plain": (PlainMaxim(source, dtype), picture.movedim(1, -1)), "own": (own, picture)}
             results = {}
 

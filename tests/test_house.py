@@ -71,7 +71,7 @@ def test_arrows_between_the_parts():
 def test_arrows_between_the_rooms(path):
     room = path.relative_to(ROOT / "vdd_model").parts[0].removesuffix(".py")
     others = {name.split("/")[1] for name in imports(path) if name.startswith("vdd_model/")} - {room}
-    if path.name == "maxim.py":                             # the prior, no part of the paper, is built of cpu's layers
+    if path.name == "maxim.py":                             # the prior is loaded with the layers that it runs fast with
         others.discard("cpu")
     assert others <= ROOMS[room], f"{room} imports {others - ROOMS[room]}"
 

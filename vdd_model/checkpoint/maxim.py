@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..cpu import accelerate
 from ..networks.maxim import Maxim
 from .tensorfile import CheckpointError, megabytes, read_file, write_tensors
 
@@ -53,7 +54,7 @@ def convert_maxim(source: str | os.PathLike, out: str | os.PathLike, *, dtype: t
 
 
 def load_maxim(path: str | os.PathLike, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Maxim:
-    """The network of a prior's file, in eval mode. Raises CheckpointError."""
+    """The network of a prior's file, in eval mode; on a CPU accelerated. Raises CheckpointError."""
     file = read_file(path)
     shapes = {key: tuple(tensor.shape) for key, tensor in file.tensors.items()}
     widths = [shape[0] for i in range(3) if (shape := shapes.get(f"stages.0.input.{i}.weight"))]
@@ -61,7 +62,8 @@ def load_maxim(path: str | os.PathLike, device: torch.device | str = "cpu", dtyp
     if network is None or {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()} != shapes:
         raise CheckpointError(f"{path} is not a prior as `vdd convert maxim` writes it")
     network.load_state_dict({key: tensor.to(device, dtype) for key, tensor in file.tensors.items()}, assign=True)
-    return network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    network = network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    return accelerate(network) if torch.device(device).type == "cpu" else network
 
 
 def read_package(path: Path) -> tuple[dict, bytes, str]:

@@ -11,16 +11,17 @@ from torch import nn
 
 from ..networks.layers import GEGLU as PlainGEGLU
 from ..networks.layers import Upsample as PlainUpsample
+from ..networks.maxim import Maxim
 from ..networks.unet3d import UNet3D
 from .blocks import BLOCKS
-from .onednn import LAYERS, pack, unpack
+from .onednn import LAYERS, Linear, pack, unpack
 from .strips import in_strips, out_of_strips
 
 PACKED_FROM_DIM = 256                    # a UNet this wide is packed: a smaller one gains next to nothing
 
 
 def accelerate(model: nn.Module, packed: bool | None = None) -> nn.Module:
-    """Swap the 3D-UNet's layers and blocks and the fidelity branch's blocks for faster ones, in place; a host's own layers stay.
+    """Swap the 3D-UNet's layers and blocks, the fidelity branch's and the prior's for faster ones, in place; a host's own layers stay.
 
     packed: also put the UNet's weights into oneDNN's layout, for inference only; None: where it is wide enough to gain by it. Anything but
     inference on a CPU goes through the plain layers' arithmetic as before. Forward hooks keep working. Returns the model.
@@ -34,6 +35,9 @@ def accelerate(model: nn.Module, packed: bool | None = None) -> nn.Module:
             layer.__class__ = LAYERS.get(type(layer), type(layer))
         if unet.config.dim >= PACKED_FROM_DIM if packed is None else packed:
             pack(unet)
+    for prior in [part for part in model.modules() if isinstance(part, Maxim)]:
+        for layer in prior.modules():
+            layer.__class__ = {nn.Linear: Linear}.get(type(layer), type(layer))
     for layer in model.modules():
         layer.__class__ = BLOCKS.get(type(layer), type(layer))
     return in_strips(model)

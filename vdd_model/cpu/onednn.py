@@ -78,6 +78,12 @@ def hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or torch.nn.modules.module._has_any_global_hook())
 
 
+def computes(weight: Tensor, x: Tensor) -> bool:
+    """Whether a product of these two goes through oneDNN: on an x86 CPU, in float32 or bfloat16, for inference."""
+    return (not torch.compiler.is_compiling() and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+            and x.device.type == "cpu" and weight.device.type == "cpu" and x.dtype == weight.dtype and supports(x.dtype))
+
+
 def fuses(layer: nn.Module, x: Tensor) -> bool:
     """Whether `layer` runs on x through oneDNN: an accelerated layer, on an x86 CPU, in float32 or bfloat16, for inference.
 
@@ -85,9 +91,7 @@ def fuses(layer: nn.Module, x: Tensor) -> bool:
     """
     if not isinstance(layer, Fused):
         return False
-    able = (not torch.compiler.is_compiling() and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
-            and x.device.type == "cpu" and layer.weight.device.type == "cpu"
-            and x.dtype == layer.weight.dtype and supports(x.dtype))
+    able = computes(layer.weight, x)
     if layer.packed and not able:
         raise RuntimeError(f"this model is packed for inference on a CPU in {layer.weight.dtype}: "
                            "it runs there, without gradients, autocast and torch.compile, only")

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..networks.fidelity import FidelityBranch, GatedBlock
+from . import maxim
 from .onednn import _onednn, _product, hooked, supports
 
 WORTH = 1 << 15                 # positions of a picture of features from which strips save time: smaller ones fit in the cache
@@ -18,10 +19,11 @@ STRIP_BYTES = 2**21             # of a block's widest tensor, for each thread: n
 
 
 def in_strips(model: nn.Module) -> nn.Module:
-    """Let all fidelity branches and `GatedBlock`s of a float32 or bfloat16 model on a CPU run in strips. Their weights are taken as they
-    are now: the model is for inference from here on. Where oneDNN does not compute in the type, nothing changes. Returns the model."""
+    """Let all fidelity branches, `GatedBlock`s and blocks of the prior, of a float32 or bfloat16 model on a CPU, run in strips. Their
+    weights are taken as they are now: the model is for inference from here on. Where oneDNN does not compute in the type, nothing
+    changes. Returns the model."""
     for module in model.modules():
-        fast = {FidelityBranch: _Branch, GatedBlock: _Strips}.get(type(module))
+        fast = FORWARDS.get(type(module))
         weight = next(module.parameters(), None) if fast else None
         if fast and weight.device.type == "cpu" and supports(weight.dtype):
             module.forward = fast(module)
@@ -31,7 +33,7 @@ def in_strips(model: nn.Module) -> nn.Module:
 def out_of_strips(model: nn.Module) -> nn.Module:
     """Inverse of `in_strips`. Returns the model."""
     for block in model.modules():
-        if isinstance(block, (GatedBlock, FidelityBranch)):
+        if type(block) in FORWARDS:
             vars(block).pop("forward", None)
     return model
 
@@ -133,3 +135,6 @@ def _behind(norm: nn.LayerNorm, layer: nn.Conv2d) -> tuple[Tensor, Tensor]:
 
 def _pack(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     return _onednn._reorder_linear_weight(weight.contiguous()), bias.contiguous()
+
+
+FORWARDS = {FidelityBranch: _Branch, GatedBlock: _Strips, **maxim.FORWARDS}

@@ -7,6 +7,7 @@ over the cells of a grid, or over the pixels of a block, is one product for all 
 """
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -14,14 +15,18 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..cpu.onednn import Linear, gelu, linear
-
 WIDTHS = (32, 64, 128)         # channels of the three levels, fine to coarse
 SIDES = (16, 16, 8)            # side of a block in pixels, and of the grid in cells, at each level
 STAGES = 3                     # S-3: three networks in a row, each supervised (paper 3.1)
 BOTTLENECK_SIDE = 8
 MULTIPLE = 64                  # height and width must be multiples of this: the coarsest level (1/8) is cut into blocks of 8
 EPS = 1e-6
+PATTERNS = {"grid": "(p h) (q w) c", "block": "(h p) (w q) c"}         # a dense layer along an axis mixes what differs in p and q
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU in its tanh form."""
+    return F.gelu(x, approximate="tanh")
 
 
 class Conv(nn.Conv2d):
@@ -57,15 +62,15 @@ class Mix(nn.Module):
 
     def __init__(self, axis: str, side: int):
         super().__init__()
-        self.side, self.weight, self.bias = side, nn.Parameter(torch.empty(side**2, side**2)), nn.Parameter(torch.empty(side**2))
-        self.pattern = {"grid": "n (p h) (q w) c", "block": "n (h p) (w q) c"}[axis]
+        self.axis, self.side = axis, side
+        self.weight, self.bias = nn.Parameter(torch.empty(side**2, side**2)), nn.Parameter(torch.empty(side**2))
 
     def forward(self, x: Tensor, offset: float = 0.0) -> Tensor:
         """(N, H, W, C) -> the same shape (a view with its channels together), plus `offset`."""
-        n, height, width, _ = x.shape
-        rows = rearrange(x, f"{self.pattern} -> (p q) (n h w c)", p=self.side, q=self.side)
+        (n, height, width, _), side, pattern = x.shape, self.side, PATTERNS[self.axis]
+        rows = rearrange(x, f"n {pattern} -> (p q) (n h w c)", p=side, q=side)
         rows = torch.addmm(self.bias[:, None] + offset, self.weight, rows)
-        return rearrange(rows, f"(p q) (n h w c) -> {self.pattern}", p=self.side, n=n, h=height // self.side, w=width // self.side)
+        return rearrange(rows, f"(p q) (n h w c) -> n {pattern}", p=side, n=n, h=height // side, w=width // side)
 
 
 class GatedMlp(nn.Module):
@@ -73,13 +78,13 @@ class GatedMlp(nn.Module):
 
     def __init__(self, channels: int, axis: str, side: int):
         super().__init__()
-        self.norm, self.to_u, self.to_v = Norm(channels), Linear(channels, channels), Linear(channels, channels)
-        self.norm_v, self.mix, self.out = Norm(channels), Mix(axis, side), Linear(channels, channels)
+        self.norm, self.to_u, self.to_v = Norm(channels), nn.Linear(channels, channels), nn.Linear(channels, channels)
+        self.norm_v, self.mix, self.out = Norm(channels), Mix(axis, side), nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x)
-        u, v = gelu(self.to_u, y), self.norm_v(gelu(self.to_v, y))
-        return linear(self.out, u.mul_(self.mix(v, 1.0)), x)
+        u, v = gelu(self.to_u(y)), self.norm_v(gelu(self.to_v(y)))
+        return x + self.out(u * self.mix(v, 1.0))
 
 
 class MultiAxisMlp(nn.Module):
@@ -87,13 +92,13 @@ class MultiAxisMlp(nn.Module):
 
     def __init__(self, channels: int, side: int):
         super().__init__()
-        self.norm, self.to_grid, self.to_block = Norm(channels), Linear(channels, channels), Linear(channels, channels)
+        self.norm, self.to_grid, self.to_block = Norm(channels), nn.Linear(channels, channels), nn.Linear(channels, channels)
         self.grid, self.block = GatedMlp(channels, "grid", side), GatedMlp(channels, "block", side)
         self.out = Join(channels, channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x)
-        return self.out(self.grid(gelu(self.to_grid, y)), self.block(gelu(self.to_block, y)), add=x)
+        return x + self.out(self.grid(gelu(self.to_grid(y))), self.block(gelu(self.to_block(y))))
 
 
 class Join(nn.Module):
@@ -101,12 +106,10 @@ class Join(nn.Module):
 
     def __init__(self, c_out: int, *c_in: int):
         super().__init__()
-        self.parts = nn.ModuleList(Linear(c, c_out, bias=i == 0) for i, c in enumerate(c_in))
+        self.parts = nn.ModuleList(nn.Linear(c, c_out, bias=i == 0) for i, c in enumerate(c_in))
 
-    def forward(self, *xs: Tensor, add: Tensor | None = None) -> Tensor:
-        for part, x in zip(self.parts, xs):
-            add = linear(part, x, add)
-        return add
+    def forward(self, *xs: Tensor) -> Tensor:
+        return functools.reduce(torch.add, (part(x) for part, x in zip(self.parts, xs)))
 
 
 class JoinLevels(nn.Module):
@@ -116,29 +119,29 @@ class JoinLevels(nn.Module):
     def __init__(self, widths: Sequence[int], levels: Sequence[int], level: int):
         super().__init__()
         self.ratios = [2.0 ** (j - level) for j in levels]
-        self.parts = nn.ModuleList(Linear(widths[j], widths[level], bias=i == 0) for i, j in enumerate(levels))
+        self.parts = nn.ModuleList(nn.Linear(widths[j], widths[level], bias=i == 0) for i, j in enumerate(levels))
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Features of the three levels -> (N, H, W, C) at the level's size."""
-        total = None
-        for part, x, ratio in sorted(zip(self.parts, features, self.ratios), key=lambda each: -each[-1]):
-            if ratio > 1:
-                grown = resized(part(x), ratio)
-                total = grown if total is None else total + grown
-            else:
-                total = linear(part, resized(x, ratio), total)
-        return total
+        return functools.reduce(torch.add, (resized(part(x), ratio) if ratio > 1 else part(resized(x, ratio))
+                                            for part, x, ratio in zip(self.parts, features, self.ratios)))
 
 
 def resized(x: Tensor, ratio: float) -> Tensor:
-    """Bilinear, with antialiasing where it becomes smaller."""
+    """Bilinear; with antialiasing where it becomes smaller (ratio 1/2 or 1/4), which then is a convolution with a triangle's taps. At the
+    border it weighs what is inside: an eighth of the taps is outside there, along each axis."""
     if ratio == 1:
         return x
     x = x.permute(0, 3, 1, 2)
-    y = x
-    if ratio < 1:                                            # on Apple's GPU older PyTorch has no antialiasing
-        y = x.float() if x.device.type != "mps" else x.float().cpu()
-    return F.interpolate(y, scale_factor=ratio, mode="bilinear", antialias=ratio < 1).to(x).permute(0, 2, 3, 1)
+    if ratio > 1:
+        return F.interpolate(x, scale_factor=ratio, mode="bilinear").permute(0, 2, 3, 1)
+    step, channels = round(1 / ratio), x.shape[1]
+    taps = 1 - (torch.arange(2 * step, dtype=torch.float32, device=x.device) - (step - 0.5)).abs() / step
+    kernel = torch.outer(taps, taps).div_(step**2).to(x.dtype).expand(channels, 1, -1, -1)
+    rows = F.conv2d(x, kernel, None, step, step // 2, groups=channels).permute(0, 2, 3, 1)
+    for edge in (rows[:, 0], rows[:, -1], rows[:, :, 0], rows[:, :, -1]):
+        edge.mul_(8 / 7)
+    return rows
 
 
 class ChannelAttention(nn.Module):
@@ -146,7 +149,7 @@ class ChannelAttention(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.squeeze, self.excite = Linear(channels, channels // 4), Linear(channels // 4, channels)
+        self.squeeze, self.excite = nn.Linear(channels, channels // 4), nn.Linear(channels // 4, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((1, 2), keepdim=True)))))
@@ -170,11 +173,11 @@ class DenseBlock(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.norm, self.ff_in, self.ff_out = Norm(channels), Linear(channels, channels), Linear(channels, channels)
+        self.norm, self.ff_in, self.ff_out = Norm(channels), nn.Linear(channels, channels), nn.Linear(channels, channels)
         self.attention = ChannelAttention(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.ff_out(gelu(self.ff_in, self.norm(x)))
+        y = self.ff_out(gelu(self.ff_in(self.norm(x))))
         return torch.addcmul(x, y, self.attention(y))
 
 
@@ -183,12 +186,12 @@ class GateWeights(nn.Module):
 
     def __init__(self, channels: int, side: int):
         super().__init__()
-        self.norm, self.to_grid, self.to_block = Norm(channels), Linear(channels, channels), Linear(channels, channels)
+        self.norm, self.to_grid, self.to_block = Norm(channels), nn.Linear(channels, channels), nn.Linear(channels, channels)
         self.grid, self.block, self.out = Mix("grid", side), Mix("block", side), Join(channels, channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x)
-        return self.out(self.grid(gelu(self.to_grid, x)), self.block(gelu(self.to_block, x)))
+        return self.out(self.grid(gelu(self.to_grid(x))), self.block(gelu(self.to_block(x))))
 
 
 class CrossGating(nn.Module):
@@ -197,15 +200,15 @@ class CrossGating(nn.Module):
     def __init__(self, channels: int, side: int):
         super().__init__()
         self.norm_x, self.norm_y = Norm(channels), Norm(channels)
-        self.in_x, self.in_y = Linear(channels, channels), Linear(channels, channels)
+        self.in_x, self.in_y = nn.Linear(channels, channels), nn.Linear(channels, channels)
         self.gate_x, self.gate_y = GateWeights(channels, side), GateWeights(channels, side)
-        self.out_x, self.out_y = Linear(channels, channels), Linear(channels, channels)
+        self.out_x, self.out_y = nn.Linear(channels, channels), nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        a, b = gelu(self.in_x, self.norm_x(x)), gelu(self.in_y, self.norm_y(y))
+        a, b = gelu(self.in_x(self.norm_x(x))), gelu(self.in_y(self.norm_y(y)))
         from_x, from_y = self.gate_x(a), self.gate_y(b)
-        y = linear(self.out_y, b.mul_(from_x), y)
-        return linear(self.out_x, a.mul_(from_y), x + y), y
+        y = y + self.out_y(b * from_x)
+        return x + y + self.out_x(a * from_y), y
 
 
 class Fuse(nn.Module):
@@ -213,7 +216,7 @@ class Fuse(nn.Module):
 
     def __init__(self, channels: int, side: int):
         super().__init__()
-        self.in_x, self.in_y, self.gating = Linear(channels, channels), Linear(channels, channels), CrossGating(channels, side)
+        self.in_x, self.in_y, self.gating = nn.Linear(channels, channels), nn.Linear(channels, channels), CrossGating(channels, side)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return self.gating(self.in_x(x), self.in_y(y))[0]
@@ -257,14 +260,14 @@ class Stage(nn.Module):
         self.encoder = nn.ModuleList(Blocks(*level, ConvBlock) for level in levels)
         self.fuse_encoder = nn.ModuleList(Fuse(*level) for level in levels if not first)
         self.down = nn.ModuleList(Conv(c, c, 2) for c in widths)
-        self.bottleneck_in = nn.ModuleList(Linear(coarsest, coarsest) for _ in range(2))
+        self.bottleneck_in = nn.ModuleList(nn.Linear(coarsest, coarsest) for _ in range(2))
         self.bottleneck = nn.ModuleList(Blocks(coarsest, BOTTLENECK_SIDE, DenseBlock) for _ in range(2))
         self.bridge = nn.ModuleList(JoinLevels(widths, (0, 1, 2), i) for i in range(3))
         self.raise_gate = nn.ModuleList(Up(under, c) for under, c in zip(below, widths))
-        self.in_gate = nn.ModuleList(Linear(c, c) for c in widths)
+        self.in_gate = nn.ModuleList(nn.Linear(c, c) for c in widths)
         self.skip = nn.ModuleList(CrossGating(*level) for level in levels)
         self.up = nn.ModuleList(Up(under, c) for under, c in zip(below, widths))
-        self.join_up = nn.ModuleList(Linear(c, c, bias=False) for c in widths)
+        self.join_up = nn.ModuleList(nn.Linear(c, c, bias=False) for c in widths)
         self.join_skips = nn.ModuleList(JoinLevels(widths, (2, 1, 0), i) for i in range(3))
         self.decoder = nn.ModuleList(Blocks(*level, ConvBlock) for level in levels)
         self.attention = nn.ModuleList(SupervisedAttention(c) for c in widths if not last)
@@ -295,7 +298,7 @@ class Stage(nn.Module):
 
         decoded = []                                         # decoder, coarse to fine
         for i in (2, 1, 0):
-            x = self.decoder[i](linear(self.join_up[i], self.up[i](x), self.join_skips[i](skips)))
+            x = self.decoder[i](self.join_up[i](self.up[i](x)) + self.join_skips[i](skips))
             decoded.insert(0, x)
         if self.output is not None:
             return self.output(x)
