@@ -3,7 +3,7 @@
     python -m benchmarks.wing [--dtypes float32 bfloat16] [--parts strips ...] [--size 256 256] [--decoded 640 384] [--threads 1]
 
 Calls of the UNet: one as wide as tft2v's (its first two levels, one block each: the same layers in the same proportions, a tenth of the
-memory), random weights; kept memory in a process of its own. Decoding: the shipped model with its fidelity branch. Variants take turns;
+memory), random weights. Kept memory and decoding: the shipped model with its fidelity branch. Variants take turns;
 seconds are the processor's, so that what else runs does not count. "x all": how much longer it takes without the part.
 """
 from __future__ import annotations
@@ -109,26 +109,25 @@ def decoding_rows(name: str, size: tuple[int, int], frames: int, repeats: int) -
 
 
 RUN = """import json, sys, time, torch
-from benchmarks import common, wing
-from vdd_model.cpu import accelerate
-kept, dtype, dim, frames, size, threads = json.loads(sys.argv[1])
+from benchmarks import common
+from vdd_model import Deblurrer
+kept, dtype, frames, size, threads = json.loads(sys.argv[1])
 torch.set_num_threads(threads)
-torch.set_grad_enabled(False)
 if kept:
     common.as_command_line()
-run = wing.call(accelerate(wing.unet(dim, common.DTYPES[dtype]), True), frames, *size)
-run()
+deblurrer, clip = Deblurrer("small", device="cpu", dtype=common.DTYPES[dtype]), torch.rand(frames, size[1], size[0], 3)
+deblurrer.deblur(clip[:4], prior="none", scenes="off", repeats="off")
 started = time.process_time()
-run(), run()
-print((time.process_time() - started) / 2)
+deblurrer.deblur(clip, prior="none", scenes="off", repeats="off")
+print(time.process_time() - started)
 """
 
 
-def memory_rows(name: str, dim: int, size: tuple[int, int], frames: int) -> list[dict]:
-    """Freed memory kept by the allocator, or given back to the system: in four processes, the better of two each."""
+def memory_rows(name: str, size: tuple[int, int], frames: int) -> list[dict]:
+    """A clip by the shipped model, one step, freed memory kept or given back: in four processes, the better of two each."""
     times: dict[bool, float] = {}
     for kept in (True, False, False, True):
-        given = json.dumps([kept, name, dim, frames, size, torch.get_num_threads()])
+        given = json.dumps([kept, name, frames, size, torch.get_num_threads()])
         done = subprocess.run([sys.executable, "-c", RUN, given], check=True, capture_output=True, text=True)
         times[kept] = min(times.get(kept, float("inf")), float(done.stdout))
     return [{"type": name, "variant": title, "processor s": times[kept], "x all": times[kept] / times[True]}
@@ -154,7 +153,7 @@ def main(argv: list[str] | None = None) -> None:
         if {PACKED, *PARTS} & {*a.parts}:
             tables["a call of the UNet"] += unet_rows(name, a.parts, a.dim, size, a.frames, a.repeats)
         if MEMORY in a.parts:
-            tables["kept memory"] += memory_rows(name, a.dim, size, a.frames)
+            tables["kept memory"] += memory_rows(name, size, a.frames)
     tables = {title: found for title, found in tables.items() if found}
     common.write("wing", tables, {"call": f"{a.frames} x {size[0]} x {size[1]}", "decoded": "1 x {} x {}".format(*a.decoded)}, folder=a.out)
 
