@@ -76,14 +76,14 @@ def cached_features(unet: nn.Module, every: int) -> Iterator[None]:
     deep = {id(block) for block in (*unet.input_blocks[level:], unet.middle_block, *unet.output_blocks[:-level])}
     exact, calls, kept = unet._run, {}, {}
 
-    def run(block: nn.Module, x: Tensor, embedding: Tensor, context) -> Tensor:
+    def run(block: nn.Module, x: Tensor, embedding: Tensor, context, skip: Tensor | None = None) -> Tensor:
         key = id(context)
         if block is unet.input_blocks[0]:
             calls[key] = calls.get(key, -1) + 1
         if id(block) not in deep:
-            return exact(block, x, embedding, context)
+            return exact(block, x, embedding, context, skip)
         if calls[key] % every == 0:
-            kept[key, id(block)] = exact(block, x, embedding, context)
+            kept[key, id(block)] = exact(block, x, embedding, context, skip)
         return kept[key, id(block)]
 
     unet._run = run
