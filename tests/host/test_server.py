@@ -309,7 +309,7 @@ def test_errors_are_titled_by_their_own_name(host):
 PATCHES = {
     "FreeU": {"b1": 1.1, "b2": 1.2, "s1": 0.9, "s2": 0.2}, "PerturbedAttentionGuidance": {"scale": 3.0},
     "HyperTile": {"tile_size": 256, "swap_size": 2, "max_depth": 0, "scale_depth": False}, "TomePatchModel": {"ratio": 0.3},
-    "SelfAttentionGuidance": {"scale": 0.5, "blur_sigma": 2.0}, "NAGuidance": {"nag_scale": 5.0, "nag_alpha": 0.5, "nag_tau": 1.5},
+    "SelfAttentionGuidance": {"scale": 0.5, "blur_sigma": 2.0}, "NAGuidance": {"nag_scale": 50.0, "nag_alpha": 1.0, "nag_tau": 10.0},
     "SkipLayerGuidanceDiT": {"double_layers": "7", "single_layers": "7", "scale": 3.0, "start_percent": 0.0, "end_percent": 1.0,
                              "rescaling_scale": 0.0},
     "PatchModelAddDownscale": {"block_number": 1, "downscale_factor": 2.0, "start_percent": 0.0, "end_percent": 1.0,
@@ -336,7 +336,7 @@ def test_what_changes_layers_has_an_effect_or_is_refused(host, object_info, node
         assert host.fail(patched).startswith(f"UserError: a node before the sampler {REFUSED[node]}")
         return
     plain, changed = (pixels(host, host.run(each)["8"]["images"][2]) for each in (prompt(["4", 0]), patched))
-    assert (abs(plain - changed).max() >= 1) == (node not in WITHOUT_EFFECT)
+    assert (abs(plain - changed).max() > 1) == (node not in WITHOUT_EFFECT)              # 1 is rounding
 
 
 def test_unloading_and_running_again(host):
