@@ -17,9 +17,8 @@ from pathlib import Path
 import torch
 
 from benchmarks import common
-from benchmarks.score import photo_pairs
-from train.data.readers import find
-from train.tools.evaluate import exit_code, pairs_of
+from benchmarks.score import clips_of
+from train.tools.evaluate import exit_code
 from vdd_model.checkpoint.store import load
 from vdd_model.inference.window import encode_pictures, to_pixels
 from vdd_model.networks.fidelity import BlurGuide
@@ -40,8 +39,7 @@ def errors(model, blurred: list[torch.Tensor], sharp: list[torch.Tensor]) -> lis
 def rows(data: Path, frames: int) -> list[dict]:
     """One row a set."""
     model = load("small", torch.device("cpu"), torch.float32).eval()
-    sets = {"real footage": pairs_of(find(data / "gopro_layout", "gopro", "test")),
-            "synthesised motion": photo_pairs(data / "val_photos", 8, 256)}
+    sets = clips_of(data)
     found = []
     for name, pairs in sets.items():
         found_here = []

@@ -20,9 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import common
-from benchmarks.score import photo_pairs
-from train.data.readers import find
-from train.tools.evaluate import exit_code, pairs_of
+from benchmarks.score import clips_of
+from train.tools.evaluate import exit_code
 from vdd_model.measure.metrics import psnr
 
 LENGTHS = (2.0, 3.0, 4.0, 5.5, 7.5, 10.0, 13.0, 17.0, 22.0, 28.0)    # pixels
@@ -60,8 +59,7 @@ def oracle(blurred: Tensor, sharp: Tensor, window: int) -> Tensor:
 
 def rows(data: Path, window: int) -> list[dict]:
     """One row a clip, then the means of the sets."""
-    sets = {"real footage": pairs_of(find(data / "gopro_layout", "gopro", "test")),
-            "synthesised motion": photo_pairs(data / "val_photos", 8, 256)}
+    sets = clips_of(data)
     found = []
     for name, pairs in sets.items():
         for pair in pairs:

@@ -142,6 +142,12 @@ def asked(totals: dict[str, dict]) -> list[tuple[str, str, bool]]:
     ]
 
 
+def clips_of(data: Path, clip_frames: int = 0, frames: int = 8, size: int = 256, photos: int = 0) -> dict[str, list[Pair]]:
+    """The clips of both sets; the numbers as the command line takes them."""
+    return {"real footage": pairs_of(find(data / "gopro_layout", "gopro", "test"), clip_frames),
+            "synthesised motion": photo_pairs(data / "val_photos", frames, size, photos)}
+
+
 def scored_with_prior(scored: Scored, pair: Pair) -> float | None:
     """What one step with the prior gains on a clip, where it was scored."""
     if WITH_PRIOR not in scored.rows:
@@ -200,8 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
         deblurrer = Deblurrer(a.checkpoint, device=a.device, dtype=getattr(torch, a.dtype) if a.dtype else None, prior=a.prior)
         if not a.data.is_dir():
             raise UserError(f"the test clips are not here: there is no folder {a.data} (give it with --data)")
-        sets = {"real footage": pairs_of(find(a.data / "gopro_layout", "gopro", "test"), a.clip_frames),
-                "synthesised motion": photo_pairs(a.data / "val_photos", a.frames, a.size, a.photos)}
+        sets = clips_of(a.data, a.clip_frames, a.frames, a.size, a.photos)
         if photo := photograph(a.data / "gopro_pair"):
             sets["one recorded photograph"] = photo
         measure(a, deblurrer, sets)

@@ -87,16 +87,11 @@ class EncodeBlurredClip(io.ComfyNode):
     def _pictures(decoder: native.Decoder, frames: torch.Tensor, prior: torch.Tensor | None, blur: torch.Tensor, scenes: list[range],
                   tiling, bar: Bar, tiles: int) -> torch.Tensor:
         """What one step shows of the frames, as latents beside those of `blur` (`window.encode_pictures`)."""
-        (encoders, model), config = decoder, decoder.encoders.config
-
-        read = []
-        for scene, start in [(each, start) for each in scenes for start in each[::native.FRAMES_PER_CHUNK]]:
-            stop = min(start + native.FRAMES_PER_CHUNK, scene.stop)
-            first, last = max(scene.start, start - 1), min(stop + 1, scene.stop)           # the fidelity branch looks at neighbours
-            pixels, known = (None if x is None else to_pixels(list(rgb_of(x[first:last])), config.divisor, encoders.device)
-                             for x in (frames, prior))
-            bar.begin(stop - start, 2 * tiles)
-            part = blur[:, :, start:stop].to(encoders.device, encoders.dtype)
-            read.append(encode_pictures(model, part, BlurGuide(pixels, prior=known), start - first, tiling, bar.tick).to(blur))
+        (encoders, model), divisor, read = decoder, decoder.encoders.config.divisor, []
+        for these, near in latents.chunks_of(scenes, native.FRAMES_PER_CHUNK):
+            pixels, known = (None if x is None else to_pixels(list(rgb_of(x[near])), divisor, encoders.device) for x in (frames, prior))
+            bar.begin(these.stop - these.start, 2 * tiles)
+            part, start = blur[:, :, these].to(encoders.device, encoders.dtype), these.start - near.start
+            read.append(encode_pictures(model, part, BlurGuide(pixels, prior=known), start, tiling, bar.tick).to(blur))
             bar.end()
         return torch.cat(read, dim=2)

@@ -81,21 +81,18 @@ class DecodeDeblurredFrames(io.ComfyNode):
         bar, pieces = Bar(frames), len(tiling.boxes((1, *padded), config.divisor))
         alpha = blurred is not None and blurred.shape[-1] == 4
         out = torch.empty(frames, height, width, 3 + alpha, device=mm.intermediate_device())        # once: chunks to join would be it twice
-        chunks = [(scene, start) for scene in latents.scenes_of(latent) for start in scene[::native.FRAMES_PER_CHUNK]]
-        for scene, start in chunks:
-            stop = min(start + native.FRAMES_PER_CHUNK, scene.stop)
-            bar.begin(stop - start, pieces)
-            part = z[:, :, start:stop].to(encoders.device) * config.vae.latent_scale
-            first, last, guide = max(scene.start, start - 1), min(stop + 1, scene.stop), None     # the fidelity branch looks at neighbours
+        for these, near in latents.chunks_of(latents.scenes_of(latent), native.FRAMES_PER_CHUNK):
+            bar.begin(these.stop - these.start, pieces)
+            part, guide = z[:, :, these].to(encoders.device) * config.vae.latent_scale, None
             if fidelity:
-                pixels, known = (None if x is None else to_pixels(list(rgb_of(x[first:last])), config.divisor, encoders.device)
+                pixels, known = (None if x is None else to_pixels(list(rgb_of(x[near])), config.divisor, encoders.device)
                                  for x in (blurred, prior if model.vae.fusion is not None else None))
                 guide = BlurGuide(pixels, strength=fidelity, detail=sampled, prior=known)
-            decoded = decode_frames(model, part, guide, start - first, tiling=tiling, tick=bar.tick)
-            need_numbers(decoded, start, encoders.dtype)
-            like = list(rgb_of(blurred[start:stop])) if blurred is not None else [decoded.new_empty(height, width, 3)]
-            out[start:stop, ..., :3] = to_frames(decoded, like, color, tiling.tile)
-            bar.end(out[stop - 1, ..., :3])
+            decoded = decode_frames(model, part, guide, these.start - near.start, tiling=tiling, tick=bar.tick)
+            need_numbers(decoded, these.start, encoders.dtype)
+            like = list(rgb_of(blurred[these])) if blurred is not None else [decoded.new_empty(height, width, 3)]
+            out[these, ..., :3] = to_frames(decoded, like, color, tiling.tile)
+            bar.end(out[these.stop - 1, ..., :3])
         if alpha:
             out[..., 3:] = blurred[..., 3:]
         return io.NodeOutput(out)

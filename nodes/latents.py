@@ -29,6 +29,12 @@ def scenes_of(latent: dict) -> list[range]:
     return [range(*pair) for pair in zip(bounds, bounds[1:])] if bounds[-1] == frames else [range(frames)]
 
 
+def chunks_of(scenes: list[range], count: int) -> list[tuple[slice, slice]]:
+    """Scenes cut into `count` frames at a time: those frames, and the same with their neighbours, at which the fidelity branch looks."""
+    return [(slice(start, stop), slice(max(scene.start, start - 1), min(stop + 1, scene.stop)))
+            for scene in scenes for start in scene[::count] for stop in [min(start + count, scene.stop)]]
+
+
 def cut(conditioning: list, start: int, stop: int, frames: int) -> list:
     """The frames [start, stop) of a conditioning over `frames` frames, and of its mask where that has one entry per frame."""
     def part(key: str, value):

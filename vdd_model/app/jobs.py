@@ -307,6 +307,7 @@ class _Moments(list):
         self._path = path
 
     def append(self, moment: Moment) -> None:
+        """Add one, and wait until it is on the disk. Raises OSError where it cannot be written."""
         super().append(moment)
         with self._path.open("a") as file:
             file.write(f"{moment.index} {moment.number}\n")

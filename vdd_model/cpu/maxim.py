@@ -107,6 +107,7 @@ class _MultiAxisMlp(_SplitHead):
 
     @staticmethod
     def parts(module: maxim.MultiAxisMlp) -> Iterator[tuple]:
+        """For the grid's half and the block's: where it is mixed, the mixing, the layers into it and out of it."""
         return zip((module.grid, module.block), (module.grid.mix, module.block.mix), (module.to_grid, module.to_block), module.out.parts)
 
 
@@ -115,6 +116,7 @@ class _GateWeights(_SplitHead):
 
     @staticmethod
     def parts(module: maxim.GateWeights) -> Iterator[tuple]:
+        """For the grid's half and the block's: where it is mixed, the mixing, the layers into it and out of it."""
         mixes = module.grid, module.block
         return zip(mixes, mixes, (module.to_grid, module.to_block), module.out.parts)
 

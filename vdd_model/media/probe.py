@@ -136,6 +136,7 @@ def _first_frame(container, stream, path: Path) -> av.VideoFrame:
 def _colors(first: av.VideoFrame, said: ColorTags, codec: str, kind: Layout) -> ColorTags:
     """The complete tags of the first picture: those that the container `said`, which the ISO's format puts first, else its own."""
     def first_of(one: int, other: int | None) -> int:
+        """The first tag that says something (numbers of ITU-T H.273)."""
         return one if one != UNSPECIFIED else int(other or UNSPECIFIED)
 
     full = {1: False, 2: True}.get(int(first.color_range), said.full_range) or first.format.name.startswith("yuvj") or (
