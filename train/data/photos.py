@@ -14,7 +14,8 @@ from torch import Tensor
 
 from vdd_model.media.files import written_aside
 
-from .readers import DataError, find, picture_size, pool, read_picture
+from .frames import DataError, picture_size, pool, read_picture
+from .readers import find
 
 HELD = 1 << 30                           # bytes of decoded photographs that are kept at a time
 

@@ -19,7 +19,7 @@ from vdd_model.media.files import written_aside
 
 from ..synthesis.scene import shots
 from .clips import Clips, PhotoClips
-from .readers import DataError
+from .frames import DataError
 
 PARTS = ("blurred", "sharp", "prior")
 FORMAT = {"vdd.pool": "1"}

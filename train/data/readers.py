@@ -1,34 +1,23 @@
-"""Where clips lie on a disk: published folder layouts, pictures, videos, packs of photographs. Nothing here is random."""
+"""Where clips lie on a disk: published folder layouts, folders of pictures, videos, photographs. Nothing here is random."""
 from __future__ import annotations
 
-import atexit
-import contextlib
-import io
 import os
 import re
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
-
-import numpy as np
-import torch
-from torch import Tensor
 
 from vdd_model.errors import UserError
-from vdd_model.media import images
 from vdd_model.media.encoding import VIDEO_SUFFIXES
+from vdd_model.media.images import IMAGE_SUFFIXES
 
-from .sequences import in_sequences, is_film, natural
+from .frames import CropBox, DataError, Frames, PictureFrames, VideoFrames, picture_size, pool, read_picture
+from .sequences import SHORTEST, follow, in_sequences, is_film, natural, probed
 
-if TYPE_CHECKING:
-    from vdd_model.media.reader import VideoReader
-
-PICTURES = images.IMAGE_SUFFIXES
+__all__ = ["LAYOUTS", "CropBox", "DataError", "Found", "Frames", "PictureFrames", "Sequence", "VideoFrames", "find", "picture_size", "pool",
+           "read_picture"]
+PICTURES = IMAGE_SUFFIXES
 VIDEOS = VIDEO_SUFFIXES - PICTURES - {".gif", ".apng", ".lrv", ".mod"}       # those lie beside photographs, or are small copies
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "val": "val", "valid": "val", "validation": "val"}
 # The ten clips that papers test on (DVD comes without a split on disk).
@@ -37,231 +26,10 @@ PAIR_NAMES = tuple((b, s) for b in ("blur", "blurred", "blurry", "real_blur", "i
                    for s in ("sharp", "gt", "target", "hq"))
 # What RealBlur and RSBlur put before a picture's number: `blur/blur_1.png` and `gt/gt_1.png`, `blur/real_blur.png` and `gt/gt_sharp.png`
 SIDE = re.compile(rf"^({'|'.join(dict.fromkeys(word for pair in PAIR_NAMES for word in pair))})(?=[-_ .]|$)[-_ .]*", re.IGNORECASE)
-SEEK_BACK = (0, 10)                      # seconds before the first frame that is wanted: some containers land behind where they were sent
-LAYOUTS = ("gopro", "reds", "bsd", "dvd", "pairs", "videos", "frames", "photos")
+LAYOUTS = ("gopro", "reds", "bsd", "dvd", "hide", "pairs", "videos", "frames", "photos")
+CROPS = ("", "_crops", "_crop", "_patches")             # what image deblurring calls its folders once it has cut the pictures up
+BLURRED = re.compile(r"(?<!de)(?<!de[-_ ])blur", re.IGNORECASE)              # names of folders of which no picture is a truth
 NO_DATA = ("__MACOSX", "@eaDir")         # what file systems and archivers put beside people's files, as do all names that begin with a dot
-RATES = ((re.compile(r"(\d+) ?fps", re.IGNORECASE), None), (re.compile("gopro_large_all", re.IGNORECASE), 240.0))
-
-
-class DataError(UserError):
-    """Data that cannot be used; one sentence that names the folder or the file."""
-
-
-CropBox = tuple[int, int, int, int]          # x0, y0, x1, y1
-
-
-class Frames(Protocol):
-    """Frames of one clip, read at random places."""
-
-    name: str
-
-    def __len__(self) -> int: ...
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width, height."""
-    def read(self, numbers: range, box: CropBox | None = None) -> Tensor:
-        """Frames (len(numbers), 3, h, w) uint8 RGB. Raises DataError naming the file."""
-
-
-def read_picture(file: Path | io.BytesIO, box: CropBox | None = None, name: str = "", size: tuple[int, int] | None = None) -> Tensor:
-    """(3, H, W) uint8 RGB, upright; `box` cuts. Raises DataError naming the file, also when the whole picture is not of `size` (w, h)."""
-    picture = _looked_at(images.read_picture, file, name).permute(2, 0, 1)
-    height, width = picture.shape[1:]
-    if size and (width, height) != size:
-        raise DataError("{}: {} x {} pixels, the clip's first frame has {} x {}".format(name or file, width, height, *size))
-    x0, y0, x1, y1 = box or (0, 0, width, height)
-    return picture[:, y0:y1, x0:x1].contiguous()
-
-
-def picture_size(file: Path | io.BytesIO, name: str = "") -> tuple[int, int]:
-    """(width, height) in pixels, upright, mostly from the picture's header. Raises DataError naming the file."""
-    return _looked_at(images.picture_size, file, name)
-
-
-def _looked_at(look: Callable, file: Path | io.BytesIO, name: str):
-    try:
-        return look(file.getvalue() if isinstance(file, io.BytesIO) else file, name)
-    except UserError as error:
-        label = name or str(file)
-        raise DataError(f"{label}: cannot be read as a picture ({str(error).removeprefix(label).strip()})") from None
-
-
-@dataclass
-class PictureFrames:
-    """A clip stored as one picture file per frame."""
-
-    name: str
-    paths: list[Path]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    @cached_property
-    def size(self) -> tuple[int, int]:
-        """(width, height) in pixels of the first frame. Raises DataError."""
-        return picture_size(self.paths[0])
-
-    @property
-    def rate(self) -> float:
-        """Frames per second, as far as the path says: `..._240fps/...`, GOPRO_Large_all; else 30."""
-        for pattern, rate in RATES:
-            if found := pattern.search(str(self.paths[0].parent)):
-                return rate or float(found[1])
-        return 30.0
-
-    def read(self, numbers: range, box: CropBox | None = None) -> Tensor:
-        """The frames `numbers`, or their `box`: uint8 (F, 3, H, W), RGB. Raises DataError naming the file."""
-        paths = [self.paths[i] for i in numbers]
-        size = self.size if box else None               # a box that a frame does not fill would come out with a black border
-
-        def read(path: Path) -> Tensor:
-            """One of them, (3, H, W) uint8."""
-            return read_picture(path, box, size=size)
-
-        frames = list(pool().map(read, paths)) if len(paths) > 1 else [read(paths[0])]
-        for path, frame in zip(paths, frames):
-            if frame.shape != frames[0].shape:
-                sizes = [f"{f.shape[2]} x {f.shape[1]}" for f in (frame, frames[0])]
-                raise DataError(f"{path}: {sizes[0]} pixels, the clip's first frame has {sizes[1]}")
-        return torch.stack(frames)
-
-
-@dataclass
-class VideoFrames:
-    """A clip stored as a video file; needs PyAV. Its frames are those that `VideoReader` gives."""
-
-    name: str
-    path: Path
-
-    def __len__(self) -> int:
-        return self._index.number
-
-    @cached_property
-    def _clip(self):
-        from vdd_model.media.probe import probe_video
-
-        return probe_video(self.path)
-
-    @cached_property
-    def _index(self) -> Index:
-        import av
-
-        from vdd_model.media.container import open_container, video_stream
-
-        clip, packets, number = self._clip, [], 0
-        with open_container(self.path) as container, contextlib.suppress(av.FFmpegError):     # as far as the file goes
-            for packet in container.demux(video_stream(container, self.path)):
-                if packet.size and not packet.is_discard:
-                    packets.append((packet.pts, packet.is_keyframe))
-        times = sorted({pts for pts, _ in packets if pts is not None})
-        if packets and len(times) == len(packets) and packets[0][1] and not clip.untimed and not clip.joins:
-            return Index(len(times), times, {pts for pts, key in packets if key})
-        with open_container(self.path) as container, contextlib.suppress(av.FFmpegError):     # packets do not tell how many can be decoded
-            stream = video_stream(container, self.path)
-            stream.thread_type = "SLICE"                       # as `VideoReader` does
-            for _ in container.decode(stream):
-                number += 1
-        return Index(number, [], set())
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) in pixels."""
-        return self._clip.width, self._clip.height
-
-    @property
-    def rate(self) -> float:
-        """Frames per second."""
-        return float(self._clip.rate)
-
-    def read(self, numbers: range, box: CropBox | None = None) -> Tensor:
-        """The frames `numbers`, or their `box`: uint8 (F, 3, H, W), RGB. Raises DataError naming the file."""
-        import av
-
-        x0, y0, x1, y1 = box or (0, 0, *self.size)
-
-        def picture(rgb: np.ndarray) -> Tensor:
-            """A frame (H, W, 3) as it is given out."""
-            return torch.from_numpy(np.rint(rgb[y0:y1, x0:x1].clip(0, 1) * 255).astype(np.uint8)).permute(2, 0, 1)
-
-        try:
-            frames = self._sought(numbers, picture)
-            if frames is None:
-                frames = self._walked(numbers, picture)
-        except (av.FFmpegError, UserError) as error:
-            raise DataError(f"{self.path}: cannot be decoded ({error})") from None
-        if len(frames) < len(numbers):
-            raise DataError(f"{self.path}: frames {numbers.start} to {numbers.stop - 1} cannot be decoded")
-        return torch.stack(frames)
-
-    def _sought(self, numbers: range, picture: Callable[[np.ndarray], Tensor]) -> list[Tensor] | None:
-        """The frames that can be decoded from the key frame before them; None where no seek leads there, as in some transport streams."""
-        from vdd_model.media.container import open_container, video_stream
-        from vdd_model.media.reader import upright_rgb
-
-        _, times, keys = self._index
-        wanted = {times[i] for i in numbers} if times else set()
-        for back in SEEK_BACK if times else ():
-            found: dict[int, Tensor] = {}
-            with open_container(self.path) as container:
-                stream = video_stream(container, self.path)
-                container.seek(max(times[0], min(wanted) - round(back / stream.time_base)), stream=stream)
-                key = None
-                for frame in container.decode(stream):
-                    if key is None and frame.key_frame:
-                        key = frame.pts
-                        if key not in keys or key > min(wanted):       # a time that is not its own, or behind them
-                            break
-                    if key is None or frame.pts is None:               # what comes before a key frame lacks its references
-                        continue
-                    if frame.pts in wanted:
-                        found[frame.pts] = picture(upright_rgb(frame, self._clip)[0])
-                    if len(found) == len(wanted) or frame.pts > max(wanted):
-                        break
-            if key in keys and key <= min(wanted):
-                return [found[time] for time in sorted(found)]
-        return None
-
-    def _walked(self, numbers: range, picture: Callable[[np.ndarray], Tensor]) -> list[Tensor]:
-        """The frames, decoded from the file's first on, or from where this thread stopped: as many as there are before any damage, behind
-        which numbers no longer hold.
-        """
-        from vdd_model.media.reader import VideoReader
-
-        walk = getattr(_thread, "walk", None)
-        if walk is None or walk.clip is not self or walk.following > numbers.start:
-            reader = VideoReader(self._clip)
-            walk = Walk(self, reader, iter(reader))
-        _thread.walk, walk.reader.start, frames = None, numbers.start, []
-        for frame in walk.frames:
-            if walk.reader.notes:
-                return frames
-            frames.append(picture(frame.rgb.numpy()))
-            if frame.index == numbers.stop - 1:
-                _thread.walk, walk.following = walk, numbers.stop
-                break
-        return frames
-
-
-class Index(NamedTuple):
-    """How many frames a video has, their times in ticks, and the key frames' among them; no times where they do not lead to a frame."""
-
-    number: int
-    times: list[int]
-    keys: set[int]
-
-
-@dataclass
-class Walk:
-    """A video that is read from its start on: the next frame that its reader gives is `following`."""
-
-    clip: VideoFrames
-    reader: VideoReader
-    frames: Iterator
-    following: int = 0
-
-
-_thread = threading.local()              # the last `walk` of each thread, so that reading on is not starting anew
-atexit.register(lambda: setattr(_thread, "walk", None))        # while PyAV is still there to close the file
 
 
 @dataclass(frozen=True)
@@ -298,11 +66,11 @@ def find(root: str | Path, layout: str = "auto", split: str = "", blur: str = "b
         raise DataError(f"no layout is called {layout!r}; there are: auto, {', '.join(LAYOUTS)}")
     problems: list[str] = []
     for name in LAYOUTS[:-1] if layout == "auto" else (layout,):
-        if name in ("videos", "frames") and (problems or _side_by_side(root, split, blur)):       # blurred frames are no sharp video
-            break
+        if name in ("videos", "frames") and (problems or _side_by_side(root, split, blur) or layout == "auto" and _blurred(root, split)):
+            break                                              # blurred frames are no sharp video
         if name == "photos":
             break
-        finder = {"gopro": _gopro, "reds": _reds, "bsd": _bsd, "dvd": _dvd, "pairs": _pairs, "videos": _videos,
+        finder = {"gopro": _gopro, "reds": _reds, "bsd": _bsd, "dvd": _dvd, "hide": _hide, "pairs": _pairs, "videos": _videos,
                   "frames": _frames if layout == "frames" else _films}[name]
         sequences = [s for s in finder(root, SPLITS.get(split, split), blur, problems) if len(s) > 0]
         if sequences:
@@ -313,6 +81,9 @@ def find(root: str | Path, layout: str = "auto", split: str = "", blur: str = "b
     if layout in ("auto", "videos", "frames", "photos") and (folder := _side_by_side(root, split, blur)):
         raise DataError(f"{folder} holds blurred and sharp frames side by side, which cannot be used as "
                         f"{'clips' if layout == 'auto' else layout}: ask for the layout 'pairs', or for the folder of the sharp ones alone")
+    if layout == "auto" and (folder := _blurred(root, split)):
+        raise DataError(f"{folder} holds blurred pictures, as its name says, and no sharp ones of the same names are found; ask for the "
+                        "folder of the sharp ones alone, or for a layout, such as 'photos', if they are sharp")
     if layout in ("auto", "photos"):
         paths = [p for p in _walk_files(root) if p.suffix.lower() in PICTURES and _in_split(root, p.parent, split)]
         if paths:
@@ -326,9 +97,25 @@ def _side_by_side(root: Path, split: str, blur: str) -> Path | None:
     for folder in _folders(root):
         if not _in_split(root, folder, split):
             continue
-        inner = {p.name.lower() for p in folder.iterdir() if p.is_dir()}
-        if any(b in inner and s in inner for b, s in ((blur, "sharp"), *PAIR_NAMES)):
+        if _sides(folder, blur):
             return folder
+    return None
+
+
+def _sides(folder: Path, blur: str) -> tuple[Path, Path] | None:
+    """The folders of blurred and of sharp frames inside this one, by their names."""
+    inner = {p.name.lower(): p for p in folder.iterdir() if p.is_dir()}
+    names = ((b + crops, s + crops) for crops in CROPS for b, s in ((blur, "sharp"), *PAIR_NAMES))
+    return next(((inner[b], inner[s]) for b, s in names if b in inner and s in inner), None)
+
+
+def _blurred(root: Path, split: str) -> Path | None:
+    """The first folder of a split below root that is named after its blurred pictures, beside one that is not."""
+    for folder in _folders(root):
+        holding = [p for p in sorted(folder.iterdir()) if p.is_dir() and _counts(p.name) and _in_split(root, p, split) and _pictures(p)]
+        named = [p for p in holding if BLURRED.search(p.name)]
+        if len(holding) > len(named) > 0:
+            return named[0]
     return None
 
 
@@ -359,25 +146,40 @@ def _pictures(folder: Path) -> dict[str, Path]:
     return {p.stem: p for p in sorted(paths, key=lambda p: natural(p.stem))}
 
 
-def _match(root: Path, name: str, blurred: Path, sharp: Path, problems: list[str]) -> list[Sequence]:
-    """Pair the pictures of two folders by name. A frame without a partner ends a run: neighbours in a run are neighbours in time."""
+def _match(root: Path, name: str, blurred: Path, sharp: Path, problems: list[str], flat: bool = False) -> list[Sequence]:
+    """Pair the pictures of two folders by name. A frame without a partner ends a run: neighbours in a run are neighbours in time.
+
+    `flat`: nobody said that they are a clip's; photographs (HIDE), and parts cut out of pictures, then stand alone.
+    """
     a, b = _pictures(blurred), _pictures(sharp)
     if not a.keys() & b.keys():                      # named after their side
         a, b = ({SIDE.sub("", stem): path for stem, path in side.items()} for side in (a, b))
         if len(a) == len(b) == 1:                    # a folder for each pair
             a, b = ({"": path} for side in (a, b) for path in side.values())
     for one, other, where in ((a, b, sharp), (b, a, blurred)):
-        missing = [one[k].name for k in one if k not in other]
-        if missing:
-            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-            problems.append(f"{where}: no partner of {', '.join(missing[:3])}{more}")
-    found = []
+        _say_missing([one[k].name for k in one if k not in other], where, problems)
+    runs: list[tuple[str, list[str]]] = []
     for label, keys in in_sequences({**a, **b}):
-        runs = [list(run) for both, run in groupby(keys, lambda key: key in a and key in b) if both]
-        for i, run in enumerate(runs):
-            full = _joined(name, label) + (f"#{i}" if len(runs) > 1 else "")
-            found.append(Sequence(full, PictureFrames(str(sharp), [b[k] for k in run]), PictureFrames(str(blurred), [a[k] for k in run])))
-    return found
+        parts = [list(run) for both, run in groupby(keys, lambda key: key in a and key in b) if both]
+        runs += [(_joined(name, label) + (f"#{i}" if len(parts) > 1 else ""), run) for i, run in enumerate(parts)]
+    if flat and not _follow([[b[key] for key in run] for _, run in runs]):
+        runs = [(_joined(name, key), [key]) for _, run in runs for key in run]
+    return [Sequence(full, PictureFrames(str(sharp), [b[k] for k in run]), PictureFrames(str(blurred), [a[k] for k in run]))
+            for full, run in runs]
+
+
+def _follow(runs: list[list[Path]]) -> bool:
+    """Whether pictures that follow by their names look as if they did, at most of a few places; few pictures prove nothing."""
+    try:
+        return sum(map(len, runs)) < SHORTEST or follow(pool().map(read_picture, probed(runs)))
+    except DataError:                                # it is named when it is read
+        return True
+
+
+def _say_missing(names: list[str], where: Path, problems: list[str]) -> None:
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        problems.append(f"{where}: no partner of {', '.join(names[:3])}{more}")
 
 
 def _joined(name: str, label: str) -> str:
@@ -422,19 +224,25 @@ def _reds(root: Path, split: str, blur: str, problems: list[str]) -> Iterator[Se
                 yield from _match(root, _relative(root, inner), inner, root / sharp / inner.name, problems)
 
 
+def _hide(root: Path, split: str, blur: str, problems: list[str]) -> Iterator[Sequence]:
+    """HIDE (Shen et al. 2019): photographs, blurred in `train`, `test/test-close-ups` and `test/test-long-shot`, all sharp ones in `GT`."""
+    for folder in _folders(root):
+        sharp = _pictures(folder / "GT")
+        for part in sorted(p for name in ("train", "test") for p in (folder / name, *(folder / name).glob("test-*")) if sharp):
+            blurred = _pictures(part) if _in_split(root, part, split) else {}
+            _say_missing([path.name for key, path in blurred.items() if key not in sharp], folder / "GT", problems)
+            for key in blurred.keys() & sharp.keys():
+                yield Sequence(f"{_relative(root, part)}/{key}", *(PictureFrames(str(p.parent), [p]) for p in (sharp[key], blurred[key])))
+
+
 def _pairs(root: Path, split: str, blur: str, problems: list[str]) -> Iterator[Sequence]:
     for folder in _folders(root):
-        if not _in_split(root, folder, split):
-            continue
-        inner = {p.name.lower(): p for p in folder.iterdir() if p.is_dir()}
-        for b, s in ((blur, "sharp"), *PAIR_NAMES):
-            if b in inner and s in inner:
-                yield from _pair_folders(root, _relative(root, folder), inner[b], inner[s], problems)
-                break
+        if _in_split(root, folder, split) and (sides := _sides(folder, blur)):
+            yield from _pair_folders(root, _relative(root, folder), *sides, problems)
 
 
 def _pair_folders(root: Path, name: str, blurred: Path, sharp: Path, problems: list[str]) -> Iterator[Sequence]:
-    yield from _match(root, name, blurred, sharp, problems)
+    yield from _match(root, name, blurred, sharp, problems, flat=True)
     inner, sharp_inner = ({p.stem: p for p in sorted(folder.iterdir()) if _counts(p.name) and (p.is_dir() or p.suffix.lower() in VIDEOS)}
                           for folder in (blurred, sharp))
     for path in inner.values():
@@ -490,14 +298,3 @@ def _films(root: Path, split: str, blur: str, problems: list[str]) -> Iterator[S
     if left_out:
         problems.append(f"{left_out} pictures are no frames of a clip and left out; the first is {others[0].sharp.paths[0]}")
     yield from films
-
-
-_threads: ThreadPoolExecutor | None = None
-
-
-def pool() -> ThreadPoolExecutor:
-    """The threads in which pictures are decoded."""
-    global _threads
-    if _threads is None:
-        _threads = ThreadPoolExecutor(max_workers=max(1, min(16, os.cpu_count() or 1)))
-    return _threads

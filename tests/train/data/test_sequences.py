@@ -155,3 +155,52 @@ def test_a_photograph_that_breaks_off_is_named_and_the_next_stands_in(tmp_path):
     assert torch.equal(photos[1], photos[2]) and list(unreadable) == ["000002.png"] and "000002.png" in unreadable["000002.png"]
     assert not torch.equal(photos[0], photos[1])
     assert main(["check", str(tmp_path)]) == 1
+
+
+def photographs(folder, names, first_seed=0, size=(64, 48)):
+    """One picture of another scene for each name."""
+    for i, name in enumerate(names):
+        film(folder, 1, first_seed + i, name.replace("{", "{{"), size=size)
+
+
+HIDE = [f"{number}fromGOPR{recording}.png" for recording in (1096, 1097) for number in range(1, 6)]
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_hides_photographs_stand_alone(tmp_path, flat):
+    """As published, all sharp ones in `GT`, and as image deblurring has it. Ten photographs out of two recordings are no clip."""
+    root = tmp_path / "HIDE"
+    parts = ["test"] if flat else ["train", "test/test-close-ups", "test/test-long-shot"]
+    for i, part in enumerate(parts):
+        names = [f"{i}{name}" for name in HIDE]
+        photographs(root / part / "input" if flat else root / part, names, 50)
+        photographs(root / part / "target" if flat else root / "GT", names, 10 * i)
+    found = readers.find(root)
+    assert found.layout == ("pairs" if flat else "hide") and not found.problems
+    assert {len(s) for s in found.sequences} == {1} and len(found.sequences) == 10 * len(parts)
+    assert all(s.sharp.paths[0].name == s.blurred.paths[0].name and s.sharp.paths != s.blurred.paths for s in found.sequences)
+    assert len(readers.find(root, split="test").sequences) == (10 if flat else 20)
+    (root / ("test/target" if flat else "GT") / f"0{HIDE[0]}").unlink()
+    assert "no partner of 01fromGOPR1096.png" in readers.find(root).problems[0]
+
+
+@pytest.mark.parametrize("name", ["{:04d}.png", "GOPR0372_07_00-000047_s{:03d}.png"])
+def test_pairs_that_do_not_look_like_neighbours_stand_alone(tmp_path, name):
+    """Numbered photographs, and parts cut out of one frame: a clip of them would be none."""
+    for side, seed in (("blur_crops", 50), ("sharp_crops", 0)):
+        photographs(tmp_path / "train" / side, [name.format(i) for i in range(12)], seed)
+    found = readers.find(tmp_path)
+    assert found.layout == "pairs" and len(found.sequences) == 12 and {len(s) for s in found.sequences} == {1}
+    clips = PairClips(found).batch(0, range(3), num_frames=1, size=32, device="cpu")
+    assert clips.sharp.shape == (3, 3, 1, 32, 32) and not torch.equal(clips.sharp, clips.blurred)
+
+
+def test_what_is_named_blurred_is_no_truth(tmp_path):
+    """Sharp and blurred photographs whose names differ cannot be paired, and blurred ones are no photographs to synthesise blur from."""
+    photographs(tmp_path / "sharp", [f"{i}_PHONE_S.png" for i in range(4)])
+    photographs(tmp_path / "motion_blurred", [f"{i}_PHONE_M.png" for i in range(4)], 9)
+    with pytest.raises(readers.DataError, match="motion_blurred holds blurred pictures, as its name says"):
+        readers.find(tmp_path)
+    assert len(readers.find(tmp_path, "photos").sequences) == 8 and len(readers.find(tmp_path / "sharp").sequences) == 4
+    (tmp_path / "motion_blurred").rename(tmp_path / "deblurred")
+    assert readers.find(tmp_path).layout == "photos"
