@@ -1,6 +1,7 @@
 """Encode Blurred Clip."""
 from __future__ import annotations
 
+import functools
 import math
 
 import comfy.model_management as mm
@@ -9,7 +10,7 @@ from comfy_api.latest import io
 from einops import rearrange
 
 from ..vdd_model.errors import UserError
-from ..vdd_model.inference.scenes import scene_starts
+from ..vdd_model.inference.scenes import pictures
 from ..vdd_model.inference.window import encode_frames, encode_pictures, make_tiling, reads_pictures, to_pixels
 from ..vdd_model.networks.fidelity import BlurGuide
 from . import latents, native
@@ -33,7 +34,7 @@ class EncodeBlurredClip(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="From Load Deblur Checkpoint: its latents are what the sampler works on."),
                 io.Image.Input("prior", optional=True, tooltip="The same frames from Deblur Prior: several steps start nearer to the "
                                "truth, and the latent takes them to the decoder."),
-                option_input("scenes"),
+                option_input("scenes"), option_input("repeats"),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="positive", tooltip="The blurred clip."),
@@ -44,7 +45,7 @@ class EncodeBlurredClip(io.ComfyNode):
 
     @classmethod
     def execute(cls, frames: torch.Tensor, encoders: native.Encoders, vae, prior: torch.Tensor | None = None,
-                scenes: str = "auto") -> io.NodeOutput:
+                scenes: str = "auto", repeats: str = "auto") -> io.NodeOutput:
         config = encoders.config
         decoder = native.need_deblur_vae(vae)
         if decoder.encoders.config.vae != config.vae:
@@ -56,9 +57,12 @@ class EncodeBlurredClip(io.ComfyNode):
         tiling = make_tiling(None, None, height, width, config.divisor)
         native.use([encoders.semantic, encoders.spatial], native.encode_memory(config, tiling, height, width, encoders.dtype))
         need_numbers_in(frames)
+        found, total = list(pictures(rgb_of(frames), scenes=scenes == "auto", repeats=repeats == "auto")), len(frames)
+        known, first = prior, [picture.index for picture in found]
+        if len(found) < total:
+            frames, known = frames[first], None if prior is None else prior[first]
         padded = [n + -n % config.divisor for n in (height, width)]
-        reads = reads_pictures(decoder.model, 1.0)
-        bar, tiles = Bar(len(frames) * (1 + reads)), len(tiling.boxes((1, *padded), config.divisor))
+        bar, tiles = Bar(len(frames)), len(tiling.boxes((1, *padded), config.divisor))
         at_once = tiling.chunk(*(min(n, tiling.tile or n) for n in padded))
         blur, image = [], []
         for part in rgb_of(frames).split(native.FRAMES_PER_CHUNK):
@@ -70,24 +74,28 @@ class EncodeBlurredClip(io.ComfyNode):
             bar.end()
         home = mm.intermediate_device()
         blur, image = torch.cat(blur, dim=2).to(home), torch.cat(image)[None, None].to(home)
-        latent = {"samples": blur / config.vae.latent_scale, latents.SIZE: (height, width)}
-        if scenes == "auto":
-            latent[latents.SCENES] = (*scene_starts(rgb_of(frames)), len(frames))
-        if reads:
-            native.use([vae.patcher, encoders.spatial],
-                       native.decode_memory(config, min(native.FRAMES_PER_CHUNK, len(frames)), *(min(n, tiling.tile or n) for n in padded),
-                                            encoders.dtype, True))
-            known = prior if decoder.model.vae.fusion is not None else None
-            blur = torch.cat([blur, cls._pictures(decoder, frames, known, blur, latents.scenes_of(latent), tiling, bar, tiles)], dim=1)
-        positive = [[encoders.null_text, {latents.BLUR: blur, latents.IMAGE: image}]]
-        negative = [[encoders.null_text, {latents.BLUR: blur, latents.IMAGE: torch.zeros_like(image)}]]
+        latent = {"samples": blur / config.vae.latent_scale, latents.SIZE: (height, width),
+                  latents.SCENES: (*(i for i, picture in enumerate(found) if picture.number == 0), len(found))}
+        if len(found) < total:
+            latent[latents.SHOWN] = (*first, total)
+        told = {latents.BLUR: blur}
+        if reads_pictures(decoder.model, 1.0):
+            known = known if decoder.model.vae.fusion is not None else None
+            told[latents.PICTURES] = functools.cache(lambda: cls._pictures(vae, frames, known, blur, latents.scenes_of(latent), tiling))
+        positive = [[encoders.null_text, {**told, latents.IMAGE: image}]]
+        negative = [[encoders.null_text, {**told, latents.IMAGE: torch.zeros_like(image)}]]
         return io.NodeOutput(positive, negative, latent if prior is None else {**latent, latents.PRIOR: prior})
 
     @staticmethod
-    def _pictures(decoder: native.Decoder, frames: torch.Tensor, prior: torch.Tensor | None, blur: torch.Tensor, scenes: list[range],
-                  tiling, bar: Bar, tiles: int) -> torch.Tensor:
+    def _pictures(vae, frames: torch.Tensor, prior: torch.Tensor | None, blur: torch.Tensor, scenes: list[range], tiling) -> torch.Tensor:
         """What one step shows of the frames, as latents beside those of `blur` (`window.encode_pictures`)."""
-        (encoders, model), divisor, read = decoder, decoder.encoders.config.divisor, []
+        encoders, model = vae.vdd_decoder
+        config, divisor, read, bar = encoders.config, encoders.config.divisor, [], Bar(len(frames))
+        padded = [n * config.vae.factor for n in blur.shape[-2:]]
+        tiles = len(tiling.boxes((1, *padded), divisor))
+        native.use([vae.patcher, encoders.spatial],
+                   native.decode_memory(config, min(native.FRAMES_PER_CHUNK, len(frames)), *(min(n, tiling.tile or n) for n in padded),
+                                        encoders.dtype, True))
         for these, near in latents.chunks_of(scenes, native.FRAMES_PER_CHUNK):
             pixels, known = (None if x is None else to_pixels(list(rgb_of(x[near])), divisor, encoders.device) for x in (frames, prior))
             bar.begin(these.stop - these.start, 2 * tiles)

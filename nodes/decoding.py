@@ -47,12 +47,14 @@ class DecodeDeblurredFrames(io.ComfyNode):
         encoders, model = native.need_deblur_vae(vae)
         config, z = encoders.config, latent["samples"]
         latents.need_video_latent(z, config.vae.latent_channels)
+        shown = latents.shown_of(latent)
+        first = [at.start for at in shown]
         if not torch.isfinite(z).all():
-            first = int((~torch.isfinite(z)).any(dim=1).flatten(2).any(dim=2).long().argmax())
+            broken = first[int((~torch.isfinite(z)).any(dim=1).flatten(2).any(dim=2).long().argmax())]
             made = sampled_by(cls.hidden.prompt, "latent")
-            raise UserError(f"the latent holds values that are not numbers, from frame {first} on: they came out of the sampling"
+            raise UserError(f"the latent holds values that are not numbers, from frame {broken} on: they came out of the sampling"
                             f"{f' with {made}' if made else ''}; use sampler 'euler' and scheduler 'simple', or Deblur Sampler")
-        factor, frames = config.vae.factor, z.shape[2]
+        factor, frames = config.vae.factor, shown[-1].stop
         padded = tuple(n * factor for n in z.shape[-2:])
 
         def fits(size) -> bool:
@@ -69,6 +71,7 @@ class DecodeDeblurredFrames(io.ComfyNode):
                             f"{height}: give Deblur Prior the frames that were encoded")
         if prior is not None and model.vae.fusion is None:
             Notices()(NO_FUSION)
+            prior = None
         if blurred is None:
             fidelity, color = 0.0, "none"
         if model.vae.fidelity is None:                     # this checkpoint has no such branch, or has not trained it
@@ -78,21 +81,23 @@ class DecodeDeblurredFrames(io.ComfyNode):
         side = [min(n, tiling.tile or n) for n in padded]
         native.use([vae.patcher, *([encoders.spatial] if fidelity else [])],
                    native.decode_memory(config, min(native.FRAMES_PER_CHUNK, frames), *side, encoders.dtype, fidelity > 0))
-        bar, pieces = Bar(frames), len(tiling.boxes((1, *padded), config.divisor))
+        seen, known = (x if x is None or len(shown) == frames else x[first] for x in (blurred, prior))    # of repeats the first
+        bar, pieces = Bar(len(shown)), len(tiling.boxes((1, *padded), config.divisor))
         alpha = blurred is not None and blurred.shape[-1] == 4
         out = torch.empty(frames, height, width, 3 + alpha, device=mm.intermediate_device())        # once: chunks to join would be it twice
         for these, near in latents.chunks_of(latents.scenes_of(latent), native.FRAMES_PER_CHUNK):
             bar.begin(these.stop - these.start, pieces)
             part, guide = z[:, :, these].to(encoders.device) * config.vae.latent_scale, None
             if fidelity:
-                pixels, known = (None if x is None else to_pixels(list(rgb_of(x[near])), config.divisor, encoders.device)
-                                 for x in (blurred, prior if model.vae.fusion is not None else None))
-                guide = BlurGuide(pixels, strength=fidelity, detail=sampled, prior=known)
+                pixels, beside = (None if x is None else to_pixels(list(rgb_of(x[near])), config.divisor, encoders.device)
+                                 for x in (seen, known))
+                guide = BlurGuide(pixels, strength=fidelity, detail=sampled, prior=beside)
             decoded = decode_frames(model, part, guide, these.start - near.start, tiling=tiling, tick=bar.tick)
-            need_numbers(decoded, these.start, encoders.dtype)
-            like = list(rgb_of(blurred[these])) if blurred is not None else [decoded.new_empty(height, width, 3)]
-            out[these, ..., :3] = to_frames(decoded, like, color, tiling.tile)
-            bar.end(out[these.stop - 1, ..., :3])
+            need_numbers(decoded, first[these.start], encoders.dtype)
+            like = list(rgb_of(seen[these])) if blurred is not None else [decoded.new_empty(height, width, 3)]
+            for at, frame in zip(shown[these], to_frames(decoded, like, color, tiling.tile)):
+                out[at.start:at.stop, ..., :3] = frame
+            bar.end(frame)
         if alpha:
             out[..., 3:] = blurred[..., 3:]
         return io.NodeOutput(out)

@@ -8,11 +8,13 @@ from torch import Tensor
 from ..vdd_model.errors import UserError
 
 # Keys of a CONDITIONING's dict. Time is on axis 2 of both, so that context windows cut them like the latents.
-BLUR = "vdd_blur"             # (1, 4, F, h, w): encoder 2's latents; 8 channels with those of what one step shows
+BLUR = "vdd_blur"             # (1, 4, F, h, w): encoder 2's latents; 8 channels with those of PICTURES
+PICTURES = "vdd_pictures"     # a function that gives the latents of what one step shows, of BLUR's shape: only several steps ask for them
 IMAGE = "vdd_image"           # (1, 1, F, image_dim): semantic vectors of all frames; zeros in the unconditional branch
 SIZE = "vdd_size"             # key of a LATENT's dict: (height, width) of the frames before padding
 PRIOR = "vdd_prior"           # key of a LATENT's dict: the frames of Deblur Prior, as IMAGE
-SCENES = "vdd_scenes"         # key of a LATENT's dict: where scenes begin, and the number of frames
+SCENES = "vdd_scenes"         # key of a LATENT's dict: where scenes begin, and the number of latents
+SHOWN = "vdd_shown"           # key of a LATENT's dict: the frame that each latent is of, and the number of frames, where some are repeats
 ONE_STEP = "vdd_one_step"     # key of a LATENT's dict: its samples when they came in one step; another node's samples are others
 
 
@@ -29,10 +31,25 @@ def scenes_of(latent: dict) -> list[range]:
     return [range(*pair) for pair in zip(bounds, bounds[1:])] if bounds[-1] == frames else [range(frames)]
 
 
+def shown_of(latent: dict) -> list[range]:
+    """The frames that show what each latent of a clip is of: one each, where none is a repeat or another node has changed their number."""
+    count = latent["samples"].shape[2]
+    bounds = latent.get(SHOWN, ())
+    return [range(*pair) for pair in zip(bounds, bounds[1:])] if len(bounds) == count + 1 else [range(i, i + 1) for i in range(count)]
+
+
 def chunks_of(scenes: list[range], count: int) -> list[tuple[slice, slice]]:
     """Scenes cut into `count` frames at a time: those frames, and the same with their neighbours, at which the fidelity branch looks."""
     return [(slice(start, stop), slice(max(scene.start, start - 1), min(stop + 1, scene.stop)))
             for scene in scenes for start in scene[::count] for stop in [min(start + count, scene.stop)]]
+
+
+def with_pictures(extra: dict) -> dict:
+    """What a CONDITIONING says, PICTURES computed and joined to BLUR."""
+    if PICTURES not in extra:
+        return extra
+    rest = {key: value for key, value in extra.items() if key != PICTURES}
+    return {**rest, BLUR: torch.cat([extra[BLUR], extra[PICTURES]()], dim=1)}
 
 
 def cut(conditioning: list, start: int, stop: int, frames: int) -> list:
@@ -47,13 +64,15 @@ def cut(conditioning: list, start: int, stop: int, frames: int) -> list:
 
 
 def with_mask_per_frame(latent: dict, factor: int) -> dict:
-    """A LATENT with its noise mask, where it has one, as the host's samplers make it: of the latents' shape, stretched over all frames.
+    """A LATENT with its noise mask, where it has one, as the host's samplers make it: of the latents' shape, stretched over all of them.
 
     A mask of pixels is padded at first, as the frames were to multiples of `factor` pixels: else it would lie beside what it masks.
     """
     mask, shape, size = latent.get("noise_mask"), latent["samples"].shape, latent.get(SIZE)
     if mask is None:
         return latent
+    if len(mask) == (shown := shown_of(latent))[-1].stop:
+        mask = mask[[frames.start for frames in shown]]
     if size and mask.ndim <= 4 and mask.shape[-2:] != shape[-2:]:
         below, right = (n * factor - pixels for n, pixels in zip(shape[-2:], size))
         if 0 <= min(below, right) and max(below, right) < 16 * factor:          # else another node has resized the latent

@@ -36,7 +36,7 @@ from ..vdd_model.inference.window import Tiling
 from ..vdd_model.networks.adapter import Adapter
 from ..vdd_model.networks.model import DeblurModel, drop_untrained_branch
 from ..vdd_model.networks.unet3d import UNet3D
-from .latents import BLUR, IMAGE
+from .latents import BLUR, IMAGE, PICTURES, with_pictures
 from .patches import Patched
 from .preview import latent_rgb
 from .progress import Bar
@@ -240,8 +240,15 @@ def load_denoiser(path: str, dtype: str, rgb, disable_dynamic: bool = False) -> 
     unet = {k.removeprefix("unet."): v for k, v in state.items() if k.startswith(DENOISER)}
     patcher = _unet_patcher(config, unet, DTYPES[dtype], rgb, disable_dynamic)
     patcher.cached_patcher_init = (load_denoiser, (path, dtype, rgb))
+    patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, PICTURES, _with_pictures)
     patcher.model.checkpoint = path
     return patcher
+
+
+def _with_pictures(execute, model, noise_shape, conds: dict, *arguments, **keywords):
+    """Around the host's loading of what a sampler needs: the autoencoder has to be there before the denoiser."""
+    conds = {name: [with_pictures(extra) for extra in each] for name, each in conds.items()}
+    return execute(model, noise_shape, conds, *arguments, **keywords)
 
 
 def autoencoder_dtype(device: torch.device) -> torch.dtype:
@@ -434,11 +441,12 @@ def gives_estimate(model, positive: list) -> bool:
     """Whether one step may be encoder 2's estimate (`window.gives_estimate`): not where other nodes have changed the model, or say more
     of the clip than Encode Blurred Clip does."""
     network = model.model
-    changed = (model.patches, model.object_patches, *(each for kind in model.wrappers.values() for each in kind.values()),
+    wrapped = (each for kind in model.wrappers.values() for key, each in kind.items() if key != PICTURES)
+    changed = (model.patches, model.object_patches, *wrapped,
                *(value for key, value in model.model_options.items() if key != "transformer_options"),
                *model.model_options["transformer_options"].values())
     return (network.diffusion_model.config.estimate and network.model_config.sampling_settings["zsnr"] and not any(changed)
-            and len(positive) == 1 and {*positive[0][1]} == {BLUR, IMAGE})
+            and len(positive) == 1 and {*positive[0][1]} - {PICTURES} == {BLUR, IMAGE})
 
 
 def estimate(model, positive: list) -> Tensor:

@@ -5,6 +5,7 @@ import comfy.model_management as mm
 import torch
 from comfy_api.latest import io
 
+from ..vdd_model.inference.scenes import pictures
 from . import folders, native
 from .frames import need_numbers_in, rgb_of, with_alpha
 from .progress import Bar
@@ -33,9 +34,10 @@ class DeblurPrior(io.ComfyNode):
         need_numbers_in(frames)
         prior = native.load_prior(folders.need_prior())
         native.use([prior.patcher], native.prior_memory(prior, *frames.shape[1:3]))
-        bar, out = Bar(len(frames)), torch.empty(*frames.shape[:3], 3, device=mm.intermediate_device())
-        for i, frame in enumerate(rgb_of(frames).split(1)):
+        shown = list(pictures(rgb_of(frames), scenes=False))                  # a frame that is shown again is not computed again
+        bar, out = Bar(len(shown)), torch.empty(*frames.shape[:3], 3, device=mm.intermediate_device())
+        for picture in shown:
             bar.begin(1, prior.ticks(*frames.shape[1:3]))
-            out[i] = prior(frame, bar.tick)[0]
-            bar.end(out[i])
+            out[picture.index:picture.index + picture.times] = frame = prior(picture.rgb[None], bar.tick)[0]
+            bar.end(frame)
         return io.NodeOutput(with_alpha(out, frames))

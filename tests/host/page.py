@@ -12,6 +12,7 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
+PATIENCE = 600_000            # milliseconds: what a busy machine may take for anything
 READY = """() => !!(window.app && window.app.graph && window.LiteGraph
     && Object.keys(window.LiteGraph.registered_node_types).length > 50)"""
 MISSING = """() => window.app.graph.nodes
@@ -55,11 +56,11 @@ def main(url: str, pictures: str, checkpoint: str, drawn: str, paths: list[str])
         page = browser.new_page(viewport={"width": 1500, "height": 760}, locale="en-US")
         result["shown"] = ""
         page.on("pageerror", lambda e: result["page_errors"].append(f"{result['shown']}: {e} {e.stack or ''}"[:600]))
-        page.goto(url, wait_until="domcontentloaded", timeout=120_000)
-        page.wait_for_function(READY, timeout=120_000)
+        page.goto(url, wait_until="domcontentloaded", timeout=PATIENCE)
+        page.wait_for_function(READY, timeout=PATIENCE)
         page.evaluate(SETTINGS, drawn == "vue")
-        page.reload(wait_until="domcontentloaded", timeout=120_000)
-        page.wait_for_function(READY, timeout=120_000)
+        page.reload(wait_until="domcontentloaded", timeout=PATIENCE)
+        page.wait_for_function(READY, timeout=PATIENCE)
         page.wait_for_timeout(2000)
         for _ in range(3):
             page.keyboard.press("Escape")
@@ -77,7 +78,7 @@ def main(url: str, pictures: str, checkpoint: str, drawn: str, paths: list[str])
                 if refused or found["node_errors"]:
                     found["dialogs"] += refused
                 else:
-                    page.wait_for_function("() => window.__ended.length", timeout=240_000)
+                    page.wait_for_function("() => window.__ended.length", timeout=PATIENCE)
                 found["ended"] = page.evaluate("() => window.__ended[0] || null")
                 page.wait_for_timeout(5000 if pictures else 500)
                 page.evaluate(FIT)
@@ -103,7 +104,7 @@ def close_dialogs(page) -> None:
     page.wait_for_timeout(300)
     for button in page.locator(".p-dialog-close-button, .p-dialog-header-close, [role=dialog] button[aria-label=Close]").all():
         if button.is_visible():
-            button.click(timeout=5000)
+            button.click(timeout=60_000)
             page.wait_for_timeout(300)
 
 
@@ -116,9 +117,9 @@ def help_panel(page) -> str:
         for button in ("[data-testid=info-button]", ".selection-toolbox button:has([class*=info])",
                        ".selection-toolbox button:nth-of-type(2)", "button:has(.pi-question-circle)"):
             if page.locator(button).count():
-                page.locator(button).first.click(timeout=5000)
+                page.locator(button).first.click(timeout=60_000)
                 break
-        page.get_by_text(HELP_WORDS).first.wait_for(timeout=10_000)
+        page.get_by_text(HELP_WORDS).first.wait_for(timeout=PATIENCE)
         return "shown"
     except Exception as error:
         return f"not opened: {error}"[:300]

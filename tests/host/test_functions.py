@@ -45,6 +45,11 @@ def test_graph_and_one_node_agree(checked):
     assert checked["one_frame"] == [1, 4, 1, 10, 14]
 
 
+def test_only_several_steps_pay_for_what_one_step_shows(checked):
+    """It is computed once, for the first sampler that asks."""
+    assert checked["pictures_computed"] == [0, 1, 1]
+
+
 def test_a_cpu_computes_in_the_type_that_it_is_fast_in(checked):
     assert checked["default_type"][0] == checked["default_type"][1]
     assert checked["default_type_against_float32"] < 0.02

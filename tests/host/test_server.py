@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from host.client import error_of
-from host.conftest import prior_file
 from host.convert import to_prompt
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,8 +88,6 @@ def test_workflow_runs(host, object_info, path):
     lacking = {n["type"] for n in workflow["nodes"]} - set(object_info) - {"Note", "MarkdownNote"}
     if lacking:
         pytest.skip(f"ComfyUI {'.'.join(map(str, host.version))} has no {', '.join(sorted(lacking))}")
-    if any(n["type"] == "VDDPrior" for n in workflow["nodes"]) and not prior_file():
-        pytest.skip("needs the pretrained prior (make prior, or VDD_PRIOR)")
     prompt = to_prompt(workflow, object_info)
     for node in prompt.values():
         if node["inputs"].get("checkpoint") == BUILT_IN and not (ROOT / "vdd_model/weights/vdd-small.safetensors").exists():

@@ -197,7 +197,7 @@ def host_modules(models: Path) -> dict[str, types.ModuleType]:
     modules["comfy.utils"].ProgressBar, modules["comfy.utils"].reshape_mask = ProgressBar, reshape_mask
     modules["comfy.ldm.modules.attention"].optimized_attention = optimized_attention
     extension = modules["comfy.patcher_extension"]
-    extension.WrapperExecutor, extension.WrappersMP = WrapperExecutor, SimpleNamespace(DIFFUSION_MODEL="diffusion_model")
+    extension.WrapperExecutor, extension.WrappersMP = WrapperExecutor, SimpleNamespace(DIFFUSION_MODEL=0, PREPARE_SAMPLING=1)
     extension.get_all_wrappers = lambda kind, options: []
     paths = modules["folder_paths"]
     paths.models_dir, paths.folder_names_and_paths = str(models), {}
@@ -275,7 +275,8 @@ def frames():
 def vae_and_encoders(pack):
     """The loader without its first output, which needs the host's model classes."""
     native, checkpoint = pack.module("nodes.native"), pack.module("vdd_model.checkpoint.store")
-    kept, native._unet_patcher = native._unet_patcher, lambda *_: SimpleNamespace(model=SimpleNamespace())
+    denoiser = SimpleNamespace(model=SimpleNamespace(), add_wrapper_with_key=lambda *_: None)
+    kept, native._unet_patcher = native._unet_patcher, lambda *_: denoiser
     try:
         return native.load(str(checkpoint.resolve(pack.models / "vdd" / TINY)))[1:]
     finally:

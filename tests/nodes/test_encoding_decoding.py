@@ -40,7 +40,8 @@ def test_encoding_equals_the_pipeline(pack, frames, vae_and_encoders, tiny_model
         shown = decode_frames(tiny_model, blur, BlurGuide(pixels, features)).clamp(-1, 1)
         read = tiny_model.vae.encode(shown[0].movedim(1, 0))[0].movedim(0, 1)[None] * tiny_model.config.vae.latent_scale
         both = torch.cat([blur, read], dim=1)
-        torch.testing.assert_close(positive[0][1][latents.BLUR], both, rtol=0, atol=1e-5)
+        torch.testing.assert_close(positive[0][1][latents.BLUR], blur, rtol=0, atol=1e-5)
+        torch.testing.assert_close(latents.with_pictures(positive[0][1])[latents.BLUR], both, rtol=0, atol=1e-5)
         semantic = tiny_model.encoder1.semantic(pixels[:, :, 2])
         torch.testing.assert_close(positive[0][1][latents.IMAGE][0, 0, 2:3], semantic, rtol=0, atol=1e-5)
 
@@ -50,10 +51,11 @@ def test_scenes_are_decoded_as_if_each_were_alone(pack, vae_and_encoders):
     latents, generator = pack.module("nodes.latents"), torch.Generator().manual_seed(0)
     frames = torch.rand(7, 3, 6, 6, generator=generator)[[0, 0, 0, 0, 0, 1, 1]]
     frames = torch.nn.functional.interpolate(frames, size=(32, 48), mode="bicubic").clamp(0, 1).movedim(1, -1)
-    latent = pack.nodes["VDDEncodeClip"].execute(frames, encoders, vae, scenes="auto").result[2]
+    latent = pack.nodes["VDDEncodeClip"].execute(frames, encoders, vae, scenes="auto", repeats="off").result[2]
     assert latent[latents.SCENES] == (0, 5, 7) and latents.scenes_of(latent) == [range(5), range(5, 7)]
     assert latents.scenes_of({**latent, "samples": latent["samples"][:, :, :6]}) == [range(6)]
-    assert latents.SCENES not in pack.nodes["VDDEncodeClip"].execute(frames, encoders, vae, scenes="off").result[2]
+    latent_of_one = pack.nodes["VDDEncodeClip"].execute(frames, encoders, vae, scenes="off", repeats="off").result[2]
+    assert latents.scenes_of(latent_of_one) == [range(7)]
 
     def decode(part, **more):
         return pack.nodes["VDDDecode"].execute({"samples": latent["samples"][:, :, part], **more}, vae, frames[part]).result[0]
@@ -61,6 +63,25 @@ def test_scenes_are_decoded_as_if_each_were_alone(pack, vae_and_encoders):
     whole = decode(slice(None), **{latents.SCENES: latent[latents.SCENES]})
     assert torch.equal(whole, torch.cat([decode(slice(0, 5)), decode(slice(5, 7))]))
     assert not torch.equal(whole, decode(slice(None)))
+
+
+def test_a_frame_that_is_shown_again_is_worked_on_once(pack, frames, vae_and_encoders):
+    """As in the one-node way: its latents are one, the decoder shows it as often as it came."""
+    vae, encoders = vae_and_encoders
+    encode, decode, latents = pack.nodes["VDDEncodeClip"].execute, pack.nodes["VDDDecode"].execute, pack.module("nodes.latents")
+    order, clip = [0, 0, 1, 1, 1, 2, 3], frames[[0, 0, 1, 1, 1, 2, 3]].clone()
+    clip[1, ..., 3] = 0.5                                            # alpha is not looked at, and stays each frame's own
+    told, _, latent = encode(clip, encoders, vae, prior=clip[..., :3] * 0.5).result
+    once, _, plain = encode(frames[:4], encoders, vae, prior=frames[:4, ..., :3] * 0.5).result
+    assert torch.equal(latent["samples"], plain["samples"])
+    assert latents.shown_of(latent) == [range(2), range(2, 5), range(5, 6), range(6, 7)]
+    assert torch.equal(*(latents.with_pictures(each[0][1])[latents.BLUR] for each in (told, once)))
+    shown, each = decode(latent, vae, clip).result[0], decode(plain, vae, frames[:4]).result[0]
+    assert torch.equal(shown[..., :3], each[order][..., :3]) and torch.equal(shown[..., 3], clip[..., 3])
+    assert torch.equal(decode(latent, vae).result[0], decode(plain, vae).result[0][order])
+    mask = torch.arange(7.0).view(7, 1, 1, 1).expand(7, 1, 10, 12)
+    assert latents.with_mask_per_frame({**latent, "noise_mask": mask}, 4)["noise_mask"][0, 0, :, 0, 0].tolist() == [0, 2, 5, 6]
+    assert encode(clip, encoders, vae, repeats="off").result[2]["samples"].shape[2] == 7
 
 
 def test_numbers_that_are_none_stop_the_graph(pack, frames, vae_and_encoders, monkeypatch):
@@ -126,7 +147,9 @@ def test_room_is_asked_for_before_encoding(pack, frames, vae_and_encoders, monke
     native, vae, encoders = pack.module("nodes.native"), *vae_and_encoders
     asked, host = [], pack.host["comfy.model_management"]
     monkeypatch.setattr(host, "load_models_gpu", lambda models, memory_required=0: asked.append(memory_required))
-    pack.nodes["VDDEncodeClip"].execute(frames, encoders, vae)
+    told = pack.nodes["VDDEncodeClip"].execute(frames, encoders, vae).result[0][0][1]
+    assert len(asked) == 1                                   # what one step shows is for those that ask, before the denoiser is there
+    pack.module("nodes.native")._with_pictures(lambda model, shape, conds: conds, None, (), {"positive": [told], "negative": [told]})
     whole, size = pack.module("vdd_model.inference.window").Tiling(), frames.shape[1:3]
     padded = [n + -n % encoders.config.divisor for n in size]
     assert asked == [native.encode_memory(encoders.config, whole, *size, encoders.dtype),
@@ -159,7 +182,7 @@ def test_the_bar_moves_by_parts_of_frames(pack, vae_and_encoders, monkeypatch):
         run()
         moves = [value for value, *_ in bar.reported]
         assert moves == sorted(moves) and len(looked) >= len(moves)
-        assert moves[-1] == bar.reported[0][1] == (1200 if name == "encode" else 600)
+        assert moves[-1] == bar.reported[0][1] == 600
         assert len(set(moves)) >= (5 if name == "encode" else 18), moves
         assert sum(preview is not None for *_, preview in bar.reported) == (0 if name == "encode" else 2)
 

@@ -37,6 +37,10 @@ def test_the_node_keeps_number_size_and_alpha(pack, frames, prior_file):
     out = node.execute(frames).result[0]
     assert out.shape == frames.shape and torch.equal(out[..., 3], frames[..., 3]) and not torch.equal(out, frames)
     assert torch.equal(node.execute(frames[1:2, ..., :3]).result[0], out[1:2, ..., :3])
+    bar = pack.host["comfy.utils"].ProgressBar
+    bar.reported.clear()
+    assert torch.equal(node.execute(frames[[0, 0, 1, 1, 1]]).result[0], out[[0, 0, 1, 1, 1]])
+    assert {total for _, total, _ in bar.reported} == {200}                        # what is shown again is computed once
     broken = frames.clone()
     broken[1, 0, 0, 0] = float("inf")
     with pytest.raises(RuntimeError, match="frame 1 holds NaN or infinite values"):
