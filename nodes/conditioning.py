@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import functools
 import math
+from itertools import islice
 
 import comfy.model_management as mm
 import torch
@@ -14,7 +15,7 @@ from ..vdd_model.inference.scenes import pictures
 from ..vdd_model.inference.window import encode_frames, encode_pictures, make_tiling, reads_pictures, to_pixels
 from ..vdd_model.networks.fidelity import BlurGuide
 from . import latents, native
-from .frames import need_numbers_in, rgb_of
+from .frames import checked, rgb_of
 from .progress import Bar
 from .schema import Encoders, option_input, schema
 
@@ -56,22 +57,23 @@ class EncodeBlurredClip(io.ComfyNode):
         height, width = frames.shape[1:3]
         tiling = make_tiling(None, None, height, width, config.divisor)
         native.use([encoders.semantic, encoders.spatial], native.encode_memory(config, tiling, height, width, encoders.dtype))
-        need_numbers_in(frames)
-        found, total = list(pictures(rgb_of(frames), scenes=scenes == "auto", repeats=repeats == "auto")), len(frames)
-        known, first = prior, [picture.index for picture in found]
-        if len(found) < total:
-            frames, known = frames[first], None if prior is None else prior[first]
         padded = [n + -n % config.divisor for n in (height, width)]
         bar, tiles = Bar(len(frames)), len(tiling.boxes((1, *padded), config.divisor))
         at_once = tiling.chunk(*(min(n, tiling.tile or n) for n in padded))
-        blur, image = [], []
-        for part in rgb_of(frames).split(native.FRAMES_PER_CHUNK):
-            pixels = to_pixels(list(part), config.divisor, encoders.device)
-            bar.begin(len(part), tiles * math.ceil(len(part) / at_once) + 1)
+        found, blur, image = [], [], []
+        ahead = pictures(checked(frames), scenes=scenes == "auto", repeats=repeats == "auto")
+        while part := list(islice(ahead, native.FRAMES_PER_CHUNK)):
+            pixels = to_pixels([picture.rgb for picture in part], config.divisor, encoders.device)
+            bar.begin(part[-1].index + 1 - bar.done, tiles * math.ceil(len(part) / at_once) + 1)
             blur.append(encode_frames(encoders.spatial.model, pixels, tiling, bar.tick).float())
             bar.tick()
             image.append(encoders.semantic.model.encoder1.semantic(rearrange(pixels, "1 c f h w -> f c h w")).float())
             bar.end()
+            found += part
+        bar.move(len(frames))
+        first, known = [picture.index for picture in found], prior
+        if len(found) < (total := len(frames)):
+            frames, known = frames[first], None if prior is None else prior[first]
         home = mm.intermediate_device()
         blur, image = torch.cat(blur, dim=2).to(home), torch.cat(image)[None, None].to(home)
         latent = {"samples": blur / config.vae.latent_scale, latents.SIZE: (height, width),

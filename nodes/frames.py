@@ -1,6 +1,8 @@
 """The host's IMAGE: (F, H, W, 3 or 4) in [0, 1]."""
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -13,11 +15,12 @@ def rgb_of(frames: Tensor) -> Tensor:
     return rgb.float()
 
 
-def need_numbers_in(frames: Tensor) -> None:
-    """Raise UserError for frames with NaN or infinite values, naming the first."""
-    for index, frame in enumerate(frames):
+def checked(frames: Tensor) -> Iterator[Tensor]:
+    """The `rgb_of` frames one after another. Raises UserError for the first with NaN or infinite values, naming it."""
+    for index, frame in enumerate(rgb_of(frames)):
         if not torch.isfinite(frame).all():
             raise UserError(f"frame {index} holds NaN or infinite values; replace it or cut it out")
+        yield frame
 
 
 def with_alpha(frames: Tensor, source: Tensor) -> Tensor:

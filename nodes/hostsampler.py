@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import comfy.model_management as mm
 import comfy.samplers
 import latent_preview
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from ..vdd_model.diffusion import sampler as samplers
 from ..vdd_model.diffusion.schedule import Schedule
+from .progress import Bar
 
 Spacing = Callable[[int, int], list[int]]
 
@@ -77,7 +77,7 @@ class Guider(comfy.samplers.CFGGuider):
 
 
 class WindowSampler:
-    """One node execution: the settings, and the progress bar over all windows."""
+    """One node execution: the settings, and the progress bar over all steps of all windows."""
 
     def __init__(self, model, guidance: float, rescale: float, interval: tuple[float, float], eta: float, steps: int, spacing: Spacing,
                  seed: int, total: int):
@@ -86,8 +86,8 @@ class WindowSampler:
         self.schedule = schedule_of(model_sampling)
         self.timesteps = spacing(steps, self.schedule.num_timesteps)
         self.sigmas = sigmas_of(model_sampling, spacing, steps)
-        self.done, self.total = 0, total
-        self.preview = latent_preview.prepare_callback(model, total * len(self.timesteps))
+        self.bar = Bar(total * len(self.timesteps))
+        self.preview = latent_preview.prepare_callback(model, self.bar.total)
 
     def window(self, positive, negative, latent: dict, noise: Callable[[int], Tensor]) -> Tensor:
         """Sample one window's latents; noise(0) starts it, noise(i + 1) is added by step i when eta > 0."""
@@ -95,14 +95,21 @@ class WindowSampler:
         guider = Guider(self.model)
         guider.set_conds(positive, negative)
         guider.set_guidance(*self.guidance)
+        network = self.model.get_model_object("diffusion_model")
+        pieces = network.num_blocks * (1 if self.guidance[0] == 1 else 2)
 
         def callback(step, x0, x, _):
-            mm.throw_exception_if_processing_interrupted()        # the host's bar looks only when it has moved by half a percent
-            self.preview(self.done, x0, x, self.total * len(self.timesteps))
-            self.done += 1
+            self.preview(self.bar.done, x0, x, self.bar.total)
+            self.bar.end()
+            self.bar.begin(1, pieces)
 
-        out = guider.sample(noise(0), samples, comfy.samplers.KSAMPLER(self._ddim, {"noise": noise}), self.sigmas,
-                            denoise_mask=latent.get("noise_mask"), callback=callback, disable_pbar=True, seed=self.seed)
+        self.bar.begin(1, pieces)
+        before, network.tick = network.tick, self.bar.tick               # one step of large frames takes minutes on a CPU
+        try:
+            out = guider.sample(noise(0), samples, comfy.samplers.KSAMPLER(self._ddim, {"noise": noise}), self.sigmas,
+                                denoise_mask=latent.get("noise_mask"), callback=callback, disable_pbar=True, seed=self.seed)
+        finally:
+            network.tick = before
         return out.to(latent["samples"])
 
     def _ddim(self, model, x, sigmas, extra_args=None, callback=None, disable=None, noise=None):

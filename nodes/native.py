@@ -98,7 +98,7 @@ class HostUNet(UNet3D):
         super().__init__(config.unet, diffusion=config.diffusion, operations=operations, dtype=dtype, device=device)
         self.adapter = Adapter(config.adapter, config.unet.latent_channels, config.unet.concat_channels, operations=operations)
         self.adapter.to(device=device, dtype=dtype)
-        self.dtype = dtype
+        self.dtype, self.tick = dtype, mm.throw_exception_if_processing_interrupted
 
     def forward(self, x, timesteps, context, control=None, transformer_options=None, **conditions):
         """x (B, 4, F, h, w), timesteps (B,), context (B, L, C), vdd_blur (B, 4 or 8, F, h, w), vdd_image (B, 1, F, image_dim) -> v.

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..vdd_model.inference.scenes import pictures
 from . import folders, native
-from .frames import need_numbers_in, rgb_of, with_alpha
+from .frames import checked, with_alpha
 from .progress import Bar
 from .schema import schema
 
@@ -31,13 +31,16 @@ class DeblurPrior(io.ComfyNode):
 
     @classmethod
     def execute(cls, frames: torch.Tensor) -> io.NodeOutput:
-        need_numbers_in(frames)
         prior = native.load_prior(folders.need_prior())
         native.use([prior.patcher], native.prior_memory(prior, *frames.shape[1:3]))
-        shown = list(pictures(rgb_of(frames), scenes=False))                  # a frame that is shown again is not computed again
-        bar, out = Bar(len(shown)), torch.empty(*frames.shape[:3], 3, device=mm.intermediate_device())
+        bar, out = Bar(len(frames)), torch.empty(*frames.shape[:3], 3, device=mm.intermediate_device())
+        shown = []
+        for picture in pictures(checked(frames), scenes=False):               # a frame that is shown again is not computed again
+            shown.append(picture)
+            bar.begin(picture.index + 1 - bar.done, prior.ticks(*frames.shape[1:3]))
+            out[picture.index] = prior(picture.rgb[None], bar.tick)[0]
+            bar.end(out[picture.index])
         for picture in shown:
-            bar.begin(1, prior.ticks(*frames.shape[1:3]))
-            out[picture.index:picture.index + picture.times] = frame = prior(picture.rgb[None], bar.tick)[0]
-            bar.end(frame)
+            out[picture.index + 1:picture.index + picture.times] = out[picture.index]
+        bar.move(len(frames))
         return io.NodeOutput(with_alpha(out, frames))

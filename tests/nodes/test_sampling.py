@@ -172,11 +172,13 @@ def test_cancel_is_looked_at_in_every_step(pack, monkeypatch):
     monkeypatch.setattr(hostsampler.comfy.samplers, "KSAMPLER", lambda *_: None, raising=False)
     monkeypatch.setattr(hostsampler.latent_preview, "prepare_callback", lambda model, steps: lambda *_: None, raising=False)
     monkeypatch.setattr(pack.host["comfy.model_management"], "throw_exception_if_processing_interrupted", cancel)
-    model = SimpleNamespace(get_model_object=lambda name: SimpleNamespace(sigmas=torch.linspace(0.03, 4000, 1000)))
+    network = SimpleNamespace(sigmas=torch.linspace(0.03, 4000, 1000), num_blocks=3, tick=None)
+    model = SimpleNamespace(get_model_object=lambda name: network)
     spacing = pack.module("vdd_model.diffusion.sampler").trailing_timesteps
     run = hostsampler.WindowSampler(model, 1.0, 0.0, (0.0, 1.0), 0.0, 1, spacing, 0, 1)
     with pytest.raises(Cancelled):
         run.window([], [], {"samples": torch.zeros(1, 4, 2, 8, 8)}, lambda step: torch.zeros(1, 4, 2, 8, 8))
+    assert network.tick is None
 
 
 def test_preview_colors_follow_the_autoencoder(pack):

@@ -373,7 +373,7 @@ class _Pass:
 
     def _denoise(self, window: range, tiling: Tiling) -> Tensor:
         options, pieces = self.options, self._pieces(tiling, len(window), time=True)
-        tick = self.meter.ticks("denoise", 1 + pieces * (1 + self.calls))
+        tick = self.meter.ticks("denoise", 1 + pieces * (1 + self.calls * self.model.unet.num_blocks))
         tick()
         latents = torch.cat([self.latents[i] for i in window], dim=2)
         if not self.calls:

@@ -177,8 +177,11 @@ def window_v_model(model: DeblurModel, latents: Tensor, image: Tensor, *, guidan
             """v of x's shape."""
             def part(box: Box) -> Tensor:
                 """v of one tile, float32."""
-                tick()
-                return model.predict_v(box.of(x).to(dtype), t, conditions[box], context).float()
+                model.unet.tick = tick
+                try:
+                    return model.predict_v(box.of(x).to(dtype), t, conditions[box], context).float()
+                finally:
+                    model.unet.tick = None
             return blend(pieces, part)
 
         return v_model

@@ -37,6 +37,7 @@ class UNet3D(nn.Module):
     diffusion: the noise schedule, which a network with `config.estimate` has to know (default: the official one).
     operations: namespace with Linear, Conv1d, Conv2d, Conv3d, GroupNorm and LayerNorm (default `torch.nn`).
     gradient_checkpointing: set it to True to recompute each block in the backward pass and save memory.
+    tick: a function to call before each block, to report progress or, by raising, to cancel; None for none.
     """
 
     def __init__(self, config: UNetConfig, *, diffusion: DiffusionConfig | None = None, operations=nn,
@@ -45,7 +46,7 @@ class UNet3D(nn.Module):
         kw = {"operations": operations, "dtype": dtype, "device": device}
         leaf = {"dtype": dtype, "device": device}
         self.config = config
-        self.gradient_checkpointing = False
+        self.gradient_checkpointing, self.tick = False, None
         self.schedule = make_schedule(diffusion or DiffusionConfig())          # no buffer: it keeps its type, and no strategy shards it
         dim, groups, embed_dim = config.dim, config.norm_groups, 4 * config.dim
 
@@ -167,7 +168,14 @@ class UNet3D(nn.Module):
         v = rearrange(h, "(b f) c h w -> b c f h w", b=batch)
         return v.contiguous() if rest is None else (rest.v_mean + rest.v_scale * v).to(dtype)
 
+    @property
+    def num_blocks(self) -> int:
+        """How often `tick` is called for one call of the network."""
+        return len(self.input_blocks) + 1 + len(self.output_blocks)
+
     def _run(self, block: nn.Module, x: Tensor, embedding: Tensor, context: ContextCache, skip: Tensor | None = None) -> Tensor:
+        if self.tick is not None:
+            self.tick()
         x = x if skip is None else torch.cat([x, skip], -1)
         for layer in block if isinstance(block, nn.ModuleList) else (block,):
             arguments = ()

@@ -34,7 +34,7 @@ class Stub:
         self.null_text = torch.zeros(1, 1, 4)
         self.vae = types.SimpleNamespace(fidelity=object() if fidelity else None)
         self.encoder1 = types.SimpleNamespace(semantic=self._semantic)
-        self.unet = types.SimpleNamespace(cache_context=lambda tokens: tokens)
+        self.unet = types.SimpleNamespace(cache_context=lambda tokens: tokens, num_blocks=1)
         self.schedule = make_schedule(CONFIG.diffusion)
         self.calls = {"encode": 0, "adapter": 0, "semantic": 0, "predict": 0, "unconditional": 0, "decode": 0}
         self.seen = []

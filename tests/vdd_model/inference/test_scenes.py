@@ -183,5 +183,6 @@ def test_progress_moves_within_a_window(tiny_model):
     assert positions == sorted(positions) and positions[0] == 0 and positions[-1] < 9
     assert max(b - a for a, b in zip(positions, positions[1:])) < 1.2
     assert all(0 <= state.fraction < 1 for state in seen) and {state.stage for state in seen} == {"encode", "denoise", "decode"}
+    assert sum(state.stage == "denoise" for state in seen) > 2 * 4 * tiny_model.unet.num_blocks          # within each call of the UNet too
     previews = [state.latents for state in seen if state.latents is not None]
     assert len(previews) == 2 * 4 and previews[0].shape[:3] == (1, 4, 6)
