@@ -97,6 +97,7 @@ def patches(model, sample):
     tried("attn2_patch", lambda m, change: m.set_model_attn2_patch(lambda q, k, v, extra: (q, k, change(v))))
     tried("attn1_output_patch", lambda m, change: m.set_model_attn1_output_patch(lambda n, extra: change(n)))
     tried("attn2_output_patch", lambda m, change: m.set_model_attn2_output_patch(lambda n, extra: change(n)))
+    tried("middle_patch", lambda m, change: m.set_model_patch(lambda n, extra: change(n), "middle_patch"))
     tried("replace", replaced)
     tried("input_block_patch", lambda m, change: m.set_model_input_block_patch(lambda h, options: change(h)))
     tried("input_block_patch_after_skip", lambda m, change: m.set_model_input_block_patch_after_skip(lambda h, options: change(h)))
@@ -252,6 +253,14 @@ def checks(folder, checkpoint):
         twice, same, again = (nodes["VDDSampler"].execute(m, positive, negative, latent, 7, 1, 2.0, 0.0, window=0).result[0]["samples"]
                               for m in (doubled, wrapped, function(*reload, disable_dynamic=True)))
         result["post_cfg"] = ((twice - 2 * guided).abs().max() / guided.std()).item()
+        unguided, halved = (nodes["VDDSampler"].execute(m, positive, negative, latent, 7, 1, guidance, 0.0, window=0, guidance_to=0.9,
+                                                        denoise_at_one_step=True).result[0]["samples"]
+                            for m, guidance in ((model, 1.0), (doubled, 2.0)))
+        result["interval"] = ((halved - 2 * unguided).abs().max() / guided.std()).item()
+        formula = model.clone()
+        formula.set_model_sampler_cfg_function(lambda args: args["input"] - 7.0)
+        seven = nodes["VDDSampler"].execute(formula, positive, negative, latent, 7, 1, 2.0, 0.0, window=0).result[0]["samples"]
+        result["formula"] = (model.model.process_latent_in(seven) - 7.0).abs().max().item()
         result["wrapped"], result["wrapper_calls"] = (same - guided).abs().max().item(), len(calls)
         result["loaded_again"] = (again - guided).abs().max().item()
 

@@ -73,12 +73,12 @@ def test_a_saved_model_is_loaded_again(checked):
 
 
 def test_other_nodes_reach_the_network_and_its_guidance(checked):
-    assert checked["post_cfg"] < 1e-3
+    assert checked["post_cfg"] < 1e-3 and checked["interval"] < 1e-3 and checked["formula"] < 1e-2
     assert checked["wrapper_calls"] >= 1 and checked["wrapped"] == 0.0
 
 
-@pytest.mark.parametrize("kind", ["attn1_patch", "attn2_patch", "attn1_output_patch", "attn2_output_patch", "replace", "input_block_patch",
-                                  "input_block_patch_after_skip", "output_block_patch"])
+@pytest.mark.parametrize("kind", ["attn1_patch", "attn2_patch", "attn1_output_patch", "attn2_output_patch", "middle_patch", "replace",
+                                  "input_block_patch", "input_block_patch_after_skip", "output_block_patch"])
 def test_patches_of_layers_are_called_where_they_belong(checked, kind):
     calls, same, changed = checked["patches"][kind]
     assert calls and same < 1e-4 < 1e-3 < changed

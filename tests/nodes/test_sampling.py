@@ -116,44 +116,6 @@ def test_too_few_steps_for_the_official_spacing_are_refused(pack, node_id, monke
         pack.nodes[node_id].execute(model, steps=1, spacing="vgen", **(given if node_id == "VDDSampler" else {}))
 
 
-@pytest.fixture()
-def guider(pack, monkeypatch):
-    """guider(options) -> guided x0 with a model whose x0 is 1 (positive) or 0 (negative); the host's own way is imitated."""
-    hostsampler, host = pack.module("nodes.hostsampler"), pack.host["comfy.samplers"]
-    monkeypatch.setattr(host, "calc_cond_batch", lambda model, conds, x, *_: [torch.full_like(x, float(c)) for c in conds], raising=False)
-
-    def predict_noise(self, x, timestep, model_options, seed):
-        yes, no = torch.ones_like(x), torch.zeros_like(x)
-        x0 = no + self.cfg * (yes - no)
-        if "sampler_cfg_function" in model_options:
-            x0 = x - model_options["sampler_cfg_function"]({"input": x})
-        for function in model_options.get("sampler_post_cfg_function", []):
-            x0 = function({"denoised": x0, "input": x, "sigma": timestep, "cond_denoised": yes, "uncond_denoised": no})
-        return x0
-
-    monkeypatch.setattr(host.CFGGuider, "predict_noise", predict_noise, raising=False)
-    made = hostsampler.Guider()
-    sampling = SimpleNamespace(sigmas=torch.linspace(0.03, 4000, 1000), timestep=lambda sigma: torch.tensor([500]))
-    made.inner_model, made.conds = SimpleNamespace(model_sampling=sampling), {"positive": 1, "negative": 0}
-
-    def run(options, interval=(0.0, 1.0)):
-        made.set_guidance(3.0, 0.0, interval)
-        return made.predict_noise(torch.full((1, 4, 2, 2, 2), 0.5), torch.tensor([2.0]), options)
-
-    return run
-
-
-def test_guidance_nodes_of_the_host_act_in_our_sampler(guider):
-    def close(found, expected):
-        torch.testing.assert_close(found, torch.full((1, 4, 2, 2, 2), expected), rtol=0, atol=1e-5)
-
-    close(guider({}), 3.0)
-    close(guider({}, interval=(0.9, 1.0)), 1.0)
-    close(guider({"sampler_post_cfg_function": [lambda args: args["denoised"] + 1]}), 4.0)
-    close(guider({"sampler_post_cfg_function": [lambda args: args["denoised"] + 1]}, interval=(0.9, 1.0)), 2.0)
-    close(guider({"sampler_cfg_function": lambda args: args["input"] - 7.0}), 7.0)
-
-
 def test_cancel_is_looked_at_in_every_step(pack, monkeypatch):
     """Whether or not the host's progress bar, which leaves steps out, passes it on."""
     hostsampler = pack.module("nodes.hostsampler")
