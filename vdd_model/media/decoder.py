@@ -16,7 +16,7 @@ from .pixel_formats import planes_of
 # What stands here is put behind each packet for a second decoder: bytes that are no marker and of all kinds, so that a decoder which
 # reads on makes another picture of them.
 _MORE = bytes(254 - 73 * i % 254 for i in range(2048))
-_BEHIND = dict.fromkeys(("asv2", "cfhd", "exr", "ffvhuff", "gif", "h264", "hevc", "huffyuv", "msvideo1", "qoi", "qtrle", "roqvideo", "snow",
+_BEHIND = dict.fromkeys(("asv2", "cfhd", "exr", "ffvhuff", "h264", "hevc", "huffyuv", "msvideo1", "qoi", "qtrle", "roqvideo", "snow",
                          "sunrast", "vp8", "vp9"), _MORE)
 # JPEG's tell when they are asked to be strict, and then of a missing end marker too, which many cameras leave away
 _STRICT = dict.fromkeys(("amv", "jpegls", "mjpeg"), b"\xff\xd9")
@@ -44,7 +44,8 @@ class Decoder:
 
     def __iter__(self) -> Iterator[av.VideoFrame | Exception]:
         packets, number = self.container.demux(self.stream), 0
-        alone = self.decoder.codec.intra_only and "jpeg" not in self.decoder.name       # every packet is a picture
+        alone = self.decoder.codec.intra_only and "jpeg" not in self.decoder.name       # every packet is a picture, of AV1 is shown as one
+        alone = alone or self.decoder.name in ("av1", "libdav1d") and not (self.clip and self.clip.headless)
         with contextlib.ExitStack() as stack:
             watcher = self._watcher(stack)
             while True:
@@ -118,15 +119,39 @@ def _is_short(data: bytes, context) -> bool:
             while data[place:place + 4] == b"BBCD" and (step := int.from_bytes(data[place + 5:place + 9], "big")):
                 place += step
             return place > size
+        case "gif":
+            return gif_pictures(data)[1]
         case "h261":                                           # groups of blocks: 3, or 12 of the larger size; none may be left away
             bits = f"{int.from_bytes(data, 'big'):0{8 * size}b}"
             return len(re.findall("0{15}1(?!0000)", bits)) < (3 if context.width < 352 else 12)
+        case "dpx":                                            # FFmpeg's parser has joined the rest of a picture and the next one
+            return data.count(data[:16]) > 1
         case "speedhq":                                        # the other field, and four slices, each with its length
             place = 4
             for _ in range(3):
                 place += int.from_bytes(data[place:place + 3], "little")
             return max(place, int.from_bytes(data[1:4], "little")) + 3 > size
     return False
+
+
+def gif_pictures(data: bytes) -> tuple[int, bool]:
+    """(whole pictures, whether it breaks off or holds something else behind them) of a GIF file or of a part of one."""
+    place = whole = 0
+    try:
+        if data[:3] == b"GIF":                                 # its head and colors
+            place = 13 + (3 << (data[10] & 7) + 1 if data[10] & 128 else 0)
+        while place < len(data) and data[place] != 0x3B:
+            kind, colors = data[place], data[place + 9] if data[place] == 0x2C else 0
+            if kind not in (0, 0x21, 0x2C):
+                return whole, True
+            place += {0: 1, 0x21: 2, 0x2C: 11}[kind] + (3 << (colors & 7) + 1 if colors & 128 else 0)
+            while kind and data[place]:                        # blocks of up to 255 bytes, an empty one is the last
+                place += data[place] + 1
+            place += kind != 0
+            whole += kind == 0x2C
+    except IndexError:
+        return whole, True
+    return whole, place > len(data)
 
 
 def _longer(data: bytes, more: bytes, context) -> bytes:

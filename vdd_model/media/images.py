@@ -7,7 +7,6 @@ import glob
 import io
 import os
 import re
-import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,8 +23,9 @@ from PIL.TgaImagePlugin import TgaImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from . import tiff
+from . import jpeg, tiff
 from .clip import Frame, MediaError, VideoClip
+from .jpeg import BROKEN
 from .pixel_formats import UNSPECIFIED, ColorTags, Layout, complete_tags, is_wide, layout, layout_of, planes_of, to_rgb
 from .png import about, chunks_of
 from .probe import orientation
@@ -108,6 +108,7 @@ class Picture:
     pixel_aspect: Fraction = Fraction(1)    # of a pixel as it is stored
     pages: int = 1                          # pictures in the file, of which this is the first
     color: ColorTags = ColorTags(full_range=True)
+    also: str = ""                          # what else is in the file, in words
 
 
 def _decode_image(path: Path) -> Picture:
@@ -133,7 +134,7 @@ def _decode(data: bytes, name: str) -> Picture:
         if codec == "tiff":
             return _decode_tiff(data, name)
         if codec == "heif":
-            return _decode_heif(data, name)
+            return dataclasses.replace(_decode_heif(data, name), also=jpeg.GAIN_MAP * jpeg.has_gain_map(data))
         if codec == "targa":
             frame, aspect = _decode_tga(data), None
         elif codec:
@@ -148,7 +149,8 @@ def _decode(data: bytes, name: str) -> Picture:
         why = ": it is damaged or cut off" if codec else ""
         raise MediaError(f"{name} is not a picture that can be read{why}") from None
     transparent = layout_of(frame).alpha and _may_be_transparent(data, codec)
-    return Picture(frame, codec, transparent, *_orientation(data, codec), aspect or Fraction(1))
+    pages, also = jpeg.further(data) if codec == "mjpeg" else (1, "")
+    return Picture(frame, codec, transparent, *_orientation(data, codec), aspect or Fraction(1), pages, also=also)
 
 
 def _codec(data: bytes) -> str:
@@ -162,7 +164,7 @@ def _codec(data: bytes) -> str:
 
 def _frame(data: bytes, codec: str) -> tuple[av.VideoFrame, Fraction | None]:
     """(picture, shape of its pixels) as FFmpeg decodes it, without its containers: they decode everything twice."""
-    for packet in (data, _without_comments(data)) if codec == "mjpeg" else (data,):
+    for packet in (data, jpeg.without_comments(data)) if codec == "mjpeg" else (data,):
         context = av.CodecContext.create(codec, "r")
         if codec == "mjpeg":                                   # else it fills up what is missing without a word
             context.options = {"err_detect": "explode"}
@@ -182,19 +184,6 @@ def _pixel_aspect(found: Fraction | None, data: bytes, codec: str) -> Fraction:
         return found or Fraction(1)
     is_shape = "aspect" in picture.info if codec == "png" else picture.info.get("jfif_unit", 0) == 0
     return found if is_shape else 1 / found
-
-
-def _without_comments(data: bytes) -> bytes:
-    """A JPEG file without what programs keep in it beside the picture, which may be broken where the picture is not."""
-    kept, place = data[:2], 2
-    while data[place:place + 1] == b"\xff" and data[place + 1:place + 2] != b"\xda":
-        marker, length = data[place + 1:place + 2], 2 + int.from_bytes(data[place + 2:place + 4], "big")
-        if marker == b"\xff":                                  # fills up
-            length = 1
-        elif not (b"\xe1" <= marker <= b"\xed" or marker in (b"\xef", b"\xfe")):
-            kept += data[place:place + length]
-        place += length
-    return kept + data[place:]
 
 
 def _exr_is_cut(data: bytes) -> bool:
@@ -285,7 +274,7 @@ def _opened(data: bytes, codec: str) -> Image.Image | None:
     reader = {"mjpeg": JpegImageFile, "png": PngImageFile, "tiff": TiffImageFile, "webp": WebPImageFile}.get(codec)
     try:
         return reader(io.BytesIO(data)) if reader else None
-    except (OSError, ValueError, SyntaxError, KeyError, TypeError, struct.error):
+    except BROKEN:
         return None
 
 
@@ -296,7 +285,7 @@ def _orientation(data: bytes, codec: str) -> tuple[int, bool]:
     try:
         picture = _opened(data, codec)
         return _EXIF.get(picture.getexif().get(tiff.ORIENTATION), (0, False)) if picture else (0, False)
-    except (OSError, ValueError, SyntaxError, KeyError, TypeError, struct.error):
+    except BROKEN:
         return 0, False
 
 
@@ -426,7 +415,7 @@ def probe_images(files: Sequence[Path], rate: Fraction = Fraction(24), name: Pat
         said = dataclasses.replace(tags, primaries=primaries, transfer=transfer)
         tags = said if is_wide(said) else tags
     if len(files) == 1:                                        # each of a row would say it of the first
-        with contextlib.suppress(OSError, ValueError, SyntaxError, KeyError, TypeError, struct.error, ArithmeticError):
+        with contextlib.suppress(*BROKEN, ArithmeticError):
             chunks += about(opened, bool(turned))
     extras = ("the color profile of its pictures",) if profile and b"sRGB" not in profile.replace(b"\0", b"") else ()
     return VideoClip(path=name or files[0], width=width, height=height, num_frames=len(files), rate=rate, time_base=1 / rate,
@@ -463,8 +452,9 @@ class ImageReader:
                                   f"the {len(clip.files) - index} pictures from there on were left out")
                 self.lost = len(clip.files) - index
                 return
-            if picture.pages > 1 and not self.notes:
-                self.notes.append(f"{file} holds {picture.pages} pictures; of such a file only the first is taken")
+            if (picture.pages > 1 or picture.also) and not self.notes:
+                held = picture.also if picture.also else f"{picture.pages} pictures"
+                self.notes.append(f"{file} holds {held}{' too' * bool(picture.also)}; of such a file only the first picture is taken")
             if clip.has_alpha != (alpha is not None):
                 alpha = torch.ones(rgb.shape[:2]) if clip.has_alpha else None
             yield Frame(rgb, alpha, index, 1, index)

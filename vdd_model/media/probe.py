@@ -27,7 +27,8 @@ from .container import (
     track_tags,
     video_stream,
 )
-from .decoder import Decoder
+from .decoder import Decoder, gif_pictures
+from .ends import ends_early
 from .pixel_formats import CHROMA, KNOWN_MATRICES, UNSPECIFIED, ColorTags, Layout, complete_tags, layout_of, to_rgb
 
 STANDARD_RATES = tuple(Fraction(n, d) for n, d in (
@@ -88,7 +89,7 @@ def probe_video(path: str | Path, *, scan: bool = True) -> VideoClip:
         # AVI tells when a frame is decoded, which is when it is shown only where none is reordered
         walk = _scan(path, timed=family not in RAW and (family != "avi" or not context.codec.reorder), fourth=fourth)
         has_alpha = has_alpha and (walk.fourth or not fourth)
-        if walk.layered:
+        if walk.layered and not kind.alpha:
             remarks.append("its second layer of HEVC (transparency, or the other eye's view) is not read")
         count, last = walk.count, walk.last
         # an AVI's header is written when the recording ends, and not by every program to the frame; it counts dropped frames too
@@ -102,12 +103,14 @@ def probe_video(path: str | Path, *, scan: bool = True) -> VideoClip:
             breaks_off = f"it breaks off after {float(last):.1f} of {duration:.1f} s"
         elif family == "gif" and (whole := _broken_gif(path)) is not None:
             missing, breaks_off = max(1, count - whole), f"it is damaged or breaks off behind frame {whole}"
+        elif ends_early(path, family, walk.stop):
+            missing, breaks_off = 1, f"it breaks off within the frame behind its first {count}"
     else:
         walk.first = Fraction(first.pts or 0) * tick
         count = header_frames or max(1, round(duration * float(rates[0] if rates else 25)))
     # the grid of times
     times = walk.times
-    rate, constant = _frame_rate(times, tick, rates)
+    rate, constant = _frame_rate(times, tick, rates, walk.clock)
     origin = Fraction(int(times[0])) * tick if len(times) else walk.first or Fraction(0)
     shift = walk.first or Fraction(0)
     if shift < 0 and not walk.clock:                           # an edit list's way to hide what stands before 0
@@ -247,21 +250,8 @@ def _extras(container, video, frame: av.VideoFrame) -> tuple[tuple[str, ...], tu
 
 def _broken_gif(path: Path) -> int | None:
     """How many whole pictures a GIF has before it stops being one, which its decoder does not tell; None where it is one to its end."""
-    data, whole = path.read_bytes(), 0
-    try:
-        place = 13 + (3 << (data[10] & 7) + 1 if data[10] & 128 else 0)                    # behind its head and colors
-        while place < len(data) and data[place] != 0x3B:
-            kind, colors = data[place], data[place + 9] if data[place] == 0x2C else 0
-            if kind not in (0, 0x21, 0x2C):
-                return whole
-            place += {0: 1, 0x21: 2, 0x2C: 11}[kind] + (3 << (colors & 7) + 1 if colors & 128 else 0)
-            while kind and data[place]:                        # blocks of up to 255 bytes, an empty one is the last
-                place += data[place] + 1
-            place += kind != 0
-            whole += kind == 0x2C
-    except IndexError:
-        return whole
-    return None
+    whole, is_cut = gif_pictures(path.read_bytes())
+    return whole if is_cut else None
 
 
 @dataclass
@@ -272,6 +262,7 @@ class Walk:
     count: int = 1                          # the video's packets that are shown
     hidden: int = 0                         # those that an edit list hides or that hold nothing
     headless: int = 0                       # those before the first key frame
+    stop: int = 0                           # where the video's last packet ends in the file, in bytes
     slots: int = 0                          # places on the grid of decoding times, dropped frames among them
     first: Fraction | None = None           # first moment of picture or sound in seconds
     last: Fraction | None = None            # last moment of any stream
@@ -297,7 +288,7 @@ def _scan(path: Path, timed: bool, fourth: bool = False) -> Walk:
                 joins.correct(packet)
                 index = packet.stream_index
                 if index == video.index:
-                    walk.slots = max(walk.slots, (packet.dts or 0) + 1)
+                    walk.slots, walk.stop = max(walk.slots, (packet.dts or 0) + 1), max(walk.stop, (packet.pos or 0) + packet.size)
                     if packet.size and not walk.headless and not keyed and video.codec_context.name == "hevc":
                         walk.layered = _second_layer(bytes(packet), video.codec_context.extradata or b"")
                     keyed = keyed or packet.is_keyframe
@@ -329,9 +320,11 @@ def _scan(path: Path, timed: bool, fourth: bool = False) -> Walk:
     return walk
 
 
-def _frame_rate(times: np.ndarray, tick: Fraction, claimed: Sequence[Fraction]) -> tuple[Fraction, bool]:
+def _frame_rate(times: np.ndarray, tick: Fraction, claimed: Sequence[Fraction], clock: bool = False) -> tuple[Fraction, bool]:
     """(frame rate, whether all times lie on its grid): the first claimed or standard rate that explains the times to within one
     tick. Places on the grid may be empty (dropped frames), but not most of them: every time lies on the time base's own grid.
+
+    `clock`: not every picture of such a stream has a time; FFmpeg counts on from those that have, in whole ticks.
     """
     default = claimed[0] if claimed else Fraction(25)
     if len(times) < 2 or times[-1] <= times[0]:
@@ -339,13 +332,17 @@ def _frame_rate(times: np.ndarray, tick: Fraction, claimed: Sequence[Fraction]) 
     mean = Fraction(int(times[-1] - times[0]), len(times) - 1) * tick
     near = sorted((r for r in STANDARD_RATES if abs(r * mean - 1) < Fraction(1, 100)), key=lambda r: abs(r * mean - 1))
     seconds = (times - times[0]).astype(np.float64) * float(tick)
-    # what FFmpeg has made of rounded times (983/41, 10000/417) comes behind what cameras have
+    # what FFmpeg has made of a frame's duration in nanoseconds (19001/317) is a camera's rate;
+    # what it has made of rounded times (983/41, 10000/417) comes behind what cameras have
+    claimed = [next((s for s in STANDARD_RATES if abs(r / s - 1) < 1e-6), r) for r in claimed]
     odd = [r for r in claimed if 1000 % r.denominator and r.denominator != 1001]
     usual = [r for r in claimed if r not in odd]
-    for rate in [*usual, *near, *odd, (1 / mean).limit_denominator(100_000)]:      # FFmpeg's fractions have 32 bits
+    one, loose = 1.01 * float(tick), {r: 0.02 / float(r) for r in usual if clock}
+    for rate, slack in [*((r, one) for r in (*usual, *near)), *loose.items(),      # FFmpeg's fractions have 32 bits
+                        *((r, one) for r in (*odd, (1 / mean).limit_denominator(100_000)))]:
         numbers = np.rint(seconds * float(rate))
         off = np.abs(seconds - numbers / float(rate)).max()
         steps = np.diff(numbers)
-        if steps.min() > 0 and np.median(steps) <= 2 and (off < 1e-6 or off < 1.01 * float(tick) and tick * rate < Fraction(1, 5)):
+        if steps.min() > 0 and np.median(steps) <= 2 and (off < 1e-6 or off < slack and tick * rate < Fraction(1, 5)):
             return rate, True
     return (1 / mean).limit_denominator(1001), False

@@ -68,6 +68,8 @@ class VideoReader:
             self.notes = [changed]
         # only where something went wrong: a few packets without a picture of their own (fields, hidden frames) are no loss
         self.lost = max(0, clip.num_frames - index) if errors or changed or decoder.damaged else 0
+        if errors and not clip.breaks_off:                     # a demuxer that fails at the end has not told of what it holds back
+            self.lost = max(1, self.lost)
         if decoder.damaged:
             self.notes.append(f"{decoder.damaged} frame{'s are' if decoder.damaged > 1 else ' is'} damaged")
             self.lost = max(self.lost, decoder.damaged)

@@ -150,6 +150,30 @@ def test_pages_of_a_tiff_are_said(tmp_path):
     assert list(reader := read(probe(tmp_path / "b.tif"))) and not reader.notes
 
 
+def jpeg_of_two(path, xmp=b"", kind=0):
+    """A JPEG file with a second picture behind the first (CIPA's Multi-Picture Format), which calls itself `kind`."""
+    first, second = (Image.fromarray(GRAIN[::step, ::step]) for step in (1, 2))
+    first.save(path, format="MPO", save_all=True, append_images=[second])
+    data = bytearray(path.read_bytes())
+    if kind:
+        at = data.index(b"MPF\0") + 4 + 8 + 2 + 3 * 12 + 4 + 16                          # the second entry's attribute
+        assert data[at:at + 4] == bytes(4)
+        data[at:at + 4] = struct.pack("<I", kind)
+    path.write_bytes(data[:2] + (b"\xff\xe1" + struct.pack(">H", len(xmp) + 2) + xmp) * bool(xmp) + data[2:])
+    return path
+
+
+@pytest.mark.parametrize("xmp, kind, said", [
+    (b"", 0, "holds 2 pictures"), (b"", 0x020002, "holds 2 pictures"), (b"", 0x010001, ""),         # a stereo pair; a preview
+    (b'http://ns.adobe.com/xap/1.0/\0<x hdrgm:Version="1.0"/>', 0, "holds the gain map that makes it HDR too"),
+    (b'http://ns.adobe.com/xap/1.0/\0<x GCamera:MotionPhoto="1"/>', 0x010001, "holds a short video too")])
+def test_further_pictures_of_a_jpeg_are_said(tmp_path, xmp, kind, said):
+    reader = read(probe(jpeg_of_two(tmp_path / "a.jpg", xmp, kind)))
+    frame, = list(reader)
+    assert frame.rgb.shape == (96, 128, 3) and reader.lost == 0
+    assert len(reader.notes) == bool(said) and all(said in note for note in reader.notes)
+
+
 def test_four_channels_are_not_always_transparent(tmp_path):
     opaque = [stored(tmp_path / "cmyk.jpg", "CMYK"), stored(tmp_path / "lossless.webp", "RGBA", lossless=True)]
     (tmp_path / "x.tif").write_bytes(tiff_file(np.dstack([PICTURE, PICTURE[..., :1]]), extra=0))

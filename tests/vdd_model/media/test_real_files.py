@@ -331,10 +331,15 @@ def test_a_stream_without_a_container_plays_at_its_own_rate(tmp_path, suffix, co
     assert clip.rate == 50 and len(list(read(clip))) == 8
 
 
-@pytest.mark.parametrize("suffix, codec", [(".flv", "flv")])
-def test_rounded_times_of_a_short_clip_are_a_cameras_rate(tmp_path, suffix, codec):
-    for rate in (Fraction(24000, 1001), Fraction(30000, 1001), Fraction(25)):
-        assert probe(save_clip(tmp_path / f"in{suffix}", [pattern(i) for i in range(9)], rate=rate, codec=codec)).rate == rate
+@pytest.mark.parametrize("suffix, codec, rates", [
+    (".flv", "flv", (Fraction(24000, 1001), Fraction(30000, 1001), Fraction(25))),
+    (".vob", "mpeg2video", (Fraction(24000, 1001), Fraction(60000, 1001))),        # times of some pictures only, the rest counted on
+    (".mpg", "mpeg2video", (Fraction(24000, 1001), Fraction(60000, 1001))),
+    (".mkv", "libx264", (Fraction(24000, 1001), Fraction(60000, 1001)))])           # a frame's duration in nanoseconds
+def test_rounded_times_of_a_short_clip_are_a_cameras_rate(tmp_path, suffix, codec, rates):
+    for rate in rates:
+        clip = probe(save_clip(tmp_path / f"in{suffix}", [pattern(i, 96, 128) for i in range(9)], rate=rate, codec=codec))
+        assert (clip.rate, clip.constant_rate) == (rate, True)
 
 
 # a decoder's silence is no health
@@ -365,6 +370,51 @@ def test_half_a_packet_is_never_a_whole_frame(tmp_path, codec, pix_fmt, suffix):
     assert len(list(reader)) == 8 and (reader.lost, reader.notes) == (0, [])
     reader = read(probe(cut))
     assert len(list(reader)) <= 8 and reader.lost > 0 and reader.notes, codec
+
+
+ENDS = [(".rm", "rv10", "yuv420p"), (".rm", "rv20", "yuv420p"), (".mkv", "libx264", "yuv420p"), (".mkv", "ffv1", "yuv420p"),
+        (".webm", "libvpx", "yuv420p"), (".ts", "libx264", "yuv420p"), (".mts", "mpeg2video", "yuv420p"), (".avi", "mjpeg", "yuvj420p"),
+        (".flv", "flv", "yuv420p"), (".wmv", "wmv2", "yuv420p"), (".y4m", "wrapped_avframe", "yuv420p"),
+        (".obu", "libsvtav1", "yuv420p"), (".nut", "ffv1", "yuv420p"), (".mpg", "mpeg2video", "yuv420p"), (".gif", "gif", "rgb8")]
+
+
+@pytest.mark.parametrize("suffix, codec, pix_fmt", ENDS)
+def test_a_file_that_ends_within_its_last_frame(tmp_path, suffix, codec, pix_fmt):
+    """Several of FFmpeg's demuxers pass over such a frame without a word."""
+    if codec not in HAS:
+        pytest.skip(f"this PyAV has no {codec}")
+    rng = np.random.default_rng(0)
+    frames = [(pattern(i, 144, 176) + rng.normal(0, 0.03, (144, 176, 3))).astype(np.float32).clip(0, 1) for i in range(6)]
+    source = save_packets(tmp_path / f"in{suffix}", frames, codec, pix_fmt, {})
+    reader = read(probe(source))
+    assert len(list(reader)) == 6 and (reader.lost, reader.notes) == (0, [])
+    with av.open(str(source)) as file:
+        place, size = max((packet.pos or 0, packet.size) for packet in file.demux(video=0) if packet.size)
+    data = source.read_bytes()
+    source.write_bytes(data[:place + size // 2 if place else len(data) - size // 2])
+    reader = read(probe(source))
+    assert len(list(reader)) <= 6 and reader.lost >= 1 and reader.notes
+
+
+def test_recordings_that_were_written_live_are_whole(tmp_path):
+    """Matroska without lengths, a transport stream with zeros behind it or that begins within a packet."""
+    frames = [pattern(i) for i in range(6)]
+    live = save_clip(tmp_path / "live.mkv", frames, container_options={"live": "1"})
+    stream = save_clip(tmp_path / "in.ts", frames)
+    padded, late = tmp_path / "padded.ts", tmp_path / "late.ts"
+    padded.write_bytes(stream.read_bytes() + bytes(100))
+    late.write_bytes(stream.read_bytes()[-88:] + stream.read_bytes())
+    for path in (live, stream, padded, late):
+        reader = read(probe(path))
+        assert len(list(reader)) == 6 and (reader.lost, probe(path).breaks_off) == (0, ""), path
+    live.write_bytes(live.read_bytes()[:-9])
+    assert probe(live).breaks_off
+
+
+def test_half_a_picture_that_a_parser_joins_to_the_next(tmp_path):
+    source = save_packets(tmp_path / "in.avi", [pattern(i) for i in range(6)], "dpx", "gbrp10le", {}, cut=2)
+    reader = read(probe(source))
+    assert len(list(reader)) == 5 and reader.lost == 1
 
 
 def test_packets_of_vc2_tell_their_length():
