@@ -26,7 +26,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def computed_types(device: torch.device | str = "cpu") -> tuple[str, ...]:
     """What of float32 and bfloat16 the device multiplies itself. PyTorch emulates the other, a hundred times slower: nothing to measure."""
-    from vdd_model.inference.pipeline import cpu_has_bfloat16
+    from vdd_model.cpu import cpu_has_bfloat16
     return ("float32", "bfloat16") if torch.device(device).type == "cuda" or cpu_has_bfloat16() else ("float32",)
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.memory import run
-from vdd_model.checkpoint import tensorfile
 from vdd_model.checkpoint.store import load, save_state
 from vdd_model.config import preset
+from vdd_model.media.files import in_bytes
 from vdd_model.networks.model import DeblurModel
 
 TEXT_TOWER = {"width": 1024, "layers": 24, "words": 49408, "positions": 77}        # OpenCLIP ViT-H/14
@@ -99,7 +99,7 @@ def main() -> None:
                                  "--dtype", a.dtype])
             made = Path(folder) / ("converted.safetensors" if name == "convert" else "full.safetensors")
             size = made.stat().st_size / 2**20 if made.exists() else 0
-            ratio = f", {peak / size:.2f} x the file ({tensorfile.megabytes(made.stat().st_size)})" if size else ""
+            ratio = f", {peak / size:.2f} x the file ({in_bytes(made.stat().st_size)})" if size else ""
             print(f"{name:<10} peak {peak:9.1f} MiB, {seconds:6.1f} s{ratio}", flush=True)
 
 

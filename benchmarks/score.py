@@ -77,9 +77,9 @@ def thrice(pair: Pair) -> Iterator[Tensor]:
 def with_prior(deblurrer: Deblurrer, options: DeblurOptions) -> dict[str, Callable]:
     """The settings that take the pretrained prior; none where its file is not there or the model has no use for it. Each frame passes
     its network once."""
-    if deblurrer.prior_file is None or deblurrer.model.vae.fusion is None:
+    if deblurrer.prior.path is None or deblurrer.model.vae.fusion is None:
         return {}
-    prior, known = deblurrer.load_prior(), {}
+    prior, known = deblurrer.prior.load(deblurrer.prior.path), {}
     network = prior.of
 
     def of(frame: Tensor, *tick) -> Tensor:
@@ -89,7 +89,7 @@ def with_prior(deblurrer: Deblurrer, options: DeblurOptions) -> dict[str, Callab
             known[key] = network(frame, *tick).half()
         return known[key].float()
 
-    prior.of, deblurrer.load_prior = of, lambda: prior
+    prior.of, deblurrer.prior.load = of, lambda path: prior
     options = replace(options, prior="maxim")
     return {PRIOR: lambda pair: map(of, pair.blurred()), WITH_PRIOR: stream(deblurrer, options),
             ALONE_WITH_PRIOR: lambda pair: (deblurrer.deblur(frame[None], options)[0] for frame in pair.blurred())}

@@ -18,7 +18,7 @@ Spacing = Callable[[int, int], list[int]]
 def schedule_of(model_sampling) -> Schedule:
     """The schedule that the host's model has (its last alpha_bar is 5e-8 instead of 0)."""
     sigmas = model_sampling.sigmas.detach().cpu().double()      # in this order: not every device has float64
-    return Schedule.of(1 / (sigmas**2 + 1))
+    return Schedule(1 / (sigmas**2 + 1))
 
 
 def sigmas_of(model_sampling, spacing: Spacing, steps: int) -> Tensor:

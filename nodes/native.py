@@ -273,15 +273,21 @@ def use(patchers: list, memory_required: int = 0) -> None:
 
 
 class HostDeblurrer(Deblurrer):
-    """Deblurrer whose weights the host's memory manager holds, with the host's progress bar, preview and Cancel."""
+    """Deblurrer whose weights the host's memory manager holds, with the host's progress bar, preview and Cancel: `deblur` and jobs take
+    its frames from `stream` here."""
 
     def __init__(self, path: str, prior: str | os.PathLike | None = None):
-        model, self.patcher = load_whole(path)                     # of the patcher the host keeps only a weak reference
+        config, state = checkpoint.read_state(path)
+        device = mm.get_torch_device()
+        model = _assign(config, state, autoencoder_dtype(device))
+        if device.type == "cpu":
+            accelerate(model.unet, packed=False)
+        self.patcher = _patcher(model, device)                     # of which the host keeps only a weak reference
         use([self.patcher], WORKING_MEMORY)
         super().__init__(model, device=self.patcher.load_device, prior=prior, move=False)
 
-    def load_prior(self) -> Prior:
-        prior = load_prior(self.prior_file)
+    def load_prior(self, path: str | os.PathLike) -> Prior:
+        prior = load_prior(path)
         use([self.patcher, prior.patcher], WORKING_MEMORY)
         return prior
 
@@ -305,16 +311,6 @@ class HostDeblurrer(Deblurrer):
             done += len(chunk)
             bar.move(done, chunk[-1], total)
             yield chunk
-
-
-def load_whole(path: str) -> tuple[DeblurModel, comfy.model_patcher.ModelPatcher]:
-    """The whole model and its patcher, for the one-node way."""
-    config, state = checkpoint.read_state(path)
-    device = mm.get_torch_device()
-    model = _assign(config, state, autoencoder_dtype(device))
-    if device.type == "cpu":
-        accelerate(model.unet, packed=False)
-    return model, _patcher(model, device)
 
 
 def load_prior(path: str | os.PathLike) -> Prior:

@@ -16,6 +16,7 @@ from pathlib import Path
 import folder_paths
 
 from ..vdd_model.app import jobs
+from ..vdd_model.media.files import in_bytes
 from ..vdd_model.media.video import part_folder
 
 FOLDER = "deblurred"          # below the host's output folder
@@ -71,7 +72,7 @@ def clear_results(target: Path, in_use: set[str]) -> None:
 
 def size_of(folder: Path) -> str:
     """What the files in a folder take, in words."""
-    return jobs.in_bytes(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
+    return in_bytes(sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()))
 
 
 def _last_change(folder: Path) -> float:

@@ -204,11 +204,11 @@ def deblur(source, target: Path, *, stand_in=None, options=OPTIONS, output=None,
     return run(job, lambda: stand_in or IdentityDeblurrer(), options, output, quiet=True, **{"say": lambda text: None, **more})
 
 
-def pictures(folder: Path, *numbers: int) -> list[Path]:
+def pictures(folder: Path, *numbers: int, name: str = "shot1_{:04d}.png", **keys) -> list[Path]:
     """Picture files shot1_0007.png and so on."""
     folder.mkdir(exist_ok=True)
     for i in numbers:
-        write_image(folder / f"shot1_{i:04d}.png", torch.from_numpy(pattern(i)))
+        write_image(folder / name.format(i), torch.from_numpy(pattern(i)), **keys)
     return sorted(folder.iterdir())
 
 

@@ -56,8 +56,9 @@ def test_the_rows_with_a_prior_ask_it_once_for_a_frame():
     config = tiny_config()
     config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, fusion=FusionConfig((8, 8), (1, 1))))
     deblurrer, asked = Deblurrer(DeblurModel(config).eval(), device="cpu", dtype=torch.float32), []
-    deblurrer.prior_file = "there"
-    deblurrer.load_prior = lambda: SimpleNamespace(of=lambda frame, *_: asked.append(frame) or frame / 2, set_tile=lambda tile: None)
+    deblurrer.prior.path = "there"
+    stub = SimpleNamespace(of=lambda frame, *_: asked.append(frame) or frame / 2, set_tile=lambda tile: None)
+    deblurrer.prior.load = lambda path: stub
     options, frames = DeblurOptions(prior="none", color="none"), torch.rand(3, 32, 32, 3)
     rows = score.with_prior(deblurrer, options)
     pair = evaluate.Pair("clip", 3, lambda: iter(frames), lambda: iter(frames))

@@ -76,7 +76,8 @@ def test_the_decoder_joins_its_frames_with_the_priors(pack, frames, vae_and_enco
 @pytest.mark.parametrize("choice", ["maxim", "none", "auto"])
 def test_the_one_node_way_finds_it_in_models_vdd(pack, frames, prior_file, monkeypatch, choice):
     native, asked = pack.module("nodes.native"), []
-    monkeypatch.setattr(native.HostDeblurrer, "prior_for", lambda self, options, *_: asked.append((self.prior_file, options.prior)))
+    monkeypatch.setattr(pack.module("vdd_model.inference.prior").PriorFile, "for_clip",
+                        lambda self, options, *_: asked.append((self.path, options.prior)))
     pack.nodes["VDDDeblurFrames"].execute(frames, "vdd-tiny.safetensors", prior=choice)
     assert asked == [(prior_file, choice)]
     loaded = native.load_prior(prior_file)

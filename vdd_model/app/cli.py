@@ -295,14 +295,18 @@ def _convert(arguments: argparse.Namespace) -> int:
     from ..checkpoint.convert import convert
     from ..checkpoint.maxim import FILE_NAME, convert_maxim
     from ..errors import UserError
+    from .description import info
     is_prior = len(arguments.files) == 2 and arguments.files[0] == "maxim"
     if not arguments.output and not is_prior:
         return _say_error("-o OUTPUT is missing: the checkpoint to write", EXIT_USAGE)
     output, dtype = arguments.output or BUILT_IN["small"].with_name(FILE_NAME), getattr(torch, arguments.dtype)
     if os.path.exists(output) and not arguments.force:
         raise UserError(f"{output} exists already; use --force to replace it, or another output")
-    print(convert_maxim(arguments.files[1], output, dtype=dtype) if is_prior
-          else convert(arguments.files, output, dtype=dtype, seed=arguments.seed))
+    if is_prior:
+        print(convert_maxim(arguments.files[1], output, dtype=dtype))
+    else:
+        convert(arguments.files, output, dtype=dtype, seed=arguments.seed)
+        print(info(output))
     return EXIT_OK
 
 
@@ -312,7 +316,7 @@ def _info(arguments: argparse.Namespace) -> int:
         from ..media.video import describe
         print(describe(path))
         return EXIT_OK
-    from ..checkpoint.store import info
+    from .description import info
     print(info(path))
     return EXIT_OK
 

@@ -68,16 +68,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     print("3. against the truth", flush=True)
     result = report.compare(target, truth, out, blurred=source)
-    gain = gain_in_psnr(result["scores"])
-    print(f"   deblurring changes PSNR by {gain:+.2f} dB" if gain is not None else "")
+    after, before = (scores["psnr"] for scores in result["scores"].values())
+    print(f"   deblurring changes PSNR by {after - before:+.2f} dB")
     print("results: " + ", ".join(str(p) for p in [target, *result["files"]]))
     return 0
-
-
-def gain_in_psnr(scores: dict) -> float | None:
-    """PSNR of the output minus that of the blurred input, from report.compare's scores."""
-    values = [next((v for k, v in row.items() if k.lower().startswith("psnr")), None) for row in scores.values()]
-    return values[0] - values[1] if len(values) == 2 and None not in values else None
 
 
 if __name__ == "__main__":

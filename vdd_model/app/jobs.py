@@ -25,7 +25,7 @@ from ..inference.scenes import Moment
 from ..measure.progress import FrameBar
 from ..media.clip import Frame, MediaError, VideoClip
 from ..media.encoding import Encoding, OutputOptions, choose_encoding, no_room, without_effect
-from ..media.files import replace_text, sync
+from ..media.files import in_bytes, replace_text, sync
 from ..media.images import gaps
 from ..media.png import png_chunks
 from ..media.sinks import NUMBERED_PICTURE, SEGMENT, ImageSink, VideoSink, remove
@@ -409,11 +409,6 @@ def precision_of(dtype: torch.dtype, device: torch.device) -> str:
     return f"{str(dtype).removeprefix('torch.')} on {device.type}"
 
 
-def in_bytes(count: float) -> str:
-    """Bytes as megabytes or gigabytes."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
 def _check_journal(folder: Path, job: Job, clip: VideoClip, options: DeblurOptions, output: OutputOptions, identity: str,
                    precision: str) -> None:
     """Remember what the job is; when it is there already, refuse to mix two different ones. Raises MediaError."""
@@ -421,7 +416,7 @@ def _check_journal(folder: Path, job: Job, clip: VideoClip, options: DeblurOptio
     journal = {"input": [str(files[0].resolve()), clip.size_bytes, len(files), max(f.stat().st_mtime_ns for f in files)],
                **({"fps": str(job.rate)} if clip.files else {}),
                "version of the processing": PROCESSING,
-               "weights": identity, "precision": precision, **{k: _plain(v) for k, v in dataclasses.asdict(options).items()},
+               "weights": identity, "precision": precision, **dataclasses.asdict(options),
                # the sound is only added at the end, and left away where that fails
                **{f"output {k}": v for k, v in dataclasses.asdict(output).items() if k != "audio"}}
     path = folder / "job.json"
@@ -438,10 +433,6 @@ def _check_journal(folder: Path, job: Job, clip: VideoClip, options: DeblurOptio
         what = ", ".join(k if k in ("input", "weights") else f"{k} was {before.get(k)}, is {journal[k]}" for k in changed)
         raise MediaError(f"{folder} holds a run that was begun with something else ({what}); "
                          "use the same settings, or --force without --resume to start again")
-
-
-def _plain(value):
-    return value if isinstance(value, (int, float, str, type(None), list, tuple)) else str(value)
 
 
 @contextlib.contextmanager

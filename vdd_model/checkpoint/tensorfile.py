@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..media.files import written_aside
+from ..media.files import in_bytes, written_aside
 
 _NAMES = {getattr(torch, name): theirs for name, theirs in (
     ("float64", "F64"), ("float32", "F32"), ("float16", "F16"), ("bfloat16", "BF16"), ("float8_e4m3fn", "F8_E4M3"),
@@ -113,8 +113,8 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], metada
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(path.parent).free
-            needed = megabytes(len(text) + offset)
-            raise CheckpointError(f"no room on the disk for {path}: it needs {needed}, {megabytes(free)} are free") from None
+            needed = in_bytes(len(text) + offset)
+            raise CheckpointError(f"no room on the disk for {path}: it needs {needed}, {in_bytes(free)} are free") from None
         raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
@@ -128,8 +128,3 @@ def _sync_folder(folder: Path) -> None:
             pass                          # some network folders refuse; the file itself is already on the disk
         finally:
             os.close(handle)
-
-
-def megabytes(count: int) -> str:
-    """A number of bytes for people."""
-    return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"

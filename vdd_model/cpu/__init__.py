@@ -7,6 +7,9 @@ wide inner layer is never whole, 1.11 | 1.03.
 """
 from __future__ import annotations
 
+import platform
+
+import torch
 from torch import nn
 
 from ..networks.layers import GEGLU as PlainGEGLU
@@ -49,3 +52,11 @@ def restore(model: nn.Module) -> nn.Module:
     for layer in unpack(model).modules():
         layer.__class__ = plain.get(type(layer), type(layer))
     return out_of_strips(model)
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 itself. (Where it does not, PyTorch still can, but many times slower.)"""
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)       # on ARM it asks the processor
+    return torch.backends.mkldnn.is_available() and bool(supported())

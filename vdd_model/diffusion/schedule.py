@@ -21,16 +21,13 @@ LOG_STD_RANGE = (-5.0, 3.0)     # beyond it an estimate is certain, or says noth
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """float64 tables over the timesteps 0 .. T - 1, each of shape (T,)."""
+    """alpha_bar over the timesteps 0 .. T - 1, (T,), float64.
+
+    An object beside the UNet's weights and no buffer: `.half()` or `.to(torch.bfloat16)` would cast a buffer, and 1 - alpha_bar of the
+    first timesteps would be rounding.
+    """
 
     alpha_bar: Tensor
-    sqrt_alpha_bar: Tensor
-    sqrt_one_minus_alpha_bar: Tensor
-
-    @classmethod
-    def of(cls, alpha_bar: Tensor) -> Schedule:
-        """All tables from the one of alpha_bar."""
-        return cls(alpha_bar, alpha_bar.sqrt(), (1 - alpha_bar).sqrt())
 
     @property
     def num_timesteps(self) -> int:
@@ -38,14 +35,13 @@ class Schedule:
         return len(self.alpha_bar)
 
     def to(self, device: torch.device | str) -> Schedule:
-        """The tables on `device`: looking up timesteps that are there need not wait for it. float32 where it has no float64."""
-        dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
-        return Schedule(*(table.to(dtype).to(device) for table in (self.alpha_bar, self.sqrt_alpha_bar, self.sqrt_one_minus_alpha_bar)))
+        """The table on `device`: looking up timesteps that are there need not wait for it. float32 where it has no float64."""
+        return Schedule(self.alpha_bar.to(torch.float32 if torch.device(device).type == "mps" else torch.float64).to(device))
 
     def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """a and s at the timesteps t (B,), each (B, 1, ..., 1) in the dtype and on the device of `like`."""
-        t = t.to(self.alpha_bar.device)
-        return tuple(table[t].to(like).view(-1, *[1] * (like.ndim - 1)) for table in (self.sqrt_alpha_bar, self.sqrt_one_minus_alpha_bar))
+        alpha_bar = self.alpha_bar[t.to(self.alpha_bar.device)]
+        return tuple(x.sqrt().to(like).view(-1, *[1] * (like.ndim - 1)) for x in (alpha_bar, 1 - alpha_bar))
 
 
 @functools.cache
@@ -58,7 +54,7 @@ def make_schedule(config: DiffusionConfig) -> Schedule:
     if config.zero_terminal_snr:                 # sqrt(alpha_bar) ends on 0 and keeps its first value (Lin et al., Alg. 1)
         first, last = alpha_bar[0].sqrt(), alpha_bar[-1].sqrt()
         alpha_bar = ((alpha_bar.sqrt() - last) * (first / (first - last))) ** 2
-    return Schedule.of(alpha_bar)
+    return Schedule(alpha_bar)
 
 
 def q_sample(schedule: Schedule, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:

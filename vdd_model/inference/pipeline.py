@@ -4,7 +4,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import platform
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint.store import BUILT_IN, load
-from ..cpu import accelerate
+from ..cpu import accelerate, cpu_has_bfloat16
 from ..cpu.frames import apart, compact
 from ..diffusion.schedule import make_schedule
 from ..errors import UserError
@@ -27,7 +26,7 @@ from ..networks.layers import channels_last, joined
 from ..networks.model import DeblurModel, drop_untrained_branch
 from ..options import DeblurOptions
 from .ensemble import ORIENTATIONS, Orientation, hand_out, mean
-from .prior import HOW_TO_GET, NO_FUSION, Prior, find_prior, need_prior, prior_is_wanted
+from .prior import Prior, PriorFile, find_prior
 from .progress import CALL, DECODE, ENCODE, PICTURE, Meter, Progress
 from .scenes import Moment, Picture, pictures
 from .window import (
@@ -109,8 +108,8 @@ class Deblurrer:
                  dtype: torch.dtype | None = None, prior: str | os.PathLike | None = None, move: bool = True):
         self.device = torch.device(device) if device is not None else default_device()
         named = isinstance(checkpoint, (str, os.PathLike))
-        self.prior_file = find_prior([Path(checkpoint).parent] if named and checkpoint not in BUILT_IN else [], prior)
-        self._prior, self._told = None, False            # told: how to get the prior
+        beside = [Path(checkpoint).parent] if named and checkpoint not in BUILT_IN else []
+        self.prior = PriorFile(find_prior(beside, prior), self.load_prior)
         if not named:
             self.model = checkpoint.to(self.device, dtype) if move else checkpoint
         else:
@@ -121,28 +120,9 @@ class Deblurrer:
             elif self.device.type == "cpu":
                 accelerate(self.model)
 
-    def load_prior(self) -> Prior:
-        """The prior in `prior_file`, on the model's device and in its type."""
-        return Prior.load(self.prior_file, self.device, self.model.null_text.dtype)
-
-    def prior_for(self, options: DeblurOptions, total: int | None, notice: Callable[[str], None]) -> Prior | None:
-        """What `options` ask for of the prior, for a clip of `total` frames. Raises UserError where "maxim" is not there."""
-        if not prior_is_wanted(options.prior, self.device, total) or self.model.vae.fidelity is None or not options.fidelity:
-            return None
-        if self.model.vae.fusion is None:
-            if options.prior == "maxim":
-                notice(NO_FUSION)
-            return None
-        if self.prior_file is None and options.prior == "auto":
-            if not self._told:
-                notice(f"without the pretrained prior, which is not there: {HOW_TO_GET}")
-            self._told = True
-            return None
-        if self._prior is None:
-            need_prior(self.prior_file)
-            self._prior = self.load_prior()
-        self._prior.set_tile(options.tile)
-        return self._prior
+    def load_prior(self, path: Path) -> Prior:
+        """The prior in a file, on the model's device and in its type."""
+        return Prior.load(path, self.device, self.model.null_text.dtype)
 
     def deblur(self, frames: Tensor, options: DeblurOptions | None = None, *, progress: Callable[[Progress], None] | None = None,
                notice: Callable[[str], None] = warnings.warn, **overrides) -> Tensor:
@@ -237,7 +217,7 @@ class _Pass:
         self.calls = unet_calls(self.model, options)     # a window
         self.reads = bool(self.calls) and reads_pictures(self.model, self.fidelity)
         self.meter, self.notice = Meter(progress, first_frame, total), notice
-        self.prior = deblurrer.prior_for(options, total, notice)
+        self.prior = deblurrer.prior.for_clip(options, total, deblurrer.model.vae, self.device, notice)
         self.orientation = orientation                   # of what the model sees; all that is kept of the clip itself is not turned
         self.pictures: dict[int, Picture] = {}           # blurred, as they came
         self.latents: dict[int, Tensor] = {}             # (1, 4, 1, h, w) of encoder 2; 8 channels with those of `encode_pictures`
@@ -393,24 +373,20 @@ class _Pass:
         start = ready.start
         while start < ready.stop:
             pixels = self._attempt(self._decode_chunk, x0[:, :, start - ready.start:], start, ready)
-            end, start = start + pixels.shape[2], start + pixels.shape[2]
-            shown = [self.pictures[i] for i in range(end - pixels.shape[2], end)]
+            shown = [self.pictures[i] for i in range(start, start + pixels.shape[2])]
+            start += len(shown)
             need_numbers(pixels, shown[0].index, self.dtype)
-            if self._shown_until(end) > self.first_frame:
-                self.meter.done, pixels = self._shown_until(end), self.orientation.turn_back(pixels)
-                if not self.tiling.tile and all(picture.times == 1 for picture in shown):
-                    frames = to_frames(pixels, [picture.rgb for picture in shown], self.options.color)
-                    yield frames[max(0, self.first_frame - shown[0].index):]
+            self.meter.done, pixels = max(self.meter.done, self._shown_until(start)), self.orientation.turn_back(pixels)
+            together = 1 if self.tiling.tile or any(picture.times > 1 for picture in shown) else len(shown)      # large frames: one by one
+            for i in range(0, len(shown), together):
+                blurred, skip = [picture.rgb for picture in shown[i:i + together]], max(0, self.first_frame - shown[i].index)
+                if skip < max(together, shown[i].times):
+                    frames = to_frames(pixels[:, :, i:i + together], blurred, self.options.color, self.tiling.tile)
+                    yield from [frames[skip:]] if together > 1 else [frames] * (shown[i].times - skip)
                     del frames                           # before the next are made
-                else:
-                    for i, picture in enumerate(shown):  # of large frames one is in the making
-                        if (times := picture.index + picture.times - max(picture.index, self.first_frame)) > 0:
-                            frame = to_frames(pixels[:, :, i:i + 1], [picture.rgb], self.options.color, self.tiling.tile)
-                            yield from [frame] * times
-                            del frame
             del pixels, shown
             if not self.calls:
-                self._drop(self.pictures, end - 1)
+                self._drop(self.pictures, start - 1)
 
     def _decode_chunk(self, x0: Tensor, start: int, ready: range, tiling: Tiling) -> Tensor:
         """As many of the pictures x0, from number `start` on, as one chunk takes."""
@@ -477,11 +453,3 @@ def default_dtype(device: torch.device | str) -> torch.dtype:
         with torch.cuda.device(device):                  # the question is about the current device
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if device.type == "cpu" and cpu_has_bfloat16() else torch.float32
-
-
-def cpu_has_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 itself. (Where it does not, PyTorch still can, but many times slower.)"""
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)       # on ARM it asks the processor
-    return torch.backends.mkldnn.is_available() and bool(supported())

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -13,7 +13,9 @@ from ..checkpoint.maxim import FILE_NAME, PACKAGE, load_maxim
 from ..checkpoint.tensorfile import CheckpointError
 from ..cpu.frames import to_float
 from ..errors import UserError
+from ..networks.autoencoder import AutoencoderKL
 from ..networks.maxim import MULTIPLE, Blocks, Maxim
+from ..options import DeblurOptions
 from .window import Tick, free_memory, is_out_of_memory, no_tick, pad_to_multiple
 from .windows import Box, blend, boxes
 
@@ -110,6 +112,33 @@ class Prior:
         else:
             x = self.network(x)
         return x[0, :, :height, :width].clamp(0, 1).movedim(0, 2).contiguous().cpu()
+
+
+class PriorFile:
+    """The file of a prior (None: it is not there), `load`ed once a clip asks for it."""
+
+    def __init__(self, path: Path | None, load: Callable[[Path], Prior]):
+        self.path, self.load = path, load
+        self.prior: Prior | None = None
+        self._told = False               # how to get it
+
+    def for_clip(self, options: DeblurOptions, total: int | None, vae: AutoencoderKL, device: torch.device,
+                 notice: Callable[[str], None]) -> Prior | None:
+        """The prior for a clip of `total` frames, where `options` ask for it. Raises UserError where "maxim" is not there."""
+        if not prior_is_wanted(options.prior, device, total) or vae.fidelity is None or not options.fidelity:
+            return None
+        if vae.fusion is None:
+            if options.prior == "maxim":
+                notice(NO_FUSION)
+            return None
+        if self.path is None and options.prior == "auto":
+            if not self._told:
+                notice(f"without the pretrained prior, which is not there: {HOW_TO_GET}")
+            self._told = True
+            return None
+        self.prior = self.prior or self.load(need_prior(self.path))
+        self.prior.set_tile(options.tile)
+        return self.prior
 
 
 def find_prior(folders: Iterable[str | os.PathLike] = (), path: str | os.PathLike | None = None) -> Path | None:

@@ -28,6 +28,11 @@ def written_aside(path: str | os.PathLike, *, durable: bool = False, ending: str
         raise
 
 
+def in_bytes(count: float) -> str:
+    """A number of bytes for people."""
+    return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"
+
+
 def sync(file) -> None:
     """Bring an open file to the disk, as far as the file system can: some network folders cannot."""
     file.flush()

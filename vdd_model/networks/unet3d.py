@@ -47,7 +47,7 @@ class UNet3D(nn.Module):
         leaf = {"dtype": dtype, "device": device}
         self.config = config
         self.gradient_checkpointing, self.tick = False, None
-        self.schedule = make_schedule(diffusion or DiffusionConfig())          # no buffer: it keeps its type, and no strategy shards it
+        self.schedule = make_schedule(diffusion or DiffusionConfig())          # no buffer: see there
         dim, groups, embed_dim = config.dim, config.norm_groups, 4 * config.dim
 
         self.time_embed = nn.Sequential(operations.Linear(dim, embed_dim, **leaf), nn.SiLU(),

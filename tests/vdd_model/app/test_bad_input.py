@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from media_tools import IdentityDeblurrer, pattern, save_clip
+from media_tools import IdentityDeblurrer, pattern, pictures, save_clip
 
 from vdd_model.app.cli import main
 from vdd_model.inference.pipeline import Deblurrer
@@ -208,9 +208,7 @@ def test_input_is_not_overwritten(tmp_path, capfd, whole):
     data = whole.read_bytes()
     code, error = vdd(capfd, whole, "-o", whole, "--force")
     assert code == 1 and "is the input itself" in error and whole.read_bytes() == data
-    folder = tmp_path / "in"
-    folder.mkdir()
-    write_image(folder / "a.png", torch.from_numpy(pattern(0)))
+    folder = pictures(tmp_path / "in", 0)[0].parent
     code, error = vdd(capfd, folder, "-o", folder, "--force")
     assert code == 1 and "folder of the input pictures" in error
 

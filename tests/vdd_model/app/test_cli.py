@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from media_tools import IdentityDeblurrer, pattern, save_clip
+from media_tools import IdentityDeblurrer, pattern, pictures, save_clip
 
 from vdd_model.app.cli import main, parser
-from vdd_model.media.video import probe, read_clip, write_image
+from vdd_model.media.video import probe, read_clip
 
 ROOT = Path(__file__).resolve().parents[3]
 TOOLS = ROOT / "tests" / "media_tools.py"
@@ -106,8 +106,7 @@ def test_resume_refuses_another_dtype(tmp_path, tiny_checkpoint, capsys):
 
 
 def test_the_folder_one_stands_in(tmp_path, monkeypatch, capsys):
-    (tmp_path / "in").mkdir()
-    write_image(tmp_path / "in" / "a.png", torch.from_numpy(pattern(0)))
+    pictures(tmp_path / "in", 0, name="a.png")
     for folder, where in (("one", "."), ("two/deep", "..")):
         (tmp_path / folder).mkdir(parents=True)
         monkeypatch.chdir(tmp_path / folder)
@@ -133,10 +132,7 @@ def test_debug_shows_the_traceback(tmp_path, capsys):
 
 
 def test_a_comparison_of_damaged_clips_is_partial(tmp_path, capsys):
-    folder = tmp_path / "a"
-    folder.mkdir()
-    for i in range(4):
-        write_image(folder / f"{i}.png", torch.from_numpy(pattern(i)))
+    folder = pictures(tmp_path / "a", *range(4), name="{}.png")[0].parent
     command = ["compare", str(folder), str(folder), "-o", str(tmp_path / "report")]
     assert main(command) == 0
     (folder / "2.png").write_bytes(b"damaged")
@@ -165,10 +161,7 @@ def test_a_resumed_run_counts_its_own_frames(tmp_path, capsys):
 def test_several_inputs(tmp_path, capsys):
     clip(tmp_path / "a.mp4")
     clip(tmp_path / "b.mov")
-    frames = tmp_path / "stills"
-    frames.mkdir()
-    for i in range(3):
-        write_image(frames / f"{i}.png", torch.from_numpy(pattern(i)))
+    frames = pictures(tmp_path / "stills", 0, 1, 2)[0].parent
     out = tmp_path / "out"
     assert main(["deblur", str(tmp_path / "a.mp4"), str(tmp_path / "b.mov"), str(frames), "-o", str(out)], IdentityDeblurrer()) == 0
     assert sorted(p.name for p in out.iterdir()) == ["a.mp4", "b.mov", "stills"]

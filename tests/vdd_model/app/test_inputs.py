@@ -42,8 +42,7 @@ def test_odd_names_around_the_clips(tmp_path):
 
 
 def test_pictures_named_one_by_one_are_one_sequence(tmp_path):
-    for i in range(3):
-        write_image(tmp_path / f"{i}.png", torch.from_numpy(pattern(i)))
+    pictures(tmp_path, 0, 1, 2, name="{}.png")
     for inputs in ([str(tmp_path / f"{i}.png") for i in range(3)], [str(tmp_path)], [str(tmp_path / "*.png")], [str(tmp_path / "%d.png")]):
         (job,) = plan(inputs, str(tmp_path / "out"), OutputOptions())
         assert len(job.source) == 3 and job.as_images and job.target == tmp_path / "out"

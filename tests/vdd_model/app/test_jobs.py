@@ -270,11 +270,7 @@ def test_a_run_without_a_frame_leaves_nothing(tmp_path, clip_150, error):
 
 
 def test_pictures_to_video_and_back(tmp_path):
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for i in range(9):
-        write_image(folder / f"{i}.png", torch.from_numpy(pattern(i)))
-    deblur(sorted(folder.iterdir()), tmp_path / "o.mp4", output=OutputOptions(quality=4))
+    deblur(pictures(tmp_path / "in", *range(9)), tmp_path / "o.mp4", output=OutputOptions(quality=4))
     clip = probe(tmp_path / "o.mp4")
     assert clip.num_frames == 9 and clip.color.matrix == clip.color.primaries == clip.color.transfer == 1
     deblur(tmp_path / "o.mp4", tmp_path / "frames")

@@ -31,7 +31,7 @@ def test_pictures_keep_names_depth_and_alpha(tmp_path):
 
 
 def test_other_files_of_an_output_folder_stay(tmp_path):
-    write_image(tmp_path / "a.png", torch.from_numpy(pattern(0)))
+    pictures(tmp_path, 0, name="a.png")
     out = tmp_path / "out"
     out.mkdir()
     (out / "keep.txt").write_text("mine")
@@ -118,10 +118,8 @@ def test_pictures_go_to_another_disk(tmp_path, monkeypatch):
 def test_a_folder_may_hold_other_files(tmp_path, capsys):
     """What is not the job's own neither finishes it nor is replaced, refused or shown."""
     taken, out = tmp_path / "taken", tmp_path / "out"
-    for folder in (taken, out):
-        folder.mkdir()
-    for i in range(3):
-        write_image(taken / f"{i}.png", torch.from_numpy(pattern(i)))
+    pictures(taken, 0, 1, 2, name="{}.png")
+    out.mkdir()
     write_image(out / "0_cover.png", torch.ones(48, 64, 3))
     cover = (out / "0_cover.png").read_bytes()
     command = ["deblur", str(taken), "-o", str(out)]

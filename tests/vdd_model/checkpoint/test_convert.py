@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.conftest import make_tiny_model, tiny_config
+from vdd_model.app.description import info
 from vdd_model.checkpoint.convert import convert, null_text, read_official, spatial_conditions_of
 from vdd_model.checkpoint.store import CheckpointError, load, read_training
 from vdd_model.config import ModelConfig
@@ -78,7 +79,8 @@ def test_null_text_is_open_clips(official):
 def test_tft2v(official, tmp_path, vae_file):
     folder, unet, vae, clip, _ = official
     out = tmp_path / "out.safetensors"
-    text = convert([folder / vae_file, folder / "clip.bin", folder / "tft2v.pth"], out, config=tiny_config(), dtype=None)
+    convert([folder / vae_file, folder / "clip.bin", folder / "tft2v.pth"], out, config=tiny_config(), dtype=None)
+    text = info(out)
     state = load(out).state_dict()
     for prefix, expected in (("unet.", unet), ("vae.", vae)):
         assert all(torch.equal(state[prefix + k], v) for k, v in expected.items())
@@ -107,7 +109,8 @@ def test_the_seed_decides_the_initial_values(official, tmp_path):
 def test_modelscope_is_padded_and_computes_the_same(official, tmp_path):
     folder, unet, *_ = official
     out = tmp_path / "out.safetensors"
-    text = convert([folder / "modelscope.pth", folder / "sd.ckpt", folder / "clip.bin"], out, config=tiny_config(), dtype=None)
+    convert([folder / "modelscope.pth", folder / "sd.ckpt", folder / "clip.bin"], out, config=tiny_config(), dtype=None)
+    text = info(out)
     weight = load(out).unet.state_dict()["input_blocks.0.0.weight"]
     assert torch.equal(weight[:, :4], unet["input_blocks.0.0.weight"][:, :4]) and weight.shape[1] == 12 and not weight[:, 4:].any()
     assert read_training(out)["untrained"] == ["adapter", "unet.pre_image_condition", "vae.detail", "vae.fidelity"]

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.prior import PlainMaxim
+from vdd_model.app.description import info
 from vdd_model.checkpoint.maxim import (
     BACKBONE,
     FILE_NAME,
@@ -22,7 +23,6 @@ from vdd_model.checkpoint.maxim import (
     read_package,
     source_parameters,
 )
-from vdd_model.checkpoint.store import info
 from vdd_model.checkpoint.tensorfile import CheckpointError, read_file
 from vdd_model.networks.maxim import Maxim
 

@@ -142,7 +142,7 @@ class Stretch(Prior):
 
 
 @pytest.fixture
-def deblurrer(monkeypatch):
+def deblurrer():
     """A tiny model that joins its frames with the prior's, as an untrained fusion does: the mean of both."""
     config = tiny_config()
     torch.manual_seed(0)
@@ -151,8 +151,7 @@ def deblurrer(monkeypatch):
         if not p.any():
             p.normal_(std=0.02)
     made = Deblurrer(model, device="cpu")
-    made.prior_file = module.Path("prior.safetensors")
-    monkeypatch.setattr(made, "load_prior", Stretch)
+    made.prior = module.PriorFile(module.Path("prior.safetensors"), lambda path: Stretch())
     return made
 
 
@@ -171,26 +170,26 @@ def test_the_fusion_joins_the_priors_frames_with_ours(deblurrer):
 @pytest.mark.parametrize("change", [{}, {"ensemble": 2}, {"window": 3, "overlap": 0}, {"tile": 32, "tile_overlap": 8}], ids=str)
 def test_each_frame_passes_the_prior_once(deblurrer, change):
     deblurrer.deblur(CLIP, DeblurOptions(window=4, overlap=2, prior="maxim"), **change)
-    assert sorted(deblurrer._prior.seen) == sorted(round(float(frame.mean()), 6) for frame in CLIP)
+    assert sorted(deblurrer.prior.prior.seen) == sorted(round(float(frame.mean()), 6) for frame in CLIP)
 
 
 def test_a_run_that_goes_on_asks_for_no_frame_in_vain(deblurrer):
     options = DeblurOptions(window=4, overlap=2, prior="maxim")
     whole = deblurrer.deblur(CLIP, options)
-    deblurrer._prior = None
+    deblurrer.prior.prior = None
     rest = torch.cat(list(deblurrer.stream(CLIP, options, first_frame=7, total=len(CLIP))))
     assert torch.equal(rest, whole[7:])
-    assert len(deblurrer._prior.seen) <= 5                     # the frame before is a neighbour
+    assert len(deblurrer.prior.prior.seen) <= 5                     # the frame before is a neighbour
 
 
 def test_auto_helps_with_a_picture_on_a_cpu_and_not_with_a_clip(deblurrer):
     one = deblurrer.deblur(CLIP[:1], prior="auto")
-    assert deblurrer._prior.seen and not torch.equal(one, deblurrer.deblur(CLIP[:1], prior="none"))
+    assert deblurrer.prior.prior.seen and not torch.equal(one, deblurrer.deblur(CLIP[:1], prior="none"))
     assert torch.equal(deblurrer.deblur(CLIP[:3], prior="auto"), deblurrer.deblur(CLIP[:3], prior="none"))
 
 
 def test_without_its_file_auto_goes_on_and_says_so_once(deblurrer):
-    deblurrer.prior_file, said = None, []
+    deblurrer.prior.path, said = None, []
     for _ in range(2):
         assert torch.equal(deblurrer.deblur(CLIP[:1], prior="auto", notice=said.append), deblurrer.deblur(CLIP[:1], prior="none"))
     assert len(said) == 1 and "vdd convert maxim" in said[0]
@@ -203,7 +202,7 @@ def test_a_checkpoint_that_has_not_learnt_it_says_so_when_asked(deblurrer):
     deblurrer.deblur(CLIP[:1], prior="auto", notice=said.append)
     assert not said
     deblurrer.deblur(CLIP[:1], prior="maxim", ensemble=2, notice=said.append)
-    assert said == [module.NO_FUSION] and deblurrer._prior is None
+    assert said == [module.NO_FUSION] and deblurrer.prior.prior is None
 
 
 def test_smaller_tiles_where_memory_runs_out(network, monkeypatch):

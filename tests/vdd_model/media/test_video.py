@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from media_tools import chart, packets, pattern, save_clip, shifted
+from media_tools import chart, packets, pattern, pictures, save_clip, shifted
 
 from vdd_model.media import images
 from vdd_model.media.clip import MediaError
@@ -350,9 +350,7 @@ def test_quality_matters(tmp_path):
 
 def test_picture_sequences(tmp_path):
     folder = tmp_path / "100% done"
-    folder.mkdir()
-    for i in (0, 1, 2, 10):
-        write_image(folder / f"f_{i}.png", torch.from_numpy(pattern(i)), bit_depth=16, alpha=torch.full((48, 64), 0.25))
+    pictures(folder, 0, 1, 2, 10, name="f_{}.png", bit_depth=16, alpha=torch.full((48, 64), 0.25))
     (folder / "notes.txt").write_text("not a picture")
     clip = probe(folder, rate=Fraction(30000, 1001))
     assert [f.name for f in clip.files] == ["f_0.png", "f_1.png", "f_2.png", "f_10.png"]
