@@ -20,6 +20,10 @@ from vdd_model.networks.model import BlurCode, Condition, fold_time
 from . import losses
 from .config import TRAINABLE, ConfigError, StageConfig
 
+# Terms of stage 3 that compare output and truth as they are, by the name of their weight.
+PICTURE_LOSSES = {"psnr": losses.psnr_loss, "gradient": losses.gradient_loss, "fft": losses.fft_loss,
+                  "frame_difference": losses.frame_difference_loss}
+
 
 def generator(device: torch.device | str, *key: int | str) -> torch.Generator:
     """A generator whose stream is a function of `key` alone (and of the kind of device)."""
@@ -72,11 +76,7 @@ class StageLoss(nn.Module):
         run = {"autoencoder": self._autoencoder, "denoiser": self._denoiser, "stage1": self._denoiser,
                "stage2": self._denoiser, "stage3": functools.partial(self._fidelity, prior=prior)}[self.stage.kind]
         terms = run(blurred, sharp, positions, cached or {})
-        loss = self.stage.loss
-        weights = {"v": 1.0, "coherence": loss.coherence, "estimate": loss.estimate, "latent": loss.latent, "pixel": 1.0, "kl": loss.kl,
-                   "psnr": loss.psnr, "gradient": loss.gradient, "fft": loss.fft, "texture": loss.texture, "lpips": loss.lpips,
-                   "frames": loss.frame_difference}
-        return {"loss": sum(weights[name] * value for name, value in terms.items()),
+        return {"loss": sum(getattr(self.stage.loss, name, 1.0) * value for name, value in terms.items()),         # 1: v and pixel
                 **{name: value.detach() for name, value in terms.items()}}
 
     @torch.no_grad()
@@ -202,19 +202,12 @@ class StageLoss(nn.Module):
         output = model.decode(z0_hat, BlurGuide(blurred, code.features, self.stage.fidelity, sampled, prior))
         weights = self.stage.loss
         terms = {"pixel": losses.charbonnier(output, sharp)}
-        if weights.psnr:
-            terms["psnr"] = losses.psnr_loss(output, sharp)
         if weights.latent:                     # encoder 2 trains here too: keep its latents an estimate of the sharp ones
             terms["latent"] = torch.nn.functional.mse_loss(code.latents.float(), model.encode_target(sharp).float())
-        if weights.gradient:
-            terms["gradient"] = losses.gradient_loss(output, sharp)
-        if weights.fft:
-            terms["fft"] = losses.fft_loss(output, sharp)
+        terms |= {name: loss(output, sharp) for name, loss in PICTURE_LOSSES.items() if getattr(weights, name)}
         if weights.texture:
             known = self.schedule.alpha_bar[t.to(self.schedule.alpha_bar.device)].to(output.device, torch.float32)
             terms["texture"] = (known * losses.texture_loss(output, sharp)).mean()
-        if weights.frame_difference:
-            terms["frames"] = losses.frame_difference_loss(output, sharp)
         if self.perceptual is not None:
             terms["lpips"] = self.perceptual(fold_time(output).float(), fold_time(sharp)).mean()
         return terms

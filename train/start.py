@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from vdd_model import checkpoint
-from vdd_model.config import ConfigError, ModelConfig
+from vdd_model.config import ConfigError, ModelConfig, TowerConfig
+from vdd_model.cpu import cpu_has_bfloat16
 from vdd_model.errors import UserError
-from vdd_model.inference.pipeline import cpu_has_bfloat16
+from vdd_model.networks.layers import channels_last
 from vdd_model.networks.model import DeblurModel
 
 from . import state as states
@@ -26,6 +27,7 @@ from .config import TrainConfig, blur_config, differences, model_config
 from .log import Journal, Log
 from .stages import set_latent_scale, trainable_names
 
+OPEN_CLIP = TowerConfig()        # the tower of official files: ViT-H/14
 FREE_TO_CHANGE = ("root", "out", "init", "threads", "log_every", "keep", "save_every", "save_minutes", "validation", "trackers")
 
 
@@ -183,12 +185,29 @@ def exact_device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "cpu" else torch.device(device.type, device.index or 0)
 
 
+def use_open_clip(model: DeblurModel, gradient_checkpointing: bool) -> None:
+    """OpenCLIP's own visual tower in the place of ours, key for key and with its weights, which it takes over: what ViT-H/14 is trained on
+    as everywhere else, its layers recomputed in the backward pass where asked. Ours, which saves inference an import of two seconds,
+    computes the same and stays where open_clip is not installed."""
+    try:
+        from open_clip.transformer import VisionTransformer
+    except ImportError:
+        return
+    config, weights = model.config.tower, model.encoder1.semantic_head.state_dict(keep_vars=True)
+    with torch.device("meta"):
+        tower = VisionTransformer(config.image_size, config.patch_size, config.width, config.layers, config.width // config.head_width,
+                                  config.mlp_ratio, output_dim=config.embed_dim)
+    tower.load_state_dict(weights, assign=True)
+    tower.set_grad_checkpointing(gradient_checkpointing)
+    model.encoder1.semantic_head = tower
+
+
 def prepare_model(model: DeblurModel, config: TrainConfig, device: torch.device) -> DeblurModel:
     """On the device, in train mode, with the run's memory format, checkpointing and compilation."""
+    if model.config.tower == OPEN_CLIP:
+        use_open_clip(model, config.gradient_checkpointing)
     if config.channels_last:
-        for parameter in model.parameters():
-            if parameter.ndim == 4:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        channels_last(model)
     if device.type == "cpu" and not config.compile:          # inductor makes a fast one by itself
         use_rows(model)
     if device.type == "cuda":                                # its bfloat16 backward is reported to give NaNs in large batches

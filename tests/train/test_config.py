@@ -27,28 +27,23 @@ def test_the_papers_numbers():
         assert (stage.lr, stage.betas, stage.frames, stage.crop, stage.loss.coherence) == (5e-5, (0.9, 0.999), 16, 256, 0.1)
 
 
-@pytest.mark.parametrize("stage, words", [
-    ({"kind": "stage9", "steps": 1}, "stages[0].kind"),
-    ({"kind": "stage1"}, "steps or minutes"),
-    ({"kind": "stage1", "steps": 1, "minutes": 1.0}, "steps or minutes"),
-    ({"kind": "stage1", "steps": 1, "crop": 33}, "crop: 33"),
-    ({"kind": "stage1", "steps": 1, "batch": 3, "accumulation": 2}, "accumulation"),
-    ({"kind": "stage1", "steps": 1, "learning": 1}, "unknown key stages[0].'learning'"),
-    ({"kind": "stage1", "steps": 1, "lose": {}}, "did you mean 'loss'"),
-    ({"kind": "stage1", "steps": "many"}, "stages[0].steps: expected int"),
-    ({"kind": "stage1", "steps": 1, "blur": {"extend": [1, 2]}}, "did you mean 'extent'"),
-    ({"kind": "stage1", "steps": 1, "trainable": ["encoder3."]}, "stages[0].trainable"),
-    ({"kind": "stage1", "steps": 1, "batch": 5, "accumulation": 5, "loss": {"coherance": 0}}, "did you mean 'coherence'"),
-])
-def test_mistakes_are_named_before_any_work(tmp_path, capsys, stage, words):
-    path = write_config(tmp_path, [stage])
-    assert main([str(path)]) == 2
-    error = capsys.readouterr().err
-    assert words in error and error.count("\n") == 1 and "Traceback" not in error
-    assert not (tmp_path / "run").exists()
+def one(**changes) -> dict:
+    """A run of one stage, of a step each."""
+    return {"stages": [{"kind": "stage1", "steps": 1, **changes}]}
 
 
 @pytest.mark.parametrize("changes, words", [
+    (one(kind="stage9"), "stages[0].kind"),
+    (one(steps=None), "steps or minutes"),
+    (one(minutes=1.0), "steps or minutes"),
+    (one(crop=33), "crop: 33"),
+    (one(batch=3, accumulation=2), "accumulation"),
+    (one(learning=1), "unknown key stages[0].'learning'"),
+    (one(lose={}), "did you mean 'loss'"),
+    (one(steps="many"), "stages[0].steps: expected int"),
+    (one(blur={"extend": [1, 2]}), "did you mean 'extent'"),
+    (one(trainable=["encoder3."]), "stages[0].trainable"),
+    (one(batch=5, accumulation=5, loss={"coherance": 0}), "did you mean 'coherence'"),
     ({"sede": 1}, "did you mean 'seed'"),
     ({"preset": "smal"}, "no preset is called 'smal'"),
     ({"model": {"unet": {"dims": 3}}}, "did you mean 'dim'"),
@@ -58,9 +53,11 @@ def test_mistakes_are_named_before_any_work(tmp_path, capsys, stage, words):
     ({"log_every": 0}, "log_every: at least 1"),
     ({"init": "/nowhere.safetensors"}, "no checkpoint /nowhere.safetensors"),
 ])
-def test_mistakes_of_the_run_are_named(tmp_path, capsys, changes, words):
+def test_mistakes_are_named_before_any_work(tmp_path, capsys, changes, words):
     assert main([str(write_config(tmp_path, **changes))]) == 2
-    assert words in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1 and "Traceback" not in error
+    assert not (tmp_path / "run").exists()
 
 
 def test_not_yaml_missing_file_and_missing_stages(tmp_path, capsys):

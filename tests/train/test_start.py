@@ -1,8 +1,11 @@
 """What is settled before the first step."""
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
+from conftest import tiny_config
 from training_tools import BLUR, NO_VALIDATION, STAGES, write_config
 
 from train import config as configs
@@ -81,6 +84,26 @@ def test_a_model_without_stage_3_is_its_decoder_and_not_the_blurred_frame(tmp_pa
     assert row[3] == row[4] != row[1]                                      # plain and output, not blurred
     training = read_training(path)
     assert training["sources"][0]["file"] == "tft2v.pth" and training["untrained"] == ["vae.detail", "vae.fidelity"]
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_model_with_openclips_tower_trains_openclips_own(tmp_path, monkeypatch, installed):
+    """Its export loads as before, and says of a picture what the one with ours says."""
+    monkeypatch.setattr(start, "OPEN_CLIP", tiny_config().tower)
+    if not installed:
+        monkeypatch.setitem(sys.modules, "open_clip.transformer", None)
+    config = configs.load(write_config(tmp_path, gradient_checkpointing=True))
+    ours = start.make_model(config, None)
+    images, names = torch.rand(2, 3, 40, 48) * 2 - 1, [name for name, _ in ours.named_parameters()]
+    expected, weights = ours.encoder1.semantic(images).detach(), {name: value.clone() for name, value in ours.state_dict().items()}
+    theirs = start.prepare_model(ours, config, torch.device("cpu"))
+    assert type(theirs.encoder1.semantic_head).__module__.startswith("open_clip" if installed else "vdd_model")
+    assert sorted(name for name, _ in theirs.named_parameters()) == sorted(names)
+    assert all(torch.equal(value, weights[name]) for name, value in theirs.state_dict().items())
+    vectors = theirs.encoder1.semantic(images)
+    torch.testing.assert_close(vectors.detach(), expected, rtol=1e-5, atol=1e-5)
+    vectors.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in theirs.encoder1.semantic_head.parameters())
 
 
 def _noted(types: set, output: torch.Tensor) -> torch.Tensor:
