@@ -178,7 +178,7 @@ def panels(sets: dict[str, tuple[list[Pair], Scored]], deblurrer: Deblurrer, opt
         box = report.interesting_box([blurred, sharp])
         files.append(report.save_image(report.panel([*shown.values(), sharp], labels, box, width=360), folder / f"panel_{title}.png"))
         maps = [report.error_map(x, sharp) for x in (blurred, output)]
-        files.append(report.save_image(report.row(maps, labels[:2]), folder / f"error_{title}.png"))
+        files.append(report.save_image(report.grid([maps], labels[:2]), folder / f"error_{title}.png"))
     return said, files
 
 

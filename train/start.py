@@ -186,9 +186,8 @@ def exact_device(device: torch.device) -> torch.device:
 
 
 def use_open_clip(model: DeblurModel, gradient_checkpointing: bool) -> None:
-    """OpenCLIP's own visual tower in the place of ours, key for key and with its weights, which it takes over: what ViT-H/14 is trained on
-    as everywhere else, its layers recomputed in the backward pass where asked. Ours, which saves inference an import of two seconds,
-    computes the same and stays where open_clip is not installed."""
+    """open_clip's own visual tower in the place of ours, which computes the same: key for key, it takes over the weights, and can recompute
+    its layers in the backward pass. Where open_clip is not installed ours stays."""
     try:
         from open_clip.transformer import VisionTransformer
     except ImportError:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from einops import rearrange
+from PIL import Image
 from torch import Tensor, nn
 
 from vdd_model import diffusion
@@ -147,7 +148,7 @@ def validate(model: nn.Module, clips: list[ValidationClip], kind: str, device, p
         middle = sharp.shape[2] // 2
         pictures.append([x[0, :, middle].cpu() for x in (blurred, shown, sharp)])
     if panel is not None and pictures:
-        save_panel(pictures, panel)
+        report.save_image(report.grid([[_of_height(p) for p in row] for row in pictures]), panel)
     return {group: {key: sum(r[key] for r in found) / len(found) for key in found[0]} for group, found in rows.items()}
 
 
@@ -158,20 +159,10 @@ def table(scores: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines + [f"  {group:<10}" + "".join(f"{row[column]:>13.2f}" for column in columns) for group, row in scores.items()])
 
 
-def save_panel(rows: list[list[Tensor]], path: Path, height: int = 256) -> None:
-    """Pictures (3, H, W) in [0, 1], one list a row, as one PNG: blurred, output, truth."""
-    from PIL import Image
-
-    images = [[report.to_image(rearrange(p, "c h w -> h w c")) for p in row] for row in rows]
-    images = [[i if i.height == height else i.resize((round(i.width * height / i.height), height), Image.LANCZOS) for i in row]
-              for row in images]
-    sheet = Image.new("RGB", (max(sum(i.width + 4 for i in row) for row in images), (height + 4) * len(images)), "white")
-    for y, row in enumerate(images):
-        x = 0
-        for image in row:
-            sheet.paste(image, (x, y * (height + 4)))
-            x += image.width + 4
-    report.save_image(sheet, path)
+def _of_height(picture: Tensor, height: int = 256):
+    """A picture (3, H, W) in [0, 1] as a Pillow image of this height."""
+    image = report.to_image(rearrange(picture, "c h w -> h w c"))
+    return image if image.height == height else image.resize((round(image.width * height / image.height), height), Image.LANCZOS)
 
 
 def save_curve(records: list[dict], path: Path) -> None:

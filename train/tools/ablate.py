@@ -26,6 +26,7 @@ import torch
 from vdd_model import checkpoint
 from vdd_model.config import ConfigError
 from vdd_model.errors import UserError
+from vdd_model.measure.report import align
 
 from .. import validate as checks
 from ..config import TRAINABLE, StageConfig, TrainConfig, load, scale_minutes
@@ -87,13 +88,9 @@ def ablate(config: TrainConfig, out: Path, *, resume: bool = False, say=print) -
         path = run(variant, resume=resume, say=say)
         if path is None:
             raise UserError(STOPPED)
-        rows.append({"variant": name, "steps": _steps(folder)} | _score(variant, path, folder))
+        rows.append({"variant": name, "steps": max(record["total"] for record in _records(folder))} | _score(variant, path, folder))
         write(rows, out)
     return rows
-
-
-def _steps(folder: Path) -> int:
-    return max(r["total"] for r in _records(folder))
 
 
 def _records(folder: Path) -> list[dict]:
@@ -119,11 +116,8 @@ def _score(config: TrainConfig, path: Path, folder: Path) -> dict[str, float]:
 def table(rows: list[dict]) -> str:
     """Markdown."""
     keys = [key for key in COLUMNS if any(key in row for row in rows)]
-    lines = [f"| variant | steps | {' | '.join(COLUMNS[key] for key in keys)} |", "|---" * (len(keys) + 2) + "|"]
-    for row in rows:
-        values = [f"{row[key]:.4f}" if key == "v" else f"{row[key]:.2f}" for key in keys]
-        lines.append(f"| {row['variant']} | {row['steps']} | {' | '.join(values)} |")
-    return "\n".join(lines) + "\n"
+    cells = [[row["variant"], str(row["steps"]), *(f"{row[key]:.{4 if key == 'v' else 2}f}" for key in keys)] for row in rows]
+    return align([["variant", "steps", *(COLUMNS[key] for key in keys)], *cells]) + "\n"
 
 
 def write(rows: list[dict], out: Path) -> None:

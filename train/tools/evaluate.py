@@ -33,6 +33,7 @@ from vdd_model.errors import UserError
 from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
 from vdd_model.inference.window import to_frames, to_pixels
 from vdd_model.measure import metrics, report
+from vdd_model.media.images import read_image
 from vdd_model.options import add_flags, from_flags
 
 from ..data.readers import Found, Frames, Sequence, find
@@ -207,15 +208,8 @@ def _known(part: Path | None, fingerprint: str, need_picture: bool) -> tuple[dic
         data = json.loads(part.read_text())
         if data["fingerprint"] != fingerprint:
             return None, None
-        picture = None
-        if need_picture:
-            import numpy as np
-            from PIL import Image
-
-            with Image.open(part.with_suffix(".png")) as image:
-                picture = torch.from_numpy(np.array(image.convert("RGB"))).float() / 255
-        return data["row"], picture
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return data["row"], read_image(part.with_suffix(".png"))[0] if need_picture else None
+    except (OSError, UserError, ValueError, KeyError, TypeError, AttributeError):
         return None, None
 
 
@@ -227,7 +221,7 @@ def write_figures(scored: Scored, folder: Path) -> list[Path]:
     box = report.interesting_box([pictures["blurred input"], pictures["truth"]])
     files = [report.save_image(report.panel([pictures[n] for n in (*shown, "truth")], [*shown, "truth"], box), folder / "panel.png")]
     maps = [report.error_map(pictures[n], pictures["truth"]) for n in shown]
-    files.append(report.save_image(report.row(maps, shown), folder / "error_map.png"))
+    files.append(report.save_image(report.grid([maps], shown), folder / "error_map.png"))
     curve = steps_curve({"": scored.totals()}, folder / "steps.png")
     return files + ([curve] if curve else [])
 

@@ -153,7 +153,7 @@ def share(jobs: Sequence[Job], rank: int, world_size: int) -> list[Job]:
     """
     def size(job: Job) -> int:
         """Bytes of the job's input."""
-        return sum(p.stat().st_size for p in (job.source if isinstance(job.source, tuple) else [job.source]))
+        return sum(path.stat().st_size for path in job.files)
 
     order = sorted(range(len(jobs)), key=lambda i: (-size(jobs[i]), i))
     load, mine = [0] * world_size, []

@@ -52,9 +52,14 @@ class Job:
     rate: Fraction = Fraction(24)           # of a sequence of pictures
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """What it reads."""
+        return self.source if isinstance(self.source, tuple) else (self.source,)
+
+    @property
     def label(self) -> str:
         """The input as the user knows it."""
-        return self.name or str(self.source if isinstance(self.source, Path) else self.source[0])
+        return self.name or str(self.files[0])
 
     @property
     def picture_names(self) -> list[str]:
@@ -87,8 +92,7 @@ class Outcome:
 def check_target(job: Job, *, force: bool, resume: bool, preview: bool = False) -> None:
     """Refuse an output or a preview that exists, or unfinished work that would be lost. Raises MediaError."""
     target, folder = job.target, part_folder(job.target)
-    sources = job.source if isinstance(job.source, tuple) else (job.source,)
-    if target.exists() and any(target.resolve() == source.resolve() for source in sources):
+    if target.exists() and any(target.resolve() == source.resolve() for source in job.files):
         raise MediaError(f"{target} is the input itself; choose another output")
     if isinstance(job.source, tuple) and target.is_dir() and any(target.resolve() == p.resolve().parent for p in job.source):
         raise MediaError(f"{target} is the folder of the input pictures; choose another output")
@@ -110,7 +114,7 @@ def check_target(job: Job, *, force: bool, resume: bool, preview: bool = False) 
 def check_previews(jobs: Sequence[Job]) -> None:
     """Refuse previews that would replace an input or an output of any of these jobs. Raises MediaError."""
     taken = {path.resolve(): "an output" for path in (job.target for job in jobs)}
-    taken |= {path.resolve(): "an input" for job in jobs for path in (job.source if isinstance(job.source, tuple) else (job.source,))}
+    taken |= {path.resolve(): "an input" for job in jobs for path in job.files}
     for path in (path for job in jobs for path in preview_paths(job.target)):
         if path.resolve() in taken:
             raise MediaError(f"the preview {path} would replace {taken[path.resolve()]}; choose another output, or leave --preview away")

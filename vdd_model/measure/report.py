@@ -168,15 +168,21 @@ def panel(images: Sequence[Picture], labels: Sequence[str], zoom_box: Sequence[i
     return sheet
 
 
-def row(images: Sequence[Picture], labels: Sequence[str]) -> Image.Image:
-    """Pictures of one height side by side under their labels."""
-    pictures, height, gap = [to_image(i) for i in images], 22, 4
-    sheet = Image.new("RGB", (sum(p.width + gap for p in pictures) - gap, pictures[0].height + height), "white")
-    x = 0
-    for picture, label in zip(pictures, labels):
-        ImageDraw.Draw(sheet).text((x + 2, 1), label, "black", font=font(16))
-        sheet.paste(picture, (x, height))
-        x += picture.width + gap
+def grid(rows: Sequence[Sequence[Picture]], labels: Sequence[str] = ()) -> Image.Image:
+    """Pictures side by side, those of a row of one height; `labels` stand above the first row's."""
+    pictures, gap, y = [[to_image(picture) for picture in row] for row in rows], 4, 22 if labels else 0
+    wide = max(sum(picture.width + gap for picture in row) for row in pictures) - gap
+    sheet = Image.new("RGB", (wide, y + sum(row[0].height + gap for row in pictures) - gap), "white")
+    left = 0
+    for label, picture in zip(labels, pictures[0]):
+        ImageDraw.Draw(sheet).text((left + 2, 1), label, "black", font=font(16))
+        left += picture.width + gap
+    for row in pictures:
+        left = 0
+        for picture in row:
+            sheet.paste(picture, (left, y))
+            left += picture.width + gap
+        y += row[0].height + gap
     return sheet
 
 
