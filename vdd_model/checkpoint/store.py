@@ -126,8 +126,16 @@ def config_of(file: TensorFile) -> ModelConfig:
 
 def fitting(path: str | os.PathLike) -> tuple[dict[str, Tensor], DeblurModel]:
     """The tensors of a checkpoint and its model on the meta device, whose names and shapes are theirs."""
+    from ..networks.model import DeblurModel
+
     file = open_checkpoint(path)
-    model = _empty_model(file)
+    config = config_of(file)
+    try:
+        with torch.device("meta"):
+            model = DeblurModel(config)
+    except (ValueError, ZeroDivisionError, RuntimeError, TypeError, IndexError) as error:
+        raise CheckpointError(f"{file.path} has a configuration of which no model can be built ({error}): "
+                              "the file is damaged or was written by another program") from None
     expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     found = {name: tuple(t.shape) for name, t in file.tensors.items()}
     problems = {"of the wrong shape": [f"{name} is {found[name]}, expected {shape}" for name, shape in expected.items()
@@ -137,16 +145,3 @@ def fitting(path: str | os.PathLike) -> tuple[dict[str, Tensor], DeblurModel]:
                  for what, names in problems.items() if names]:
         raise CheckpointError(f"{file.path} does not fit its own configuration: tensors {', '.join(found)}")
     return file.tensors, model
-
-
-def _empty_model(file: TensorFile) -> DeblurModel:
-    """The model of the configuration in a file, on the meta device."""
-    from ..networks.model import DeblurModel
-
-    config = config_of(file)
-    try:
-        with torch.device("meta"):
-            return DeblurModel(config)
-    except (ValueError, ZeroDivisionError, RuntimeError, TypeError, IndexError) as error:
-        raise CheckpointError(f"{file.path} has a configuration of which no model can be built ({error}): "
-                              "the file is damaged or was written by another program") from None

@@ -109,22 +109,9 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], metada
                 flat = tensors[name].detach().to("cpu", kept[name]).contiguous().reshape(-1)
                 if flat.numel():
                     file.write(memoryview(flat.view(torch.uint8).numpy()))
-        _sync_folder(path.parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(path.parent).free
             needed = in_bytes(len(text) + offset)
             raise CheckpointError(f"no room on the disk for {path}: it needs {needed}, {in_bytes(free)} are free") from None
         raise CheckpointError(f"{path} cannot be written: {error.strerror or error}") from None
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable where the system allows it (not on Windows)."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        except OSError:
-            pass                          # some network folders refuse; the file itself is already on the disk
-        finally:
-            os.close(handle)

@@ -12,7 +12,7 @@ from pathlib import Path
 def written_aside(path: str | os.PathLike, *, durable: bool = False, ending: str = ".part") -> Iterator[Path]:
     """A place beside `path` to write to, which takes its name when the block ends well and is deleted when it does not.
 
-    `durable`: it is on the disk before it has the name. `ending`: for writers that go by it.
+    `durable`: it is on the disk before it has the name, and then the name is. `ending`: for writers that go by it.
     """
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}{ending}")
@@ -22,6 +22,13 @@ def written_aside(path: str | os.PathLike, *, durable: bool = False, ending: str
             with aside.open("r+b") as file:
                 sync(file)
         os.replace(aside, path)
+        if durable and os.name == "posix":                     # the new name as well; Windows opens no folder
+            with contextlib.suppress(OSError):                 # some network folders refuse; the file itself is on the disk
+                folder = os.open(path.parent, os.O_RDONLY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
     except BaseException:
         with contextlib.suppress(OSError):
             aside.unlink()
