@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:              # as many processes as cores: a second thread of each would be in the way
@@ -19,6 +20,21 @@ def shared() -> Path:
     if not (path / "golden").is_dir():
         pytest.skip(f"needs the reference folder {path} (golden/, data/), which is not here")
     return path
+
+
+def golden_weights(module, seed: int, scale: float = 1.0) -> dict:
+    """The references' random weights: they follow from the names (golden/README.md)."""
+    import numpy as np
+    import torch
+    weights = {}
+    for key, value in module.state_dict().items():
+        n = np.random.RandomState(zlib.crc32(key.encode()) ^ seed).standard_normal(value.numel()).reshape(value.shape)
+        if n.ndim == 1:
+            n = 1 + 0.2 * n if key.endswith("weight") else 0.1 * n
+        else:
+            n = n * scale / np.sqrt(n[0].size)
+        weights[key] = torch.from_numpy(n.astype(np.float16)).float()
+    return weights
 
 
 def tiny_config():

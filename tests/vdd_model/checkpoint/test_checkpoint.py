@@ -34,13 +34,8 @@ def test_round_trip_is_exact(tiny_model, tmp_path):
     assert model.config == tiny_model.config == read_config(path)
     assert not model.training and read_training(path) == {"stages": ["stage 1"], "steps": 7}
     assert os.listdir(tmp_path) == ["model.safetensors"]
-
-
-def test_file_agrees_with_the_safetensors_library(tiny_model, tmp_path):
-    path = tmp_path / "model.safetensors"
-    save(tiny_model, path)
     library = load_file(path)
-    assert all(torch.equal(library[k], v) for k, v in tiny_model.state_dict().items())
+    assert all(torch.equal(library[k], v) for k, v in expected.items())
 
 
 def test_stored_and_asked_types(tiny_model, tmp_path):
@@ -158,19 +153,12 @@ def test_newer_format(tiny_checkpoint, tmp_path):
         load(path)
 
 
-def test_unknown_configuration_key(tiny_checkpoint, tmp_path):
-    def change(_, metadata):
-        config = json.loads(metadata["vdd.config"])
-        config["unet"]["dimm"] = 3
-        metadata["vdd.config"] = json.dumps(config)
-
-    path = rewrite(tiny_checkpoint, tmp_path / "key.safetensors", change)
-    with pytest.raises(CheckpointError, match="does not know .*dimm.*did you mean 'dim'"):
-        load(path)
+NO_MODEL = "odd.safetensors has a configuration of which no model can be built"
 
 
-@pytest.mark.parametrize("part, key, value", [("vae", "norm_groups", 7), ("tower", "head_width", 0), ("vae", "channel_mult", [1])])
-def test_a_configuration_without_a_model(tiny_checkpoint, tmp_path, part, key, value):
+@pytest.mark.parametrize("part, key, value, words", [("unet", "dimm", 3, "does not know .*dimm.*did you mean 'dim'"),
+    ("vae", "norm_groups", 7, NO_MODEL), ("tower", "head_width", 0, NO_MODEL), ("vae", "channel_mult", [1], NO_MODEL)])
+def test_a_configuration_without_a_model(tiny_checkpoint, tmp_path, part, key, value, words):
     def change(_, metadata):
         config = json.loads(metadata["vdd.config"])
         config[part][key] = value
@@ -178,9 +166,9 @@ def test_a_configuration_without_a_model(tiny_checkpoint, tmp_path, part, key, v
 
     path = rewrite(tiny_checkpoint, tmp_path / "odd.safetensors", change)
     for read in (load, checkpoint.read_state):
-        with pytest.raises(CheckpointError, match="odd.safetensors has a configuration of which no model can be built"):
+        with pytest.raises(CheckpointError, match=words):
             read(path)
-    assert "cannot be loaded" in info(path)
+    assert words != NO_MODEL or "cannot be loaded" in info(path)
 
 
 def test_odd_training_records_are_shown(tiny_model, tmp_path):

@@ -25,10 +25,7 @@ def test_schedule_equals_the_official_one(shared, name, zero_terminal_snr):
     a, s = schedule.at(torch.arange(schedule.num_timesteps), schedule.alpha_bar)
     for ours, theirs in [(schedule.alpha_bar, "alphas_cumprod"), (a, "sqrt_alphas_cumprod"), (s, "sqrt_one_minus_alphas_cumprod")]:
         torch.testing.assert_close(ours, golden[f"{name}.{theirs}"], rtol=1e-9, atol=1e-12)
-
-
-def test_terminal_snr_is_exactly_zero(schedule):
-    assert schedule.alpha_bar[-1] == 0
+    assert (schedule.alpha_bar[-1] == 0) == zero_terminal_snr                   # exactly
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

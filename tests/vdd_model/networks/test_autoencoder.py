@@ -3,12 +3,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import zlib
 
-import numpy as np
 import pytest
 import rounding
 import torch
+from conftest import golden_weights
 from safetensors.torch import load_file
 
 from vdd_model.config import AutoencoderConfig, preset
@@ -18,25 +17,12 @@ from vdd_model.networks.fidelity import BlurGuide
 GOLDEN = AutoencoderConfig(channels=64, channel_mult=(1, 2, 2), blocks_per_level=1, fidelity=None)
 
 
-def named_weights(module: torch.nn.Module, seed: int, scale: float) -> dict[str, torch.Tensor]:
-    """Weights that follow from their names (recipe of golden/README.md)."""
-    out = {}
-    for key, value in module.state_dict().items():
-        n = np.random.RandomState(zlib.crc32(key.encode()) ^ seed).standard_normal(value.numel())
-        if value.ndim == 1:
-            n = 1 + 0.2 * n if key.endswith("weight") else 0.1 * n
-        else:
-            n = n * scale / np.sqrt(value.numel() / value.shape[0])
-        out[key] = torch.from_numpy(n.reshape(value.shape).astype(np.float16).astype(np.float32))
-    return out
-
-
 @pytest.fixture(scope="module")
 def golden(shared):
     io = load_file(shared / "golden" / "vae_small.io.safetensors")
     meta = json.loads((shared / "golden" / "meta.json").read_text())["vae_small"]
     vae = AutoencoderKL(GOLDEN)
-    vae.load_state_dict(named_weights(vae, meta["weight_seed"], meta["weight_scale"]))
+    vae.load_state_dict(golden_weights(vae, meta["weight_seed"], meta["weight_scale"]))
     return vae.eval(), io
 
 
@@ -98,7 +84,7 @@ def test_half_precision_stays_close(golden, dtype):
     with torch.no_grad():
         reference = vae.decode(io["in.z"])
         half = vae.to(dtype).decode(io["in.z"].to(dtype)).float()
-        vae.float().load_state_dict(named_weights(vae, 13, 0.8))
+        vae.float().load_state_dict(golden_weights(vae, 13, 0.8))
     assert (half - reference).square().mean().sqrt() < 0.05 * reference.square().mean().sqrt()
 
 

@@ -3,13 +3,12 @@ from __future__ import annotations
 
 import json
 import types
-import zlib
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import rounding
 import torch
+from conftest import golden_weights
 from safetensors.torch import load_file
 from torch import nn
 
@@ -27,19 +26,6 @@ TINY = UNetConfig(dim=16, dim_mult=(1, 2), blocks_per_level=1, num_heads=2, head
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 
 
-def numpy_weights(model: nn.Module, seed: int) -> dict[str, torch.Tensor]:
-    """The reference's random weights: they follow from the names (golden/README.md)."""
-    weights = {}
-    for key, value in model.state_dict().items():
-        n = np.random.RandomState(zlib.crc32(key.encode()) ^ seed).standard_normal(value.numel()).reshape(value.shape)
-        if n.ndim == 1:
-            n = 1 + 0.2 * n if key.endswith("weight") else 0.1 * n
-        else:
-            n = n / np.sqrt(n[0].size)
-        weights[key] = torch.from_numpy(n.astype(np.float16)).float()
-    return weights
-
-
 class Golden:
     """One reference case: its inputs and outputs, and our network with the same weights."""
 
@@ -51,7 +37,7 @@ class Golden:
             dim=args["dim"], dim_mult=tuple(args["dim_mult"]), blocks_per_level=args["num_res_blocks"], num_heads=args["num_heads"],
             head_dim=args["head_dim"], attn_scales=tuple(args["attn_scales"]), context_dim=args["context_dim"],
             image_dim=args["y_dim"], num_tokens=args["num_tokens"], spatial_conditions=spatial_conditions)
-        self.weights = numpy_weights(UNet3D(self.config, device="meta"), self.meta["weight_seed"])
+        self.weights = golden_weights(UNet3D(self.config, device="meta"), self.meta["weight_seed"])
 
     def model(self, dtype: torch.dtype) -> UNet3D:
         model = UNet3D(self.config)
@@ -359,7 +345,7 @@ def test_filtered_convolutions_in_bfloat16():
     can be, and its sums in between."""
     config = UNetConfig(**{**vars(TINY), "dim": 192, "norm_groups": 32, "dim_mult": (1,), "attn_scales": (1.0,)})
     exact, half = UNet3D(config), UNet3D(config, dtype=torch.bfloat16)
-    weights = {name: w.bfloat16().float() for name, w in numpy_weights(exact, seed=5).items()}
+    weights = {name: w.bfloat16().float() for name, w in golden_weights(exact, seed=5).items()}
     exact.load_state_dict(weights)
     half.load_state_dict(weights)
     x, t, tokens, concat = (a.bfloat16() if a.is_floating_point() else a for a in inputs(frames=6, height=16, width=16))
