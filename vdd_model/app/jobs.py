@@ -20,7 +20,8 @@ import torch
 
 from ..cpu.frames import compact
 from ..errors import UserError
-from ..inference.pipeline import DeblurOptions, first_input_frame
+from ..inference.pipeline import DeblurOptions
+from ..inference.restart import first_input_frame
 from ..inference.scenes import Moment
 from ..measure.progress import FrameBar
 from ..media.clip import Frame, MediaError, VideoClip

@@ -10,6 +10,8 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from .windows import Box
+
 T = TypeVar("T")
 
 
@@ -28,6 +30,16 @@ class Orientation(NamedTuple):
         """Inverse of `turn`."""
         x = self._mirror(x)
         return x.transpose(-1, -2) if self.transpose else x
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width, turned."""
+        return (width, height) if self.transpose else (height, width)
+
+    def source(self, tile: Box, size: tuple[int, int]) -> tuple[slice, slice]:
+        """Rows and columns that turn into a tile of a picture that has this size once it is turned."""
+        spans, mirrored = (tile.rows, tile.columns), (self.mirror_rows, self.mirror_columns)
+        rows, columns = (slice(n - span.stop, n - span.start) if mirror else span.slice for span, n, mirror in zip(spans, size, mirrored))
+        return (columns, rows) if self.transpose else (rows, columns)
 
     def _mirror(self, x: Tensor) -> Tensor:
         axes = [axis for axis, mirrored in ((-1, self.mirror_columns), (-2, self.mirror_rows)) if mirrored]

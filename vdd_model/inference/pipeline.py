@@ -5,10 +5,9 @@ import functools
 import math
 import os
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableSequence
 from dataclasses import replace
-from itertools import chain, groupby, islice
+from itertools import groupby, islice
 from operator import attrgetter
 from pathlib import Path
 from typing import TypeVar
@@ -28,6 +27,7 @@ from ..options import DeblurOptions
 from .ensemble import ORIENTATIONS, Orientation, hand_out, mean
 from .prior import Prior, PriorFile, find_prior
 from .progress import CALL, DECODE, ENCODE, PICTURE, Meter, Progress
+from .restart import first_input_frame, seek, windows_from
 from .scenes import Moment, Picture, pictures
 from .window import (
     CPU_FEATURE_BYTES,
@@ -48,51 +48,10 @@ from .window import (
     to_pixels,
     window_v_model,
 )
-from .windows import Box, Step, fade_in, window_steps
+from .windows import Box, Span, Step, fade_in, window_steps
 
 T = TypeVar("T")
-LARGEST_CHUNK, CHUNK_BYTES = 4, 10**8      # frames that are decoded in tiles together, and bytes of them
-ALONE = 3                                # pictures of a window without the UNet: as few as a processor has to encode together to be busy
-WINDOWS_BACK = 3                         # windows before that of a frame which have a part in it, or are encoded together with one that has
-
-
-def first_input_frame(first_frame: int, options: DeblurOptions, moments: Sequence[Moment] = ()) -> int:
-    """The first frame that `stream` looks at in order to give frames from `first_frame` on exactly as an uninterrupted run does.
-
-    A frame is blended from the window that holds it and the one before. That one's frames were encoded together with those before it, and a
-    scene's last window can reach back by nearly one stride. Where a run looks for scenes or repeated frames, only the `moments` of an
-    earlier one tell where its windows begin; without them it is 0.
-    """
-    starts = _windows_from(first_frame, options, moments)
-    before = 1 if options.repeats == "auto" else 0             # by what has changed to a picture its repeats are known
-    return max(0, starts[0].index - before) if starts else 0
-
-
-def _windows_from(first_frame: int, options: DeblurOptions, moments: Sequence[Moment]) -> list[Moment]:
-    """Where the window that holds a frame and up to three before it in its scene begin; [] where it is not known."""
-    if options.scenes == options.repeats == "off":
-        last = first_frame // options.stride
-        return [Moment(k * options.stride, k * options.stride) for k in range(max(0, last - WINDOWS_BACK), last + 1)]
-    found = [moment for moment in moments if moment.index <= first_frame][-WINDOWS_BACK - 1:]
-    first = max((i for i, moment in enumerate(found) if moment.number == 0), default=0 if len(found) > WINDOWS_BACK else len(found))
-    return found[first:]
-
-
-def _seek(found: Iterator[Picture], first_frame: int, stride: int) -> tuple[list[Moment], Iterator[Picture]]:
-    """What `_windows_from` tells, found by looking at the clip's pictures; and these, from the first of those windows on."""
-    starts: deque[Moment] = deque(maxlen=WINDOWS_BACK + 1)
-    held: deque[Picture] = deque()
-    for picture in found:
-        if starts and picture.index > first_frame:
-            return list(starts), chain(held, [picture], found)
-        if picture.number == 0:
-            starts.clear()
-        if picture.number % stride == 0:
-            starts.append(Moment(picture.index, picture.number))
-        held.append(picture)
-        while held[0].index < starts[0].index:
-            held.popleft()
-    return list(starts), iter(held)
+ALONE = 3                                # pictures of a window without the UNet, of which small ones are decoded together
 
 
 class Deblurrer:
@@ -160,11 +119,11 @@ class Deblurrer:
         if not unet_calls(self.model, options):          # no window has a part in a picture: only its neighbours are looked at
             options = replace(options, window=min(options.window, ALONE), overlap=0)
             needed = first_input_frame(first_frame, options, moments)
-        starts = _windows_from(first_frame, options, moments)
+        starts = windows_from(first_frame, options, moments)
         found = pictures(_checked(islice(frames, needed - input_start, None), needed), needed, scenes=options.scenes == "auto",
                          repeats=options.repeats == "auto", moment=starts[0] if starts else None, uncut=starts[-1].index if starts else 0)
         if first_frame and not starts:
-            starts, found = _seek(found, first_frame, options.stride)
+            starts, found = seek(found, first_frame, options.stride)
         starts = starts or [Moment(0, 0)]
         if options.ensemble == 1:
             return _Pass(self, options, first_frame, moments, total, progress, notice).stream(found, starts)
@@ -215,13 +174,14 @@ class _Pass:
         if options.fidelity and not self.fidelity and self.model.config.vae.fidelity is not None:
             notice("the fidelity branch of this checkpoint is not trained: edges and details are the latents' alone")
         self.calls = unet_calls(self.model, options)     # a window
+        self.encodes_late = not self.calls and bool(self.fidelity)       # with what is decoded: nothing between needs the latents
         self.reads = bool(self.calls) and reads_pictures(self.model, self.fidelity)
         self.meter, self.notice = Meter(progress, first_frame, total), notice
         self.prior = deblurrer.prior.for_clip(options, total, deblurrer.model.vae, self.device, notice)
         self.orientation = orientation                   # of what the model sees; all that is kept of the clip itself is not turned
         self.pictures: dict[int, Picture] = {}           # blurred, as they came
         self.latents: dict[int, Tensor] = {}             # (1, 4, 1, h, w) of encoder 2; 8 channels with those of `encode_pictures`
-        self.features: dict[int, list[Tensor]] = {}      # of encoder 2, each picture's own, where a window's fit in FEATURE_BYTES
+        self.codes: dict[int, dict[tuple[Span, Span], list[Tensor]]] = {}  # of tiles, each picture's own: latents and features
         self.size = (0, 0)
         self.tiling: Tiling | None = None
 
@@ -229,7 +189,7 @@ class _Pass:
         """A clip's pictures -> deblurred chunks (n, H, W, 3). `starts`: of the windows that the run begins with."""
         first, target = starts[0].number, starts[-1].number
         for _, scene in groupby(found, key=attrgetter("scene")):
-            for kept in (self.pictures, self.latents, self.features):
+            for kept in (self.pictures, self.latents, self.codes):
                 kept.clear()
             yield from self._scene(scene, first, target)
             first = target = 0
@@ -261,7 +221,7 @@ class _Pass:
             if step.ready.start >= target - options.stride:
                 x0, before = fade_in(self._attempt(self._denoise, step.window), step, x0, before), step.window
                 if self._shown_until(step.ready.stop) > self.first_frame:
-                    yield from self._decode(x0[:, :, step.ready.start - before.start:step.ready.stop - before.start], step.ready)
+                    yield from self._decode(x0 if x0 is None else x0[:, :, [i - before.start for i in step.ready]], step.ready)
             self._forget(step)
 
     def _shown_until(self, number: int) -> int:
@@ -273,7 +233,8 @@ class _Pass:
         begin = self.pictures[step.ready.start].index
         if not self.moments or self.moments[-1].index < begin:
             self.moments.append(Moment(begin, step.ready.start))
-        self.meter.window(max(0, self._shown_until(step.ready.stop) - self.meter.done), (ENCODE + PICTURE * self.reads) * len(step.read),
+        encode = 0.0 if self.encodes_late else ENCODE + PICTURE * self.reads
+        self.meter.window(max(0, self._shown_until(step.ready.stop) - self.meter.done), encode * len(step.read),
                           CALL * self.calls * len(step.window), DECODE * len(step.ready))
 
     def _attempt(self, work: Callable[..., T], *arguments) -> T:
@@ -284,7 +245,7 @@ class _Pass:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-            self.features.clear()
+            self.codes.clear()
             free_memory()
             height, width = self.size
             smaller = self.tiling.smaller(self.options.window, height, width, self.model.config.divisor)
@@ -294,43 +255,40 @@ class _Pass:
             self.notice(f"not enough memory for {self.tiling}; going on with {smaller}")
             self.tiling = smaller
 
-    def _by_tile(self, tiling: Tiling) -> bool:
-        """Whether only tiles of pixels are made: large frames have no room for copies."""
-        return bool(tiling.tile) and self.orientation == ORIENTATIONS[0]
-
     def _pixels(self, start: int, stop: int, tile: Box | None = None, of: Callable[[Tensor], Tensor] = lambda frame: frame) -> Tensor:
-        """The pictures [start, stop), or what `of` makes of each, as the model takes them; or a tile of them, not turned."""
-        frames = (of(self.pictures[i].rgb) for i in range(start, stop))
+        """The pictures [start, stop), or what `of` makes of each, as the model takes them, turned; or a tile of these."""
+        frames = [of(self.pictures[i].rgb) for i in range(start, stop)]
         if tile is not None:
-            return to_pixels([frame[tile.rows.slice, tile.columns.slice] for frame in frames], self.model.config.divisor, self.device)
-        return self.orientation.turn(to_pixels(list(frames), self.model.config.divisor, self.device))
+            rows, columns = self.orientation.source(tile, self._padded())
+            frames = [frame[rows, columns] for frame in frames]
+        return self.orientation.turn(to_pixels(frames, self.model.config.divisor, self.device))
 
     def _pieces(self, tiling: Tiling, frames: int = 1, *, time: bool = False) -> int:
         """How many boxes so many frames are cut into."""
         return len(tiling.boxes((frames, *self._padded()), self.model.config.divisor, time=time))
 
-    def _padded(self) -> list[int]:
+    def _padded(self) -> tuple[int, int]:
         """Height and width of the frames, as the model takes them."""
-        return [n + -n % self.model.config.divisor for n in self.size]
+        return self.orientation.size(*(n + -n % self.model.config.divisor for n in self.size))
+
+    def _room_for(self, frames: int) -> bool:
+        """Whether the codes of so many frames can be kept."""
+        held = feature_bytes(self.model.config, *self.size, self.dtype.itemsize) * frames * self.options.ensemble
+        return held <= (CPU_FEATURE_BYTES if self.device.type == "cpu" else FEATURE_BYTES)
 
     def _encode(self, numbers: range, tiling: Tiling) -> None:
-        held = feature_bytes(self.model.config, *self.size, self.dtype.itemsize) * (self.options.window + 2) * self.options.ensemble
-        keep = tiling == Tiling() and self.fidelity and held <= (CPU_FEATURE_BYTES if self.device.type == "cpu" else FEATURE_BYTES)
-        count = tiling.chunk(*self.size)
-        tick = self.meter.ticks("encode", math.ceil(len(numbers) / count) * self._pieces(tiling),
-                                stop=ENCODE / (ENCODE + PICTURE * self.reads))
-        for first in numbers[::count]:                   # a few frames at a time: a window of large ones takes gigabytes
-            chunk = range(first, min(first + count, numbers.stop))
+        if self.encodes_late:
+            return
+        whole = tiling.boxes((1, *self._padded()), self.model.config.divisor)
+        keep = self.fidelity and len(whole) == 1 and self._room_for(self.options.window + 2)
+        tick = self.meter.ticks("encode", len(numbers) * len(whole), stop=ENCODE / (ENCODE + PICTURE * self.reads))
+        for i in numbers:                                # one at a time: a window of large ones takes gigabytes
             if keep:
                 tick()
-                with torch.no_grad():
-                    latents, features = self.model.encode_each(self._pixels(first, chunk.stop))
-                self.features |= {i: [apart(level[:, :, i - first:i - first + 1]) for level in features] for i in chunk}
+                self.latents[i] = self._code(i, whole[0])[0]
             else:
-                by_tile = functools.partial(self._pixels, first, chunk.stop)
-                pixels = by_tile if self._by_tile(tiling) else by_tile()
-                latents = encode_frames(self.model, pixels, tiling, tick, size=(len(chunk), *self._padded()))
-            self.latents |= {i: latents[:, :, i - first:i - first + 1] for i in chunk}
+                pixels = functools.partial(self._pixels, i, i + 1)
+                self.latents[i] = encode_frames(self.model, pixels, tiling, tick, size=(1, *self._padded()))
 
     def _encode_pictures(self, numbers: range, tiling: Tiling) -> None:
         """Behind the latents of encoder 2 those of what one step shows."""
@@ -341,7 +299,7 @@ class _Pass:
             low, high = max(first - 1, min(self.pictures)), min(chunk.stop + 1, max(self.pictures) + 1)
             latents = torch.cat([self.latents[i][:, :self.model.config.vae.latent_channels] for i in chunk], dim=2)
             guide = functools.partial(self._guide, low, high, tick)
-            read = encode_pictures(self.model, latents, guide if self._by_tile(tiling) else guide(), first - low, tiling, tick)
+            read = encode_pictures(self.model, latents, guide, first - low, tiling, tick)
             self.latents |= {i: torch.cat([x[:, :, i - first:i - first + 1] for x in (latents, read)], dim=1) for i in chunk}
 
     def _guide(self, low: int, high: int, tick: Callable[..., None], tile: Box | None = None) -> BlurGuide:
@@ -351,7 +309,10 @@ class _Pass:
             known = self._pixels(low, high, tile, lambda frame: self.prior.of(frame, functools.partial(tick, counted=False)))
         return BlurGuide(self._pixels(low, high, tile), prior=known)
 
-    def _denoise(self, window: range, tiling: Tiling) -> Tensor:
+    def _denoise(self, window: range, tiling: Tiling) -> Tensor | None:
+        """x0 of a window, None where it is what encoder 2 will say."""
+        if self.encodes_late:
+            return None
         options, pieces = self.options, self._pieces(tiling, len(window), time=True)
         tick = self.meter.ticks("denoise", 1 + pieces * (1 + self.calls * self.model.unet.num_blocks))
         tick()
@@ -368,11 +329,11 @@ class _Pass:
                              spacing=options.spacing, seed=options.seed, device=self.device,
                              callback=lambda i, t, x, x0: tick(x0))
 
-    def _decode(self, x0: Tensor, ready: range) -> Iterator[Tensor]:
+    def _decode(self, x0: Tensor | None, ready: range) -> Iterator[Tensor]:
         """The pictures `ready`, each decoded once, a chunk at a time, and given as often as they are shown."""
         start = ready.start
         while start < ready.stop:
-            pixels = self._attempt(self._decode_chunk, x0[:, :, start - ready.start:], start, ready)
+            pixels = self._attempt(self._decode_chunk, x0, start, ready)
             shown = [self.pictures[i] for i in range(start, start + pixels.shape[2])]
             start += len(shown)
             need_numbers(pixels, shown[0].index, self.dtype)
@@ -388,45 +349,51 @@ class _Pass:
             if not self.calls:
                 self._drop(self.pictures, start - 1)
 
-    def _decode_chunk(self, x0: Tensor, start: int, ready: range, tiling: Tiling) -> Tensor:
-        """As many of the pictures x0, from number `start` on, as one chunk takes."""
-        count = tiling.chunk(*self.size)
-        if self.fidelity and tiling.tile and not tiling.frames:      # making a chunk's features takes one more frame on each side
-            room = CHUNK_BYTES // (self.size[0] * self.size[1] * 12) if self.device.type == "cpu" else LARGEST_CHUNK
-            count = max(count, min(LARGEST_CHUNK, room))
-        x0 = x0[:, :, :count]
-        stop = start + x0.shape[2]
+    def _decode_chunk(self, x0: Tensor | None, start: int, ready: range, tiling: Tiling) -> Tensor:
+        """As many of the pictures `ready`, from number `start` on, as one chunk takes. x0: of all of them, None: what encoder 2 says."""
+        stop = min(start + tiling.chunk(*self.size), ready.stop)
+        x0 = x0 if x0 is None else x0[:, :, start - ready.start:stop - ready.start]
         tick = self.meter.ticks("decode", self._pieces(tiling), *((i - ready.start) / len(ready) for i in (start, stop)))
         if not self.fidelity:
             return decode_frames(self.model, x0, tiling=tiling, tick=tick)
-        low, high = max(start - 1, min(self.pictures)), min(stop + 1, max(self.pictures) + 1)
-        features = None if tiling.tile else self._joined(start, stop, low, high)
-        if features is not None:
-            low, high = start, stop                      # they know the neighbours: whose pixels need not be brought to the device
 
-        def guide(tile: Box | None = None) -> BlurGuide:
-            """What guides a tile, or whole frames."""
-            return self._guide(low, high, tick, tile)._replace(features=features, strength=self.fidelity, detail=self.options.steps > 1)
+        def latents(tile: Box) -> Tensor:
+            """Encoder 2's of a tile."""
+            return joined([self._code(i, tile)[0] for i in range(start, stop)], dim=2)
 
-        return decode_frames(self.model, x0, guide if self._by_tile(tiling) else guide(), start - low, tiling=tiling, tick=tick)
+        def guide(tile: Box) -> BlurGuide:
+            """What guides a tile."""
+            guide = self._guide(start, stop, tick, tile)
+            return guide._replace(features=self._features(start, stop, tile), strength=self.fidelity, detail=self.options.steps > 1)
+        pixels = decode_frames(self.model, latents if x0 is None else x0, guide, tiling=tiling, tick=tick,
+                               size=(stop - start, *self._padded()))
+        self._drop(self.codes, stop - 1)
+        return pixels
 
     @torch.no_grad()
-    def _joined(self, start: int, stop: int, low: int, high: int) -> list[Tensor]:
-        """The features of frames [start, stop), joined with their neighbours in [low, high). Those that were not kept are made, each
-        once: what the next chunk needs of them stays."""
+    def _code(self, number: int, tile: Box, least: int = 2) -> list[Tensor]:
+        """Encoder 2's latents and features, fine to coarse, of a tile of a picture, made where not `least` of them are kept."""
+        place, known = (tile.rows, tile.columns), self.codes.setdefault(number, {})
+        if len(known.get(place, ())) < least:
+            latents, features = self.model.encode_each(self._pixels(number, number + 1, tile))
+            known[place] = [apart(each) for each in (latents, *features)]
+        return known[place]
+
+    def _features(self, start: int, stop: int, tile: Box) -> list[Tensor]:
+        """Of a tile of the pictures [start, stop), joined with their neighbours'. What the next chunk needs stays, where there is room."""
+        low, high = max(start - 1, min(self.pictures)), min(stop + 1, max(self.pictures) + 1)
+        codes = {i: self._code(i, tile, 2 if start <= i < stop else 1) for i in range(low, high)}
+        coarsest = with_neighbours(torch.cat([codes[i][-1] for i in range(low, high)], dim=2))
+        fine = list(zip(*(codes[i][1:-1] for i in range(start, stop))))
         for i in range(low, high):
-            if i not in self.features:
-                self.features[i] = [apart(level) for level in self.model.encode_each(self._pixels(i, i + 1)).features]
-        self._drop(self.features, start - 1)
-        fine = list(zip(*(self.features[i][:-1] for i in range(start, stop))))
-        coarsest = with_neighbours(torch.cat([self.features[i][-1] for i in range(low, high)], dim=2))
-        self.features |= {i: self.features[i][-1:] for i in range(start, stop)}          # all that a neighbour of theirs asks for
+            if i < stop or not self._room_for(1):
+                del codes[i][:-1]
         return [*(joined(level, dim=2) for level in fine), coarsest[:, :, start - low:stop - low]]
 
     def _forget(self, step: Step) -> None:
         """Drop what no later window needs: pictures before it are given; the last window may begin right behind the start of this one."""
         needed = min(step.ready.stop - 1, step.window.start + self.options.window // 2)
-        for kept, first in ((self.pictures, needed), (self.features, step.ready.stop - 1), (self.latents, step.window.start)):
+        for kept, first in ((self.pictures, needed), (self.codes, step.ready.stop - 1), (self.latents, step.window.start)):
             self._drop(kept, first)
 
     @staticmethod

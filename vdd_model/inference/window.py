@@ -218,36 +218,36 @@ def sample_window(v_model: VModel, schedule: Schedule, shape: Sequence[int], fra
 
 
 @torch.no_grad()
-def decode_frames(model: DeblurModel, latents: Tensor, guide: BlurGuide | Callable[[Box], BlurGuide] | None = None, start: int = 0, *,
-                  tiling: Tiling = Tiling(), tick: Tick = no_tick) -> Tensor:
+def decode_frames(model: DeblurModel, latents: Tensor | Callable[[Box], Tensor],
+                  guide: BlurGuide | Callable[[Box], BlurGuide] | None = None, start: int = 0, *,
+                  tiling: Tiling = Tiling(), tick: Tick = no_tick, size: Sequence[int] = ()) -> Tensor:
     """Latents (1, 4, F, h, w) -> pixels (1, 3, F, H, W), float32, not clamped.
 
     The guide's pixels (and its prior's) may be of more frames: those from `start` on belong to the latents, what lies around them is
-    looked at as their neighbours. Its features are of the F frames; without any, and in tiles, they are made here. A function gives what
-    guides a tile, whose pixels then need not exist all at once.
+    looked at as their neighbours. Its features are of the F frames; without any, and of whole frames in tiles, they are made here. A
+    function gives what guides a tile, whose pixels then need not exist all at once, and one its latents (`size`: of the frames, (F, H, W)).
     """
-    config, count = model.config, latents.shape[2]
-    factor = config.vae.factor
-    dtype = model.null_text.dtype
-    pieces = {box.scaled(factor): box for box in tiling.boxes(tuple(latents.shape[-3:]), config.divisor, factor)}
+    config, factor, dtype = model.config, model.config.vae.factor, model.null_text.dtype
+    count, height, width = (size[0], size[1] // factor, size[2] // factor) if callable(latents) else latents.shape[2:]
+    pieces = {box.scaled(factor): box for box in tiling.boxes((count, height, width), config.divisor, factor)}
 
     def decode(wide: Box) -> Tensor:
         """Pixels of one tile, float32."""
         tick()
-        z = pieces[wide].of(latents).to(dtype)
+        z = (latents(wide) if callable(latents) else pieces[wide].of(latents)).to(dtype)
         if guide is None or not callable(guide) and not guide.strength:
             return model.decode(z).float()
-        if callable(guide):
-            piece, features = guide(wide), None
-        else:
-            piece, features = guide._replace(features=None).map(lambda x: x[..., wide.rows.slice, wide.columns.slice]), guide.features
+        piece = guide(wide) if callable(guide) else guide
+        if not callable(guide) and len(pieces) > 1:          # the features of whole frames are no tile's
+            piece = guide._replace(features=None).map(lambda x: x[..., wide.rows.slice, wide.columns.slice])
+        features = piece.features
         step = tiling.chunk(*piece.pixels.shape[-2:]) if len(pieces) > 1 else count + 2      # frames of a tile that are made at a time
-        if features is None or len(pieces) > 1:              # those of whole frames are no tile's
+        if features is None:
             low, stop = max(0, start - 1), min(piece.pixels.shape[2], start + count + 1)     # neighbours are looked at
             codes = [model.encode_each(piece.pixels[:, :, i:min(i + step, stop)]).features for i in range(low, stop, step)]
             *fine, coarsest = (joined(level, dim=2) for level in zip(*codes))
             features = [level[:, :, start - low:start - low + count] for level in (*fine, with_neighbours(coarsest))]
-        piece = piece.map(lambda x: x[:, :, start:start + count])._replace(features=features)
+        piece = piece._replace(features=None).map(lambda x: x[:, :, start:start + count])._replace(features=features)
 
         def some(first: int) -> Tensor:
             """Those from `first` on."""

@@ -1,11 +1,14 @@
-"""Frames that are cut into tiles: kept as 16-bit numbers, never copied whole; features that are not kept are made once."""
+"""Frames that are cut into tiles: kept as 16-bit numbers, never copied whole; each picture encoded once."""
 from __future__ import annotations
+
+import dataclasses
 
 import pytest
 import torch
 
 from vdd_model.cpu import frames
 from vdd_model.inference import pipeline, window
+from vdd_model.inference.ensemble import ORIENTATIONS
 from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
 from vdd_model.inference.scenes import Moment, pictures
 from vdd_model.inference.windows import blend, boxes
@@ -39,17 +42,42 @@ def test_tiles_of_small_numbers_equal_tiles_of_whole_frames(tiny_model, monkeypa
     assert torch.equal(later, found[5:])
 
 
-def test_features_that_are_not_kept_are_made_once(tiny_model, monkeypatch):
+@pytest.mark.parametrize("tiled", [{}, {"tile": 32, "tile_overlap": 16}, {"tile": 32, "tile_overlap": 16, "ensemble": 2}], ids=str)
+@pytest.mark.parametrize("room", [True, False])
+def test_a_picture_is_encoded_when_it_is_decoded(tiny_model, monkeypatch, room, tiled):
+    """Once where a picture's code has room until it is its turn, in one step; else as a neighbour too."""
+    options = dataclasses.replace(OPTIONS, scenes="off", **tiled)
     deblurrer, clip = Deblurrer(tiny_model, device="cpu"), noise(9, 32, 48)
-    kept = deblurrer.deblur(clip, OPTIONS)
-    monkeypatch.setattr(pipeline, "CPU_FEATURE_BYTES", 0)
+    kept = deblurrer.deblur(clip, options)
+    one = window.feature_bytes(tiny_model.config, 32, 48)
+    monkeypatch.setattr(pipeline, "CPU_FEATURE_BYTES", one * options.ensemble if room else 0)
+    monkeypatch.setattr(window, "CHUNK_PIXELS", 1)
     encoded, encode = [], tiny_model.encode_each
-    monkeypatch.setattr(tiny_model, "encode_each", lambda pixels, *more: encoded.append(pixels.shape[2]) or encode(pixels, *more))
-    again = deblurrer.deblur(clip, OPTIONS)
+    monkeypatch.setattr(tiny_model, "encode_each", lambda pixels, *more: encoded.append(pixels[..., 0, 0].numel()) or encode(pixels, *more))
+    again = deblurrer.deblur(clip, options)
     torch.testing.assert_close(again, kept, rtol=0, atol=1e-5)
-    assert sum(encoded) == 2 * len(clip)                       # once for the latents, once for decoding
-    later = torch.cat(list(deblurrer.stream(clip, OPTIONS, first_frame=5, total=9)))
+    tiles = (2 if tiled else 1) * options.ensemble
+    assert len(encoded) == tiles * (9 if room else 9 + 8)
+    later = torch.cat(list(deblurrer.stream(clip, options, first_frame=5, total=9)))
     assert torch.equal(later, again[5:])
+
+
+def test_several_steps_encode_for_the_latents_and_once_more_for_each_tile(tiny_model, monkeypatch):
+    clip, encoded, encode = noise(9, 32, 48), [], tiny_model.encode_each
+    monkeypatch.setattr(pipeline, "reads_pictures", lambda *_: False)
+    monkeypatch.setattr(tiny_model, "encode_each", lambda pixels, *more: encoded.append(pixels.shape[2]) or encode(pixels, *more))
+    Deblurrer(tiny_model, device="cpu").deblur(clip, OPTIONS, steps=2, scenes="off", tile=32, tile_overlap=16)
+    assert sum(encoded) == 2 * 2 * 9
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_a_tile_of_a_turned_picture_comes_from_its_source(orientation):
+    picture = torch.arange(48.0 * 32).view(48, 32)
+    turned = orientation.turn(picture)
+    assert turned.shape == orientation.size(48, 32)
+    for tile in boxes((1, *turned.shape), (1, 16, 24), (0, 8, 8), 8):
+        rows, columns = orientation.source(tile, tuple(turned.shape))
+        assert torch.equal(orientation.turn(picture[rows, columns]), tile.of(turned[None])[0])
 
 
 def test_frames_may_come_as_they_are_kept(tiny_model, monkeypatch):
@@ -67,7 +95,6 @@ def test_frames_may_come_as_they_are_kept(tiny_model, monkeypatch):
 def test_a_pass_in_tiles_keeps_no_picture_that_it_has_given(tiny_model, monkeypatch):
     """Without the denoiser nothing looks back: while a window is decoded, its first pictures are gone."""
     monkeypatch.setattr(window, "CHUNK_PIXELS", 1)
-    monkeypatch.setattr(pipeline, "LARGEST_CHUNK", 2)
     tiled = DeblurOptions(window=8, overlap=2, tile=32, tile_overlap=16, scenes="off", repeats="off")
     run = pipeline._Pass(Deblurrer(tiny_model, device="cpu"), tiled, 0, [], None, None, print)
     held = [min(run.pictures) for _ in run.stream(pictures(noise(8, 48, 64), scenes=False, repeats=False), [Moment(0, 0)])]

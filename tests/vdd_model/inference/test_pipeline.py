@@ -13,7 +13,8 @@ from vdd_model.config import AutoencoderConfig, ModelConfig, UNetConfig
 from vdd_model.diffusion.schedule import make_schedule
 from vdd_model.errors import UserError
 from vdd_model.inference import window as inference
-from vdd_model.inference.pipeline import DeblurOptions, Deblurrer, default_dtype, first_input_frame
+from vdd_model.inference.pipeline import DeblurOptions, Deblurrer, default_dtype
+from vdd_model.inference.restart import first_input_frame
 from vdd_model.inference.window import decode_frames, to_frames, to_pixels
 from vdd_model.measure import metrics
 from vdd_model.measure.motion import camera_shake
@@ -415,10 +416,10 @@ NO_MEMORY = [MemoryError(), torch.cuda.OutOfMemoryError("CUDA out of memory"),
                                                     ("decode", True, NO_MEMORY[2]), ("decode", False, NO_MEMORY[0])])
 def test_lack_of_memory_leads_to_smaller_pieces_and_a_complete_result(monkeypatch, stage, fidelity, error):
     class Small(Stub):
-        """Fails for more than 4 frames of 64 x 64."""
+        """Fails for more than 4 frames of 64 x 64, and of the encoder, which takes one at a time, for a larger one."""
 
         def checked(self, name, tensor, *args, **kwargs):
-            if name == stage and tensor.shape[2:].numel() > 4 * 64 * 64:
+            if name == stage and tensor.shape[2:].numel() > (1 if name == "encode_each" else 4) * 64 * 64:
                 raise error
             return getattr(Stub, name)(self, tensor, *args, **kwargs)
 
@@ -439,7 +440,7 @@ def test_lack_of_memory_leads_to_smaller_pieces_and_a_complete_result(monkeypatc
     expected = 0.5 * (torch.cat([x[:1], x[:-1]]) + torch.cat([x[1:], x[-1:]])) if fidelity else x
     assert (y - expected).abs().max() < 2 / 255
     assert said[0] == "not enough memory for whole frames; going on with tiles of 76 x 76 pixels"
-    assert "frames at a time; going on with tiles of 64 x 64 pixels," in said[-1]
+    assert f"{'' if stage == 'encode_each' else 'frames at a time; '}going on with tiles of 64 x 64 pixels" in said[-1]
 
 
 def test_hopeless_lack_of_memory_is_one_sentence():

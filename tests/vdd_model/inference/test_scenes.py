@@ -3,7 +3,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vdd_model.inference.pipeline import DeblurOptions, Deblurrer, first_input_frame
+from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
+from vdd_model.inference.restart import first_input_frame
 from vdd_model.inference.scenes import DOUBTFUL, LONGEST, pictures, scene_cut
 
 SMALL = {"window": 6, "overlap": 2}
