@@ -62,14 +62,15 @@ class EncodeBlurredClip(io.ComfyNode):
         at_once = tiling.chunk(*(min(n, tiling.tile or n) for n in padded))
         found, blur, image = [], [], []
         ahead = pictures(checked(frames), scenes=scenes == "auto", repeats=repeats == "auto")
-        while part := list(islice(ahead, native.FRAMES_PER_CHUNK)):
-            pixels = to_pixels([picture.rgb for picture in part], config.divisor, encoders.device)
-            bar.begin(part[-1].index + 1 - bar.done, tiles * math.ceil(len(part) / at_once) + 1)
-            blur.append(encode_frames(encoders.spatial.model, pixels, tiling, bar.tick).float())
-            bar.tick()
-            image.append(encoders.semantic.model.encoder1.semantic(rearrange(pixels, "1 c f h w -> f c h w")).float())
-            bar.end()
-            found += part
+        with bar.watch(encoders.spatial.model):
+            while part := list(islice(ahead, native.FRAMES_PER_CHUNK)):
+                pixels = to_pixels([picture.rgb for picture in part], config.divisor, encoders.device)
+                bar.begin(part[-1].index + 1 - bar.done, tiles * math.ceil(len(part) / at_once) + 1)
+                blur.append(encode_frames(encoders.spatial.model, pixels, tiling, bar.tick).float())
+                bar.tick()
+                image.append(encoders.semantic.model.encoder1.semantic(rearrange(pixels, "1 c f h w -> f c h w")).float())
+                bar.end()
+                found += part
         bar.move(len(frames))
         first, known = [picture.index for picture in found], prior
         if len(found) < (total := len(frames)):
@@ -98,10 +99,11 @@ class EncodeBlurredClip(io.ComfyNode):
         native.use([vae.patcher, encoders.spatial],
                    native.decode_memory(config, min(native.FRAMES_PER_CHUNK, len(frames)), *(min(n, tiling.tile or n) for n in padded),
                                         encoders.dtype, True))
-        for these, near in latents.chunks_of(scenes, native.FRAMES_PER_CHUNK):
-            pixels, known = (None if x is None else to_pixels(list(rgb_of(x[near])), divisor, encoders.device) for x in (frames, prior))
-            bar.begin(these.stop - these.start, 2 * tiles)
-            part, start = blur[:, :, these].to(encoders.device, encoders.dtype), these.start - near.start
-            read.append(encode_pictures(model, part, BlurGuide(pixels, prior=known), start, tiling, bar.tick).to(blur))
-            bar.end()
+        with bar.watch(model):
+            for these, near in latents.chunks_of(scenes, native.FRAMES_PER_CHUNK):
+                pixels, known = (None if x is None else to_pixels(list(rgb_of(x[near])), divisor, encoders.device) for x in (frames, prior))
+                bar.begin(these.stop - these.start, 2 * tiles)
+                part, start = blur[:, :, these].to(encoders.device, encoders.dtype), these.start - near.start
+                read.append(encode_pictures(model, part, BlurGuide(pixels, prior=known), start, tiling, bar.tick).to(blur))
+                bar.end()
         return torch.cat(read, dim=2)

@@ -85,19 +85,20 @@ class DecodeDeblurredFrames(io.ComfyNode):
         bar, pieces = Bar(len(shown)), len(tiling.boxes((1, *padded), config.divisor))
         alpha = blurred is not None and blurred.shape[-1] == 4
         out = torch.empty(frames, height, width, 3 + alpha, device=mm.intermediate_device())        # once: chunks to join would be it twice
-        for these, near in latents.chunks_of(latents.scenes_of(latent), native.FRAMES_PER_CHUNK):
-            bar.begin(these.stop - these.start, pieces)
-            part, guide = z[:, :, these].to(encoders.device) * config.vae.latent_scale, None
-            if fidelity:
-                pixels, beside = (None if x is None else to_pixels(list(rgb_of(x[near])), config.divisor, encoders.device)
-                                 for x in (seen, known))
-                guide = BlurGuide(pixels, strength=fidelity, detail=sampled, prior=beside)
-            decoded = decode_frames(model, part, guide, these.start - near.start, tiling=tiling, tick=bar.tick)
-            need_numbers(decoded, first[these.start], encoders.dtype)
-            like = list(rgb_of(seen[these])) if blurred is not None else [decoded.new_empty(height, width, 3)]
-            for at, frame in zip(shown[these], to_frames(decoded, like, color, tiling.tile)):
-                out[at.start:at.stop, ..., :3] = frame
-            bar.end(frame)
+        with bar.watch(model):
+            for these, near in latents.chunks_of(latents.scenes_of(latent), native.FRAMES_PER_CHUNK):
+                bar.begin(these.stop - these.start, pieces)
+                part, guide = z[:, :, these].to(encoders.device) * config.vae.latent_scale, None
+                if fidelity:
+                    pixels, beside = (None if x is None else to_pixels(list(rgb_of(x[near])), config.divisor, encoders.device)
+                                     for x in (seen, known))
+                    guide = BlurGuide(pixels, strength=fidelity, detail=sampled, prior=beside)
+                decoded = decode_frames(model, part, guide, these.start - near.start, tiling=tiling, tick=bar.tick)
+                need_numbers(decoded, first[these.start], encoders.dtype)
+                like = list(rgb_of(seen[these])) if blurred is not None else [decoded.new_empty(height, width, 3)]
+                for at, frame in zip(shown[these], to_frames(decoded, like, color, tiling.tile)):
+                    out[at.start:at.stop, ..., :3] = frame
+                bar.end(frame)
         if alpha:
             out[..., 3:] = blurred[..., 3:]
         return io.NodeOutput(out)

@@ -2,11 +2,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import comfy.model_management as mm
 import comfy.utils
+from torch import nn
 
 from ..vdd_model.measure.report import to_image
+from ..vdd_model.networks.autoencoder import ResBlock
+from ..vdd_model.networks.fidelity import GatedBlock
 
 PARTS = 100                   # of a frame: what the bar counts
 PREVIEW_SIZE = 512
@@ -18,12 +23,24 @@ class Bar:
 
     def __init__(self, total: int):
         self.bar, self.total = comfy.utils.ProgressBar(total * PARTS), total
-        self.done, self.shown = 0, 0.0
+        self.done, self.shown, self.blocks, self.per_frame = 0, 0.0, 1, 0.0
         self.begin(0, 1)
+
+    @contextmanager
+    def watch(self, network: nn.Module) -> Iterator[None]:
+        """Tick before each block of an autoencoder too: one piece may be seconds of work."""
+        blocks = [part for part in network.modules() if isinstance(part, (ResBlock, GatedBlock))]
+        hooks, self.blocks = [block.register_forward_pre_hook(lambda *_: self.tick()) for block in blocks], len(blocks) + 1
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def begin(self, frames: int, pieces: int) -> None:
         """So many frames, done in so many pieces, come next."""
-        self.frames, self.pieces, self.count = frames, pieces, 0
+        self.frames, self.count = frames, 0
+        self.pieces = self.per_frame * frames or pieces * self.blocks         # a guess, until the first are done
 
     def tick(self) -> None:
         """Raises what the host stops a run with, once the user has asked for it."""
@@ -32,7 +49,7 @@ class Bar:
 
     def end(self, picture=None) -> None:
         """The frames are done; a picture (H, W, 3) in [0, 1] of them is shown."""
-        self.done += self.frames
+        self.done, self.per_frame = self.done + self.frames, self.count / max(self.frames, 1) or self.per_frame
         self.frames = 0
         self.move(self.done, picture)
 
