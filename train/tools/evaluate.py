@@ -120,21 +120,14 @@ def score(output: Iterable[Tensor], pair: Pair, *, reference: bool = True, shown
 
     The seconds are those that making the frames took, without measuring them.
     """
-    scorer = metrics.Scorer(lpips=lpips, warp=warp, perceptual=perceptual)
-    clock, kept, count = [0.0], None, 0
-    triples = zip(_timed(output, clock), pair.sharp(), pair.blurred())
-    bar = tqdm(total=pair.num_frames, desc=pair.name, unit="frame", leave=False, disable=None)
-    for batch in _batched(triples, report.CHUNK):
-        out, truth, blurred = (torch.stack(x) for x in zip(*batch))
-        scorer.add(out, truth, blurred if reference else None)
-        if count <= shown:
-            kept = out[min(shown - count, len(out) - 1)].clone()
-        count += len(out)
-        bar.update(len(out))
-    bar.close()
+    clock = [0.0]
+    with tqdm(total=pair.num_frames, desc=pair.name, unit="frame", leave=False, disable=None) as bar:
+        scorers, kept, count, _ = report.compare_frames(
+            _timed(output, clock), pair.sharp(), pair.blurred() if reference else None, score_blurred=False, shown=shown, lpips=lpips,
+            warp=warp, perceptual=perceptual, progress=lambda count: bar.update(count - bar.n))
     if count != pair.num_frames:
         raise UserError(f"{pair.name}: {count} of {pair.num_frames} frames came out")
-    return {"frames": count, "seconds": round(clock[0], 3), **scorer.result()}, kept
+    return {"frames": count, "seconds": round(clock[0], 3), **scorers["output"].result()}, kept[0]
 
 
 def _timed(items: Iterable, clock: list[float]) -> Iterator:

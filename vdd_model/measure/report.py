@@ -250,16 +250,17 @@ def lpips_note() -> str:
 
 
 def compare_frames(output: Iterable[Tensor], truth: Iterable[Tensor], blurred: Iterable[Tensor] | None = None, *, shown: int = 0,
-                   lpips: bool = True, warp: bool = True, perceptual: bool = False, rate: float = RATE,
+                   score_blurred: bool = True, lpips: bool = True, warp: bool = True, perceptual: bool = False, rate: float = RATE,
                    progress: Callable[[int], None] | None = None) -> tuple[dict[str, metrics.Scorer], list[Tensor], int, bool]:
     """Score frames (H, W, 3) of one or two clips against `truth`, a few at a time.
 
-    Returns the scorers ("output", and "blurred" where it is given), the frames of index `shown` (the last one of a shorter clip) in the
-    order of the arguments, the number of frames, and whether one clip went on longer. Raises UserError for frames of different sizes.
+    Returns the scorers ("output", and "blurred" where it is given and `score_blurred`), the frames of index `shown` (the last one of a
+    shorter clip) in the order of the arguments, the number of frames, and whether one clip went on longer. Raises UserError for frames of
+    different sizes.
     """
     clips = [output, truth] if blurred is None else [output, truth, blurred]
     scorers = {name: metrics.Scorer(lpips=lpips, warp=warp, perceptual=perceptual, rate=rate)
-               for name in ("output", "blurred")[:1 if blurred is None else 2]}
+               for name in ("output", "blurred")[:1 if blurred is None or not score_blurred else 2]}
     middle: list[Tensor] = []
     count, uneven, together = 0, False, zip_longest(*clips)
     while not uneven and (some := list(islice(together, CHUNK))):
@@ -274,7 +275,7 @@ def compare_frames(output: Iterable[Tensor], truth: Iterable[Tensor], blurred: I
         if len({b.shape for b in batch}) != 1:
             raise UserError("the clips have frames of different sizes: " + ", ".join(_size(b[0]) for b in batch))
         scorers["output"].add(batch[0], batch[1], batch[2] if blurred is not None else None)
-        if blurred is not None:
+        if "blurred" in scorers:
             scorers["blurred"].add(batch[2], batch[1])
         if count <= shown:
             middle = [b[min(shown - count, len(b) - 1)].clone() for b in batch]
