@@ -19,7 +19,7 @@ from train.__main__ import main
 from train.log import NotFinite
 from train.loop import run
 from vdd_model.checkpoint import tensorfile
-from vdd_model.checkpoint.store import load, read_training
+from vdd_model.checkpoint.store import load, read_config, read_training
 from vdd_model.config import ConfigError
 from vdd_model.errors import UserError
 
@@ -188,21 +188,11 @@ def test_a_resumed_stage_does_not_scale_the_latents_again(tmp_path):
     """Encoder 2 learns on behind the scaling: measured once more, its errors would give another scale."""
     stage = {**STAGES[4], "steps": 4, "denoise": False, "rescale": True, "trainable": ["vae.fidelity.", "encoder2."],
              "loss": {"latent": 1.0}}
-    said, exported = [], []
-
-    def stop(text: str) -> None:
-        if " step 3/" in text:
-            raise KeyboardInterrupt
-    for folder in (tmp_path / "whole", tmp_path / "halves"):
-        folder.mkdir()
-        config = configs.load(write_config(folder, [stage], validation=NO_VALIDATION, log_every=1, export_dtype="float32"))
-        if folder.name == "halves":
-            with pytest.raises(KeyboardInterrupt):
-                run(config, say=stop)
-        exported.append(load(run(config, resume=folder.name == "halves", say=said.append)))
-    assert losses(tmp_path / "halves" / "run") == losses(tmp_path / "whole" / "run")
-    assert sum("latent_scale" in text for text in said) == 1                  # the whole run's; the resumed half says nothing of it
-    assert exported[0].config == exported[1].config and exported[0].config.vae.latent_scale != 1.0
+    (whole, halves), said = whole_and_stopped(tmp_path, stage, 3, export_dtype="float32"), []
+    run(configs.load(halves / "config.yaml"), resume=True, say=said.append)
+    assert losses(halves / "run") == losses(whole / "run") and not any("latent_scale" in text for text in said)
+    ours, theirs = (read_config(folder / "run" / "vdd.safetensors") for folder in (halves, whole))
+    assert ours == theirs and ours.vae.latent_scale != 1.0
 
 
 def test_stage_given_in_minutes_ends_by_the_clock(tmp_path):
