@@ -16,8 +16,8 @@ from .pixel_formats import planes_of
 # What stands here is put behind each packet for a second decoder: bytes that are no marker and of all kinds, so that a decoder which
 # reads on makes another picture of them.
 _MORE = bytes(254 - 73 * i % 254 for i in range(2048))
-_BEHIND = dict.fromkeys(("asv2", "cfhd", "exr", "ffvhuff", "h264", "hevc", "huffyuv", "msvideo1", "qoi", "qtrle", "roqvideo", "snow",
-                         "sunrast", "vp8", "vp9"), _MORE)
+_BEHIND = dict.fromkeys(("asv2", "cfhd", "exr", "ffvhuff", "h264", "hevc", "huffyuv", "msvideo1", "qoi", "qtrle", "roqvideo",
+                         "sunrast", "vp8", "vp9"), _MORE) | {"snow": bytes(4) + _MORE}       # FFmpeg 9 leaves zeros at the end away
 # JPEG's tell when they are asked to be strict, and then of a missing end marker too, which many cameras leave away
 _STRICT = dict.fromkeys(("amv", "jpegls", "mjpeg"), b"\xff\xd9")
 _NEAR = 3                                                      # packets before a join that are called corrupt and are not

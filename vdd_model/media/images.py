@@ -206,8 +206,7 @@ def _exr_is_cut(data: bytes) -> bool:
 
 def _decode_tiff(data: bytes, name: str) -> Picture:
     tags = tiff.Tags(data)
-    if tags.is_cut:
-        raise ValueError
+    tags.check(data)
     frame, upright = (_frame(data, "tiff")[0], False) if tags.for_ffmpeg else tiff.decode(data, tags, name)
     if frame.format.name.startswith("rgbf32"):                 # which libswscale would take through 16 bits
         frame = av.VideoFrame.from_ndarray(frame.to_ndarray().astype("<f4"), "gbrpf32le")

@@ -91,6 +91,16 @@ def test_what_is_cut_off_is_named(tmp_path, name):
             read_image(path)
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_a_wrong_byte_is_named_where_the_file_keeps_sums(tmp_path, name):
+    stored(tmp_path / name, **({"compression": "tiff_adobe_deflate"} if name == "a.tif" else {}))
+    data = bytearray((tmp_path / name).read_bytes())
+    data[len(data) // 2] ^= 0x55
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(MediaError, match=name):
+        read_image(tmp_path / name)
+
+
 def test_a_damaged_jpeg_ends_a_sequence_and_is_named(tmp_path, capfd):
     (tmp_path / "in").mkdir()
     for i in range(4):
