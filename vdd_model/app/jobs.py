@@ -298,7 +298,7 @@ def _make_sink(job: Job, clip: VideoClip, encoding: Encoding | None, folder: Pat
         return VideoSink(folder, encoding, first)
     depth = output.bit_depth or (16 if clip.bit_depth > 8 else 8)
     return ImageSink(folder, job.target, job.picture_names, 8 if depth == 8 else 16, clip.gray, clip.has_alpha, replace=force,
-                     chunks=png_chunks(clip), first=first)
+                     chunks=png_chunks(clip), first=first, sources=clip.files)
 
 
 class _Moments(list):

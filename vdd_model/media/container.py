@@ -130,6 +130,7 @@ def dump(container) -> str:
 def track_tags(stream) -> tuple[tuple[str, str], ...]:
     """What a stream says of itself and another file can take over. FFmpeg writes a title into .mp4 and reads it as a name."""
     found = {"title": stream.metadata.get("name"), **{key: stream.metadata.get(key) for key in _TRACK if key in stream.metadata}}
+    found["language"] = {"sve": "swe", "hr ": "hrv", "sr ": "srp"}.get(found.get("language"), found.get("language"))       # as .mov says it
     return tuple((key, value) for key, value in found.items() if value)
 
 

@@ -416,11 +416,13 @@ def probe_images(files: Sequence[Path], rate: Fraction = Fraction(24), name: Pat
     if len(files) == 1:                                        # each of a row would say it of the first
         with contextlib.suppress(*BROKEN, ArithmeticError):
             chunks += about(opened, bool(turned))
+    texts = tuple((key, text) for key, text in (opened.info if codec == "png" and opened else {}).items()
+                  if isinstance(text, str) and not key.startswith(("XML:", "Raw profile")))
     extras = ("the color profile of its pictures",) if profile and b"sRGB" not in profile.replace(b"\0", b"") else ()
     return VideoClip(path=name or files[0], width=width, height=height, num_frames=len(files), rate=rate, time_base=1 / rate,
                 bit_depth=min(16, deepest[1]), has_alpha=has_alpha, gray=gray, color=tags, png_chunks=chunks,
                 pixel_aspect=1 / picture.pixel_aspect if turned else picture.pixel_aspect, extras=extras, codec=codec, pix_fmt=pix_fmt,
-                files=tuple(files), size_bytes=sum(f.stat().st_size for f in files))
+                metadata=texts, files=tuple(files), size_bytes=sum(f.stat().st_size for f in files))
 
 
 class ImageReader:

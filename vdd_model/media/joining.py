@@ -21,14 +21,14 @@ _OWN_PLACE = {"title", "artist", "album", "date", "comment", "copyright", "genre
 _OWN_PLACES = {"mov": _OWN_PLACE | {"make", "model"},
                "mp4": _OWN_PLACE | {"album_artist", "composer", "grouping", "lyrics", "description", "synopsis", "show", "episode_id",
                                     "network", "keywords"}}
-# ISO 639's codes that FFmpeg does not know when it writes .mov, and their older ones, which it does
-_OLDER = dict(pair.split("/") for pair in "sqi/alb hye/arm zho/chi ces/cze nld/dut fra/fre kat/geo deu/ger ell/gre isl/ice mkd/mac msa/may "
-              "fas/per ron/rum slk/slo cym/wel".split())
+# names of languages (ISO 639) that FFmpeg does not know when it writes .mov, and those by which it does: of either list, or its own
+_OF_MOV = dict(pair.split("/") for pair in "sqi/alb hye/arm zho/chi nld/dut kat/geo deu/ger ell/gre isl/ice mkd/mac msa/may fas/per "
+               "cym/wel cze/ces fre/fra rum/ron slo/slk swe/sve".split()) | {"hrv": "hr ", "srp": "sr "}
 
 
 def _tags(track: tuple[tuple[str, str], ...], muxer: str) -> dict[str, str]:
     """A stream's tags as the container's writer understands them."""
-    return {key: _OLDER.get(value, value) if key == "language" and muxer == "mov" else value for key, value in track}
+    return {key: _OF_MOV.get(value, value) if key == "language" and muxer == "mov" else value for key, value in track}
 
 
 def join(packet_files: Sequence[Path], encoding: Encoding, target: Path, clip: VideoClip | None, *, audio: bool = True) -> list[str]:

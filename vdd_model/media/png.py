@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -41,25 +42,38 @@ def encode_png(rgb: np.ndarray, alpha: np.ndarray | None, *, bit_depth: int = 8,
     context.options = {"compression_level": str(compression), "pred": "mixed"}
     frame = from_rgb(rgb, alpha, pix_fmt, ColorTags(full_range=True), gray=gray)
     data = b"".join(bytes(p) for p in [*context.encode(frame), *context.encode(None)])
-    return data[:33] + chunks + data[33:]
+    rest = data[33 + 21:] if data[37:41] == b"pHYs" else data[33:]             # FFmpeg's says that the shape of pixels is not known
+    return data[:33] + chunks + rest
 
 
 def _chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-def chunks_of(path: Path, profile: bytes, gray: bool) -> bytes:
-    """What a picture file says about its colors as chunks of a PNG file: an ICC profile, or the tags of a PNG file."""
-    found = b""
+def _chunks_in(path: Path, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """(name, content) of the chunks of a PNG file up to the one called `end`, the picture's own left out; nothing of another file."""
     with path.open("rb") as file:
         if file.read(8) == b"\x89PNG\r\n\x1a\n":
-            while len(head := file.read(8)) == 8 and head[4:] != b"IDAT":
+            while len(head := file.read(8)) == 8 and head[4:] != end:
                 length, name = struct.unpack(">I4s", head)
-                data = file.read(length + 4)[:length]
-                found += _chunk(name, data) if name in _COLOR_CHUNKS else b""
+                if name == b"IDAT":
+                    file.seek(length + 4, 1)
+                else:
+                    yield name, file.read(length + 4)[:length]
+
+
+def chunks_of(path: Path, profile: bytes, gray: bool) -> bytes:
+    """What a picture file says about its colors as chunks of a PNG file: an ICC profile, or the tags of a PNG file."""
+    found = b"".join(_chunk(name, data) for name, data in _chunks_in(path, b"IDAT") if name in _COLOR_CHUNKS)
     if profile[16:20] == (b"GRAY" if gray else b"RGB "):       # PNG takes no other one
         found += _chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile))
     return found
+
+
+def texts_of(path: Path) -> bytes:
+    """The texts of a PNG file, such as ComfyUI's `workflow` and `prompt`, as chunks; none that tells its orientation."""
+    return b"".join(_chunk(name, data) for name, data in _chunks_in(path, b"IEND") if name in (b"tEXt", b"zTXt", b"iTXt")
+                    and not data.startswith(b"Raw profile type") and b"tiff:Orientation" not in data)
 
 
 def about(picture: Image.Image | None, turned: bool) -> bytes:

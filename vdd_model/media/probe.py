@@ -215,8 +215,12 @@ def _light(frame: av.VideoFrame) -> str:
 
 
 def _metadata(container) -> tuple[tuple[str, str], ...]:
-    """The file's metadata, Apple's place, make and model also under the names that every container knows."""
-    found = {k: v for k, v in container.metadata.items() if k.lower() not in _OF_THE_FILE}
+    """The file's metadata, Apple's place, make and model also under the names that every container knows.
+
+    FFmpeg writes all names into Matroska in capitals; others have them small, as has ComfyUI, which looks for `workflow`.
+    """
+    loud = "matroska" in container.format.name
+    found = {k.lower() if loud and k.isupper() else k: v for k, v in container.metadata.items() if k.lower() not in _OF_THE_FILE}
     for name, key in (("location", "location.ISO6709"), ("make", "make"), ("model", "model")):
         if APPLE + key in found:
             found.setdefault(name, found[APPLE + key])

@@ -21,7 +21,7 @@ from .encoding import Encoding, SegmentEncoder, picture_bytes, picture_from_byte
 from .files import sync, written_aside
 from .joining import join
 from .packets import finished_segments, segment_bytes
-from .png import encode_png
+from .png import encode_png, texts_of
 
 SEGMENT = 64                                                   # frames of a segment: one key frame at least every 64 frames
 NUMBERED_PICTURE = re.compile(r"frame_\d{6,}\.png")            # names of a video's pictures
@@ -137,12 +137,12 @@ class VideoSink:
 
 class ImageSink:
     """Frames -> PNG files called `names`, kept in `folder` until all are there. With `replace` pictures that are already in the folder
-    `target` under names of the same kind, from a longer run, give way.
+    `target` under names of the same kind, from a longer run, give way. The texts of `sources`, PNG files, go over.
     """
 
     def __init__(self, folder: Path, target: Path, names: Sequence[str], bit_depth: int, gray: bool, alpha: bool, replace: bool = False,
-                 chunks: bytes = b"", first: int = 0):
-        self.folder, self.names, self.target = folder / "pictures", names, target
+                 chunks: bytes = b"", first: int = 0, sources: Sequence[Path] = ()):
+        self.folder, self.names, self.target, self.sources = folder / "pictures", names, target, sources
         self.bit_depth, self.gray, self.alpha, self.replace, self.chunks = bit_depth, gray, alpha, replace, chunks
         self.folder.mkdir(exist_ok=True)
         self._remove_old()
@@ -167,8 +167,8 @@ class ImageSink:
     def write(self, rgb: np.ndarray, alphas: Sequence[np.ndarray | None], times: Sequence[tuple[int, int]]) -> None:
         """Take the next frames: rgb (n,H,W,3) float32 in [0,1], alpha (H,W) or None each."""
         for picture, alpha in zip(rgb, alphas):
-            data = encode_png(picture, alpha if self.alpha else None, bit_depth=self.bit_depth, gray=self.gray,
-                              chunks=self.chunks)
+            texts = texts_of(self.sources[self.done]) if self.done < len(self.sources) else b""
+            data = encode_png(picture, alpha if self.alpha else None, bit_depth=self.bit_depth, gray=self.gray, chunks=self.chunks + texts)
             with written_aside(self.folder / self.name(self.done), durable=True) as aside:
                 aside.write_bytes(data)
             self.done += 1
@@ -198,7 +198,8 @@ class ImageSink:
         for index in range(self.done):
             if (self.folder / self.name(index)).exists():
                 _move(self.folder / self.name(index), target / self.name(index))
-        lost = ", ".join([*clip.telemetry, *clip.extras] if not clip.is_sequence else [])
+        tags = [f"tags ({', '.join(key for key, _ in clip.metadata[:5])})"] * bool(clip.metadata) + ["chapters"] * bool(clip.chapters)
+        lost = ", ".join([*clip.telemetry, *clip.extras, *tags] if not clip.is_sequence else [])
         return ["pictures hold no sound, so it was left out"] * bool(clip.sound and audio) + [f"not carried over: {lost}"] * bool(lost)
 
 

@@ -59,6 +59,47 @@ def test_the_tracks_title_and_language_are_kept(tmp_path, suffix):
     assert track["title"] == "Camera B" and track["language"] in ("deu", "ger")            # .mov keeps a number, of an older list
 
 
+@pytest.mark.parametrize("given, kept", [("fra", "fra"), ("fre", "fra"), ("ces", "ces"), ("cze", "ces"), ("swe", "swe"), ("hrv", "hrv"),
+                                         ("deu", "ger"), ("ger", "ger"), ("jpn", "jpn")])
+def test_languages_that_mov_knows_by_other_names(tmp_path, given, kept):
+    source = tagged(tmp_path / "in.mkv", {}, {"language": given})
+    clip = probe(write_video(tmp_path / "o.mov", read_clip(source), like=probe(source)))
+    assert dict(clip.track)["language"] == kept
+    assert dict(probe(write_video(tmp_path / "o.mp4", read_clip(clip), like=clip)).track)["language"] == kept
+
+
+def test_names_that_matroska_has_put_into_capitals(tmp_path):
+    clip = probe(tagged(tmp_path / "in.mkv", {"workflow": "{}", "Camera": "A"}, {}))
+    out = write_video(tmp_path / "o.mp4", read_clip(clip), like=clip)
+    assert {"workflow": "{}", "camera": "A"}.items() <= dict(probe(out).metadata).items()
+
+
+def test_texts_of_png_files_are_kept(tmp_path):
+    """ComfyUI's SaveImage writes `prompt` and `workflow` into each."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+    for i in range(3):
+        texts = PngInfo()
+        texts.add_text("workflow", f'{{"nodes": [{i}]}}')
+        texts.add_itxt("prompt", '{"3": "ü"}', zip=True)
+        texts.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>')
+        Image.fromarray((pattern(i) * 255).clip(0, 255).astype(np.uint8)).save(tmp_path / f"{i}.png", pnginfo=texts, dpi=(300, 300))
+    files = [tmp_path / f"{i}.png" for i in range(3)]
+    for outcome in (deblur(files, tmp_path / "o"), deblur(files[1], tmp_path / "o" / "one.png")):
+        assert not any("not carried" in note for note in outcome.notes)
+    for name, number in (("0.png", 0), ("2.png", 2), ("one.png", 1)):
+        data, info = (tmp_path / "o" / name).read_bytes(), Image.open(tmp_path / "o" / name).info
+        assert (info["workflow"], info["prompt"]) == (f'{{"nodes": [{number}]}}', '{"3": "ü"}') and b"Orientation" not in data
+        assert data.count(b"pHYs") == (name == "one.png")
+    deblur(files, tmp_path / "o.mp4")
+    assert dict(probe(tmp_path / "o.mp4").metadata)["workflow"] == '{"nodes": [0]}'
+
+
+def test_tags_of_a_video_that_pictures_do_not_take_are_said(tmp_path):
+    source = tagged(tmp_path / "in.mp4", {"workflow": "{}", "title": "mine"}, {}, movflags="use_metadata_tags")
+    assert "not carried over: tags (workflow, title)" in deblur(source, tmp_path / "o").notes
+
+
 @pytest.mark.parametrize("codec, suffix", [("hevc", ".mp4"), ("hevc", ".mkv"), ("h264", ".mov"), ("ffv1", ".mkv")])
 def test_the_place_of_chroma_is_kept(tmp_path, codec, suffix):
     given = save_clip(tmp_path / "in.mp4", [pattern(i, 48, 96) for i in range(3)], codec="libx265", pix_fmt="yuv420p10le",
