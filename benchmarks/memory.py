@@ -63,7 +63,7 @@ def networks_seldom(arguments: list[str]) -> int:
     from vdd_model.app import cli
     from vdd_model.networks.model import BlurCode, DeblurModel
 
-    def blank(self, blurred: torch.Tensor) -> BlurCode:
+    def blank(self, blurred: torch.Tensor, prior: torch.Tensor | None = None) -> BlurCode:
         """What `encode_each` would give, as zeros."""
         vae, (batch, _, frames, height, width) = self.config.vae, blurred.shape
         steps = [vae.patch_size * 2**level for level in range(len(vae.channel_mult))]

@@ -20,7 +20,7 @@ TRAINABLE: dict[str, tuple[str, ...]] = {
     "denoiser": ("unet.", "encoder1.semantic", "null_text"),
     "stage1": ("encoder2.", "adapter."),
     "stage2": ("unet.", "encoder1.semantic", "null_text", "encoder2.", "adapter."),
-    "stage3": ("vae.fidelity.", "vae.detail.", "vae.fusion."),
+    "stage3": ("vae.fidelity.", "vae.detail.", "vae.informed.", "vae.fusion."),
 }
 
 

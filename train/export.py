@@ -11,7 +11,7 @@ from vdd_model.errors import UserError
 
 from . import state as states
 from .config import TRAINABLE, TrainConfig
-from .stages import with_detail
+from .stages import with_followers
 
 
 def export(run, work, note: str) -> Path:
@@ -19,7 +19,7 @@ def export(run, work, note: str) -> Path:
     path = run.folder / "vdd.safetensors"
     if work is not None:
         work.average.swap()
-    state = with_detail(states.whole_state(run.model))
+    state = with_followers(states.whole_state(run.model))
     if run.main:
         # where files lay on the machine that trained is nobody else's business
         config = {k: v for k, v in dataclasses.asdict(run.config).items() if k not in ("root", "out", "init")}

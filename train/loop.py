@@ -40,8 +40,8 @@ from .stages import (
     rescale_latents,
     set_latent_scale,
     set_trainable,
-    start_detail,
     start_encoders,
+    start_followers,
     start_from_estimate,
 )
 from .start import Run
@@ -106,8 +106,8 @@ def begin_stage(this: Run, stage: StageConfig) -> Work:
         this.say(f"encoder 2's estimate misses the latents by {' '.join(f'{e:.4f}' for e in errors.tolist())} (root mean square); "
                  f"they are scaled to 1, latent_scale {model.config.vae.latent_scale:.4f}")
     names = set_trainable(model, stage)
-    if stage.kind == "stage3" and stage.last_timestep < 1 and fresh and start_detail(model):
-        this.say("the detail branch starts as the fidelity branch")
+    if stage.kind == "stage3" and fresh and (new := start_followers(model, detail=stage.last_timestep < 1)):
+        this.say(f"{' and '.join(new)} start as the fidelity branch")
 
     # ---- the loss, spread over the processes
     module = StageLoss(model, stage, seed=config.seed, number=number).to(this.device)

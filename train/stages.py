@@ -192,7 +192,7 @@ class StageLoss(nn.Module):
         train, the fidelity branch learns from all.
         """
         model = self.model
-        code = model.encode_blurred(blurred)
+        code = model.encode_blurred(blurred, prior)
         t = self.timesteps(positions)
         z0_hat = self._denoised(code, blurred, sharp, t, positions)
         if self.stage.detach_latents:
@@ -269,23 +269,30 @@ def rescale_latents(model: nn.Module, errors: Tensor) -> None:
     first.weight[:, count:2 * count] /= scale.view(-1, 1, 1)
 
 
+FOLLOWERS = ("vae.detail.", "vae.informed.")     # branches that start as the fidelity branch
+
+
 @torch.no_grad()
-def start_detail(model: nn.Module) -> bool:
-    """A detail branch that is about to train for the first time starts as the fidelity branch. True where it did."""
-    detail = model.vae.detail
-    if detail is None or not detail.head.weight.requires_grad or detail.head.weight.any():
-        return False
-    detail.load_state_dict(model.vae.fidelity.state_dict())
-    return True
+def start_followers(model: nn.Module, detail: bool = True) -> list[str]:
+    """A branch that is about to train for the first time starts as the fidelity branch; the detail branch trains where `detail` says so.
+    Their names."""
+    new = []
+    for prefix in FOLLOWERS if detail else FOLLOWERS[1:]:
+        branch = getattr(model.vae, prefix.split(".")[1])
+        if branch is not None and branch.head.weight.requires_grad and not branch.head.weight.any():
+            branch.load_state_dict(model.vae.fidelity.state_dict(), strict=False)   # what joins a prior's features is its own
+            new.append(prefix[:-1])
+    return new
 
 
-def with_detail(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A model's tensors by name, the fidelity branch's in place of a detail branch that has not trained: several steps would show the
-    blurred frame itself."""
-    ours, own = "vae.detail.", "vae.fidelity."
-    if f"{ours}head.weight" not in state or state[f"{ours}head.weight"].any():
-        return state
-    return state | {name.replace(own, ours): value.clone() for name, value in state.items() if name.startswith(own)}
+def with_followers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A model's tensors by name, the fidelity branch's in place of a branch beside it that has not trained: it would show the blurred
+    frame itself."""
+    own = "vae.fidelity."
+    for prefix in FOLLOWERS:
+        if f"{prefix}head.weight" in state and not state[f"{prefix}head.weight"].any():
+            state = state | {name.replace(own, prefix): value.clone() for name, value in state.items() if name.startswith(own)}
+    return state
 
 
 @torch.no_grad()

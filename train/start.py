@@ -217,7 +217,7 @@ def prepare_model(model: DeblurModel, config: TrainConfig, device: torch.device)
         for module in (model.unet, model.encoder1.spatial_head.encoder, model.encoder2.spatial_head.encoder, model.vae.encoder):
             module.compile(dynamic=False)
         model.vae.decoder.features = torch.compile(model.vae.decoder.features, dynamic=False)
-        for branch in (model.vae.fidelity, model.vae.detail):
+        for branch in (model.vae.fidelity, model.vae.detail, model.vae.informed):
             if branch is not None:
                 branch.compile(dynamic=False)
     return model

@@ -74,6 +74,7 @@ class AutoencoderConfig:
     latent_scale: float = 0.18215         # latents = posterior mean * latent_scale
     fidelity: FidelityConfig | None = field(default_factory=FidelityConfig)
     detail: bool = False                  # a second fidelity branch, for latents of several steps: it draws what a sample says
+    informed: bool = False                # another one, for frames that a pretrained prior has seen: reads encoder 2's features of its too
     fusion: FusionConfig | None = None    # joins the fidelity branch's frame with that of a pretrained prior
 
     @property

@@ -16,8 +16,8 @@ from train.stages import (
     estimate_errors,
     rescale_latents,
     set_trainable,
-    start_detail,
     start_encoders,
+    start_followers,
     start_from_estimate,
     trainable_names,
 )
@@ -146,12 +146,12 @@ def test_a_detail_branch_starts_as_the_fidelity_branch_when_it_first_trains():
     model = make_tiny_model()
     torch.nn.init.zeros_(model.vae.detail.head.weight)
     set_trainable(model, stage("stage3", trainable=("vae.fidelity.",)))
-    assert not start_detail(model) and not model.vae.detail.head.weight.any()
+    assert not start_followers(model) and not model.vae.detail.head.weight.any()
     set_trainable(model, stage("stage3"))
-    assert start_detail(model)
+    assert not start_followers(model, detail=False) and start_followers(model) == ["vae.detail"]
     assert all(torch.equal(a, b) for a, b in zip(model.vae.fidelity.parameters(), model.vae.detail.parameters()))
     torch.nn.init.ones_(model.vae.fidelity.head.bias)
-    assert not start_detail(model) and not torch.equal(model.vae.fidelity.head.bias, model.vae.detail.head.bias)
+    assert not start_followers(model) and not torch.equal(model.vae.fidelity.head.bias, model.vae.detail.head.bias)
 
 
 @pytest.mark.parametrize("last_timestep, same", [(1.0, True), (0.5, False)])

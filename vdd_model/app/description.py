@@ -11,7 +11,7 @@ from ..media.files import in_bytes
 
 # The model's parts in the order `info` lists them; the longest matching prefix counts.
 PARTS = ("unet", "encoder1.semantic_head", "encoder1.spatial_head", "encoder2.semantic_head", "encoder2.spatial_head", "adapter",
-         "vae.encoder", "vae.decoder", "vae.fidelity", "vae.detail", "vae.fusion", "vae", "null_text")
+         "vae.encoder", "vae.decoder", "vae.fidelity", "vae.detail", "vae.informed", "vae.fusion", "vae", "null_text")
 
 
 def info(path: str | os.PathLike) -> str:

@@ -31,7 +31,7 @@ DIFFUSERS = ("down_blocks.0.resnets.0.conv1.weight", "encoder.down_blocks.0.resn
 WANTED = {"denoiser": "TF-T2V or ModelScopeT2V .pth", "autoencoder": "Stable Diffusion 2.1 .ckpt or VAE .safetensors",
           "OpenCLIP": "OpenCLIP ViT-H/14 .bin"}
 # Parts that no official file holds.
-OURS = ("adapter.", "vae.fidelity.", "vae.detail.", "vae.fusion.")
+OURS = ("adapter.", "vae.fidelity.", "vae.detail.", "vae.informed.", "vae.fusion.")
 TEXT_PREFIXES = ("", "cond_stage_model.model.")          # OpenCLIP's own file, Stable Diffusion 2.x
 START, END = 49406, 49407                                # OpenCLIP's tokens: "" is START END, padded with 0
 

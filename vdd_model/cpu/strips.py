@@ -57,10 +57,13 @@ class _Branch:
         if _plainly(branch, decoder_features[-1]):
             return type(branch).forward(branch, decoder_features, encoder_features)
         state = None
-        for join, blocks, *parts in zip(branch.join, branch.levels, decoder_features, reversed(encoder_features)):
-            parts += [] if state is None else [state]
+        for i, (join, blocks, dec, enc) in enumerate(zip(branch.join, branch.levels, decoder_features, reversed(encoder_features))):
+            enc, prior = branch.told_apart(i, enc)
+            parts = [dec, enc] if state is None else [dec, enc, state]
             weights = [w.contiguous() for w in join.weight[:, :, 0, 0].split([part.shape[1] for part in parts], dim=1)]
             rows = _product(weights[1], None, _rows(parts[1]), _product(weights[0], join.bias, _rows(parts[0])))
+            if prior is not None:
+                rows = _product(branch.join_prior[i].weight[:, :, 0, 0].contiguous(), None, _rows(prior), rows)
             if state is not None:                              # enlarging comes behind the product, which is the same
                 count, height, width, channels = rows.shape
                 below = _product(weights[2], None, _rows(state))

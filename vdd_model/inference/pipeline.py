@@ -174,6 +174,7 @@ class _Pass:
         if options.fidelity and not self.fidelity and self.model.config.vae.fidelity is not None:
             notice("the fidelity branch of this checkpoint is not trained: edges and details are the latents' alone")
         self.calls = unet_calls(self.model, options)     # a window
+        self.detail = options.steps > 1
         self.encodes_late = not self.calls and bool(self.fidelity)       # with what is decoded: nothing between needs the latents
         self.reads = bool(self.calls) and reads_pictures(self.model, self.fidelity)
         self.meter, self.notice = Meter(progress, first_frame, total), notice
@@ -285,7 +286,7 @@ class _Pass:
         for i in numbers:                                # one at a time: a window of large ones takes gigabytes
             if keep:
                 tick()
-                self.latents[i] = self._code(i, whole[0])[0]
+                self.latents[i] = self._code(i, whole[0], tick)[0]
             else:
                 pixels = functools.partial(self._pixels, i, i + 1)
                 self.latents[i] = encode_frames(self.model, pixels, tiling, tick, size=(1, *self._padded()))
@@ -359,30 +360,32 @@ class _Pass:
 
         def latents(tile: Box) -> Tensor:
             """Encoder 2's of a tile."""
-            return joined([self._code(i, tile)[0] for i in range(start, stop)], dim=2)
+            return joined([self._code(i, tile, tick)[0] for i in range(start, stop)], dim=2)
 
         def guide(tile: Box) -> BlurGuide:
             """What guides a tile."""
             guide = self._guide(start, stop, tick, tile)
-            return guide._replace(features=self._features(start, stop, tile), strength=self.fidelity, detail=self.options.steps > 1)
+            return guide._replace(features=self._features(start, stop, tile, tick), strength=self.fidelity, detail=self.detail)
         pixels = decode_frames(self.model, latents if x0 is None else x0, guide, tiling=tiling, tick=tick,
                                size=(stop - start, *self._padded()))
         self._drop(self.codes, stop - 1)
         return pixels
 
     @torch.no_grad()
-    def _code(self, number: int, tile: Box, least: int = 2) -> list[Tensor]:
-        """Encoder 2's latents and features, fine to coarse, of a tile of a picture, made where not `least` of them are kept."""
+    def _code(self, number: int, tile: Box, tick: Callable[..., None], least: int = 2) -> list[Tensor]:
+        """Encoder 2's latents and features, fine to coarse, of a tile of a picture, made where not `least` of them are kept; with those of
+        the prior's, which the detail branch does not read."""
         place, known = (tile.rows, tile.columns), self.codes.setdefault(number, {})
         if len(known.get(place, ())) < least:
-            latents, features = self.model.encode_each(self._pixels(number, number + 1, tile))
+            guide = self._guide(number, number + 1, tick, tile)
+            latents, features = self.model.encode_each(guide.pixels, None if self.detail else guide.prior)
             known[place] = [apart(each) for each in (latents, *features)]
         return known[place]
 
-    def _features(self, start: int, stop: int, tile: Box) -> list[Tensor]:
+    def _features(self, start: int, stop: int, tile: Box, tick: Callable[..., None]) -> list[Tensor]:
         """Of a tile of the pictures [start, stop), joined with their neighbours'. What the next chunk needs stays, where there is room."""
         low, high = max(start - 1, min(self.pictures)), min(stop + 1, max(self.pictures) + 1)
-        codes = {i: self._code(i, tile, 2 if start <= i < stop else 1) for i in range(low, high)}
+        codes = {i: self._code(i, tile, tick, 2 if start <= i < stop else 1) for i in range(low, high)}
         coarsest = with_neighbours(torch.cat([codes[i][-1] for i in range(low, high)], dim=2))
         fine = list(zip(*(codes[i][1:-1] for i in range(start, stop))))
         for i in range(low, high):

@@ -244,7 +244,9 @@ def decode_frames(model: DeblurModel, latents: Tensor | Callable[[Box], Tensor],
         step = tiling.chunk(*piece.pixels.shape[-2:]) if len(pieces) > 1 else count + 2      # frames of a tile that are made at a time
         if features is None:
             low, stop = max(0, start - 1), min(piece.pixels.shape[2], start + count + 1)     # neighbours are looked at
-            codes = [model.encode_each(piece.pixels[:, :, i:min(i + step, stop)]).features for i in range(low, stop, step)]
+            known = None if piece.detail else piece.prior        # the detail branch does not read the prior's features
+            parts = [slice(i, min(i + step, stop)) for i in range(low, stop, step)]
+            codes = [model.encode_each(*(x if x is None else x[:, :, part] for x in (piece.pixels, known))).features for part in parts]
             *fine, coarsest = (joined(level, dim=2) for level in zip(*codes))
             features = [level[:, :, start - low:start - low + count] for level in (*fine, with_neighbours(coarsest))]
         piece = piece._replace(features=None).map(lambda x: x[:, :, start:start + count])._replace(features=features)

@@ -195,10 +195,12 @@ def add_thumbnail(latents: Tensor, x: Tensor, config: AutoencoderConfig) -> Tens
 
 
 class AutoencoderKL(nn.Module):
-    """Encoder, decoder, quantisation convolutions: official keys. `fidelity.*`, `detail.*` and `fusion.*` are ours and may be absent.
+    """Encoder, decoder, quantisation convolutions: official keys. `fidelity.*`, `detail.*`, `informed.*` and `fusion.*` are ours and may be
+    absent.
 
-    Both are fidelity branches: the first for the latents of one step, a mean that holds what is known and no more; the second for
-    those of several steps, samples, whose detail it draws. One for both would have to doubt the samples for the sake of the mean.
+    The first three are fidelity branches: one for the latents of one step, a mean that holds what is known and no more; one for those of
+    several steps, samples, whose detail it draws; one for the mean where a pretrained prior's frames are there too. One for mean and
+    samples would have to doubt the samples for the sake of the mean, one with and without a prior forgets what to do without.
     With `config.thumbnail` the decoder's output is a correction of the enlarged thumbnail (see `add_thumbnail`).
     """
 
@@ -211,7 +213,9 @@ class AutoencoderKL(nn.Module):
         self.post_quant_conv = operations.Conv2d(config.latent_channels, config.latent_channels, 1)
         self.fidelity = None if config.fidelity is None else FidelityBranch(config.fidelity, config, operations)
         self.detail = FidelityBranch(config.fidelity, config, operations) if config.fidelity is not None and config.detail else None
-        self.fusion = None
+        self.informed = self.fusion = None
+        if config.fidelity is not None and config.informed:
+            self.informed = FidelityBranch(config.fidelity, config, operations, informed=True)
         if config.fidelity is not None and config.fusion is not None:
             self.fusion = PriorFusion(config.fusion, config.fidelity.channels[-1], config.patch_size, operations)
         if config.thumbnail:
@@ -235,7 +239,8 @@ class AutoencoderKL(nn.Module):
             return self._plain(levels[-1], z)
         if guide.features is None:
             raise ValueError("fidelity > 0 needs encoder 2's features of the blurred frames")
-        branch = self.detail if guide.detail and self.detail is not None else self.fidelity
+        informed = self.fidelity if self.informed is None or guide.prior is None else self.informed
+        branch = self.detail if guide.detail and self.detail is not None else informed
         residual, state = branch(levels, guide.features)
         restored = guide.pixels + residual
         if guide.prior is not None and self.fusion is not None:

@@ -81,29 +81,44 @@ class FidelityBranch(nn.Module):
     encoder 2's features of the blurred frame (where the edges are; at the coarsest level those of the two neighbouring
     frames too, from which the motion can be read), and its own state from the level below. It never writes into the
     decoder, so strength 0 is exactly the plain decoder. The last convolution starts at zero: an untrained branch returns
-    the blurred frame itself.
+    the blurred frame itself. With `informed` encoder 2's features of a pretrained prior's frames are joined in the same way, those of the
+    neighbours among them.
     """
 
-    def __init__(self, config: FidelityConfig, vae: AutoencoderConfig, ops):
+    def __init__(self, config: FidelityConfig, vae: AutoencoderConfig, ops, *, informed: bool = False):
         super().__init__()
         widths = [vae.channels * m for m in reversed(vae.channel_mult)]           # coarse to fine
         if not len(config.channels) == len(config.blocks) == len(widths):
             raise ValueError(f"the fidelity branch needs one entry per decoder level ({len(widths)})")
         self.patch_size = vae.patch_size
         self.join, self.levels, below = nn.ModuleList(), nn.ModuleList(), 0
+        self.join_prior = nn.ModuleList() if informed else None
+        self.encoder_widths = [width * (1 if i else NEIGHBOURS) for i, width in enumerate(widths)]     # of the features of one picture
         for i, (width, channels, blocks) in enumerate(zip(widths, config.channels, config.blocks)):
-            encoder_width = width * (NEIGHBOURS if i == 0 else 1)
-            self.join.append(ops.Conv2d(width + encoder_width + below, channels, 1))
+            self.join.append(ops.Conv2d(width + self.encoder_widths[i] + below, channels, 1))
+            if informed:
+                self.join_prior.append(zero_init(ops.Conv2d(self.encoder_widths[i], channels, 1, bias=False)))
             self.levels.append(nn.Sequential(*(GatedBlock(channels, ops) for _ in range(blocks))))
             below = channels
         self.head = zero_init(ops.Conv2d(below, 3 * vae.patch_size**2, 3, padding=1))
 
     def forward(self, decoder_features: list[Tensor], encoder_features: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """decoder_features coarse to fine, encoder_features fine to coarse (as both are made) -> residual (N, 3, H, W) and the state that
-        it was made of (N, C, H / patch_size, W / patch_size)."""
+        """decoder_features coarse to fine, encoder_features fine to coarse (as `encode_each` makes them, with a prior's or without) ->
+        residual (N, 3, H, W) and the state that it was made of (N, C, H / patch_size, W / patch_size)."""
         state = None
-        for join, blocks, dec, enc in zip(self.join, self.levels, decoder_features, reversed(encoder_features)):
+        for i, (join, blocks, dec, enc) in enumerate(zip(self.join, self.levels, decoder_features, reversed(encoder_features))):
+            enc, prior = self.told_apart(i, enc)
             parts = [dec, enc] if state is None else [dec, enc, F.interpolate(state, scale_factor=2.0, mode="nearest")]
+            joined = join(torch.cat(parts, dim=1))
+            if prior is not None:
+                joined = joined + self.join_prior[i](prior)
             # channels-last in every type: the blocks' norms need rows of channels, and float32 runs 1.4 x as fast on a CPU
-            state = blocks(join(torch.cat(parts, dim=1)).contiguous(memory_format=torch.channels_last))
+            state = blocks(joined.contiguous(memory_format=torch.channels_last))
         return F.pixel_shuffle(self.head(state), self.patch_size), state
+
+    def told_apart(self, level: int, features: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Encoder 2's features of a level -> those of the blurred frames, and those of the prior's where the branch reads them."""
+        if features.shape[1] == self.encoder_widths[level]:
+            return features, None
+        blurred, prior = rearrange(features, "n (t of c) h w -> of n (t c) h w", of=2, t=NEIGHBOURS if level == 0 else 1)
+        return blurred, prior if self.join_prior is not None else None

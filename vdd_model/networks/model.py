@@ -42,9 +42,10 @@ def unfold_time(x: Tensor, batch: int) -> Tensor:
 def drop_untrained_branch(model: DeblurModel) -> None:
     """Leave the fidelity branches away where no stage 3 has trained one: their last convolutions are zero, which shows the blurred frame
     itself, whatever the denoiser found. `decode` then is the plain decoder."""
-    branches = [branch for branch in (model.vae.fidelity, model.vae.detail) if branch is not None] if model.vae is not None else []
+    vae = model.vae
+    branches = [] if vae is None else [branch for branch in (vae.fidelity, vae.detail, vae.informed) if branch is not None]
     if branches and not any(p.any() for branch in branches for p in branch.head.parameters()):
-        model.vae.fidelity = model.vae.detail = None
+        vae.fidelity = vae.detail = vae.informed = None
 
 
 class DeblurModel(nn.Module):
@@ -67,18 +68,22 @@ class DeblurModel(nn.Module):
         latents, _ = self.encoder1.spatial(fold_time(sharp))
         return unfold_time(latents, len(sharp)) * self.config.vae.latent_scale
 
-    def encode_blurred(self, blurred: Tensor) -> BlurCode:
-        """Blurred frames (B, 3, F, H, W) -> latents and features, as `decode` takes them.
+    def encode_blurred(self, blurred: Tensor, prior: Tensor | None = None) -> BlurCode:
+        """Blurred frames (B, 3, F, H, W), and a prior's of the same, -> latents and features, as `decode` takes them.
 
         Latents belong to one frame alone. The coarsest features of frame t hold those of t-1 and t+1 too: a caller that cuts
         a longer clip gives one more frame on each side and drops their entries, or joins what `encode_each` gives.
         """
-        latents, features = self.encode_each(blurred)
+        latents, features = self.encode_each(blurred, prior)
         return BlurCode(latents, [*features[:-1], with_neighbours(features[-1])])
 
-    def encode_each(self, blurred: Tensor) -> BlurCode:
-        """As `encode_blurred`, but every frame's features are its own: `with_neighbours` joins the coarsest."""
+    def encode_each(self, blurred: Tensor, prior: Tensor | None = None) -> BlurCode:
+        """As `encode_blurred`, but every frame's features are its own: `with_neighbours` joins the coarsest. With a prior's frames of the
+        same shape their features stand behind the blurred ones' in every level, where a branch reads such; the latents are of the blurred
+        frames alone."""
         latents, features = self.encoder2.spatial(fold_time(blurred))
+        if prior is not None and self.config.vae.informed:
+            features = [torch.cat(level, dim=1) for level in zip(features, self.encoder2.spatial(fold_time(prior))[1])]
         return BlurCode(unfold_time(latents, len(blurred)) * self.config.vae.latent_scale,
                         [unfold_time(level, len(blurred)) for level in features])
 

@@ -62,17 +62,19 @@ def test_what_cannot_be_read_is_named(pool):
         PoolClips(pool)
 
 
-def test_stage_3_trains_the_fusion_on_a_pool_and_nothing_else(pool):
+@pytest.mark.parametrize("trainable", [["vae.fusion."], ["vae.informed.", "vae.fusion."]], ids="+".join)
+def test_stage_3_trains_what_reads_the_prior_on_a_pool_and_nothing_else(pool, trainable):
     folder = pool.parent
     config = tiny_config()
-    config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, fusion=FusionConfig((8, 8), (1, 1))))
+    config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, informed=True, fusion=FusionConfig((8, 8), (1, 1))))
     stages = [{"kind": "stage3", "steps": 4, "batch": 2, "frames": 2, "crop": 32, "lr": 1e-3, "last_timestep": 1.0, "denoise": False,
-               "trainable": ["vae.fusion."], "prior_success": 0.5}]
+               "trainable": trainable, "prior_success": 0.5}]
     path = write_config(folder, stages, model=dataclasses.asdict(config), root=str(folder), data={"folder": "pool"},
                         validation=NO_VALIDATION)
     out = run(load_config(path), say=lambda text: None)
     model = load(out, "cpu", torch.float32)
     assert any(p.any() for p in model.vae.fusion.head.parameters())
+    assert any(p.any() for p in model.vae.informed.join_prior.parameters()) == ("vae.informed." in trainable)
     assert not any(p.any() for p in model.vae.fidelity.head.parameters())
     rows = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
     assert sum(row["type"] == "step" for row in rows) == 4

@@ -54,16 +54,18 @@ def test_gradients_go_through_the_layers():
 
 
 @pytest.mark.parametrize("dtype, least", [(torch.float32, 110), (torch.bfloat16, 40)])
-def test_the_branch_equals_its_layers(dtype, least):
+@pytest.mark.parametrize("pictures", [1, 2], ids=["blurred", "with the prior's"])
+def test_the_branch_equals_its_layers(dtype, least, pictures):
     """All levels with their joins; the features lie in memory as the networks leave them in this type."""
     if not supports(dtype):
         pytest.skip(f"oneDNN does not compute in {dtype} here")
     torch.manual_seed(0)
     vae = AutoencoderConfig(channels=16, channel_mult=(1, 2), patch_size=2, norm_groups=8)
-    plain = FidelityBranch(FidelityConfig(channels=(24, 16), blocks=(2, 1)), vae, nn).requires_grad_(False)
-    plain.head.weight.normal_(std=0.1)
+    plain = FidelityBranch(FidelityConfig(channels=(24, 16), blocks=(2, 1)), vae, nn, informed=True).requires_grad_(False)
+    for layer in (plain.head, *plain.join_prior):
+        layer.weight.normal_(std=0.1)
     decoded = [torch.randn(2, 32, 6, 10), torch.randn(2, 16, 12, 20)]
-    encoded = [torch.randn(2, 16, 12, 20), torch.randn(2, 96, 6, 10)]
+    encoded = [torch.randn(2, 16 * pictures, 12, 20), torch.randn(2, 96 * pictures, 6, 10)]
     fast = strips.in_strips(copy.deepcopy(plain).to(dtype))
     layout = torch.contiguous_format if dtype == torch.float32 else torch.channels_last
     exact = copy.deepcopy(plain.to(dtype)).double()([x.to(dtype).double() for x in decoded], [x.to(dtype).double() for x in encoded])

@@ -107,7 +107,7 @@ def test_memory_does_not_grow_with_the_clip(tiny_model):
 def test_a_lack_of_memory_is_told_once(tiny_model, monkeypatch):
     whole = type(tiny_model).encode_each
 
-    def too_large(self, pixels):
+    def too_large(self, pixels, prior=None):
         if pixels.shape[-1] > 128:
             raise torch.OutOfMemoryError("out of memory")
         return whole(self, pixels)

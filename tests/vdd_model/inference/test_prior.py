@@ -15,6 +15,7 @@ from vdd_model.errors import UserError
 from vdd_model.inference import prior as module
 from vdd_model.inference.pipeline import Deblurrer
 from vdd_model.inference.prior import Prior, find_prior, need_prior, prior_is_wanted
+from vdd_model.networks.fidelity import BlurGuide
 from vdd_model.networks.maxim import Maxim
 from vdd_model.networks.model import DeblurModel
 from vdd_model.options import DeblurOptions
@@ -165,6 +166,43 @@ def test_the_fusion_joins_the_priors_frames_with_ours(deblurrer):
     expected = (plain + Stretch()(CLIP)) / 2
     inside = (expected > 0.05) & (expected < 0.95) & (plain > 0) & (plain < 1)
     assert inside.float().mean() > 0.8 and (joined - expected)[inside].abs().max() < 1e-4
+
+
+@pytest.fixture
+def reader(deblurrer):
+    """As `deblurrer`, with a branch that reads the features of the prior's frames too."""
+    model = deblurrer.model
+    grown = DeblurModel(replace(model.config, vae=replace(model.config.vae, informed=True))).eval().requires_grad_(False)
+    grown.load_state_dict(model.state_dict(), strict=False)
+    for layer in (grown.vae.informed.head, *grown.vae.informed.join_prior):
+        layer.weight.normal_(std=0.1)
+    deblurrer.model = grown
+    return deblurrer
+
+
+@pytest.mark.parametrize("change", [{}, {"window": 2, "overlap": 0}], ids=str)
+def test_a_branch_that_reads_the_priors_features_gets_those_of_neighbours_too(reader, change):
+    """As the whole clip at once would, whatever the window."""
+    x, prior = (part.movedim(3, 0)[None] * 2 - 1 for part in (CLIP, Stretch()(CLIP)))
+
+    def at_once(frames: slice) -> torch.Tensor:
+        """What the model makes of these frames alone."""
+        code = reader.model.encode_blurred(x[:, :, frames], prior[:, :, frames])
+        shown = reader.model.decode(code.latents, BlurGuide(x[:, :, frames], code.features, prior=prior[:, :, frames]))
+        return (shown[0].movedim(0, 3) / 2 + 0.5).clamp(0, 1)
+
+    options = DeblurOptions(window=4, overlap=2, color="none", prior="maxim", scenes="off", repeats="off")
+    whole = at_once(slice(None))
+    assert (reader.deblur(CLIP, options, **change) - whole).abs().max() < 1e-5
+    assert (at_once(slice(5, 6)) - whole[5:6]).abs().max() > 1e-3
+
+
+def test_behind_several_steps_the_detail_branch_reads_none_of_them(reader, monkeypatch):
+    widths, decode = [], reader.model.vae.detail.forward
+    monkeypatch.setattr(reader.model.vae.detail, "forward",
+                        lambda levels, features: widths.append(features[0].shape[1]) or decode(levels, features))
+    reader.deblur(CLIP[:3], steps=3, prior="maxim")
+    assert set(widths) == {reader.model.config.vae.channels}
 
 
 @pytest.mark.parametrize("change", [{}, {"ensemble": 2}, {"window": 3, "overlap": 0}, {"tile": 32, "tile_overlap": 8}], ids=str)
