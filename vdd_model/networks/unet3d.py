@@ -174,7 +174,7 @@ class UNet3D(nn.Module):
         return len(self.input_blocks) + 1 + len(self.output_blocks)
 
     def _run(self, block: nn.Module, x: Tensor, embedding: Tensor, context: ContextCache, skip: Tensor | None = None) -> Tensor:
-        if self.tick is not None:
+        if not torch.compiler.is_compiling() and self.tick is not None:           # in this order a compiled graph knows nothing of it
             self.tick()
         x = x if skip is None else torch.cat([x, skip], -1)
         for layer in block if isinstance(block, nn.ModuleList) else (block,):
