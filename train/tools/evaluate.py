@@ -142,20 +142,15 @@ def _timed(items: Iterable, clock: list[float]) -> Iterator:
         yield item
 
 
-def settings_of(deblurrer: Deblurrer, steps: Iterable[int], options: DeblurOptions, ensembles: Iterable[int] = (), *,
-                baselines: bool = True) -> dict[str, Callable]:
+def settings_of(deblurrer: Deblurrer, steps: Iterable[int], options: DeblurOptions, ensembles: Iterable[int] = ()) -> dict[str, Callable]:
     """What is scored, in the order of the table: name -> function (pair) -> frames. `ensembles`: one step in so many orientations."""
-    table: dict[str, Callable] = {}
-    if baselines:
-        table["blurred input"] = lambda pair: pair.blurred()
-        table["autoencoder's round trip"] = lambda pair: round_trip(deblurrer, pair.sharp())
+    table: dict[str, Callable] = {"blurred input": lambda pair: pair.blurred(),
+                                  "autoencoder's round trip": lambda pair: round_trip(deblurrer, pair.sharp())}
     chosen = {steps_name(count): replace(options, steps=count) for count in steps}
     chosen |= {ensemble_name(count): replace(options, steps=1, ensemble=count) for count in ensembles}
     for name, each in chosen.items():
         table[name] = lambda pair, each=each: chain.from_iterable(deblurrer.stream(pair.blurred(), each, total=pair.num_frames))
-    if baselines:
-        table["truth"] = lambda pair: pair.sharp()
-    return table
+    return table | {"truth": lambda pair: pair.sharp()}
 
 
 def steps_name(count: int) -> str:

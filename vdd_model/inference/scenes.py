@@ -184,11 +184,7 @@ def _shows_again(frame: Tensor, picture: Tensor, before: Tensor | None) -> bool:
     return a.change(b) <= DOUBTFUL[0] or a.alike(b, DOUBTFUL[1])
 
 
-def scene_starts(frames: Iterable[Tensor], limits: tuple[float, float] = SURE_CUT) -> list[int]:
-    """Where the scenes of frames (H, W, 3) in [0, 1] begin; the first is 0."""
-    return [picture.index for picture in pictures(frames, repeats=False, limits=limits) if picture.number == 0]
-
-
 def scene_cut(frames: Tensor) -> int:
     """Number of the first of frames (N, 3, H, W) in [0, 1] that shows another scene than the one before, 0 for none."""
-    return [*scene_starts(rearrange(frames, "n c h w -> n h w c"), DOUBTFUL), 0][1]
+    found = pictures(rearrange(frames, "n c h w -> n h w c"), repeats=False, limits=DOUBTFUL)
+    return next((picture.index for picture in found if picture.index and picture.number == 0), 0)

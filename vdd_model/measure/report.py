@@ -101,8 +101,8 @@ def _with_scale(picture: Image.Image, limit: float) -> Image.Image:
     return sheet
 
 
-def interesting_box(images: Sequence[Picture], fraction: float = 0.25) -> ZoomBox:
-    """Where a panel zooms in: the part, `fraction` of the sides, in which the first and the last picture differ most.
+def interesting_box(images: Sequence[Picture]) -> ZoomBox:
+    """Where a panel zooms in: the part, a quarter of the sides, in which the first and the last picture differ most.
 
     With one picture, or equal ones, the part with the most detail. The outermost sixteenth is left out.
     """
@@ -111,7 +111,7 @@ def interesting_box(images: Sequence[Picture], fraction: float = 0.25) -> ZoomBo
     score = (first - last).abs()
     if not score.any():
         score[1:, 1:] = (last[1:, 1:] - last[:-1, 1:]).abs() + (last[1:, 1:] - last[1:, :-1]).abs()
-    high, wide = max(8, round(height * fraction)), max(8, round(width * fraction))
+    high, wide = max(8, round(height / 4)), max(8, round(width / 4))
     if height <= high or width <= wide:
         return ZoomBox(0, 0, width, height)
     sums = score.double().cumsum(0).cumsum(1)
@@ -305,7 +305,7 @@ def _of_one_name(clips: Sequence[VideoClip]) -> tuple[list[VideoClip], list[str]
 
 
 def compare(a: str | os.PathLike, b: str | os.PathLike, out_dir: str | os.PathLike, blurred: str | os.PathLike | None = None, *,
-            zoom_box: Sequence[int] | None = None, lpips: bool = True, warp: bool = True, perceptual: bool = False,
+            zoom_box: Sequence[int] | None = None, warp: bool = True, perceptual: bool = False,
             say: Callable[[str], None] | None = print) -> dict:
     """Score clip `a` against the truth `b` (video files, or folders and patterns of pictures), and `blurred`, what `a` was made from.
 
@@ -333,13 +333,13 @@ def compare(a: str | os.PathLike, b: str | os.PathLike, out_dir: str | os.PathLi
     frames = [(f.rgb for f in reader) for reader in readers]
     bar = FrameBar("comparing", min(c.num_frames for c in clips), quiet=say is None)
     with contextlib.closing(bar):
-        scorers, middle, count, uneven = compare_frames(*frames, shown=shown, lpips=lpips, warp=warp, perceptual=perceptual,
+        scorers, middle, count, uneven = compare_frames(*frames, shown=shown, warp=warp, perceptual=perceptual,
                                                           rate=float(clips[0].rate), progress=bar.to)
     if not count:
         raise UserError(f"{a} and {b} have no frame in common to compare")
     notes = lack + [f"one clip is longer: only the first {count} frames were compared"] * uneven
     notes += [f"{path}: {note}" for path, reader in zip(paths, readers) for note in reader.notes]
-    if lpips and lpips_note():
+    if lpips_note():
         notes.append(lpips_note())
     names = {"output": Path(a).name or str(a), "blurred": "blurred input"}
     scores = {names[key]: scorer.result() for key, scorer in scorers.items()}

@@ -57,11 +57,11 @@ class GatedBlock(nn.Module):
     """Gated depthwise block without activation functions (NAFNet, arXiv 2204.04676, without its global pooling,
     which would differ between a tile and the whole frame)."""
 
-    def __init__(self, channels: int, ops, kernel: int = 3):
+    def __init__(self, channels: int, ops):
         super().__init__()
         self.norm1 = ChannelNorm(channels, ops)
         self.expand = ops.Conv2d(channels, 2 * channels, 1)
-        self.depthwise = ops.Conv2d(2 * channels, 2 * channels, kernel, padding=kernel // 2, groups=2 * channels)
+        self.depthwise = ops.Conv2d(2 * channels, 2 * channels, 3, padding=1, groups=2 * channels)
         self.project = ops.Conv2d(channels, channels, 1)
         self.norm2 = ChannelNorm(channels, ops)
         self.ff_in = ops.Conv2d(channels, 2 * channels, 1)

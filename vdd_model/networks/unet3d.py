@@ -108,13 +108,8 @@ class UNet3D(nn.Module):
             self.schedule = self.schedule.to(device)
         return self
 
-    def tokens(self, text: Tensor, image: Tensor | None = None) -> Tensor:
-        """Context tokens: text (B, L, C) with, when an image's semantic vector (B, image_dim) is given, its tokens appended.
-
-        Returns (B, L + num_tokens, C), or `text` itself without an image.
-        """
-        if image is None:
-            return text
+    def tokens(self, text: Tensor, image: Tensor) -> Tensor:
+        """Context tokens (B, L + num_tokens, C): text (B, L, C), the tokens of an image's semantic vector (B, image_dim) appended."""
         tokens = rearrange(self.pre_image_condition(image), "b (l c) -> b l c", c=self.config.context_dim)
         return torch.cat([text.to(tokens.dtype), tokens], 1)
 
