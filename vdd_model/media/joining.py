@@ -14,7 +14,7 @@ from .clip import MediaError, VideoClip
 from .container import is_telemetry, open_container, track_tags
 from .encoding import CODECS, MUXERS, Encoding, configure, no_room
 from .packets import with_decoding_times
-from .sound import Timed, add_converted, converted, copied, name_of, ways
+from .sound import Timed, add_converted, converted, copied, loss_of, name_of, ways
 
 # tags for which .mp4 and .mov have a place of their own, where every program looks; others need Apple's, which takes all
 _OWN_PLACE = {"title", "artist", "album", "date", "comment", "copyright", "genre", "location", "creation_time"}
@@ -71,7 +71,7 @@ def join(packet_files: Sequence[Path], encoding: Encoding, target: Path, clip: V
                 if codec := way[other.index]:
                     copy = add_converted(output, other, codec)
                     sources.append(converted(clip, other.index, copy))
-                    notes.append(f"its sound ({name_of(other)}) is stored as {codec}, which loses nothing")
+                    notes.append(f"its sound ({name_of(other)}) is stored as {codec}, which loses {loss_of(other, codec)}")
                 else:
                     copy = copies[other.index] = output.add_stream_from_template(other)
                 copy.metadata.update(_tags(track_tags(other), muxer))

@@ -1,11 +1,12 @@
-"""Sound and subtitles on their way into an output: copied where its container takes them, PCM converted without loss, else said."""
+"""Sound and subtitles on their way into an output: copied where its container takes them, PCM, and what no container here takes, converted
+without loss, else said."""
 from __future__ import annotations
 
 import contextlib
 import io
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import av
@@ -34,7 +35,10 @@ def ways(path: Path, muxer: str) -> dict[int, str]:
                 if all(len(packets) == 3 for packets in first.values()):
                     break
         found = {index: "" for index, stream in streams.items() if _fits(stream, first[index], muxer)}
-        return found | {index: codec for index, stream in streams.items() if index not in found and (codec := _lossless(stream, muxer))}
+        anywhere = {index for index in streams if any(_fits(streams[index], first[index], other) for other in {*MUXERS.values()} - {muxer}
+                                                      if index not in found)}
+        return found | {index: codec for index, stream in streams.items() if index not in found
+                        and (codec := _lossless(stream, muxer, index in anywhere))}
 
 
 def _fits(stream, packets: Sequence[av.Packet], muxer: str) -> bool:
@@ -51,15 +55,17 @@ def _fits(stream, packets: Sequence[av.Packet], muxer: str) -> bool:
     return True
 
 
-def _lossless(stream, muxer: str) -> str:
-    """The codec that holds an uncompressed stream's values in this container, "" for a stream that is compressed."""
+def _lossless(stream, muxer: str, anywhere: bool) -> str:
+    """The codec that holds a stream's values in this container, "" for one that is compressed and stays so `anywhere` else."""
     context = stream.codec_context
-    if not context or not context.name.startswith("pcm_"):
+    if stream.type != "audio" or not context or not context.format:
         return ""
-    kind = context.format.name.rstrip("p")
+    kind, plain = context.format.name.rstrip("p"), context.name.startswith("pcm_")
+    if anywhere and not plain:
+        return ""
     # LPCM of disks and cameras has 16, 20 or 24 bits; players of .mp4 know FLAC better than PCM
-    deep = kind == "s32" and any(word in context.name for word in ("24", "bluray", "dvd"))
-    if muxer == "mp4" and (kind in ("u8", "s16") or deep) and context.layout.nb_channels <= 8:
+    deep = kind == "s32" and any(word in context.name for word in ("24", "bluray", "dvd", "302")) or not plain and kind not in ("u8", "s16")
+    if (muxer == "mp4" or not plain and muxer == "matroska") and (kind in ("u8", "s16") or deep) and context.layout.nb_channels <= 8:
         return "flac"
     return "pcm_s24le" if deep else _PCM.get(kind, "")
 
@@ -72,6 +78,12 @@ def unsupported_sound(clip: VideoClip, path: Path) -> list[str]:
     with contextlib.closing(open_container(clip.path)) as source:
         lacking = [name_of(s) for s in source.streams.audio if s.index not in fitting]
         return lacking if len(lacking) == len(source.streams.audio) else []
+
+
+def loss_of(stream, codec: str) -> str:
+    """What a stream of `ways` loses as `codec`, in words."""
+    rounded = stream.codec_context.format.name.startswith(("flt", "dbl")) and codec in ("flac", "pcm_s24le")
+    return "nothing" + " that can be heard" * rounded
 
 
 def check_sound(clip: VideoClip, label: str, target: Path, options: OutputOptions) -> None:
@@ -97,7 +109,8 @@ def add_converted(output, stream, codec: str):
     layout = usual if context.layout.name.endswith("channels") else context.layout.name
     copy = output.add_stream(codec, rate=context.sample_rate, layout=layout)
     kind = context.format.name.rstrip("p")
-    copy.codec_context.format = "s16" if codec == "flac" and kind == "u8" else kind
+    kind = "s32" if codec == "pcm_s24le" or codec == "flac" and kind not in ("u8", "s16") else "s16" if codec == "flac" else kind
+    copy.codec_context.format = kind
     if codec == "flac" and kind == "s32":
         copy.codec_context.options = {"bits_per_raw_sample": "24"}
     copy.codec_context.time_base = Fraction(1, context.sample_rate)
@@ -117,14 +130,17 @@ def converted(clip: VideoClip, index: int, copy) -> Iterator[Timed]:
                 for packet in copy.encode(piece):
                     yield packet.dts * packet.time_base, 1, packet
 
-        for packet in _audible(source, [stream], clip):
+        following = 0
+        for packet in chain(_audible(source, [stream], clip), [None]):
             with contextlib.suppress(av.FFmpegError):
                 for frame in decoder.decode(packet):
+                    pts = frame.pts if frame.pts is not None else packet.pts if packet else None       # a decoder may be packets behind
                     if frame.layout.name != encoder.layout.name:
                         frame = av.AudioFrame.from_ndarray(frame.to_ndarray(), frame.format.name, encoder.layout.name)
                         frame.sample_rate = encoder.sample_rate
                     frame.time_base = Fraction(1, encoder.sample_rate)
-                    frame.pts = round(packet.pts * packet.time_base / frame.time_base)
+                    frame.pts = following if pts is None else round(pts * stream.time_base / frame.time_base)
+                    following = frame.pts + frame.samples
                     yield from encoded(frame)
         yield from encoded(None)
 

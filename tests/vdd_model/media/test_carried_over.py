@@ -113,6 +113,41 @@ def test_the_place_of_chroma_is_kept(tmp_path, codec, suffix):
 
 # sound
 
+@pytest.mark.parametrize("suffix, stored", [(".mp4", "flac"), (".mov", "pcm"), (".mkv", "flac")])
+@pytest.mark.parametrize("source, video, codec", [(".avi", "mpeg4", "adpcm_ima_wav"), (".wmv", "wmv2", "wmav2")])
+def test_sound_that_no_output_takes_is_stored_as_it_is_decoded(tmp_path, source, video, codec, suffix, stored):
+    """FFmpeg's list for Matroska has none of them."""
+    given = tmp_path / f"in{source}"
+    with av.open(str(given), "w") as out:
+        stream = out.add_stream(video, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        sound = out.add_stream(codec, rate=48000, layout="stereo")
+        sound.bit_rate = 128000
+        for i in range(8):
+            frame = from_rgb(pattern(i), None, "yuv420p", ColorTags(1, 1, 1))
+            frame.pts = i
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+        wave = (8000 * np.sin(np.arange(15360) * 0.05)).astype(np.int16).repeat(2)[None]
+        piece = av.AudioFrame.from_ndarray(wave, "s16", "stereo")
+        piece.sample_rate, piece.pts, piece.time_base = 48000, 0, Fraction(1, 48000)
+        for part in [*av.AudioResampler(sound.codec_context.format.name, "stereo", 48000, 2048).resample(piece)]:
+            out.mux(sound.encode(part))
+        out.mux(sound.encode(None))
+
+    def samples(path):
+        with av.open(str(path)) as file:
+            parts = [part for frame in file.decode(audio=0) for part in av.AudioResampler("s32", "stereo", 48000).resample(frame)]
+            return parts[0].pts * parts[0].time_base, np.concatenate([part.to_ndarray()[0] for part in parts]) / 2**31
+    outcome = deblur(given, tmp_path / f"o{suffix}")
+    assert any(f"its sound ({codec}) is stored as {stored}" in note for note in outcome.notes)
+    (start, before), (begin, after) = samples(given), samples(tmp_path / f"o{suffix}")
+    clip = probe(given)
+    assert abs(begin - (start - clip.shift)) < 0.001 and abs(len(before) - len(after)) <= 4096
+    count = min(len(before), len(after))
+    assert count > 24000 and np.abs(before[:count] - after[:count]).max() < 1e-6
+
+
 @pytest.mark.parametrize("suffix, stored", [(".mp4", "flac"), (".mov", "pcm"), (".mkv", "pcm")])
 @pytest.mark.parametrize("codec, bits, channels", [("pcm_bluray", 16, 2), ("pcm_bluray", 24, 2), ("pcm_bluray", 16, 6)])
 def test_sound_of_camcorders_is_converted_without_loss(tmp_path, codec, bits, channels, suffix, stored):
