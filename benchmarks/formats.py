@@ -19,10 +19,11 @@ import av
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from vdd_model.app.jobs import Job, run
 from vdd_model.errors import UserError
-from vdd_model.media.encoding import CODECS, OutputOptions
+from vdd_model.media.encoding import CODECS, OutputOptions, choose_encoding
 from vdd_model.media.images import find_images
 from vdd_model.media.pixel_formats import ColorTags, from_rgb, layout
 from vdd_model.media.video import probe, read
@@ -33,7 +34,8 @@ OPTIONS = DeblurOptions(window=4, overlap=1)
 NAMES = {"libx264": "H.264", "libx265": "HEVC", "prores_ks": "ProRes", "ffv1": "FFV1", "mjpeg": "Motion JPEG", "libvpx-vp9": "VP9",
          "libvpx": "VP8", "libsvtav1": "AV1", "mpeg2video": "MPEG-2", "mpeg4": "MPEG-4", "rawvideo": "uncompressed", "png": "PNG",
          "qtrle": "QuickTime Animation", "dnxhd": "DNxHR", "huffyuv": "HuffYUV", "utvideo": "Ut Video", "v210": "v210", "cfhd": "CineForm",
-         "dvvideo": "DV", "wmv2": "WMV", "gif": "GIF", "apng": "APNG", "h264": "H.264", "hevc": "HEVC", "prores": "ProRes"}
+         "dvvideo": "DV", "wmv2": "WMV", "gif": "GIF", "apng": "APNG", "h264": "H.264", "hevc": "HEVC", "prores": "ProRes",
+         "flv": "Sorenson Spark", "wrapped_avframe": "uncompressed"}
 # what is read: file, encoder, its pixel format
 INPUTS = [
     (".mp4", "libx264", "yuv420p"), (".mp4", "libx264", "yuv420p10le"), (".mp4", "libx265", "yuv420p10le"),
@@ -44,14 +46,16 @@ INPUTS = [
     (".webm", "libvpx", "yuva420p"), (".webm", "libvpx-vp9", "yuva420p"), (".ts", "libx264", "yuv420p"), (".ts", "libx265", "yuv420p"),
     (".mpg", "mpeg2video", "yuv420p"), (".avi", "mjpeg", "yuvj420p"), (".avi", "rawvideo", "bgr24"), (".avi", "huffyuv", "yuv422p"),
     (".avi", "utvideo", "yuv422p"), (".avi", "cfhd", "yuv422p10le"), (".wmv", "wmv2", "yuv420p"), (".h264", "libx264", "yuv420p"),
-    (".hevc", "libx265", "yuv420p"), (".gif", "gif", "rgb8"), (".apng", "apng", "rgba"),
+    (".hevc", "libx265", "yuv420p"), (".vob", "mpeg2video", "yuv420p"), (".mxf", "mpeg2video", "yuv420p"), (".flv", "flv", "yuv420p"),
+    (".3gp", "mpeg4", "yuv420p"), (".y4m", "wrapped_avframe", "yuv420p"), (".gif", "gif", "rgb8"), (".apng", "apng", "rgba"),
 ]
 # pictures, a folder of which is a clip: file, Pillow's mode
 PICTURES = [(".png", "RGB"), (".png", "RGBA"), (".png", "I;16"), (".jpg", "RGB"), (".tif", "RGBA"), (".webp", "RGBA"), (".bmp", "RGB"),
-            (".tga", "RGBA"), (".jp2", "RGB")]
+            (".tga", "RGBA"), (".jp2", "RGB"), (".avif", "RGBA")]
 # what is written: file, --codec
 OUTPUTS = [(suffix, name) for name, codec in CODECS.items() for suffix in codec.containers if suffix != ".m4v"] + [("a folder", "png")]
-LIMITS = {"gif": 25, "mpeg2video": 5, "wmv2": 8, "mjpeg": 5, "libsvtav1": 5}             # mean error of 255 that the codec itself makes
+# mean error of 255 that the codec itself makes
+LIMITS = {"gif": 25, "mpeg2video": 5, "wmv2": 8, "flv": 8, "mpeg4": 8, "mjpeg": 5, "libsvtav1": 5}
 SETTINGS = {"libx264": {"crf": "4"}, "libx265": {"x265-params": "log-level=none", "crf": "4"}, "dnxhd": {"profile": "dnxhr_hqx"},
             "libsvtav1": {"crf": "10"}, "libvpx": {"auto-alt-ref": "0"}, "libvpx-vp9": {"auto-alt-ref": "0"},
             "mpeg2video": {"qmin": "1", "qmax": "2"}}
@@ -82,7 +86,8 @@ def make(path: Path, codec: str, pix_fmt: str, sound: str = "") -> Path:
     alpha = np.ones(SIZE, np.float32)
     alpha[20:40, 20:40] = 0.5
     full = "j" in pix_fmt or kind.kind == "gbr"
-    said = path.suffix not in (".avi", ".wmv", ".mpg")         # where it is not, players take a small clip for BT.601
+    # where it is not, players take a small clip for BT.601
+    said = path.suffix not in (".avi", ".wmv", ".mpg", ".flv", ".vob", ".y4m", ".3gp")
     tags = ColorTags(0 if kind.kind == "gbr" else 1 if said else 6, 1, 1, full)
     special = {".mts": {"mpegts_m2ts_mode": "1"}, ".mov": {"movflags": "use_metadata_tags"}, ".mp4": {"movflags": "use_metadata_tags"}}
     with av.open(str(path), "w", format="mpegts" if path.suffix == ".mts" else None, options=special.get(path.suffix, {})) as out:
@@ -95,6 +100,7 @@ def make(path: Path, codec: str, pix_fmt: str, sound: str = "") -> Path:
             stream.options = {"profile": "4"}
         heard = out.add_stream(sound, rate=48000, layout="stereo") if sound else None
         if sound:
+            heard.bit_rate = 128_000
             out.metadata.update(TAGS)
             stream.metadata["language"] = "jpn"
             out.set_chapters([{"id": 0, "start": 0, "end": 200, "time_base": Fraction(1, 1000), "metadata": {"title": "one"}}])
@@ -171,20 +177,24 @@ def output_row(folder: Path, suffix: str, codec: str) -> str:
         source = folder / f"deep-{depth}.mkv"
         source = source if source.exists() else make(source, "ffv1", pix_fmt)
         run_again(source, target, options)
-        found = probe(target)
-        if found.bit_depth == depth or codec == "prores" and depth == 10:
+        # FFmpeg decodes ProRes 4444 to 12 bits, of which 10 were written
+        written = layout(choose_encoding(probe(source), target, OutputOptions(**options)).pix_fmt).depth if target.suffix else depth
+        if depth == written and (probe(target).bit_depth == depth or codec == "prores"):
             depths.append(str(depth))
     source = folder / "alpha.mov"
     source = source if source.exists() else make(source, "prores_ks", "yuva444p10le")
     notes = run_again(source, target, options)
     alpha = "kept" if probe(target).has_alpha else "said" if any("transparency" in note for note in notes) else "lost"
     sounds, tags = {"copied": [], "converted": [], "refused": []}, "-"
-    for sound in ("aac", "libopus", "flac", "pcm_s24le", "pcm_bluray"):
-        source = folder / f"sound-{sound}{'.mts' if sound == 'pcm_bluray' else '.mkv'}"
-        source = source if source.exists() else make(source, "libx264", "yuv420p", sound)
+    for sound in ("aac", "libopus", "flac", "pcm_s24le", "pcm_bluray", "wmav2"):
+        source = folder / f"sound-{sound}{ {'pcm_bluray': '.mts', 'wmav2': '.wmv'}.get(sound, '.mkv')}"
+        source = source if source.exists() else make(source, "wmv2" if sound == "wmav2" else "libx264", "yuv420p", sound)
         name = probe(source).sound[0]
-        if not target.suffix:
-            break
+        if not target.suffix:                                  # pictures
+            notes = run_again(source, target, options)
+            heard = "none (said)" if any("hold no sound" in note for note in notes) else "none"
+            tags = "pictures' texts; a video's: said" if kept_texts(folder) and any("tags (" in note for note in notes) else "none"
+            return f"| {suffix} | {codec} | {', '.join(depths)} | {alpha} | {heard} | {tags} |"
         try:
             run_again(source, target, options)
         except UserError:
@@ -198,8 +208,17 @@ def output_row(folder: Path, suffix: str, codec: str) -> str:
             kept = {"own tags": metadata.get("workflow") == "{}", "title": metadata.get("title") == "t",
                     "chapters": len(after.chapters) == 1, "language": dict(after.track).get("language") == "jpn"}
             tags = ", ".join(name for name, there in kept.items() if there) or "none"
-    heard = "; ".join(f"{how}: {', '.join(names)}" for how, names in sounds.items() if names) if target.suffix else "none (said)"
+    heard = "; ".join(f"{how}: {', '.join(names)}" for how, names in sounds.items() if names)
     return f"| {suffix} | {codec} | {', '.join(depths)} | {alpha} | {heard} | {tags} |"
+
+
+def kept_texts(folder: Path) -> bool:
+    """Whether the texts of a PNG file are in the one that is made of it."""
+    source, texts = folder / "texts.png", PngInfo()
+    texts.add_text("workflow", "{}")
+    Image.new("RGB", (64, 64)).save(source, pnginfo=texts)
+    run_again((source,), folder / "texts-out", {})
+    return Image.open(folder / "texts-out" / "texts.png").info.get("workflow") == "{}"
 
 
 def run_again(source: Path, target: Path, options: dict) -> list[str]:
