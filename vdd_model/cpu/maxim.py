@@ -7,7 +7,7 @@ The result agrees with the plain layers' to rounding.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from einops import rearrange
@@ -74,16 +74,17 @@ class _Gated:
 
 
 class _SplitHead:
-    """`forward` of what sends half of its channels over the grid and half over the blocks."""
+    """`forward` of what sends half of its channels over the grid and half over the blocks: a `MultiAxisMlp` gates each half and adds the
+    input, `GateWeights` only mix it."""
 
-    inner: Callable
-    adds: bool
-
-    def __init__(self, module: nn.Module):
-        self.module = module
-        with torch.no_grad():
-            self.halves = [(mix.axis, mix.side, _behind(module.norm, enter), type(self).inner(each), _plain(leave))
-                           for each, mix, enter, leave in self.parts(module)]
+    def __init__(self, module: maxim.MultiAxisMlp | maxim.GateWeights):
+        self.module, self.adds = module, isinstance(module, maxim.MultiAxisMlp)
+        self.halves = []
+        for each, enter, leave in zip((module.grid, module.block), (module.to_grid, module.to_block), module.out.parts):
+            mix = each.mix if self.adds else each
+            with torch.no_grad():
+                inner = _Gated(each) if self.adds else _Mixed(mix)
+                self.halves.append((mix.axis, mix.side, _behind(module.norm, enter), inner, _plain(leave)))
 
     def __call__(self, x: Tensor) -> Tensor:
         """The module's output for x (N, H, W, C)."""
@@ -100,25 +101,6 @@ class _SplitHead:
                     else:
                         made.add_(_product(*leave, h).view(made.shape))
         return out
-
-
-class _MultiAxisMlp(_SplitHead):
-    inner, adds = _Gated, True
-
-    @staticmethod
-    def parts(module: maxim.MultiAxisMlp) -> Iterator[tuple]:
-        """For the grid's half and the block's: where it is mixed, the mixing, the layers into it and out of it."""
-        return zip((module.grid, module.block), (module.grid.mix, module.block.mix), (module.to_grid, module.to_block), module.out.parts)
-
-
-class _GateWeights(_SplitHead):
-    inner, adds = _Mixed, False
-
-    @staticmethod
-    def parts(module: maxim.GateWeights) -> Iterator[tuple]:
-        """For the grid's half and the block's: where it is mixed, the mixing, the layers into it and out of it."""
-        mixes = module.grid, module.block
-        return zip(mixes, mixes, (module.to_grid, module.to_block), module.out.parts)
 
 
 class _CrossGating:
@@ -163,4 +145,4 @@ def _in_pieces(function: Callable[..., tuple[Tensor, ...]], *given: Tensor) -> t
     return out
 
 
-FORWARDS = {maxim.MultiAxisMlp: _MultiAxisMlp, maxim.GateWeights: _GateWeights, maxim.CrossGating: _CrossGating}
+FORWARDS = {maxim.MultiAxisMlp: _SplitHead, maxim.GateWeights: _SplitHead, maxim.CrossGating: _CrossGating}
