@@ -73,6 +73,14 @@ def make_tiny_model(seed: int = 0):
     return model.eval().requires_grad_(False)
 
 
+def clip(frames: int, height: int = 24, width: int = 32, seed: int = 0):
+    """Smooth moving colors, float32 (F, H, W, 3)."""
+    import torch
+    x = torch.rand(1, 3, max(2, frames // 4), 4, 4, generator=torch.Generator().manual_seed(seed))
+    x = torch.nn.functional.interpolate(x, size=(frames, height, width), mode="trilinear", align_corners=True)
+    return x[0].permute(1, 2, 3, 0)
+
+
 @pytest.fixture()
 def tiny_model():
     """A fresh tiny model."""

@@ -3,7 +3,7 @@ import weakref
 
 import pytest
 import torch
-import torch.nn.functional as F
+from conftest import clip
 
 from vdd_model.app.demo import bundled_photo
 from vdd_model.config import ConfigError
@@ -13,12 +13,6 @@ from vdd_model.inference.restart import first_input_frame
 from vdd_model.measure import metrics
 from vdd_model.measure.motion import camera_shake
 from vdd_model.media.video import read_image
-
-
-def clip(frames, height, width, seed=0):
-    """Smooth moving colors, float32 (F, H, W, 3)."""
-    x = torch.rand(1, 3, max(2, frames // 4), 4, 4, generator=torch.Generator().manual_seed(seed))
-    return F.interpolate(x, size=(frames, height, width), mode="trilinear", align_corners=True)[0].permute(1, 2, 3, 0)
 
 
 def turned(frames, orientation):

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import clip
 
 from vdd_model.app.demo import bundled_photo
 from vdd_model.checkpoint.store import BUILT_IN
@@ -78,12 +79,6 @@ class Stub:
             return z[:, :3]
         features = guide.features[0]
         return torch.lerp(z[:, :3], 0.5 * (features[:, :3] + features[:, 6:]), guide.strength)   # of the neighbours
-
-
-def clip(frames, height=24, width=32, seed=0):
-    """Smooth moving colors, float32 (F, H, W, 3)."""
-    x = torch.rand(1, 3, max(2, frames // 4), 4, 4, generator=torch.Generator().manual_seed(seed))
-    return F.interpolate(x, size=(frames, height, width), mode="trilinear", align_corners=True)[0].permute(1, 2, 3, 0)
 
 
 def run(model, frames, **options):
