@@ -238,6 +238,15 @@ def parser(description: str | None, size: tuple[int, int] = (256, 256)) -> argpa
     return made
 
 
+def data_parser(description: str | None, out: Path = RESULTS) -> argparse.ArgumentParser:
+    """The options that the benchmarks on the two test sets share."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shared = Path(os.environ.get("VDD_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    made.add_argument("--data", type=Path, default=shared / "data", help="folder with gopro_layout/ and val_photos/ (%(default)s)")
+    made.add_argument("--out", type=Path, default=out)
+    return made
+
+
 def as_command_line() -> None:
     """Set this process up as the command line does (threads, memory allocator), so that figures are those that users see."""
     from vdd_model.cpu import allocator

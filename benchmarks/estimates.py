@@ -8,9 +8,7 @@ both estimates errs.
 """
 from __future__ import annotations
 
-import argparse
 import math
-import os
 from itertools import islice
 from pathlib import Path
 
@@ -53,11 +51,8 @@ def rows(data: Path, frames: int) -> list[dict]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    shared = Path(os.environ.get("VDD_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=shared / "data", help="folder with gopro_layout/ and val_photos/ (%(default)s)")
+    parser = common.data_parser(__doc__)
     parser.add_argument("--frames", type=int, default=5, help="middle frames of every clip (%(default)s)")
-    parser.add_argument("--out", type=Path, default=common.RESULTS)
     a = parser.parse_args(argv)
     return exit_code(lambda: common.write("estimates", rows(a.data, a.frames), {"frames": a.frames}, folder=a.out))
 

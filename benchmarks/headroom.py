@@ -8,9 +8,7 @@ what a method can hope for that estimates a straight blur and undoes it, and a y
 """
 from __future__ import annotations
 
-import argparse
 import math
-import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -76,11 +74,8 @@ def rows(data: Path, window: int) -> list[dict]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    shared = Path(os.environ.get("VDD_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=shared / "data", help="folder with gopro_layout/ and val_photos/ (%(default)s)")
+    parser = common.data_parser(__doc__)
     parser.add_argument("--window", type=int, default=17, help="side of the window in pixels, odd (%(default)s)")
-    parser.add_argument("--out", type=Path, default=common.RESULTS)
     a = parser.parse_args(argv)
     return exit_code(lambda: common.write("headroom", rows(a.data, a.window), {"window": a.window}, folder=a.out))
 

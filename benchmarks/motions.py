@@ -8,8 +8,6 @@ things, no codec: only the motion differs. The middle frame of three is scored. 
 """
 from __future__ import annotations
 
-import argparse
-import os
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -68,14 +66,11 @@ def rows(checkpoint: str, data: Path, clips: int, size: int, steps: int) -> list
 
 
 def main(argv: list[str] | None = None) -> int:
-    shared = Path(os.environ.get("VDD_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.data_parser(__doc__)
     parser.add_argument("--checkpoint", default="small")
-    parser.add_argument("--data", type=Path, default=shared / "data", help="folder with gopro_layout/ and val_photos/ (%(default)s)")
     parser.add_argument("--clips", type=int, default=8, help="clips a row (%(default)s)")
     parser.add_argument("--size", type=int, default=160, help="side of the clips in pixels (%(default)s)")
     parser.add_argument("--steps", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=common.RESULTS)
     a = parser.parse_args(argv)
     return exit_code(lambda: common.write("motions", rows(a.checkpoint, a.data, a.clips, a.size, a.steps),
                                           {"clips": a.clips, "size": a.size, "steps": a.steps}, folder=a.out))

@@ -14,7 +14,6 @@ import functools
 import hashlib
 import itertools
 import json
-import os
 import statistics
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
@@ -23,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks import common
 from train.data.photos import read_photos
 from train.data.readers import find
 from train.synthesis.blur import synthesize
@@ -184,11 +184,8 @@ def panels(sets: dict[str, tuple[list[Pair], Scored]], deblurrer: Deblurrer, opt
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0 also when something asked is not met, it is said."""
-    shared = Path(os.environ.get("VDD_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.score", description=(__doc__ or "").splitlines()[0])
+    parser = common.data_parser((__doc__ or "").splitlines()[0], Path("outputs/score"))
     parser.add_argument("checkpoint", nargs="?", default="small")
-    parser.add_argument("--data", type=Path, default=shared / "data", help="folder with gopro_layout/ and val_photos/ (%(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("outputs/score"))
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS))
     parser.add_argument("--ensemble", type=int, nargs="*", default=list(ENSEMBLES), help="also one step in so many orientations")
     parser.add_argument("--photos", type=int, default=0, help="only so many photographs")
