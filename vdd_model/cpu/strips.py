@@ -14,8 +14,8 @@ from ..networks.fidelity import FidelityBranch, GatedBlock
 from . import maxim
 from .onednn import _onednn, _product, hooked, supports
 
-WORTH = 1 << 15                 # positions of a picture of features from which strips save time: smaller ones fit in the cache
-STRIP_BYTES = 2**21             # of a block's widest tensor, for each thread: near what the cache of a core takes
+WORTH = 1 << 16                 # positions of a picture of features, times their type's bytes, from which strips save time
+STRIP_BYTES = 2**22             # of a block's widest tensor, for each thread: all of a strip fits in the cache that the cores share
 
 
 def in_strips(model: nn.Module) -> nn.Module:
@@ -40,7 +40,7 @@ def out_of_strips(model: nn.Module) -> nn.Module:
 
 def _plainly(module: nn.Module, x: Tensor) -> bool:
     """Whether the module's own layers are to be called for x."""
-    return (x.shape[-2] * x.shape[-1] < WORTH or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
+    return (x.shape[-2] * x.shape[-1] * x.element_size() < WORTH or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
             or x.dtype != next(module.parameters()).dtype
             or any(map(hooked, list(module.modules())[1:])))
 

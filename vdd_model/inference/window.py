@@ -80,7 +80,7 @@ def make_tiling(tile: int | None, overlap: int | None, height: int, width: int, 
         return Tiling()
     if tile == divisor:              # nothing smaller can overlap with a neighbour
         tile = 2 * divisor
-    overlap = max(64, tile // 6) if overlap is None else overlap
+    overlap = max(64, tile // 12) if overlap is None else overlap       # as much again changes frames by 63 dB
     return Tiling(tile, min(math.ceil(overlap / divisor), tile // divisor // 2) * divisor)
 
 
