@@ -180,6 +180,8 @@ class VideoFrames:
 
     def _sought(self, numbers: range, picture: Callable[[np.ndarray], Tensor]) -> list[Tensor] | None:
         """The frames that can be decoded from the key frame before them; None where no seek leads there, as in some transport streams."""
+        import av
+
         from vdd_model.media.container import open_container, video_stream
         from vdd_model.media.reader import upright_rgb
 
@@ -189,7 +191,10 @@ class VideoFrames:
             found: dict[int, Tensor] = {}
             with open_container(self.path) as container:
                 stream = video_stream(container, self.path)
-                container.seek(max(times[0], min(wanted) - round(back / stream.time_base)), stream=stream)
+                try:
+                    container.seek(max(times[0], min(wanted) - round(back / stream.time_base)), stream=stream)
+                except av.FFmpegError:                         # Matroska without key frames in its index
+                    return None
                 key = None
                 for frame in container.decode(stream):
                     if key is None and frame.key_frame:

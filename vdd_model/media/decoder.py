@@ -20,6 +20,7 @@ _BEHIND = dict.fromkeys(("asv2", "cfhd", "exr", "ffvhuff", "h264", "hevc", "huff
                          "sunrast", "vp8", "vp9"), _MORE) | {"snow": bytes(4) + _MORE}       # FFmpeg 9 leaves zeros at the end away
 # JPEG's tell when they are asked to be strict, and then of a missing end marker too, which many cameras leave away
 _STRICT = dict.fromkeys(("amv", "jpegls", "mjpeg"), b"\xff\xd9")
+_SLICES = ("h264", "hevc")                                     # every packet shows one picture, but for fields
 _NEAR = 3                                                      # packets before a join that are called corrupt and are not
 
 
@@ -35,23 +36,26 @@ class Decoder:
         self.decoder = decoder_of(stream)
         self.joins = Joins(container, stream.index, clip.joins if clip else ())
         self._pictures = self._waiting = 0                     # damaged ones; packets of one picture each that gave none
+        self._shown, self._ended = 0, False                    # packets of `_SLICES` that gave none; whether all were read
         self._suspects: list[int] = []                         # numbers of the packets that the demuxer calls corrupt
 
     @property
     def damaged(self) -> int:
-        """Pictures so far that hold damage."""
-        return max(self._pictures + max(0, self._waiting), len(self._suspects))
+        """Pictures so far that hold damage, or are missing where others refer to what is not there."""
+        return max(self._pictures + max(0, self._waiting), len(self._suspects), self._shown if self._ended else 0)
 
     def __iter__(self) -> Iterator[av.VideoFrame | Exception]:
         packets, number = self.container.demux(self.stream), 0
         alone = self.decoder.codec.intra_only and "jpeg" not in self.decoder.name       # every packet is a picture, of AV1 is shown as one
         alone = alone or self.decoder.name in ("av1", "libdav1d") and not (self.clip and self.clip.headless)
+        sliced, fields = self.decoder.name in _SLICES and not (self.clip and self.clip.headless), False
         with contextlib.ExitStack() as stack:
             watcher = self._watcher(stack)
             while True:
                 try:
                     packet = next(packets)
                 except StopIteration:
+                    self._ended = sliced and not fields
                     return
                 except av.FFmpegError as error:
                     yield error
@@ -69,6 +73,10 @@ class Decoder:
                         self._suspects.append(number)
                     self._pictures += bool(data) and _is_short(bytes(data), self.decoder)
                     self._waiting += bool(data and alone and not data.is_discard) - len(pictures)
+                    fields = fields or any(getattr(picture, "interlaced_frame", False) for picture in pictures)
+                    if data and sliced and not data.is_discard and not fields:
+                        self._shown += _holds_slice(bytes(data), self.decoder)
+                    self._shown -= len(pictures)
                 except av.EOFError:
                     pictures = []
                 except av.FFmpegError as error:
@@ -132,6 +140,23 @@ def _is_short(data: bytes, context) -> bool:
                 place += int.from_bytes(data[place:place + 3], "little")
             return max(place, int.from_bytes(data[1:4], "little")) + 3 > size
     return False
+
+
+def _parts(data: bytes, context) -> Iterator[int]:
+    """The first byte of each part of a packet of H.264 or HEVC."""
+    head, place = context.extradata or b"", 0
+    if head[:1] != b"\1" or len(head) < 7:
+        yield from (part[0] for part in data.split(b"\0\0\1")[1:] if part)
+        return
+    size = (head[21 if context.name == "hevc" and len(head) > 22 else 4] & 3) + 1
+    while place + size < len(data):
+        yield data[place + size]
+        place += size + int.from_bytes(data[place:place + size], "big")
+
+
+def _holds_slice(data: bytes, context) -> bool:
+    """Whether a packet of H.264 or HEVC holds a part of a picture."""
+    return any(part >> 1 & 63 < 32 if context.name == "hevc" else 1 <= part & 31 <= 5 for part in _parts(data, context))
 
 
 def gif_pictures(data: bytes) -> tuple[int, bool]:

@@ -471,6 +471,37 @@ def test_bytes_missing_in_a_transport_stream(tmp_path, codec):
     assert len(list(reader)) and reader.lost and "damaged" in reader.notes[-1]
 
 
+def test_frames_that_refer_to_one_that_is_not_there(tmp_path):
+    """A recorder that lost a packet. Where the decoder leaves another frame out, it does without a word."""
+    rng = np.random.default_rng(0)
+    frames = [np.clip(pattern(i, 96, 128) + rng.normal(0, 0.05, (96, 128, 3)), 0, 1).astype(np.float32) for i in range(24)]
+    plain = save_clip(tmp_path / "plain.mp4", frames, options={"x264-params": "keyint=5:bframes=3"})
+    left_out = []
+    for dropped in (-1, *range(6, 12)):
+        with av.open(str(plain)) as before, av.open(str(tmp_path / "in.mkv"), "w") as out:
+            copy = out.add_stream_from_template(before.streams.video[0])
+            for number, packet in enumerate(packet for packet in before.demux(video=0) if packet.size):
+                if number != dropped:
+                    packet.stream = copy
+                    out.mux(packet)
+        reader = read(probe(tmp_path / "in.mkv"))
+        shown = len(list(reader))
+        assert shown + reader.lost == 24 - (dropped >= 0)
+        left_out.append(reader.lost)
+    assert left_out[0] == 0 and max(left_out) > 0
+
+
+def test_an_avi_that_went_through_a_pipe_is_whole(tmp_path):
+    """Its header was written before anybody knew how many frames there would be."""
+    source = save_clip(tmp_path / "in.avi", [pattern(i) for i in range(6)], codec="mpeg4")
+    data = source.read_bytes()
+    at = data.index(b"avih") + 8 + 16
+    assert struct.unpack_from("<I", data, at) == (6,)
+    source.write_bytes(data[:at] + struct.pack("<I", 1 << 30) + data[at + 4:].replace(struct.pack("<I", 6), struct.pack("<I", 1 << 30), 1))
+    reader = read(probe(source))
+    assert len(list(reader)) == 6 and reader.lost == 0 and not probe(source).breaks_off
+
+
 # said, where it is lost
 
 def test_values_outside_limited_range_are_said(tmp_path):
