@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -286,10 +287,19 @@ def compare_frames(output: Iterable[Tensor], truth: Iterable[Tensor], blurred: I
 
 
 def _of_one_name(clips: Sequence[VideoClip]) -> tuple[list[VideoClip], list[str]]:
-    """Folders of pictures that share names, without those that are not in all of them, and what is left out in words."""
+    """Folders of pictures that share names, without those that are not in all of them, and what is left out in words.
+
+    Where they share none, and one has fewer, their numbers stand for the names if one's are among the other's (`blur_2` and `gt_0002`).
+    """
     from ..media.video import probe
 
-    named = [{file.stem: file for file in clip.files} for clip in clips]
+    named: list[dict[str | int, Path]] = [{file.stem: file for file in clip.files} for clip in clips]
+    if all(named) and len({*map(len, named)}) > 1 and not set.intersection(*map(set, named)):
+        numbered = [{int(found[-1]): file for file in clip.files if (found := re.findall(r"\d+", file.stem))} for clip in clips]
+        most = max(numbered, key=len).keys()
+        if any(names.keys() - most or len(names) != len(clip.files) for names, clip in zip(numbered, clips)):
+            return list(clips), ["the pictures have no names in common and are compared in their order"]
+        named = numbered
     shared = [stem for stem in named[0] if all(stem in names for names in named)]
     twice = any(len(names) != len(clip.files) for names, clip in zip(named, clips))
     if not shared or twice or all(list(names)[:len(shared)] == shared for names in named):         # one that is longer is cut

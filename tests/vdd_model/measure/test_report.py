@@ -160,3 +160,21 @@ def test_pictures_of_one_name_are_compared(tmp_path):
     result = report.compare(tmp_path / "a", tmp_path / "b", tmp_path / "out", say=None, warp=False)
     assert result["frames"] == 4 and result["scores"]["a"]["psnr"] == 100
     assert any("frame_2.png has no picture of that name" in note and str(tmp_path / "b") in note for note in result["notes"])
+
+
+@pytest.mark.parametrize("names", [("blur_{}", "gt_{:04d}"), ("{}", "{:03d}"), ("f{}", "photo {} of mine")])
+def test_pictures_of_one_number_are_compared_where_names_differ(tmp_path, names):
+    """Told apart by side or by zeros; where the numbers do not agree either, their order is taken, and that is said."""
+    from vdd_model.media.video import write_image
+
+    for name, numbers in zip(names, ((1, 2, 4, 5), range(1, 6))):
+        folder = tmp_path / str(len(numbers))
+        folder.mkdir()
+        for i in numbers:
+            write_image(folder / f"{name.format(i)}.png", torch.rand(24, 32, 3, generator=torch.Generator().manual_seed(i)))
+    result = report.compare(tmp_path / "4", tmp_path / "5", tmp_path / "out", warp=False, say=None)
+    assert result["frames"] == 4 and result["scores"]["4"]["psnr"] == 100
+    assert any(names[1].format(3) in note for note in result["notes"])
+    (tmp_path / "4" / f"{names[0].format(1)}.png").rename(tmp_path / "4" / f"{names[0].format(9)}.png")
+    notes = report.compare(tmp_path / "4", tmp_path / "5", tmp_path / "out", warp=False, say=None)["notes"]
+    assert any("no names in common and are compared in their order" in note for note in notes)
