@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 from __future__ import annotations
 
+import dataclasses
 import os
 import zlib
 from pathlib import Path
@@ -59,18 +60,24 @@ def tiny_config():
     )
 
 
-def make_tiny_model(seed: int = 0):
-    """A tiny model with random weights everywhere (zero-initialised layers too, so that every path matters)."""
+def without_zeros(module, std: float = 0.02):
+    """The module, with random numbers where training starts at zero, so that every path matters; in eval mode."""
+    import torch
+    with torch.no_grad():
+        for p in module.parameters():
+            if not p.any():
+                p.normal_(std=std)
+    return module.eval()
+
+
+def make_tiny_model(seed: int = 0, **vae):
+    """A tiny model with random weights everywhere; `vae`: what differs in the configuration of its autoencoder."""
     import torch
 
     from vdd_model.networks.model import DeblurModel
     torch.manual_seed(seed)
-    model = DeblurModel(tiny_config())
-    with torch.no_grad():
-        for p in model.parameters():
-            if not p.any():
-                p.normal_(std=0.02)
-    return model.eval().requires_grad_(False)
+    config = tiny_config()
+    return without_zeros(DeblurModel(dataclasses.replace(config, vae=dataclasses.replace(config.vae, **vae)))).requires_grad_(False)
 
 
 def clip(frames: int, height: int = 24, width: int = 32, seed: int = 0):

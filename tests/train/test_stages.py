@@ -1,8 +1,6 @@
 """Which parameters each stage moves, and what its random draws depend on."""
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 from conftest import make_tiny_model, tiny_config
@@ -207,15 +205,8 @@ def test_start_encoders_copies_the_autoencoder():
 
 
 def thumbnail_model() -> DeblurModel:
-    """The tiny model, whose UNet sees an estimate's rest, with latents that carry a thumbnail; random weights."""
-    torch.manual_seed(0)
-    config = tiny_config()
-    model = DeblurModel(dataclasses.replace(config, vae=dataclasses.replace(config.vae, thumbnail=True))).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            if not p.any():
-                p.normal_(std=0.02)
-    return model
+    """The tiny model, whose UNet sees an estimate's rest, with latents that carry a thumbnail."""
+    return make_tiny_model(thumbnail=True)
 
 
 def test_start_from_estimate_makes_one_step_return_the_adapters_estimate():

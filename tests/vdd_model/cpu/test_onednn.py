@@ -7,6 +7,7 @@ import types
 import pytest
 import rounding
 import torch
+from conftest import without_zeros
 from torch import nn
 
 from vdd_model import cpu
@@ -87,10 +88,7 @@ def network(monkeypatch):
     monkeypatch.setattr(onednn, "_WORTH_PACKING", 0)
     monkeypatch.setattr(onednn, "_WORTH_FILTERING", 0)
     torch.manual_seed(0)
-    model = UNet3D(TINY).requires_grad_(False).eval()
-    for parameter in model.parameters():
-        if not parameter.any():
-            parameter.normal_(std=0.1)
+    model = without_zeros(UNet3D(TINY), 0.1).requires_grad_(False)
     arguments = torch.randn(2, 4, 3, 4, 6), torch.tensor([99, 399]), torch.randn(2, 5, 16), torch.randn(2, 8, 3, 4, 6)
     return model, arguments
 

@@ -6,7 +6,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import tiny_config, without_zeros
 
 from vdd_model.checkpoint.maxim import FILE_NAME
 from vdd_model.checkpoint.tensorfile import CheckpointError
@@ -148,9 +148,7 @@ def deblurrer():
     config = tiny_config()
     torch.manual_seed(0)
     model = DeblurModel(replace(config, vae=replace(config.vae, fusion=FusionConfig((8, 8), (1, 1))))).eval().requires_grad_(False)
-    for p in model.vae.fidelity.parameters():
-        if not p.any():
-            p.normal_(std=0.02)
+    without_zeros(model.vae.fidelity)
     made = Deblurrer(model, device="cpu")
     made.prior = module.PriorFile(module.Path("prior.safetensors"), lambda path: Stretch())
     return made

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import rounding
 import torch
-from conftest import golden_weights
+from conftest import golden_weights, without_zeros
 from safetensors.torch import load_file
 from torch import nn
 
@@ -68,12 +68,7 @@ def golden_vcomposer(shared):
 @pytest.fixture(scope="module")
 def tiny():
     torch.manual_seed(0)
-    model = UNet3D(TINY)
-    with torch.no_grad():
-        for p in model.parameters():
-            if not p.any():
-                p.normal_(std=0.1)
-    return model.eval()
+    return without_zeros(UNet3D(TINY), 0.1)
 
 
 def inputs(batch=1, frames=3, height=4, width=6, dtype=torch.float32, seed=0):
