@@ -1,6 +1,7 @@
 """PNG files out: one picture with 8 or 16 bits, and what it says about its colors."""
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ from .clip import VideoClip
 from .files import written_aside
 from .pixel_formats import BT709, BT2020, UNSPECIFIED, ColorTags, from_rgb, is_wide
 
+_ORIENTATION = re.compile(rb"""\s+tiff:Orientation=["']\d["']|<tiff:Orientation>\d</tiff:Orientation>""")
+_OF_THE_FILE = re.compile(rb"hdrgm:|GCamera:|GContainer|Container:")          # what XMP says of further pictures in the file
 _COLOR_CHUNKS = (b"cICP", b"gAMA", b"cHRM", b"sRGB", b"mDCV", b"cLLI")
 
 
@@ -72,12 +75,12 @@ def chunks_of(path: Path, profile: bytes, gray: bool) -> bytes:
 
 def texts_of(path: Path) -> bytes:
     """The texts of a PNG file, such as ComfyUI's `workflow` and `prompt`, as chunks; none that tells its orientation."""
-    return b"".join(_chunk(name, data) for name, data in _chunks_in(path, b"IEND") if name in (b"tEXt", b"zTXt", b"iTXt")
-                    and not data.startswith(b"Raw profile type") and b"tiff:Orientation" not in data)
+    return b"".join(_chunk(name, _ORIENTATION.sub(b"", data)) for name, data in _chunks_in(path, b"IEND")
+                    if name in (b"tEXt", b"zTXt", b"iTXt") and not data.startswith(b"Raw profile type"))
 
 
 def about(picture: Image.Image | None, turned: bool) -> bytes:
-    """What a photograph says of itself beside its colors, as chunks of a PNG file: pixels per inch and EXIF, but for its orientation."""
+    """What a photograph says of itself beside its colors, as chunks of a PNG file: pixels per inch, EXIF, XMP; not its orientation."""
     found = b""
     if picture and "dpi" in picture.info:
         x, y = (round(float(n) / 0.0254) for n in picture.info["dpi"])
@@ -86,6 +89,9 @@ def about(picture: Image.Image | None, turned: bool) -> bytes:
         exif = picture.getexif()
         exif.pop(0x0112, None)
         found += _chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) if exif else b""
+    xmp = picture.info.get("xmp", b"") if picture and picture.format != "PNG" else b""         # a PNG file's own is one of its texts
+    if isinstance(xmp, bytes) and xmp and not _OF_THE_FILE.search(xmp):
+        found += _chunk(b"iTXt", b"XML:com.adobe.xmp" + bytes(5) + _ORIENTATION.sub(b"", xmp))
     return found
 
 

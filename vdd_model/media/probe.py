@@ -75,6 +75,9 @@ def probe_video(path: str | Path, *, scan: bool = True) -> VideoClip:
         has_alpha = kind.alpha and (family != "gif" or bool(to_rgb(first, tags)[1].min() < 1))
         # Windows' RGB of 32 bits: the fourth byte is unused, and alpha where a program has agreed with itself that it is
         fourth = has_alpha and family == "avi" and context.name == "rawvideo"
+        if has_alpha and family == "avi" and not fourth:       # packed, as in HuffYUV: the first picture must do
+            rgb, alpha = to_rgb(first, tags)
+            has_alpha = bool(alpha.any() or not rgb.any())
         facts = {"color": tags, "first_says": (int(first.colorspace), int(first.color_range)),
                  "codec": context.name, "pix_fmt": first.format.name, "bit_depth": min(16, kind.depth),
                  "gray": kind.kind == "gray", "quarter_turns": turns, "mirrored": mirrored, "chroma": chroma, "crop": crop,

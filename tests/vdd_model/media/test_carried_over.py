@@ -95,6 +95,20 @@ def test_texts_of_png_files_are_kept(tmp_path):
     assert dict(probe(tmp_path / "o.mp4").metadata)["workflow"] == '{"nodes": [0]}'
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "a.webp", "a.tif"])
+def test_a_photographs_own_words_are_kept(tmp_path, name):
+    """XMP: title, keywords, rights. Not how it was to be turned: it is turned."""
+    from PIL import Image
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6" dc:title="mine"/></x:xmpmeta>'
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    keys = {"tiffinfo": {700: xmp, 0x0112: 6}} if name == "a.tif" else {"xmp": xmp, "exif": exif}
+    Image.fromarray((pattern(0) * 255).clip(0, 255).astype(np.uint8)).save(tmp_path / name, **keys)
+    deblur((tmp_path / name,), tmp_path / "o.png")
+    made = Image.open(tmp_path / "o.png")
+    assert made.size == (48, 64) and b'dc:title="mine"' in made.info["xmp"] and b"Orientation" not in made.info["xmp"]
+
+
 def test_tags_of_a_video_that_pictures_do_not_take_are_said(tmp_path):
     source = tagged(tmp_path / "in.mp4", {"workflow": "{}", "title": "mine"}, {}, movflags="use_metadata_tags")
     assert "not carried over: tags (workflow, title)" in deblur(source, tmp_path / "o").notes

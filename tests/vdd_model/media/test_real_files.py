@@ -226,6 +226,21 @@ def test_the_fourth_byte_of_an_avi(tmp_path, used):
     assert np.array_equal(np.rint(frames[0].rgb.numpy() * 255), eight_bits())
 
 
+@pytest.mark.parametrize("alpha", [0, 128])
+def test_the_fourth_byte_of_a_packed_avi(tmp_path, alpha):
+    with av.open(str(tmp_path / "in.avi"), "w") as out:
+        stream = out.add_stream("huffyuv", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "bgra"
+        for i in range(2):
+            frame = av.VideoFrame.from_ndarray(np.dstack([eight_bits()[..., ::-1], np.full((48, 64), alpha, np.uint8)]), format="bgra")
+            frame.pts = i
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    frames = list(read(probe(tmp_path / "in.avi")))
+    assert [frame.alpha is not None for frame in frames] == [alpha > 0] * 2
+    assert np.array_equal(np.rint(frames[0].rgb.numpy() * 255), eight_bits())
+
+
 def formats() -> list[str]:
     """Pixel formats that libswscale writes, those of hardware left out."""
     found = []
