@@ -10,16 +10,17 @@ import numpy as np
 
 from .clip import VideoClip
 from .container import Joins, decoder_of, open_container, video_stream
+from .jpeg import END_OF_JPEG, MORE, is_unended
 from .pixel_formats import planes_of
 
 # Decoders that make a whole picture of half a packet without a word: of every encoder in PyAV's wheel one packet was cut and decoded.
 # What stands here is put behind each packet for a second decoder: bytes that are no marker and of all kinds, so that a decoder which
 # reads on makes another picture of them.
-_MORE = bytes(254 - 73 * i % 254 for i in range(2048))
 _BEHIND = dict.fromkeys(("asv2", "cfhd", "exr", "ffvhuff", "h264", "hevc", "huffyuv", "msvideo1", "qoi", "qtrle", "roqvideo",
-                         "sunrast", "vp8", "vp9"), _MORE) | {"snow": bytes(4) + _MORE}       # FFmpeg 9 leaves zeros at the end away
+                         "sunrast", "vp8", "vp9"), MORE) | {"snow": bytes(4) + MORE}       # FFmpeg 9 leaves zeros at the end away
 # JPEG's tell when they are asked to be strict, and then of a missing end marker too, which many cameras leave away
-_STRICT = dict.fromkeys(("amv", "jpegls", "mjpeg"), b"\xff\xd9")
+_STRICT = dict.fromkeys(("amv", "jpegls", "mjpeg"), END_OF_JPEG)
+_COMPARED = {*_BEHIND, "mjpeg"}
 _SLICES = ("h264", "hevc")                                     # every packet shows one picture, but for fields
 _NEAR = 3                                                      # packets before a join that are called corrupt and are not
 
@@ -88,7 +89,7 @@ class Decoder:
                     watcher, others = watcher if strict else None, pictures                # else the two are no longer in step
                 for picture, other in zip(pictures, others):
                     self._pictures += bool(strict or getattr(picture, "is_corrupt", False) or picture is not other
-                                           and self.decoder.name in _BEHIND and _differ(picture, other))
+                                           and self.decoder.name in _COMPARED and _differ(picture, other))
                     yield picture
                 if packet is None:
                     return
@@ -107,7 +108,8 @@ class Decoder:
     def _watch(self, watcher, data: av.Packet | None) -> list[av.VideoFrame] | None:
         packet = None
         if data is not None:
-            packet = av.Packet(_longer(bytes(data), (_BEHIND | _STRICT)[self.decoder.name], self.decoder))
+            more = MORE + END_OF_JPEG if is_unended(data, self.decoder.name) else (_BEHIND | _STRICT)[self.decoder.name]
+            packet = av.Packet(_longer(bytes(data), more, self.decoder))
             packet.pts, packet.dts, packet.time_base, packet.is_keyframe = data.pts, data.dts, data.time_base, data.is_keyframe
         try:
             return watcher.decode(packet)

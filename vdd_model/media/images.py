@@ -169,7 +169,12 @@ def _frame(data: bytes, codec: str) -> tuple[av.VideoFrame, Fraction | None]:
         if codec == "mjpeg":                                   # else it fills up what is missing without a word
             context.options = {"err_detect": "explode"}
         try:
-            return (context.decode(av.Packet(packet)) or context.decode(None))[0], _pixel_aspect(context.sample_aspect_ratio, data, codec)
+            frame = (context.decode(av.Packet(packet)) or context.decode(None))[0]
+            if jpeg.is_unended(packet, codec):
+                other, _ = _frame(packet + jpeg.MORE + jpeg.END_OF_JPEG, codec)
+                if any(not np.array_equal(a, b) for a, b in zip(planes_of(frame), planes_of(other))):
+                    raise ValueError("it breaks off within its last rows")
+            return frame, _pixel_aspect(context.sample_aspect_ratio, data, codec)
         except av.error.PatchWelcomeError:                     # CMYK with fewer samples of some inks
             with JpegImageFile(io.BytesIO(data)) as picture:
                 return av.VideoFrame.from_ndarray(np.asarray(picture.convert("RGB")), "rgb24"), None

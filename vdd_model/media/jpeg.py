@@ -9,9 +9,16 @@ import struct
 from PIL.MpoImagePlugin import MpoImageFile
 
 BROKEN = (OSError, ValueError, SyntaxError, KeyError, TypeError, struct.error)               # what Pillow raises for a damaged file
+END_OF_JPEG = b"\xff\xd9"
+MORE = bytes(254 - 73 * i % 254 for i in range(2048))          # no marker, and of all kinds: a decoder that reads on makes another picture
 GAIN_MAP = "the gain map that makes it HDR"
 _GAIN_MAPS = re.compile(rb"hdrgm:|hdrgainmap|iso:ts:21496|infe.{8}tmap", re.DOTALL)          # Adobe's and Google's, Apple's, ISO's, HEIF's
 _VIDEO = re.compile(rb"(MotionPhoto|MicroVideo)(=.|>)1|MotionPhoto_Data")
+
+
+def is_unended(data: bytes, codec: str) -> bool:
+    """Whether a JPEG file lacks its end, as those of many cameras do, or has been cut off a little before."""
+    return codec == "mjpeg" and bytes(data).rfind(END_OF_JPEG) < bytes(data).rfind(b"\xff\xda")
 
 
 def has_gain_map(data: bytes) -> bool:

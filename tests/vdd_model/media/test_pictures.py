@@ -91,6 +91,15 @@ def test_what_is_cut_off_is_named(tmp_path, name):
             read_image(path)
 
 
+@pytest.mark.parametrize("missing", [4, 20, 64])
+def test_a_jpeg_that_lacks_its_last_bytes_is_named(tmp_path, missing):
+    """Without its end marker (2 bytes) it is whole, with less it is not."""
+    data = stored(tmp_path / "a.jpg", quality=95).read_bytes()
+    assert torch.equal(read_picture(data[:-2], "a.jpg"), read_picture(data, "a.jpg"))
+    with pytest.raises(MediaError, match="a.jpg"):
+        read_picture(data[:-missing], "a.jpg")
+
+
 @pytest.mark.parametrize("name", ["a.png", "a.tif"])
 def test_a_wrong_byte_is_named_where_the_file_keeps_sums(tmp_path, name):
     stored(tmp_path / name, **({"compression": "tiff_adobe_deflate"} if name == "a.tif" else {}))

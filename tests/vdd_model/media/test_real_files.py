@@ -432,6 +432,29 @@ def test_half_a_picture_that_a_parser_joins_to_the_next(tmp_path):
     assert len(list(reader)) == 5 and reader.lost == 1
 
 
+@pytest.mark.parametrize("short", [0, 20])
+def test_motion_jpeg_without_end_markers(tmp_path, short):
+    """Many cameras leave them away. What lacks a few bytes more lacks a part of its last rows."""
+    rng = np.random.default_rng(0)
+    context = av.CodecContext.create("mjpeg", "w")
+    context.width, context.height, context.pix_fmt, context.time_base = 176, 144, "yuvj420p", Fraction(1, 25)
+    with av.open(str(tmp_path / "in.avi"), "w") as out:
+        stream = out.add_stream("mjpeg", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 176, 144, "yuvj420p"
+        out.start_encoding()
+        for i in range(4):
+            frame = from_rgb(np.clip(pattern(i, 144, 176) + rng.normal(0, 0.05, (144, 176, 3)), 0, 1).astype(np.float32), None, "yuvj420p",
+                             ColorTags(5, 1, 1, True))
+            frame.pts = i
+            data, = (bytes(packet) for packet in context.encode(frame))
+            packet = av.Packet(data[:-2 - short * (i == 2)])
+            packet.pts = packet.dts = i
+            packet.time_base, packet.is_keyframe, packet.stream = Fraction(1, 25), True, stream
+            out.mux(packet)
+    reader = read(probe(tmp_path / "in.avi"))
+    assert len(list(reader)) == 4 and reader.lost == (short > 0)
+
+
 def test_packets_of_vc2_tell_their_length():
     context = av.CodecContext.create("vc2", "w")
     context.width, context.height, context.pix_fmt, context.time_base, context.framerate = 128, 96, "yuv422p10le", Fraction(1, 25), 25
