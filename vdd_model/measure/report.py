@@ -7,8 +7,9 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice, zip_longest
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice, tee, zip_longest
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -25,6 +26,7 @@ from .progress import FrameBar
 
 if TYPE_CHECKING:
     from ..media.clip import VideoClip
+    from ..media.reader import VideoReader
 
 CHUNK = 4                             # frames scored together by `compare`
 ERROR_LIMIT = 48 / 255                # error that gets the brightest color of an error map
@@ -314,6 +316,26 @@ def _of_one_name(clips: Sequence[VideoClip]) -> tuple[list[VideoClip], list[str]
     return [probe([names[stem] for stem in shared]) for names in named], notes
 
 
+def _of_one_time(readers: Sequence[VideoReader], alone: list[int]) -> list[Iterator[Tensor]]:
+    """The frames of videos of one rate, in step: those that are shown at a time at which not all have one are counted in `alone`."""
+    def together() -> Iterator[tuple[Tensor | None, ...]]:
+        """The frames of one time; at the end of the shortest what the others go on with."""
+        clips = [iter(reader) for reader in readers]
+        frames = [next(clip, None) for clip in clips]
+        while all(frame is not None for frame in frames):
+            numbers = [round(frame.pts * reader.clip.time_base * reader.clip.rate) for frame, reader in zip(frames, readers)]
+            early = [i for i, number in enumerate(numbers) if number < max(numbers)]
+            if not early:
+                yield tuple(frame.rgb for frame in frames)
+            for i in early:
+                alone[i] += 1
+            for i in early or range(len(frames)):
+                frames[i] = next(clips[i], None)
+        if any(frame is not None for frame in frames):
+            yield tuple(None if frame is None else frame.rgb for frame in frames)
+    return [map(itemgetter(i), copy) for i, copy in enumerate(tee(together(), len(readers)))]
+
+
 def compare(a: str | os.PathLike, b: str | os.PathLike, out_dir: str | os.PathLike, blurred: str | os.PathLike | None = None, *,
             zoom_box: Sequence[int] | None = None, warp: bool = True, perceptual: bool = False,
             say: Callable[[str], None] | None = print) -> dict:
@@ -340,7 +362,9 @@ def compare(a: str | os.PathLike, b: str | os.PathLike, out_dir: str | os.PathLi
         raise UserError(f"{out} cannot be made a folder for the figures ({error.strerror})") from None
     readers = [read(c) for c in clips]
     shown = min(c.num_frames for c in clips) // 2
-    frames = [(f.rgb for f in reader) for reader in readers]
+    frames, alone = [(f.rgb for f in reader) for reader in readers], [0] * len(readers)
+    if len({c.num_frames for c in clips}) > 1 and len({c.rate for c in clips}) == 1 and not any(c.is_sequence for c in clips):
+        frames = _of_one_time(readers, alone)
     bar = FrameBar("comparing", min(c.num_frames for c in clips), quiet=say is None)
     with contextlib.closing(bar):
         scorers, middle, count, uneven = compare_frames(*frames, shown=shown, warp=warp, perceptual=perceptual,
@@ -348,6 +372,8 @@ def compare(a: str | os.PathLike, b: str | os.PathLike, out_dir: str | os.PathLi
     if not count:
         raise UserError(f"{a} and {b} have no frame in common to compare")
     notes = lack + [f"one clip is longer: only the first {count} frames were compared"] * uneven
+    notes += [f"{path}: {n} frame{'s' if n > 1 else ''} without another clip's frame of that time {'were' if n > 1 else 'was'} left out"
+              for path, n in zip(paths, alone) if n]
     notes += [f"{path}: {note}" for path, reader in zip(paths, readers) for note in reader.notes]
     if lpips_note():
         notes.append(lpips_note())

@@ -178,3 +178,24 @@ def test_pictures_of_one_number_are_compared_where_names_differ(tmp_path, names)
     (tmp_path / "4" / f"{names[0].format(1)}.png").rename(tmp_path / "4" / f"{names[0].format(9)}.png")
     notes = report.compare(tmp_path / "4", tmp_path / "5", tmp_path / "out", warp=False, say=None)["notes"]
     assert any("no names in common and are compared in their order" in note for note in notes)
+
+
+def test_frames_of_one_time_are_compared(tmp_path):
+    """A video that lacks a frame in its middle, but keeps the times of the others."""
+    import av
+
+    scene = [torch.rand(48, 64, 3, generator=torch.Generator().manual_seed(i)).mul(255).byte().numpy() for i in range(8)]
+    for name, times in (("a.mkv", (0, 1, 2, 4, 5, 6)), ("b.mkv", range(8))):
+        with av.open(str(tmp_path / name), "w") as out:
+            stream = out.add_stream("ffv1", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "bgr0"
+            for i in times:
+                frame = av.VideoFrame.from_ndarray(scene[i], "rgb24").reformat(format="bgr0")
+                frame.pts = i
+                out.mux(stream.encode(frame))
+            out.mux(stream.encode(None))
+    for a, b in (("a.mkv", "b.mkv"), ("b.mkv", "a.mkv")):
+        result = report.compare(tmp_path / a, tmp_path / b, tmp_path / "out", warp=False, say=None)
+        assert result["frames"] == 6 and result["scores"][a]["psnr"] == 100 and result["lost"] == 0
+        assert any("b.mkv: 1 frame without" in note for note in result["notes"])
+        assert any("only the first 6 frames" in note for note in result["notes"])
