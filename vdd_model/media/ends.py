@@ -55,7 +55,7 @@ def _transport_stream(file, size: int) -> bool:
             if head[start::length][:4] == b"GGGG":
                 rest = (size - start) % length
                 file.seek(-rest, os.SEEK_END)
-                return rest > 0 and file.read(1) == b"G"
+                return 0 < rest < 188 and file.read(1) == b"G"         # behind 188 bytes stand sums, or the time of a next one
     return False
 
 

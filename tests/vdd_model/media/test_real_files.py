@@ -419,11 +419,14 @@ def test_recordings_that_were_written_live_are_whole(tmp_path):
     padded, late = tmp_path / "padded.ts", tmp_path / "late.ts"
     padded.write_bytes(stream.read_bytes() + bytes(100))
     late.write_bytes(stream.read_bytes()[-88:] + stream.read_bytes())
-    for path in (live, stream, padded, late):
+    camera = save_clip(tmp_path / "camera.m2ts", frames, container_options={"mpegts_m2ts_mode": "1"})
+    assert camera.stat().st_size % 192 == 0 and camera.read_bytes()[4::192][:9] == b"G" * 9
+    for path in (live, stream, padded, late, camera):
         reader = read(probe(path))
         assert len(list(reader)) == 6 and (reader.lost, probe(path).breaks_off) == (0, ""), path
-    live.write_bytes(live.read_bytes()[:-9])
-    assert probe(live).breaks_off
+    for path in (live, camera):
+        path.write_bytes(path.read_bytes()[:-9])
+        assert probe(path).breaks_off
 
 
 def test_half_a_picture_that_a_parser_joins_to_the_next(tmp_path):
