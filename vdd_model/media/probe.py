@@ -58,7 +58,7 @@ def probe_video(path: str | Path, *, scan: bool = True) -> VideoClip:
         aspect = stream.sample_aspect_ratio or Fraction(1)
         header_frames, duration = stream.frames, (container.duration or 0) / av.time_base
         if header_frames > path.stat().st_size:                # nobody came back to write it, as where an AVI went through a pipe
-            header_frames = 0
+            header_frames = duration = 0
         # those that an edit list leaves out are in the header's number, but not all in the index
         samples = min(header_frames, len(getattr(stream, "index_entries", ())) or header_frames)
         rates = [r for r in (stream.average_rate, stream.base_rate, stream.guessed_rate) if r]

@@ -532,9 +532,11 @@ def test_frames_that_refer_to_one_that_is_not_there(tmp_path):
     assert left_out[0] == 0 and max(left_out) > 0
 
 
-def test_an_avi_that_went_through_a_pipe_is_whole(tmp_path):
+@pytest.mark.parametrize("codec, pix_fmt", [("mpeg4", "yuv420p"), ("mjpeg", "yuvj420p")])
+def test_an_avi_that_went_through_a_pipe_is_whole(tmp_path, codec, pix_fmt):
     """Its header was written before anybody knew how many frames there would be."""
-    source = save_clip(tmp_path / "in.avi", [pattern(i) for i in range(6)], codec="mpeg4")
+    source = save_clip(tmp_path / "in.avi", [pattern(i) for i in range(6)], codec=codec, pix_fmt=pix_fmt,
+                       tags=ColorTags(6, 1, 1, "j" in pix_fmt))
     data = source.read_bytes()
     at = data.index(b"avih") + 8 + 16
     assert struct.unpack_from("<I", data, at) == (6,)
