@@ -355,8 +355,9 @@ def _work(job: Job, clip: VideoClip, sink, stop: int | None, moments: list[Momen
                     beyond.append(frame.index)
                 rgb = rgb.clamp(0, 1)
             frame.rgb = compact(rgb)
+            del rgb                                            # before it waits here, with a frame of floats
             yield frame
-            del frame, rgb
+            del frame
 
     frame_bytes = clip.width * clip.height * 6
     ahead = read_ahead(taken(), min(16, max(1, READ_AHEAD_BYTES // frame_bytes)))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 KEPT_WHOLE_PIXELS = 640 * 480        # larger frames are kept as 16-bit numbers
-APART_BYTES = 2**22
+APART_BYTES = 2**21
 ROWS = 128                           # of a large frame that are converted at a time
 
 
