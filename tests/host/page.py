@@ -49,7 +49,7 @@ HELP = """async t => { const d = (await (await fetch('/object_info/' + t)).json(
 
 
 def main(url: str, pictures: str, checkpoint: str, drawn: str, paths: list[str]) -> None:
-    result: dict = {"workflows": {}, "help": {}, "page_errors": []}
+    result: dict = {"workflows": {}, "help": {}, "page_errors": [], "drawn": drawn}
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=shutil.which("chromium") or shutil.which("chromium-browser"),
                                     args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"])
@@ -85,6 +85,7 @@ def main(url: str, pictures: str, checkpoint: str, drawn: str, paths: list[str])
                 page.wait_for_timeout(700)
                 if pictures:
                     page.screenshot(path=str(Path(pictures) / (Path(path).stem + ".png")))
+            found["drawn_by_vue"] = page.evaluate("() => document.querySelectorAll('[data-node-id]').length")
             close_dialogs(page)
             result["workflows"][Path(path).stem] = found
         result["fresh"] = page.evaluate(FRESH)
