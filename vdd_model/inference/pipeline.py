@@ -389,7 +389,9 @@ class _Pass:
         coarsest = with_neighbours(torch.cat([codes[i][-1] for i in range(low, high)], dim=2))
         fine = list(zip(*(codes[i][1:-1] for i in range(start, stop))))
         for i in range(low, high):
-            if i < stop or not self._room_for(1):
+            if i < stop - 1:
+                del self.codes[i][tile.rows, tile.columns]
+            elif i < stop or not self._room_for(2):
                 del codes[i][:-1]
         return [*(joined(level, dim=2) for level in fine), coarsest[:, :, start - low:stop - low]]
 
