@@ -108,6 +108,8 @@ def open_checkpoint(path: str | os.PathLike) -> TensorFile:
 
 
 def config_of(file: TensorFile) -> ModelConfig:
+    """The configuration in the metadata of a file of `open_checkpoint`. Raises CheckpointError where there is none, or one that this
+    version does not know."""
     version, text = file.metadata.get("vdd.format"), file.metadata.get(CONFIG)
     if version is None or text is None:
         some = ", ".join(list(file.tensors)[:2]) or "no tensors"

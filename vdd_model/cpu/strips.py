@@ -6,6 +6,8 @@ multiplied; the result agrees with the layers' to rounding.
 """
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,11 +40,11 @@ def out_of_strips(model: nn.Module) -> nn.Module:
     return model
 
 
-def _plainly(module: nn.Module, x: Tensor) -> bool:
-    """Whether the module's own layers are to be called for x."""
+def _plainly(module: nn.Module, x: Tensor, passed_over: Iterable[nn.Module]) -> bool:
+    """Whether the module's own layers are to be called for x: for the sake of a hook, too, on one of those that strips pass over."""
     return (x.shape[-2] * x.shape[-1] * x.element_size() < WORTH or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
             or x.dtype != next(module.parameters()).dtype
-            or any(map(hooked, list(module.modules())[1:])))
+            or any(map(hooked, passed_over)))
 
 
 class _Branch:
@@ -54,7 +56,7 @@ class _Branch:
     def __call__(self, decoder_features: list[Tensor], encoder_features: list[Tensor]) -> tuple[Tensor, Tensor]:
         """As the branch's own."""
         branch = self.branch
-        if _plainly(branch, decoder_features[-1]):
+        if _plainly(branch, decoder_features[-1], (*branch.join, *(branch.join_prior or ()))):      # blocks and head are called
             return type(branch).forward(branch, decoder_features, encoder_features)
         state = None
         for i, (join, blocks, dec, enc) in enumerate(zip(branch.join, branch.levels, decoder_features, reversed(encoder_features))):
@@ -89,7 +91,7 @@ class _Strips:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The block's output for x (N, C, H, W), channels-last."""
-        if _plainly(self.block, x):
+        if _plainly(self.block, x, list(self.block.modules())[1:]):
             return type(self.block).forward(self.block, x)
         images, height, width = _rows(x), *x.shape[2:]
         out, halo = torch.empty_like(images), self.halo

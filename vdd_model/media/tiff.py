@@ -53,7 +53,10 @@ class Tags:
         """Look at what FFmpeg passes over: an end that is missing, and the sums of deflate. Raises ValueError."""
         try:
             for part in self.parts if self.compression in (8, 32946) else ():
-                zlib.decompressobj().decompress(data[part])
+                rest, inflate = data[part], zlib.decompressobj()
+                while rest and not inflate.eof:                # a little at a time: nobody wants to have it
+                    inflate.decompress(rest, 2**20)
+                    rest = inflate.unconsumed_tail
         except zlib.error as error:
             raise ValueError(str(error)) from None
         if self.is_cut:

@@ -74,3 +74,18 @@ def test_the_branch_equals_its_layers(dtype, least, pictures):
     for ours, true in zip(found, exact, strict=True):
         assert ours.dtype == dtype and ours.shape == true.shape
         assert -10 * ((ours.double() - true).square().mean() / true.square().mean()).log10() > least
+
+
+def test_who_listens_to_a_block_does_not_slow_the_joins_and_who_listens_to_a_join_is_heard(monkeypatch):
+    torch.manual_seed(0)
+    vae = AutoencoderConfig(channels=16, channel_mult=(1, 2), patch_size=2, norm_groups=8)
+    fast = strips.in_strips(FidelityBranch(FidelityConfig(channels=(24, 16), blocks=(2, 1)), vae, nn).requires_grad_(False))
+    decoded, encoded = [torch.randn(1, 32, 6, 10), torch.randn(1, 16, 12, 20)], [torch.randn(1, 16, 12, 20), torch.randn(1, 96, 6, 10)]
+    plain, heard, real = [], [], FidelityBranch.forward
+    monkeypatch.setattr(FidelityBranch, "forward", lambda *given: plain.append(1) or real(*given))
+    for part in (fast.levels[0][1], fast.join[1]):
+        handle = part.register_forward_pre_hook(lambda *_: heard.append(len(plain)))
+        with torch.no_grad():
+            fast(decoded, encoded)
+        handle.remove()
+    assert heard == [0, 1] and len(plain) == 1
