@@ -124,7 +124,7 @@ def test_colors_that_stand_in_the_container_only(tmp_path, codec, pix_fmt, suffi
     """Most decoders overwrite them, with what they do not know, when they start."""
     if codec not in HAS:
         pytest.skip(f"this PyAV has no {codec}")
-    options = {"libx265": {"x265-params": "log-level=none:colorprim=unknown:transfer=unknown:colormatrix=unknown"},
+    options = {"libx265": {"x265-params": "log-level=none:colorprim=unknown:transfer=unknown:colormatrix=unknown:bframes=0"},
                "dnxhd": {"profile": "dnxhr_hqx"}}.get(codec, {})
     size = (128, 256) if codec == "dnxhd" else (96, 128)
     with av.open(str(tmp_path / f"in{suffix}"), "w") as out:
