@@ -3,9 +3,10 @@
     python -m benchmarks [--device cuda] [--full] [--only NAME ...] [--against CHECKOUT] [--minutes 15] [--checkpoint small] [--out FOLDER]
 
 It ends within the minutes, however busy the machine is: what was not done by then is "not measured" (--full: no end). First comes today's
-build beside the last tagged one, or another (benchmarks/against.py). The full-size UNet is measured against VGen's own module where
-$VDD_VGEN names a checkout, else against diffusers. --full does both, and adds torch.compile, 448 x 256, repeats, every number of steps at
-480p and 720p five times, 1080p and 2,000 frames. What needs a GPU says "not measured" where there is none.
+build beside the last tagged one (before there is a tag: the first version), or another (benchmarks/against.py). The full-size UNet is
+measured against VGen's own module where $VDD_VGEN names a checkout, else against diffusers. --full does both, and adds torch.compile,
+448 x 256, repeats, every number of steps at 480p and 720p five times, 1080p and 2,000 frames. What needs a GPU says "not measured" where
+there is none.
 """
 from __future__ import annotations
 
@@ -95,7 +96,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--only", nargs="+", choices=list(commands("cpu", False, "", Path(), "any")))
-    parser.add_argument("--against", default=last_tag(), help="another build to measure beside this one (default: the last tag)")
+    parser.add_argument("--against", default=last_tag(),
+                        help="another build to measure beside this one (default: the last tag, else the first version)")
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--checkpoint", default="small")
     parser.add_argument("--out", type=Path, default=common.RESULTS)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 
 import pytest
 import torch
@@ -169,3 +170,19 @@ def test_another_build_is_measured_beside_todays(tmp_path, tiny_checkpoint, monk
         assert build == against.HERE
     with pytest.raises(SystemExit, match="neither"), against.checkout(str(tmp_path / "nothing")):
         pass
+
+
+def test_the_build_to_compare_with(tmp_path, monkeypatch):
+    """A repository's last tag; without one its first version; in a history that holds neither, none."""
+    def git(*words):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(["git", "-C", tmp_path, *who, *words], check=True, capture_output=True, text=True)
+    monkeypatch.setattr(against, "HERE", tmp_path)
+    git("init", "--quiet")
+    git("commit", "--quiet", "--allow-empty", "-m", "one")
+    assert against.last_tag() is None
+    first = git("rev-parse", "HEAD").stdout.strip()
+    monkeypatch.setattr(against, "FIRST_VERSION", first[:7])
+    assert against.last_tag() == first
+    git("tag", "v1")
+    assert against.last_tag() == "v1"
