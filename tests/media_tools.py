@@ -79,7 +79,8 @@ def save_clip(path: Path, frames: Sequence[np.ndarray], *, codec: str = "libx264
         context.time_base = stream.time_base = time_base or 1 / rate
         context.options = options if options is not None else {"crf": "4", "preset": "veryfast"} if "264" in codec else {}
         if "265" in codec:
-            context.options = {"crf": "4", "x265-params": "log-level=none", **(options or {})}
+            # frames fewer than its reordering is deep get decoding times that mean nothing
+            context.options = {"crf": "4", "x265-params": "log-level=none" + ":bframes=0" * (len(frames) < 3), **(options or {})}
         context.color_range = 2 if tags.full_range else 1
         context.colorspace, context.color_primaries, context.color_trc = tags.matrix, tags.primaries, tags.transfer
         if rotation is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -38,6 +39,19 @@ def test_options_without_effect_are_named(tmp_path):
         codec = {"o.mkv": "ffv1", "o.mov": "prores", "out": "png"}[target]
         notes = deblur(source, tmp_path / target, output=OutputOptions(codec=codec, **options)).notes
         assert len(notes) == len(named) and all(word in note for word, note in zip(named, notes)), notes
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 65])
+def test_decoding_times_are_our_own(tmp_path, frames):
+    """x265's mean nothing where a run is shorter than its reordering is deep, and the last segment may be."""
+    pictures = (torch.from_numpy(pattern(i, 16, 64)) for i in range(frames))
+    out = write_video(tmp_path / "o.mp4", pictures, options=OutputOptions(codec="hevc", preset="ultrafast"))
+    with av.open(str(out)) as file:
+        ticks = round(1 / (file.streams.video[0].average_rate * file.streams.video[0].time_base))
+        times = [(p.pts, p.dts) for p in file.demux(video=0) if p.size]
+    assert sorted(pts for pts, _ in times) == [i * ticks for i in range(frames)]
+    assert [b - a for (_, a), (_, b) in zip(times, times[1:])] == [ticks] * (frames - 1)
+    assert all(pts - 8 * ticks <= dts <= pts for pts, dts in times)
 
 
 @pytest.mark.parametrize("size", [(18, 34), (48, 48), (62, 62), (8, 640), (640, 14), (640, 48)])
