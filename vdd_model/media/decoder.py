@@ -76,7 +76,9 @@ class Decoder:
                     self._waiting += bool(data and alone and not data.is_discard) - len(pictures)
                     fields = fields or any(getattr(picture, "interlaced_frame", False) for picture in pictures)
                     if data and sliced and not data.is_discard and not fields:
-                        self._shown += _holds_slice(bytes(data), self.decoder)
+                        coded = bytes(data)
+                        self._shown += any(_is_slice(coded[start], self.decoder) for start, end in nal_units(coded, self.decoder)[1]
+                                           if start < end)
                     self._shown -= len(pictures)
                 except av.EOFError:
                     pictures = []
@@ -144,21 +146,23 @@ def _is_short(data: bytes, context) -> bool:
     return False
 
 
-def _parts(data: bytes, context) -> Iterator[int]:
-    """The first byte of each part of a packet of H.264 or HEVC."""
-    head, place = context.extradata or b"", 0
+def nal_units(data: bytes, context) -> tuple[int, list[tuple[int, int]]]:
+    """(bytes of the length that stands before each part, 0 for start codes; start and end of each) of a packet of H.264 or HEVC."""
+    head = context.extradata or b""
     if head[:1] != b"\1" or len(head) < 7:
-        yield from (part[0] for part in data.split(b"\0\0\1")[1:] if part)
-        return
+        starts = [found.end() for found in re.finditer(b"\0\0\1", data)]
+        return 0, list(zip(starts, [*starts[1:], len(data)]))
     size = (head[21 if context.name == "hevc" and len(head) > 22 else 4] & 3) + 1
-    while place + size < len(data):
-        yield data[place + size]
-        place += size + int.from_bytes(data[place:place + size], "big")
+    units, end = [], 0
+    while (start := end + size) < len(data):
+        end = start + int.from_bytes(data[end:start], "big")
+        units.append((start, end))
+    return size, units
 
 
-def _holds_slice(data: bytes, context) -> bool:
-    """Whether a packet of H.264 or HEVC holds a part of a picture."""
-    return any(part >> 1 & 63 < 32 if context.name == "hevc" else 1 <= part & 31 <= 5 for part in _parts(data, context))
+def _is_slice(part: int, context) -> bool:
+    """Whether the part of a packet of H.264 or HEVC with this first byte is one of a picture."""
+    return part >> 1 & 63 < 32 if context.name == "hevc" else 1 <= part & 31 <= 5
 
 
 def gif_pictures(data: bytes) -> tuple[int, bool]:
@@ -183,21 +187,13 @@ def gif_pictures(data: bytes) -> tuple[int, bool]:
 
 def _longer(data: bytes, more: bytes, context) -> bytes:
     """`data` with `more` bytes at the end of the picture in it."""
-    head = context.extradata or b""
-    if context.name not in ("h264", "hevc") or head[:1] != b"\1" or len(head) < 23:
+    size, units = nal_units(data, context) if context.name in _SLICES else (0, [])
+    if not size:
         return data + more
-    hevc, place, last = context.name == "hevc", 0, None
-    size = (head[21 if hevc else 4] & 3) + 1                   # in .mp4 and .mkv the length of each part stands before it
-    while place + size < len(data):
-        end = place + size + int.from_bytes(data[place:place + size], "big")
-        kind = data[place + size]
-        if kind >> 1 & 63 < 32 if hevc else 1 <= kind & 31 <= 5:
-            last = place, end
-        place = end
-    if last is None or last[1] > len(data):                    # what is shorter than it says is told by the decoder
+    start, end = next((unit for unit in reversed(units) if _is_slice(data[unit[0]], context)), (0, len(data) + 1))
+    if end > len(data):                                        # what is shorter than it says is told by the decoder
         return data
-    start, end = last
-    return data[:start] + (end - start - size + len(more)).to_bytes(size, "big") + data[start + size:end] + more + data[end:]
+    return data[:start - size] + (end - start + len(more)).to_bytes(size, "big") + data[start:end] + more + data[end:]
 
 
 def _differ(one: av.VideoFrame, other: av.VideoFrame) -> bool:

@@ -164,10 +164,8 @@ def plain(frame: av.VideoFrame) -> av.VideoFrame:
 def beyond_limits(frame: av.VideoFrame, tags: ColorTags) -> bool:
     """Whether half a percent of the picture is clearly brighter than limited range's white or darker than its black (235 and 16 of 255)."""
     frame = plain(frame)
-    if frame.format.name in PACKED or frame.format.name in FEW_BITS or tags.full_range:
-        return False
     kind = layout(frame.format.name)
-    if kind.kind == "gbr" or kind.floating:
+    if kind.kind == "gbr" or kind.floating or frame.format.name in PACKED or tags.full_range:
         return False
     luma, unit = _plane(frame, 0, _type_of(frame, kind)), 2 ** (kind.depth - 8)
     return int(np.count_nonzero((luma > 239 * unit) | (luma < 12 * unit))) > luma.size / 200
@@ -179,33 +177,28 @@ def _type_of(frame: av.VideoFrame, kind: Layout) -> np.dtype:
     return np.dtype(f"{end}{'f' if kind.floating else 'u'}{1 if kind.depth <= 8 else 2 if kind.depth <= 16 else 4}")
 
 
-def _part(c: np.ndarray, axis: int, start: int | None, stop: int | None, step: int | None = None) -> np.ndarray:
-    """c[start:stop:step] along `axis` of a plane, a view."""
-    return c[start:stop:step] if axis == 0 else c[:, start:stop:step]
-
-
 def _upsample(c: np.ndarray, step: int, size: int, centred: bool, axis: int) -> np.ndarray:
     """Linear interpolation of a plane along `axis` by 2 (repetition for other steps), cut to `size` samples."""
     if step == 1:
         return c
+    c = c.swapaxes(0, axis)
     if step != 2:
-        return _part(np.repeat(c, step, axis), axis, 0, size)
+        return np.repeat(c, step, 0)[:size].swapaxes(0, axis)
     shape = list(c.shape)
-    shape[axis] *= 2
-    out = np.empty(shape, c.dtype)
-    even, odd = _part(out, axis, 0, None, 2), _part(out, axis, 1, None, 2)
-    first, last = _part(c, axis, 0, 1), _part(c, axis, -1, None)
+    shape[0] *= 2
+    out = np.empty(shape if axis == 0 else shape[::-1], c.dtype).swapaxes(0, axis)
+    even, odd = out[::2], out[1::2]
     if centred:                                                # samples lie between two luma samples
         near, far = c * np.float32(0.75), c * np.float32(0.25)
-        np.add(_part(near, axis, 1, None), _part(far, axis, 0, -1), out=_part(even, axis, 1, None))
-        np.add(_part(near, axis, 0, -1), _part(far, axis, 1, None), out=_part(odd, axis, 0, -1))
-        _part(even, axis, 0, 1)[...] = first
+        even[0] = c[0]
+        np.add(near[1:], far[:-1], out=even[1:])
+        np.add(near[:-1], far[1:], out=odd[:-1])
     else:                                                      # samples lie on every second luma sample
         even[...] = c
         half = c * np.float32(0.5)
-        np.add(_part(half, axis, 0, -1), _part(half, axis, 1, None), out=_part(odd, axis, 0, -1))
-    _part(odd, axis, -1, None)[...] = last
-    return _part(out, axis, 0, size)
+        np.add(half[:-1], half[1:], out=odd[:-1])
+    odd[-1] = c[-1]
+    return out[:size].swapaxes(0, axis)
 
 
 def _downsample(c: np.ndarray, step: int, centred: bool, axis: int) -> np.ndarray:
@@ -214,35 +207,17 @@ def _downsample(c: np.ndarray, step: int, centred: bool, axis: int) -> np.ndarra
     """
     if step == 1:
         return c
-    if c.shape[axis] % step:
-        c = np.concatenate([c] + [_part(c, axis, -1, None)] * (step - c.shape[axis] % step), axis)
+    c = c.swapaxes(0, axis)
+    c = np.pad(c, ((0, -len(c) % step), (0, 0)), "edge")
     if step != 2:
-        return sum(_part(c, axis, i, None, step) for i in range(step)) * np.float32(1 / step)
-    even, odd = (np.ascontiguousarray(_part(c, axis, i, None, 2)) for i in (0, 1))
+        return (sum(c[i::step] for i in range(step)) * np.float32(1 / step)).swapaxes(0, axis)
+    c = np.pad(c, ((2, 2), (0, 0)), "symmetric" if centred else "reflect")
+    even, odd = (c[i::2].copy(order="K") for i in (0, 1))
     if centred:
-        out = (even + odd) * np.float32(0.75)
-        even *= np.float32(0.25)
-        odd *= np.float32(0.25)
-        _subtract_neighbours(out, odd, even, axis, even, odd)
+        out = (even[1:-1] + odd[1:-1]) * np.float32(0.75) - (odd[:-2] + even[2:]) * np.float32(0.25)
     else:
-        out = even * np.float32(0.75)
-        even *= np.float32(0.125)
-        odd *= np.float32(-0.25)
-        out -= odd
-        _subtract_neighbours(out, odd, None, axis, odd, None)
-        mirrored = _part(even, axis, 1, 2) if even.shape[axis] > 1 else even
-        _subtract_neighbours(out, even, even, axis, mirrored, even)
-    return out
-
-
-def _subtract_neighbours(out: np.ndarray, before: np.ndarray, after: np.ndarray | None, axis: int, first: np.ndarray,
-                         last: np.ndarray | None) -> None:
-    """out[i] -= before[i-1] + after[i+1] along `axis`; beyond the ends stand the first sample of `first` and the last of `last`."""
-    _part(out, axis, 1, None)[...] -= _part(before, axis, 0, -1)
-    _part(out, axis, 0, 1)[...] -= _part(first, axis, 0, 1)
-    if after is not None:
-        _part(out, axis, 0, -1)[...] -= _part(after, axis, 1, None)
-        _part(out, axis, -1, None)[...] -= _part(last, axis, -1, None)
+        out = (even[1:-1] * np.float32(0.75) + (odd[:-2] + odd[1:-1]) * np.float32(0.25) - (even[:-2] + even[2:]) * np.float32(0.125))
+    return out.swapaxes(0, axis)
 
 
 # where 4:2:0's chroma lies -> whether halfway between two luma samples, (down, across); JPEG, MPEG-1: center, BT.2020: topleft

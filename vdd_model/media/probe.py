@@ -8,6 +8,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -27,7 +28,7 @@ from .container import (
     track_tags,
     video_stream,
 )
-from .decoder import Decoder, gif_pictures
+from .decoder import Decoder, gif_pictures, nal_units
 from .ends import ends_early
 from .pixel_formats import CHROMA, KNOWN_MATRICES, UNSPECIFIED, ColorTags, Layout, complete_tags, layout_of, to_rgb
 
@@ -44,9 +45,9 @@ _EXTRAS = {"A53_CC": "closed captions", "DOVI_METADATA": "Dolby Vision", "DOVI_R
            "SPHERICAL": "the tags of 360 degree video", "STEREO3D": "the tags of stereoscopic video"}
 
 
-def probe_video(path: str | Path, *, scan: bool = True) -> VideoClip:
-    """What `path` holds. `scan` walks over all packets (without decoding) for the exact number of frames, their times and
-    whether the file breaks off; without it the header's figures are taken. Raises MediaError.
+def probe_video(path: str | Path) -> VideoClip:
+    """What `path` holds. Walks over all packets (without decoding) for the exact number of frames, their times and whether the file
+    breaks off. Raises MediaError.
     """
     path = Path(path)
     with contextlib.closing(open_container(path)) as container:
@@ -82,37 +83,33 @@ def probe_video(path: str | Path, *, scan: bool = True) -> VideoClip:
                  "codec": context.name, "pix_fmt": first.format.name, "bit_depth": min(16, kind.depth),
                  "gray": kind.kind == "gray", "quarter_turns": turns, "mirrored": mirrored, "chroma": chroma, "crop": crop,
                  "pixel_aspect": 1 / aspect if turns % 2 else aspect, "metadata": _metadata(container), "track": track_tags(stream),
-                 "timecode": _timecode(container, stream), "chapters": _chapters(container), "light": light, "extras": extras,
-                 "telemetry": telemetry,
-                 "sound": tuple(_coding_of(s) for s in container.streams if s.type in ("audio", "subtitle")),
+                 "timecode": next((text for s in (stream, container, *container.streams) for key, text in s.metadata.items()
+                                   if key.lower() == "timecode"), ""),
+                 "chapters": _chapters(container), "light": light, "extras": extras, "telemetry": telemetry,
+                 "sound": tuple(getattr(s.codec_context, "name", "") for s in container.streams if s.type in ("audio", "subtitle")),
                  "attached": tuple(s.metadata.get("filename", "") for s in container.streams if s.type == "attachment"),
                  "interlaced": bool(getattr(first, "interlaced_frame", False)), "size_bytes": path.stat().st_size}
         width, height = first.width - crop[2] - crop[3], first.height - crop[0] - crop[1]
     # all packets
-    missing, breaks_off, walk = 0, "", Walk()
-    if scan:
-        # AVI tells when a frame is decoded, which is when it is shown only where none is reordered
-        walk = _scan(path, timed=family not in RAW and (family != "avi" or not context.codec.reorder), fourth=fourth)
-        has_alpha = has_alpha and (walk.fourth or not fourth)
-        if walk.layered and not kind.alpha:
-            remarks.append("its second layer of HEVC (transparency, or the other eye's view) is not read")
-        count, last = walk.count, walk.last
-        # an AVI's header is written when the recording ends, and not by every program to the frame; it counts dropped frames too
-        promised, slack = (samples, 0) if "mp4" in family else (header_frames, header_frames // 100) if family == "avi" else (0, 0)
-        held = max(count + walk.hidden, walk.slots if family == "avi" else 0)
-        if promised - slack > held:
-            missing = promised - held
-            breaks_off = f"the last {missing} of its {promised - walk.hidden} frames are missing"
-        elif duration and last is not None and duration - float(last) > max(0.3, 0.01 * duration):
-            missing = max(1, round((duration - float(last)) * float(rates[0] if rates else 25)))
-            breaks_off = f"it breaks off after {float(last):.1f} of {duration:.1f} s"
-        elif family == "gif" and (whole := _broken_gif(path)) is not None:
-            missing, breaks_off = max(1, count - whole), f"it is damaged or breaks off behind frame {whole}"
-        elif ends_early(path, family, walk.stop):
-            missing, breaks_off = 1, f"it breaks off within the frame behind its first {count}"
-    else:
-        walk.first = Fraction(first.pts or 0) * tick
-        count = header_frames or max(1, round(duration * float(rates[0] if rates else 25)))
+    # AVI tells when a frame is decoded, which is when it is shown only where none is reordered
+    walk = _scan(path, timed=family not in RAW and (family != "avi" or not context.codec.reorder), fourth=fourth)
+    has_alpha = has_alpha and (walk.fourth or not fourth)
+    if walk.layered and not kind.alpha:
+        remarks.append("its second layer of HEVC (transparency, or the other eye's view) is not read")
+    count, last, missing, breaks_off = walk.count, walk.last, 0, ""
+    # an AVI's header is written when the recording ends, and not by every program to the frame; it counts dropped frames too
+    promised, slack = (samples, 0) if "mp4" in family else (header_frames, header_frames // 100) if family == "avi" else (0, 0)
+    held = max(count + walk.hidden, walk.slots if family == "avi" else 0)
+    if promised - slack > held:
+        missing = promised - held
+        breaks_off = f"the last {missing} of its {promised - walk.hidden} frames are missing"
+    elif duration and last is not None and duration - float(last) > max(0.3, 0.01 * duration):
+        missing = max(1, round((duration - float(last)) * float(rates[0] if rates else 25)))
+        breaks_off = f"it breaks off after {float(last):.1f} of {duration:.1f} s"
+    elif family == "gif" and (found := gif_pictures(path.read_bytes()))[1]:        # its decoder does not tell
+        missing, breaks_off = max(1, count - found[0]), f"it is damaged or breaks off behind frame {found[0]}"
+    elif ends_early(path, family, walk.stop):
+        missing, breaks_off = 1, f"it breaks off within the frame behind its first {count}"
     # the grid of times
     times = walk.times
     rate, constant = _frame_rate(times, tick, rates, walk.clock)
@@ -125,19 +122,17 @@ def probe_video(path: str | Path, *, scan: bool = True) -> VideoClip:
         tick = Fraction(1, rate.numerator if exact.denominator == 1 else rate.numerator * math.ceil(90000 / rate.numerator))
     return VideoClip(path=path, width=height if turns % 2 else width, height=width if turns % 2 else height, num_frames=count, rate=rate,
                 time_base=tick, constant_rate=constant, has_alpha=has_alpha, origin=origin, shift=shift, joins=walk.joins,
-                untimed=scan and not len(times), missing=missing, breaks_off=breaks_off, headless=walk.headless, remarks=tuple(remarks),
+                untimed=not len(times), missing=missing, breaks_off=breaks_off, headless=walk.headless, remarks=tuple(remarks),
                 **facts)
 
 
 def _first_frame(container, stream, path: Path) -> av.VideoFrame:
-    errors = []
-    for item in Decoder(container, stream):
+    error = None
+    for item in islice(Decoder(container, stream), 300):
         if not isinstance(item, Exception):
             return item
-        errors.append(item)
-        if len(errors) > 300:
-            break
-    why = f" ({reason(errors[0])})" if errors else ""
+        error = error or item
+    why = f" ({reason(error)})" if error else ""
     raise MediaError(f"{path} holds a video stream but not one frame that can be decoded{why}")
 
 
@@ -166,20 +161,9 @@ def _presentation(container, stream) -> tuple[tuple[int, int, int, int], str]:
     return (top, bottom, left, right), place[1] if place else "center" if stream.codec_context.name in ("mjpeg", "webp") else "left"
 
 
-def _coding_of(stream) -> str:
-    return stream.codec_context.name if stream.codec_context else ""
-
-
-def _second_layer(data: bytes, extradata: bytes) -> bool:
+def _second_layer(data: bytes, context) -> bool:
     """Whether an HEVC packet holds parts of a layer above the first: Apple's transparency, or the other eye's view."""
-    if extradata[:1] != b"\1":                                 # start codes between the parts
-        return any(len(part) > 1 and (part[0] & 1 or part[1] >> 3) for part in data.split(b"\0\0\1")[1:])
-    place = 0
-    while place + 5 < len(data):                               # four bytes of length before each
-        if data[place + 4] & 1 or data[place + 5] >> 3:
-            return True
-        place += 4 + int.from_bytes(data[place:place + 4], "big")
-    return False
+    return any(data[start] & 1 or data[start + 1] >> 3 for start, end in nal_units(data, context)[1] if start + 1 < min(end, len(data)))
 
 
 def _side_data(frame: av.VideoFrame) -> dict[str, bytes]:
@@ -232,14 +216,6 @@ def _metadata(container) -> tuple[tuple[str, str], ...]:
     return tuple(found.items())
 
 
-def _timecode(container, video) -> str:
-    for source in (video, container, *container.streams):
-        for key, value in source.metadata.items():
-            if key.lower() == "timecode":
-                return value
-    return ""
-
-
 def _chapters(container) -> tuple[tuple[Fraction, Fraction, str], ...]:
     found = container.chapters() if hasattr(container, "chapters") else []     # from PyAV 14.3 on
     return tuple((c["start"] * c["time_base"], c["end"] * c["time_base"], c["metadata"].get("title", "")) for c in found)
@@ -255,12 +231,6 @@ def _extras(container, video, frame: av.VideoFrame) -> tuple[tuple[str, ...], tu
         if is_own_data(stream):
             (kept if is_telemetry(stream) else words).append(f"the data stream {name_of_data(stream)}")
     return tuple(dict.fromkeys(words)), tuple(kept)
-
-
-def _broken_gif(path: Path) -> int | None:
-    """How many whole pictures a GIF has before it stops being one, which its decoder does not tell; None where it is one to its end."""
-    whole, is_cut = gif_pictures(path.read_bytes())
-    return whole if is_cut else None
 
 
 @dataclass
@@ -299,7 +269,7 @@ def _scan(path: Path, timed: bool, fourth: bool = False) -> Walk:
                 if index == video.index:
                     walk.slots, walk.stop = max(walk.slots, (packet.dts or 0) + 1), max(walk.stop, (packet.pos or 0) + packet.size)
                     if packet.size and not walk.headless and not keyed and video.codec_context.name == "hevc":
-                        walk.layered = _second_layer(bytes(packet), video.codec_context.extradata or b"")
+                        walk.layered = _second_layer(bytes(packet), video.codec_context)
                     keyed = keyed or packet.is_keyframe
                     walk.headless += bool(packet.size) and not keyed
                     if fourth and not walk.fourth:
