@@ -5,7 +5,7 @@ import contextlib
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -24,43 +24,46 @@ def find_clips(inputs: Sequence[str]) -> list[tuple[str, Path | tuple[Path, ...]
     A folder is the sequence of its pictures, or all its videos; a pattern (`*`, `?`, `%06d`) likewise. Pictures of one folder that
     are named one by one, as the shell does with `*.png`, are one sequence, in the order of their numbers. Raises MediaError.
     """
-    clips: list[tuple[str, Path | tuple[Path, ...]]] = []
-    loose: dict[Path, list[Path]] = {}
+    clips: list[tuple[str, Path | Sequence[Path]]] = []
+    loose: dict[Path, list[Path]] = {}                         # pictures named one by one, by their folders
     for text in inputs:
         path = Path(text)
         if path.is_dir():
             images = find_images(path)
-            videos = natural_order([p for p in path.iterdir()          # ._clip.mp4 is what macOS leaves on memory cards
-                                    if p.suffix.lower() in VIDEO_SUFFIXES and not p.name.startswith(".") and p.is_file()])
+            videos = _videos(p for p in path.iterdir() if not p.name.startswith(".") and p.is_file())          # ._clip.mp4: of macOS
             if images and videos:
                 raise MediaError(f"{path} holds both pictures and videos; name a pattern, such as {path / ('*' + videos[0].suffix)}")
             if not images and not videos:
                 raise MediaError(f"{path} holds no video and no pictures")
-            clips += [(str(path), tuple(images))] if images else [(str(v), v) for v in videos]
+            clips += _clips(str(path), images, videos)
         elif path.exists():
             if is_picture(path):
                 if path.parent not in loose:
                     loose[path.parent] = []
-                    clips.append((str(path.parent), (path,)))
+                    clips.append((str(path.parent), loose[path.parent]))
                 loose[path.parent].append(path)
             else:
                 clips.append((text, path))
         elif set(path.name) & set("*?%[") or "*" in text:
-            images = find_images(text)
-            videos = [] if images else natural_order([p for p in matching(text) if p.suffix.lower() in VIDEO_SUFFIXES])
-            if not images and not videos:
+            found = _clips(text, find_images(text), _videos(matching(text)))
+            if not found:
                 raise MediaError(f"nothing fits the pattern {text}")
-            clips += [(text, tuple(images))] if images else [(str(v), v) for v in videos]
+            clips += found
         else:
             raise MediaError(f"{path} does not exist")
-    result = []
-    for name, clip in clips:
-        if isinstance(clip, tuple) and len(clip) == 1 and clip[0] in loose.get(clip[0].parent, ()):
-            pictures = tuple(natural_order(list(dict.fromkeys(loose[clip[0].parent]))))      # a shell puts 10 before 2
-            result.append((str(pictures[0]) if len(pictures) == 1 else name, pictures))
-        else:
-            result.append((name, clip))
-    return result
+    for number, (name, clip) in enumerate(clips):
+        if isinstance(clip, list):                             # a shell puts 10 before 2
+            pictures = tuple(natural_order(dict.fromkeys(clip)))
+            clips[number] = str(pictures[0]) if len(pictures) == 1 else name, pictures
+    return clips
+
+
+def _videos(paths: Iterable[Path]) -> list[Path]:
+    return natural_order(p for p in paths if p.suffix.lower() in VIDEO_SUFFIXES)
+
+
+def _clips(name: str, images: Sequence[Path], videos: Sequence[Path]) -> list[tuple[str, Path | tuple[Path, ...]]]:
+    return [(name, tuple(images))] if images else [(str(v), v) for v in videos]
 
 
 def unrelated(files: Sequence[Path]) -> bool:

@@ -147,7 +147,7 @@ def run(job: Job, make_deblurrer: Callable, options: DeblurOptions, output: Outp
     """
     started = time.monotonic()
     first, agree = not team or team.number == 0, team.agree if team else lambda what, decide: decide()
-    clip = _probe(job)
+    clip = probe(job.source, rate=job.rate)
     encoding = None if job.as_images else choose_encoding(clip, job.target, output)
     folder = part_folder(job.target)
     with contextlib.ExitStack() as stack:
@@ -256,13 +256,9 @@ def add_preview(job: Job, *, quiet: bool = False) -> list[str]:
     """Write the preview of a finished job. Returns notes, also when it cannot be written: the result itself is there."""
     try:
         check_previews([job])
-        return write_preview(_probe(job), job.target, job.pictures(), quiet=quiet)
+        return write_preview(probe(job.source, rate=job.rate), job.target, job.pictures(), quiet=quiet)
     except (UserError, OSError) as error:
         return [f"the preview could not be written ({error})"]
-
-
-def _probe(job: Job) -> VideoClip:
-    return probe(job.source if isinstance(job.source, Path) else list(job.source), rate=job.rate)
 
 
 def _empty(folder: Path) -> None:

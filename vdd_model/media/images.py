@@ -8,7 +8,7 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -29,12 +29,14 @@ from .jpeg import BROKEN
 from .pixel_formats import UNSPECIFIED, ColorTags, Layout, complete_tags, is_wide, layout, layout_of, planes_of, to_rgb
 from .png import about, chunks_of
 from .probe import orientation
+from .reader import upright
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".exr", ".ppm", ".pgm", ".tga", ".dpx", ".jp2",
                   ".avif", ".heic", ".heif", ".hif"}
 _MOVING = (b"avis", b"hevc", b"hevx", b"msf1")                 # brands of such files that hold a row of pictures
 _CENTRED = {"mjpeg", "webp"}
-_EXIF = {2: (0, True), 3: (2, False), 4: (2, True), 5: (1, True), 6: (3, False), 7: (3, True), 8: (1, False)}
+# orientation -> (quarter turns counter-clockwise, whether left and right are swapped after them)
+_EXIF = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False), 7: (1, True), 8: (1, False)}
 _NUMBERED = re.compile(r"%0?\d*d")
 _EXIF_WORDS = (b"Exif", b"EXIF", b"eXIf", b"exif", b"tiff:Orientation")
 _STARTS = {b"\x89PNG": "png", b"\xff\xd8": "mjpeg", b"BM": "bmp", b"v/1\1": "exr", b"SDPX": "dpx", b"XPDS": "dpx",
@@ -55,7 +57,7 @@ def is_picture(path: Path) -> bool:
     return True
 
 
-def natural_order(paths: Sequence[Path]) -> list[Path]:
+def natural_order(paths: Iterable[Path]) -> list[Path]:
     """Sorted so that frame_2 comes before frame_10."""
     return sorted(paths, key=lambda p: [int(t) if t.isdigit() else t.lower() for t in re.split(r"(\d+)", p.name)])
 
@@ -71,7 +73,7 @@ def find_images(where: str | Path) -> list[Path]:
         found = [p for p in path.parent.iterdir() if name.fullmatch(p.name)] if path.parent.is_dir() else []
     else:
         found = matching(text)
-    return natural_order(list(filter(is_picture, found)))
+    return natural_order(filter(is_picture, found))
 
 
 def matching(pattern: str) -> list[Path]:
@@ -104,21 +106,23 @@ class Picture:
     codec: str
     transparent: bool                       # its fourth channel is opacity
     turns: int = 0                          # quarter turns counter-clockwise that put it upright
-    mirrored: bool = False                  # left and right are swapped before them
+    mirrored: bool = False                  # left and right are swapped after them
     pixel_aspect: Fraction = Fraction(1)    # of a pixel as it is stored
     pages: int = 1                          # pictures in the file, of which this is the first
     color: ColorTags = ColorTags(full_range=True)
     also: str = ""                          # what else is in the file, in words
 
 
-def _decode_image(path: Path) -> Picture:
+def _decode_image(source: str | Path | bytes, name: str = "") -> Picture:
+    """The picture in a file, or in the bytes of one called `name`."""
+    if isinstance(source, bytes):
+        return _decode(source, name)
     try:
-        data = path.read_bytes()
+        return _decode(Path(source).read_bytes(), str(source))
     except FileNotFoundError:
-        raise MediaError(f"{path} does not exist") from None
+        raise MediaError(f"{source} does not exist") from None
     except OSError as error:
-        raise MediaError(f"{path} cannot be read ({error.strerror})") from None
-    return _decode(data, str(path))
+        raise MediaError(f"{source} cannot be read ({error.strerror})") from None
 
 
 def _decode(data: bytes, name: str) -> Picture:
@@ -230,10 +234,9 @@ def _decode_heif(data: bytes, name: str) -> Picture:
     with contextlib.suppress(*(ImportError, UnidentifiedImageError) if not tiles else ()):
         if several:
             return _with_pillow(data, name)
-    turns, mirrored = orientation(frame)
     primaries, transfer = (int(getattr(frame, tag, UNSPECIFIED)) for tag in ("color_primaries", "color_trc"))
     color = ColorTags(int(frame.colorspace), primaries, transfer, int(frame.color_range) == 2)
-    return Picture(frame, "heif", layout_of(frame).alpha, -turns % 4 if mirrored else turns, mirrored, color=color)
+    return Picture(frame, "heif", layout_of(frame).alpha, *orientation(frame), color=color)
 
 
 def _with_pillow(data: bytes, name: str) -> Picture:
@@ -276,40 +279,31 @@ def _may_be_transparent(data: bytes, codec: str) -> bool:
 def _opened(data: bytes, codec: str) -> Image.Image | None:
     """The file in Pillow's hands, not yet decoded; not through Image.open, which refuses large pictures."""
     reader = {"mjpeg": JpegImageFile, "png": PngImageFile, "tiff": TiffImageFile, "webp": WebPImageFile}.get(codec)
-    try:
+    with contextlib.suppress(*BROKEN):
         return reader(io.BytesIO(data)) if reader else None
-    except BROKEN:
-        return None
 
 
 def _orientation(data: bytes, codec: str) -> tuple[int, bool]:
-    """(quarter turns counter-clockwise, mirrored left-right before) from a picture file's EXIF."""
-    if not any(word in data for word in _EXIF_WORDS):          # to look into a PNG file may mean to decode it
-        return 0, False
-    try:
-        picture = _opened(data, codec)
-        return _EXIF.get(picture.getexif().get(tiff.ORIENTATION), (0, False)) if picture else (0, False)
-    except BROKEN:
-        return 0, False
-
-
-def _turn(picture: np.ndarray, turns: int, mirrored: bool) -> np.ndarray:
-    return np.ascontiguousarray(np.rot90(picture[:, ::-1] if mirrored else picture, turns))
+    """As in `_EXIF`, from a picture file's own."""
+    with contextlib.suppress(*BROKEN):                         # to look into a PNG file may mean to decode it
+        if any(word in data for word in _EXIF_WORDS) and (picture := _opened(data, codec)):
+            return _EXIF.get(picture.getexif().get(tiff.ORIENTATION), (0, False))
+    return 0, False
 
 
 def read_image(path: str | Path) -> tuple[torch.Tensor, torch.Tensor | None]:
     """One picture file -> (rgb (H,W,3), alpha (H,W) or None), float32 in [0,1], upright. Raises MediaError."""
-    return _pixels(_decode_image(Path(path)))
+    return _pixels(_decode_image(path))
 
 
 def read_picture(source: str | Path | bytes, name: str = "") -> torch.Tensor:
     """One picture file, or the bytes of one called `name` -> uint8 (H,W,3) RGB, upright: `read_image` in 8 bits. Raises MediaError."""
-    picture = _decode(source, name) if isinstance(source, bytes) else _decode_image(Path(source))
+    picture = _decode_image(source, name)
     if (order := _BYTES.get(picture.frame.format.name)) is None:
         return (_pixels(picture)[0].clamp_(0, 1) * 255).round_().byte()
     values = picture.frame.to_ndarray()
     values = values[..., None].repeat(3, 2) if values.ndim == 2 else values[..., order]
-    return torch.from_numpy(_turn(values, picture.turns, picture.mirrored))
+    return torch.from_numpy(upright(values, picture.turns, picture.mirrored))
 
 
 def picture_size(source: str | Path | bytes, name: str = "") -> tuple[int, int]:
@@ -321,7 +315,7 @@ def picture_size(source: str | Path | bytes, name: str = "") -> tuple[int, int]:
             data += b"" if _codec(data) == "mjpeg" else file.read()
     if isinstance(data, bytes) and (codec := _codec(data)) != "tiff" and (opened := _opened(data, codec)):
         return opened.size[::-1] if _orientation(data, codec)[0] % 2 else opened.size
-    picture = _decode(source, name) if isinstance(source, bytes) else _decode_image(Path(source))
+    picture = _decode_image(source, name)
     size = picture.frame.width, picture.frame.height
     return size[::-1] if picture.turns % 2 else size
 
@@ -329,7 +323,7 @@ def picture_size(source: str | Path | bytes, name: str = "") -> tuple[int, int]:
 def _pixels(picture: Picture) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(rgb (H,W,3), alpha (H,W) or None), float32 and upright."""
     rgb, alpha = to_rgb(picture.frame, _image_tags(picture), chroma="center" if picture.codec in _CENTRED else "left")
-    rgb, alpha = (None if x is None else torch.from_numpy(_turn(x, picture.turns, picture.mirrored)) for x in (rgb, alpha))
+    rgb, alpha = (None if x is None else torch.from_numpy(upright(x, picture.turns, picture.mirrored)) for x in (rgb, alpha))
     return rgb, alpha if picture.transparent else None
 
 
@@ -354,16 +348,13 @@ def _peek(path: Path) -> tuple[str, Layout, bool] | None:
     None if it cannot be read: the reader will say so when it gets there.
     """
     for length in (_HEAD, -1):
-        try:
+        with contextlib.suppress(av.FFmpegError, IndexError, OSError, ValueError, MediaError):
             with path.open("rb") as file:
                 data = file.read(length)
-            if path.suffix.lower() == ".tga":
-                frame = _decode_tga(path.read_bytes())
-                return frame.format.name, layout_of(frame), layout_of(frame).alpha and frame.format.name != "pal8"
             if plain := _plain_png(data):
                 kind = layout(plain)
                 return plain, kind, kind.alpha and plain != "pal8"
-            if _codec(data) == "heif":
+            if path.suffix.lower() == ".tga" or _codec(data) == "heif":
                 picture = _decode_image(path)
                 return picture.frame.format.name, layout_of(picture.frame), picture.transparent
             if data.startswith(tiff.MAGIC):
@@ -375,8 +366,6 @@ def _peek(path: Path) -> tuple[str, Layout, bool] | None:
                     kind = layout_of(context)
                     alpha = kind.alpha and _may_be_transparent(data, context.name)
                     return context.pix_fmt, kind, alpha and (context.pix_fmt != "pal8" or b"tRNS" in data)
-        except (av.FFmpegError, IndexError, OSError, ValueError, MediaError):
-            pass
     return None
 
 
@@ -447,16 +436,13 @@ class ImageReader:
             try:
                 picture = _decode_image(file)
                 rgb, alpha = _pixels(picture)
+                if rgb.shape[:2] != (clip.height, clip.width):
+                    raise MediaError(f"the frame size changes from {clip.width}x{clip.height} to {rgb.shape[1]}x{rgb.shape[0]} at {file}")
             except MediaError as error:
                 if index == 0:
                     raise
-                self.notes.append(f"{error}; the {len(clip.files) - index} pictures from there on were left out")
                 self.lost = len(clip.files) - index
-                return
-            if rgb.shape[:2] != (clip.height, clip.width):
-                self.notes.append(f"the frame size changes from {clip.width}x{clip.height} to {rgb.shape[1]}x{rgb.shape[0]} at {file}; "
-                                  f"the {len(clip.files) - index} pictures from there on were left out")
-                self.lost = len(clip.files) - index
+                self.notes.append(f"{error}; the {self.lost} pictures from there on were left out")
                 return
             if (picture.pages > 1 or picture.also) and not self.notes:
                 held = picture.also if picture.also else f"{picture.pages} pictures"

@@ -30,7 +30,7 @@ class VideoReader:
     def __iter__(self) -> Iterator[Frame]:
         clip, index, errors, interlaced = self.clip, 0, 0, 0
         beyond: list[int] = []                                 # frames with values outside limited range
-        previous, changed = None, ""
+        previous, changed, one = None, "", max(1, round(1 / (clip.rate * clip.time_base)))
         with contextlib.closing(open_container(clip.path)) as container:
             stream = video_stream(container, clip.path)
             tick = stream.time_base or Fraction(1, 1000)
@@ -58,8 +58,10 @@ class VideoReader:
                     duration = getattr(item, "duration", 0) or 0
                     if clip.constant_rate:                     # the last frame may be held for longer: nothing else tells its end
                         held = round(duration * tick * clip.rate) if index == clip.num_frames - 1 and not clip.untimed else 1
-                        duration = self._one_frame() * max(1, held)
-                    yield self._convert(item, pts, int(duration) or self._one_frame(), index)
+                        duration = one * max(1, held)
+                    rgb, alpha = upright_rgb(item, clip)
+                    yield Frame(torch.from_numpy(rgb), None if alpha is None else torch.from_numpy(alpha), pts, int(duration) or one, index)
+                    del rgb, alpha
                 else:
                     self.passing()
                 index += 1
@@ -89,9 +91,6 @@ class VideoReader:
         if index == 0:
             raise MediaError(f"{clip.path} holds a video stream but not one frame that can be decoded")
 
-    def _one_frame(self) -> int:
-        return max(1, round(1 / (self.clip.rate * self.clip.time_base)))
-
     def _time(self, pts: int | None, tick: Fraction, index: int) -> int:
         clip = self.clip
         start = clip.origin - clip.shift
@@ -101,10 +100,6 @@ class VideoReader:
         if pts is None:
             return round((start + index / clip.rate) / clip.time_base)
         return round((pts * tick - clip.shift) / clip.time_base)
-
-    def _convert(self, picture: av.VideoFrame, pts: int, duration: int, index: int) -> Frame:
-        rgb, alpha = upright_rgb(picture, self.clip)
-        return Frame(torch.from_numpy(rgb), None if alpha is None else torch.from_numpy(alpha), pts, duration, index)
 
 
 def tags_of(picture: av.VideoFrame, clip: VideoClip) -> ColorTags:
@@ -119,16 +114,13 @@ def tags_of(picture: av.VideoFrame, clip: VideoClip) -> ColorTags:
 def upright_rgb(picture: av.VideoFrame, clip: VideoClip) -> tuple[np.ndarray, np.ndarray | None]:
     """A decoded picture as RGB (H, W, 3) and, where the clip has it, alpha (H, W), float32 in [0, 1], cropped and upright."""
     rgb, alpha = to_rgb(picture, tags_of(picture, clip), chroma=clip.chroma)
-    parts = [rgb, alpha if clip.has_alpha else None]
-    if any(clip.crop):
-        top, bottom, left, right = clip.crop
-        parts = [x if x is None else np.ascontiguousarray(x[top: x.shape[0] - bottom, left: x.shape[1] - right]) for x in parts]
-    if clip.quarter_turns or clip.mirrored:
-        parts = [x if x is None else upright(x, clip) for x in parts]
-    return parts[0], parts[1]
+    top, bottom, left, right = clip.crop
+    rgb, alpha = (None if x is None else upright(x[top: x.shape[0] - bottom, left: x.shape[1] - right], clip.quarter_turns, clip.mirrored)
+                  for x in (rgb, alpha if clip.has_alpha else None))
+    return rgb, alpha
 
 
-def upright(picture: np.ndarray, clip: VideoClip) -> np.ndarray:
-    """A decoded picture (H, W, ...) as the clip is to be shown: turned and mirrored."""
-    turned = np.rot90(picture, clip.quarter_turns)
-    return np.ascontiguousarray(turned[:, ::-1] if clip.mirrored else turned)
+def upright(picture: np.ndarray, turns: int, mirrored: bool) -> np.ndarray:
+    """A decoded picture (H, W, ...) as it is to be shown: turned counter-clockwise by quarters, then mirrored."""
+    turned = np.rot90(picture, turns)
+    return np.ascontiguousarray(turned[:, ::-1] if mirrored else turned)

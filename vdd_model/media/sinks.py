@@ -30,7 +30,7 @@ _TIMES = struct.Struct("<qq")
 
 class VideoSink:
     """Frames -> packets of one video stream, kept in `folder`: those from index `first` on, a multiple of SEGMENT. Frames up to index
-    `done` are safe on disk after each `flush`.
+    `done` are safe on disk after each `write`, whatever kill comes.
 
     Raises MediaError for what the encoder refuses.
     """
@@ -89,13 +89,8 @@ class VideoSink:
             self.done += 1
             if not self.encoding.intra and self.in_segment == SEGMENT:
                 self._end_segment()
-        self.flush()
-
-    def flush(self) -> None:
-        """Make sure that a kill loses nothing of what was written."""
         if self.encoding.intra:
-            if self.in_segment:
-                self._end_segment()
+            self.end()
         elif self._spool is not None:
             sync(self._spool)
 
@@ -104,14 +99,12 @@ class VideoSink:
         with self.packet_file.open("ab") as file:
             file.write(segment_bytes(self.segment, self.in_segment, packets))
             sync(file)
-        if self._spool is not None:
-            self._spool.close()
-            self._spool = None
+        self.close()
         self._spool_path().unlink(missing_ok=True)
         self.segment, self.in_segment, self.encoder = self.segment + 1, 0, None
 
     def close(self) -> None:
-        """Stop without finishing; what was flushed stays."""
+        """Stop without finishing; what was written stays."""
         if self._spool is not None:
             self._spool.close()
             self._spool = None
@@ -172,9 +165,6 @@ class ImageSink:
             with written_aside(self.folder / self.name(self.done), durable=True) as aside:
                 aside.write_bytes(data)
             self.done += 1
-
-    def flush(self) -> None:
-        """Every picture is already safe."""
 
     def close(self) -> None:
         """Stop without finishing; the pictures written stay."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -74,18 +75,13 @@ def write_video(path: str | Path, frames: Iterable[torch.Tensor], rate: Fraction
     with tempfile.TemporaryDirectory(prefix=path.name + ".", suffix=".part", dir=path.parent) as folder:
         sink = VideoSink(Path(folder), encoding)
         try:
-            for index, frame in enumerate(_chain(first, iterator)):
+            for index, frame in enumerate(chain([first], iterator)):
                 start, end = (round(i / (clip.rate * clip.time_base)) for i in (index, index + 1))
                 sink.write(frame.detach().float().clamp(0, 1).cpu().numpy()[None], [None], [(start, max(1, end - start))])
             sink.finish(path, clip, audio=options.audio and like is not None)
         finally:
             sink.close()
     return path
-
-
-def _chain(first: torch.Tensor, rest: Iterable[torch.Tensor]) -> Iterable[torch.Tensor]:
-    yield first
-    yield from rest
 
 
 def part_folder(target: Path) -> Path:
