@@ -65,6 +65,34 @@ def chart(height: int = 64, width: int = 96, patch: int = 16, seed: int = 3) -> 
     return grid.repeat(patch, 0).repeat(patch, 1)
 
 
+def add_video(out, codec: str = "libx264", pix_fmt: str = "yuv420p", size: tuple[int, int] = (48, 64), rate=25, **settings):
+    """A stream for pictures of `size`, (height, width)."""
+    stream = out.add_stream(codec, rate=rate)
+    stream.height, stream.width, stream.pix_fmt = *size, pix_fmt
+    for name, value in settings.items():
+        setattr(stream, name, value)
+    return stream
+
+
+def encode(out, stream, frames) -> None:
+    """Frames of PyAV, or RGB (H, W, 3), into a stream, to its end."""
+    for index, frame in enumerate(frames):
+        if isinstance(frame, np.ndarray):
+            frame = from_rgb(frame, None, stream.pix_fmt, ColorTags(1, 1, 1, "yuvj" in stream.pix_fmt))
+        frame.pts = index
+        out.mux(stream.encode(frame))
+    out.mux(stream.encode(None))
+
+
+def encode_sound(out, stream, values: np.ndarray, kind: str) -> None:
+    """Samples of a packed format (1, n x channels), or of a planar one (channels, n), into a stream, to its end."""
+    piece = av.AudioFrame.from_ndarray(np.ascontiguousarray(values), kind, stream.layout.name)
+    piece.sample_rate, piece.pts, piece.time_base = stream.rate, 0, Fraction(1, stream.rate)
+    for part in av.AudioResampler(stream.codec_context.format.name, stream.layout.name, stream.rate, 960).resample(piece):
+        out.mux(stream.encode(part))
+    out.mux(stream.encode(None))
+
+
 def save_clip(path: Path, frames: Sequence[np.ndarray], *, codec: str = "libx264", pix_fmt: str = "yuv420p", rate: Fraction = Fraction(25),
               times: Sequence[int] | None = None, time_base: Fraction | None = None, tags: ColorTags | None = None, alpha=None,
               audio: bool = False, rotation: float | None = None, options: dict | None = None,
@@ -92,13 +120,7 @@ def save_clip(path: Path, frames: Sequence[np.ndarray], *, codec: str = "libx264
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
         if sound:
-            seconds = len(frames) / float(rate)
-            wave = (0.2 * np.sin(np.arange(int(44100 * seconds)) * 0.05)).astype(np.float32)[None]
-            for start in range(0, wave.shape[1], 1024):
-                piece = av.AudioFrame.from_ndarray(np.ascontiguousarray(wave[:, start: start + 1024]), "fltp", "mono")
-                piece.sample_rate, piece.pts, piece.time_base = 44100, start, Fraction(1, 44100)
-                out.mux(sound.encode(piece))
-            out.mux(sound.encode(None))
+            encode_sound(out, sound, 0.2 * np.sin(np.arange(int(44100 * len(frames) / rate)) * 0.05).astype(np.float32)[None], "fltp")
     return path
 
 
@@ -139,21 +161,11 @@ def lpcm(path: Path, codec: str, bits: int, channels: int = 2) -> np.ndarray:
     disk = path.suffix == ".vob"
     muxer, options = ("vob", {}) if disk else ("mpegts", {"mpegts_m2ts_mode": "1"})
     with av.open(str(path), "w", format=muxer, options=options) as out:
-        stream = out.add_stream("mpeg2video" if disk else "libx264", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream = add_video(out, "mpeg2video" if disk else "libx264")
         sound = out.add_stream(codec, rate=48000, layout={1: "mono", 2: "stereo", 6: "5.1(side)"}[channels])
         sound.codec_context.format = kind
-        for i in range(8):
-            frame = from_rgb(pattern(i), None, "yuv420p", ColorTags(1, 1, 1))
-            frame.pts = i
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
-        for number in range(12):
-            part = np.ascontiguousarray(stored[number * 1280: (number + 1) * 1280]).reshape(1, -1)
-            piece = av.AudioFrame.from_ndarray(part, kind, sound.codec_context.layout.name)
-            piece.sample_rate, piece.pts, piece.time_base = 48000, number * 1280, Fraction(1, 48000)
-            out.mux(sound.encode(piece))
-        out.mux(sound.encode(None))
+        encode(out, stream, [pattern(i) for i in range(8)])
+        encode_sound(out, sound, stored.reshape(1, -1), kind)
     return samples
 
 
@@ -170,8 +182,7 @@ def heard(path: Path, bits: int) -> tuple[str, float, np.ndarray]:
 def save_packets(path: Path, frames: Sequence[np.ndarray], codec: str, pix_fmt: str, options: dict, cut: int | None = None) -> Path:
     """A clip of which packet `cut` ends in its middle."""
     with av.open(str(path), "w") as out:
-        stream = out.add_stream(codec, rate=25)
-        stream.height, stream.width, stream.pix_fmt, stream.options = *frames[0].shape[:2], pix_fmt, options
+        stream = add_video(out, codec, pix_fmt, frames[0].shape[:2], options=options)
         encoded = []
         for index, rgb in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(np.rint(rgb * 255).astype(np.uint8), "rgb24").reformat(format=pix_fmt)

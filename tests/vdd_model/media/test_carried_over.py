@@ -2,17 +2,16 @@
 from __future__ import annotations
 
 import struct
-from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from media_tools import deblur, heard, lpcm, packets, pattern, save_clip
+from media_tools import add_video, deblur, encode, encode_sound, heard, lpcm, packets, pattern, save_clip
 
 from vdd_model.media.clip import MediaError
 from vdd_model.media.encoding import OutputOptions
-from vdd_model.media.pixel_formats import ColorTags, from_rgb
+from vdd_model.media.pixel_formats import ColorTags
 from vdd_model.media.sound import check_sound, unsupported_sound
 from vdd_model.media.video import probe, read, read_clip, write_video
 
@@ -22,14 +21,9 @@ SUFFIXES = [".mp4", ".mov", ".mkv"]
 def tagged(path: Path, metadata: dict, track: dict, **options) -> Path:
     with av.open(str(path), "w", options=options) as out:
         out.metadata.update(metadata)
-        stream = out.add_stream("libx264", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream = add_video(out)
         stream.metadata.update(track)
-        for i in range(3):
-            frame = from_rgb(pattern(i), None, "yuv420p", ColorTags(1, 1, 1))
-            frame.pts = i
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
+        encode(out, stream, [pattern(i) for i in range(3)])
     return path
 
 
@@ -133,21 +127,10 @@ def test_sound_that_no_output_takes_is_stored_as_it_is_decoded(tmp_path, source,
     """FFmpeg's list for Matroska has none of them."""
     given = tmp_path / f"in{source}"
     with av.open(str(given), "w") as out:
-        stream = out.add_stream(video, rate=25)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        sound = out.add_stream(codec, rate=48000, layout="stereo")
+        stream, sound = add_video(out, video), out.add_stream(codec, rate=48000, layout="stereo")
         sound.bit_rate = 128000
-        for i in range(8):
-            frame = from_rgb(pattern(i), None, "yuv420p", ColorTags(1, 1, 1))
-            frame.pts = i
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
-        wave = (8000 * np.sin(np.arange(15360) * 0.05)).astype(np.int16).repeat(2)[None]
-        piece = av.AudioFrame.from_ndarray(wave, "s16", "stereo")
-        piece.sample_rate, piece.pts, piece.time_base = 48000, 0, Fraction(1, 48000)
-        for part in [*av.AudioResampler(sound.codec_context.format.name, "stereo", 48000, 2048).resample(piece)]:
-            out.mux(sound.encode(part))
-        out.mux(sound.encode(None))
+        encode(out, stream, [pattern(i) for i in range(8)])
+        encode_sound(out, sound, (8000 * np.sin(np.arange(15360) * 0.05)).astype(np.int16).repeat(2)[None], "s16")
 
     def samples(path):
         with av.open(str(path)) as file:
@@ -183,18 +166,9 @@ def test_uncompressed_sound_goes_into_every_container(tmp_path, suffix):
     for number, codec in enumerate(["pcm_s16be", "pcm_alaw", "pcm_f32be", "pcm_u8", "pcm_s24be"]):
         source = tmp_path / f"{number}.nut"
         with av.open(str(source), "w") as out:
-            stream, sound = out.add_stream("libx264", rate=25), out.add_stream(codec, rate=48000, layout="stereo")
-            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-            for i in range(3):
-                frame = from_rgb(pattern(i), None, "yuv420p", ColorTags(1, 1, 1))
-                frame.pts = i
-                out.mux(stream.encode(frame))
-            out.mux(stream.encode(None))
-            piece = av.AudioFrame.from_ndarray(np.random.default_rng(1).integers(-9000, 9000, (1, 9600)).astype(np.int16), "s16", "stereo")
-            piece.sample_rate, piece.pts, piece.time_base = 48000, 0, Fraction(1, 48000)
-            for part in av.AudioResampler(sound.codec_context.format.name, "stereo", 48000).resample(piece):
-                out.mux(sound.encode(part))
-            out.mux(sound.encode(None))
+            stream, sound = add_video(out), out.add_stream(codec, rate=48000, layout="stereo")
+            encode(out, stream, [pattern(i) for i in range(3)])
+            encode_sound(out, sound, np.random.default_rng(1).integers(-9000, 9000, (1, 9600)).astype(np.int16), "s16")
         deblur(source, tmp_path / f"{number}{suffix}")
         sounds = []
         for path in (source, tmp_path / f"{number}{suffix}"):
@@ -206,14 +180,9 @@ def test_uncompressed_sound_goes_into_every_container(tmp_path, suffix):
 
 def test_advice_on_sound_is_tried_before(tmp_path):
     with av.open(str(tmp_path / "in.mkv"), "w") as out:
-        video, sound = out.add_stream("libx264", rate=25), out.add_stream("wavpack", rate=44100, layout="mono")
-        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
-        out.mux(video.encode(av.VideoFrame(64, 48, "yuv420p")))
-        out.mux(video.encode(None))
-        piece = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.float32), "fltp", "mono")
-        piece.sample_rate = 44100
-        out.mux(sound.encode(piece))
-        out.mux(sound.encode(None))
+        video, sound = add_video(out), out.add_stream("wavpack", rate=44100, layout="mono")
+        encode(out, video, [pattern(0)])
+        encode_sound(out, sound, np.zeros((1, 4096), np.float32), "fltp")
     clip = probe(tmp_path / "in.mkv")
     assert unsupported_sound(clip, Path("o.mov")) == ["wavpack"]
     with pytest.raises(MediaError, match=r"\(wavpack\) cannot be stored in .mov; choose an output ending in .mkv, or --no-audio"):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
-from media_tools import pattern, save_clip, save_packets
+from media_tools import add_video, pattern, save_clip, save_packets
 
 from vdd_model.media.decoder import _is_short
 from vdd_model.media.pixel_formats import ColorTags, from_rgb
@@ -104,8 +104,7 @@ def test_motion_jpeg_without_end_markers(tmp_path, short):
     context = av.CodecContext.create("mjpeg", "w")
     context.width, context.height, context.pix_fmt, context.time_base = 176, 144, "yuvj420p", Fraction(1, 25)
     with av.open(str(tmp_path / "in.avi"), "w") as out:
-        stream = out.add_stream("mjpeg", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 176, 144, "yuvj420p"
+        stream = add_video(out, "mjpeg", "yuvj420p", (144, 176))
         out.start_encoding()
         for i in range(4):
             frame = from_rgb(np.clip(pattern(i, 144, 176) + rng.normal(0, 0.05, (144, 176, 3)), 0, 1).astype(np.float32), None, "yuvj420p",

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
-from media_tools import chart, pattern, remuxed, save_clip
+from media_tools import add_video, chart, encode, pattern, remuxed, save_clip
 
 from vdd_model.media.clip import MediaError
 from vdd_model.media.container import dump
@@ -31,27 +31,17 @@ def eight_bits(index: int = 0, height: int = 48, width: int = 64) -> np.ndarray:
 
 def test_a_still_in_front_of_the_clip_is_not_the_clip(tmp_path):
     with av.open(str(tmp_path / "in.mkv"), "w") as out:
-        streams = [out.add_stream(name, rate=25) for name in ("mjpeg", "libx264")]
-        for stream, pix_fmt in zip(streams, ("yuvj420p", "yuv420p")):
-            stream.width, stream.height, stream.pix_fmt, stream.disposition = 64, 48, pix_fmt, 0
-        for index, stream in [(0, streams[0]), *((i, streams[1]) for i in range(12))]:
-            out.mux(stream.encode(from_rgb(pattern(index), None, stream.pix_fmt, ColorTags(1, 1, 1, stream is streams[0]))))
-        for stream in streams:
-            out.mux(stream.encode(None))
+        still, moving = add_video(out, "mjpeg", "yuvj420p", disposition=0), add_video(out, disposition=0)
+        encode(out, still, [pattern(0)])
+        encode(out, moving, [pattern(i) for i in range(12)])
     clip = probe(tmp_path / "in.mkv")
     assert (clip.codec, len(list(read(clip)))) == ("h264", 12) and clip.extras == ("further video streams",)
 
 
 def test_the_default_track_is_the_clip(tmp_path):
     with av.open(str(tmp_path / "in.mkv"), "w") as out:
-        streams = [out.add_stream("libx264", rate=25) for _ in range(2)]
-        for i, stream in enumerate(streams):
-            stream.width, stream.height, stream.pix_fmt, stream.disposition = 64 + 32 * i, 48, "yuv420p", i
-        for index in range(4):
-            for stream in streams:
-                out.mux(stream.encode(from_rgb(pattern(index, 48, stream.width), None, "yuv420p", ColorTags(1))))
-        for stream in streams:
-            out.mux(stream.encode(None))
+        for stream in [add_video(out, size=(48, 64 + 32 * i), disposition=i) for i in range(2)]:
+            encode(out, stream, [pattern(i, 48, stream.width) for i in range(4)])
     assert probe(tmp_path / "in.mkv").width == 96
 
 
@@ -128,15 +118,10 @@ def test_colors_that_stand_in_the_container_only(tmp_path, codec, pix_fmt, suffi
                "dnxhd": {"profile": "dnxhr_hqx"}}.get(codec, {})
     size = (128, 256) if codec == "dnxhd" else (96, 128)
     with av.open(str(tmp_path / f"in{suffix}"), "w") as out:
-        stream = out.add_stream(codec, rate=25)
-        stream.height, stream.width, stream.pix_fmt, stream.options = *size, pix_fmt, options
+        stream = add_video(out, codec, pix_fmt, size, options=options)
         context = stream.codec_context
         context.color_primaries, context.color_trc, context.colorspace, context.color_range = 9, 16, 9, 2 if "j" in pix_fmt else 1
-        for i in range(2):
-            frame = from_rgb(pattern(i, *size), None, pix_fmt, ColorTags(2, 2, 2, "j" in pix_fmt))
-            frame.pts = i
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
+        encode(out, stream, [from_rgb(pattern(i, *size), None, pix_fmt, ColorTags(2, 2, 2, "j" in pix_fmt)) for i in range(2)])
     with av.open(str(tmp_path / f"in{suffix}")) as file:
         context = file.streams.video[0].codec_context
         said = ColorTags(int(context.colorspace), int(context.color_primaries), int(context.color_trc), "j" in pix_fmt)
@@ -191,12 +176,8 @@ def test_rows_from_the_bottom(tmp_path, pix_fmt, turned):
     """BI_RGB as Windows writes it: the frames have a negative line size."""
     source = tmp_path / "in.avi"
     with av.open(str(source), "w") as out:
-        stream = out.add_stream("rawvideo", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, pix_fmt
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(eight_bits()[::-1]), "rgb24").reformat(format=pix_fmt)
-        for i in range(3):
-            frame.pts = i
-            out.mux(stream.encode(frame))
+        encode(out, add_video(out, "rawvideo", pix_fmt), [frame] * 3)
     data = bytearray(source.read_bytes())
     at = data.index(b"strf") + 16
     data[at: at + 4] = struct.pack("<i", 48)                   # biHeight: positive is from the bottom
@@ -209,17 +190,16 @@ def test_rows_from_the_bottom(tmp_path, pix_fmt, turned):
     assert np.abs(read_clip(source)[0].numpy() * 255 - expected).max() < (9 if turned else 1)       # libswscale's white of 5 bits is 248
 
 
+def with_fourth(value: int) -> av.VideoFrame:
+    """A picture of which every fourth byte is this."""
+    return av.VideoFrame.from_ndarray(np.dstack([eight_bits()[..., ::-1], np.full((48, 64), value, np.uint8)]), format="bgra")
+
+
 @pytest.mark.parametrize("used", [False, True])
 def test_the_fourth_byte_of_an_avi(tmp_path, used):
     """It means nothing where it is 0 throughout; where any is not, a program has put alpha there."""
-    alphas = [np.zeros((48, 64), np.float32), np.full((48, 64), 0.5 * used, np.float32)]
     with av.open(str(tmp_path / "in.avi"), "w") as out:
-        stream = out.add_stream("rawvideo", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "bgra"
-        for i, alpha in enumerate(alphas):
-            frame = av.VideoFrame.from_ndarray(np.dstack([eight_bits()[..., ::-1], (alpha * 255).astype(np.uint8)]), format="bgra")
-            frame.pts = i
-            out.mux(stream.encode(frame))
+        encode(out, add_video(out, "rawvideo", "bgra"), [with_fourth(0), with_fourth(127 * used)])
     clip = probe(tmp_path / "in.avi")
     frames = list(read(clip))
     assert clip.has_alpha == used and all((frame.alpha is not None) == used for frame in frames)
@@ -229,13 +209,7 @@ def test_the_fourth_byte_of_an_avi(tmp_path, used):
 @pytest.mark.parametrize("alpha", [0, 128])
 def test_the_fourth_byte_of_a_packed_avi(tmp_path, alpha):
     with av.open(str(tmp_path / "in.avi"), "w") as out:
-        stream = out.add_stream("huffyuv", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "bgra"
-        for i in range(2):
-            frame = av.VideoFrame.from_ndarray(np.dstack([eight_bits()[..., ::-1], np.full((48, 64), alpha, np.uint8)]), format="bgra")
-            frame.pts = i
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
+        encode(out, add_video(out, "huffyuv", "bgra"), [with_fourth(alpha)] * 2)
     frames = list(read(probe(tmp_path / "in.avi")))
     assert [frame.alpha is not None for frame in frames] == [alpha > 0] * 2
     assert np.array_equal(np.rint(frames[0].rgb.numpy() * 255), eight_bits())
@@ -365,13 +339,7 @@ def test_values_outside_limited_range_are_said(tmp_path):
     rows[:24] = 250
     bright.planes[0].update(rows)
     with av.open(str(tmp_path / "in.mp4"), "w") as out:
-        stream = out.add_stream("libx264", rate=25)
-        stream.width, stream.height, stream.pix_fmt, stream.options = 64, 48, "yuv420p", {"crf": "1"}
-        for i in range(4):
-            frame = bright if i in (1, 2) else from_rgb(pattern(i), None, "yuv420p", ColorTags(1))
-            frame.pts = i
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
+        encode(out, add_video(out, options={"crf": "1"}), [pattern(0), bright, bright, pattern(3)])
     reader = read(probe(tmp_path / "in.mp4"))
     list(reader)
     assert reader.lost == 0 and len(reader.notes) == 1 and "2 frames (the first is 1) held values outside limited range" in reader.notes[0]

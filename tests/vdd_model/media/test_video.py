@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from media_tools import chart, packets, pattern, pictures, save_clip, shifted
+from media_tools import add_video, chart, encode, packets, pattern, pictures, save_clip, shifted
 
 from vdd_model.media import images
 from vdd_model.media.clip import MediaError
@@ -182,13 +182,8 @@ def test_times_off_every_rate_are_variable(tmp_path, suffix, ticks):
 def test_a_longer_second_video_is_no_damage(tmp_path, suffix):
     lengths = (50, 125)
     with av.open(str(tmp_path / f"two{suffix}"), "w") as out:
-        streams = [out.add_stream("libx264", rate=25) for _ in lengths]
-        for stream in streams:
-            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for stream, length in zip(streams, lengths):
-            pictures = [av.VideoFrame.from_ndarray(np.full((48, 64, 3), i, np.uint8)) for i in range(length)]
-            for packet in (p for picture in (*pictures, None) for p in stream.encode(picture)):
-                out.mux(packet)
+        for stream, length in [(add_video(out), length) for length in lengths]:
+            encode(out, stream, [np.full((48, 64, 3), i / 255, np.float32) for i in range(length)])
     reader = read(probe(tmp_path / f"two{suffix}"))
     assert len(list(reader)) == 50 and (reader.lost, reader.notes) == (0, [])
 
@@ -262,12 +257,9 @@ def test_alpha_of_webm_is_seen(tmp_path):
 def test_pixel_shape_is_kept(tmp_path):
     source = tmp_path / "in.mp4"
     with av.open(str(source), "w") as out:
-        stream = out.add_stream("libx264", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream = add_video(out)
         stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
-        for _ in range(3):
-            out.mux(stream.encode(av.VideoFrame(64, 48, "yuv420p")))
-        out.mux(stream.encode(None))
+        encode(out, stream, [pattern(i) for i in range(3)])
     clip = probe(source)
     assert clip.pixel_aspect == Fraction(4, 3)
     assert probe(write_video(tmp_path / "out.mp4", read_clip(clip), like=clip)).pixel_aspect == Fraction(4, 3)

@@ -11,12 +11,12 @@ import av
 import numpy as np
 import pytest
 import torch
-from media_tools import IdentityDeblurrer, packets, pattern, save_clip
+from media_tools import IdentityDeblurrer, add_video, encode, encode_sound, packets, pattern, save_clip
 
 from vdd_model.app.cli import main
 from vdd_model.media.clip import MediaError
 from vdd_model.media.encoding import choose_encoding
-from vdd_model.media.pixel_formats import ColorTags, from_rgb
+from vdd_model.media.pixel_formats import ColorTags
 from vdd_model.media.probe import _frame_rate
 from vdd_model.media.video import OutputOptions, describe, probe, read, read_clip
 
@@ -34,9 +34,7 @@ def vdd(capfd, *command) -> str:
 def rich(path: Path, *, timecode: str = "", chapters=(), attached: bool = False, metadata: dict | None = None, **options) -> Path:
     """One second at 30000/1001 with two sound tracks in German and Japanese."""
     with av.open(str(path), "w", options=options) as out:
-        video = out.add_stream("libx264", rate=Fraction(30000, 1001))
-        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
-        video.codec_context.options = {"preset": "ultrafast"}
+        video = add_video(out, rate=Fraction(30000, 1001), options={"preset": "ultrafast"})
         if timecode:
             video.metadata["timecode"] = timecode
         sounds = [out.add_stream("aac", rate=44100, layout=name) for name in ("stereo", "5.1")]
@@ -48,17 +46,9 @@ def rich(path: Path, *, timecode: str = "", chapters=(), attached: bool = False,
                               for i, (start, end, title) in enumerate(chapters)])
         if attached:
             out.add_attachment("f.ttf", "application/x-truetype-font", b"letters")
-        for i in range(30):
-            frame = av.VideoFrame.from_ndarray((pattern(i) * 255).clip(0, 255).astype(np.uint8), "rgb24").reformat(format="yuv420p")
-            frame.pts, frame.time_base = i, Fraction(1001, 30000)
-            out.mux(video.encode(frame))
-        out.mux(video.encode(None))
+        encode(out, video, [pattern(i) for i in range(30)])
         for sound, channels in zip(sounds, (2, 6)):
-            for i in range(40):
-                piece = av.AudioFrame.from_ndarray(np.zeros((channels, 1024), np.float32), "fltp", "5.1" if channels == 6 else "stereo")
-                piece.sample_rate, piece.pts, piece.time_base = 44100, 1024 * i, Fraction(1, 44100)
-                out.mux(sound.encode(piece))
-            out.mux(sound.encode(None))
+            encode_sound(out, sound, np.zeros((channels, 40 * 1024), np.float32), "fltp")
     return path
 
 
@@ -127,20 +117,10 @@ def test_sound_that_a_container_refuses_late_is_known_early(tmp_path, capfd, tar
     """FFmpeg lists Opus among what .mov takes, and refuses it when the header is written."""
     source = tmp_path / "in.mkv"
     with av.open(str(source), "w") as out:
-        video = out.add_stream("libx264", rate=25)
-        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
-        sounds = [out.add_stream(name, rate=48000, layout="stereo") for name in ("aac", "libopus")]
-        for i in range(10):
-            frame = from_rgb(pattern(i), None, "yuv420p", ColorTags(1, 1, 1, False))
-            frame.pts, frame.time_base = i, Fraction(1, 25)
-            out.mux(video.encode(frame))
-        out.mux(video.encode(None))
-        for sound, count in zip(sounds, (1024, 960)):
-            for i in range(15):
-                piece = av.AudioFrame.from_ndarray(np.zeros((2, count), np.float32), "fltp", "stereo")
-                piece.sample_rate, piece.pts, piece.time_base = 48000, count * i, Fraction(1, 48000)
-                out.mux(sound.encode(next(iter(av.AudioResampler(sound.codec_context.format.name, "stereo", 48000).resample(piece)))))
-            out.mux(sound.encode(None))
+        video, *sounds = add_video(out), *(out.add_stream(name, rate=48000, layout="stereo") for name in ("aac", "libopus"))
+        encode(out, video, [pattern(i) for i in range(10)])
+        for sound in sounds:
+            encode_sound(out, sound, np.zeros((2, 14400), np.float32), "fltp")
     told = vdd(capfd, source, "-o", tmp_path / target)
     assert list(probe(tmp_path / target).sound) == kept
     assert told.count("left out") == 2 - len(kept)
