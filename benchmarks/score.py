@@ -213,7 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(a: argparse.Namespace, deblurrer: Deblurrer, sets: dict[str, list[Pair]]) -> None:
     """Score, print and write."""
-    from vdd_model.checkpoint.store import resolve
+    from vdd_model.checkpoint.store import read_state, resolve
 
     options = DeblurOptions(prior="none")
     settings = settings_of(deblurrer, a.steps, options, a.ensemble)
@@ -224,7 +224,7 @@ def measure(a: argparse.Namespace, deblurrer: Deblurrer, sets: dict[str, list[Pa
     settings |= with_prior(deblurrer, options)
     settings |= {LATENTS: sharp_latents(deblurrer, options), SHARP: stream(deblurrer, options, lambda pair: pair.sharp()), "truth": truth}
     status = resolve(a.checkpoint).stat()
-    size = sum(p.numel() for p in deblurrer.model.parameters())
+    size = sum(tensor.numel() for tensor in read_state(a.checkpoint)[1].values())
     lines = [f"# Score of {a.checkpoint}", "", f"- parameters: {size:,}; file: {status.st_size / 1e6:.1f} MB", ""]
     results, totals = {}, {}
     for name, pairs in sets.items():

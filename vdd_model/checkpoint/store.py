@@ -1,14 +1,15 @@
 """One-file checkpoints: tensors under `unet.`, `encoder1.`, `encoder2.`, `adapter.`, `vae.`, `null_text`; configuration as metadata."""
 from __future__ import annotations
 
+import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import ConfigError, ModelConfig
 from .tensorfile import CheckpointError, TensorFile, read_file, write_tensors
@@ -58,19 +59,57 @@ def config_tensor(config: ModelConfig) -> Tensor:
     return torch.frombuffer(bytearray(config.to_json().encode()), dtype=torch.uint8)
 
 
-def load(path: str | os.PathLike = "small", device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> DeblurModel:
+def load(path: str | os.PathLike = "small", device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+         later: Sequence[str] = (), ready: Callable[[nn.Module], object] = lambda part: None) -> DeblurModel:
     """Build the model of a checkpoint, in eval mode.
 
     The modules are made on the meta device and take the tensors of the memory-mapped file as they are: peak memory is about the file's
-    size, or nothing until first use. `dtype` None keeps the stored types. Raises CheckpointError, naming the file, what was expected
-    and what was found.
+    size, or nothing until first use. `dtype` None keeps the stored types. The parts `later` ("vae.detail") are no part of the model
+    until somebody asks for them by name, and their weights stay on the disk; `ready` is called with every part, and with the model,
+    when they have their weights. Raises CheckpointError, naming the file, what was expected and what was found.
     """
     state, model = fitting(path)
-    for name in list(state):
-        to = dtype if dtype is not None and state[name].is_floating_point() else None
-        state[name] = state[name].to(device=device, dtype=to)      # one at a time: no second copy of the whole model
-    model.load_state_dict(state, assign=True)
-    return model.to(device or "cpu").eval()                        # what is no tensor of the file goes there too
+    path = resolve(path)
+    changed = path.stat().st_mtime_ns
+
+    def filled(part: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
+        for name in list(tensors):                                 # one at a time: no second copy of the whole model
+            to = dtype if dtype is not None and tensors[name].is_floating_point() else None
+            tensors[name] = tensors[name].to(device=device, dtype=to)
+        part.load_state_dict(tensors, assign=True)
+        ready(part.eval())
+        return part
+
+    def read(part: nn.Module, prefix: str) -> nn.Module:
+        file = read_file(path, prefix)
+        if path.stat().st_mtime_ns != changed:
+            raise CheckpointError(f"{path} is another file than the one that this model was loaded from: load it again")
+        return filled(part, {name.removeprefix(prefix): tensor for name, tensor in file.tensors.items()})
+    modules = dict(model.named_modules())
+    for name in later:
+        if name in modules:
+            prefix, (place, _, own) = name + ".", name.rpartition(".")
+            state = {key: tensor for key, tensor in state.items() if not key.startswith(prefix)}
+            put_off(modules[place], own, functools.partial(read, modules[name], prefix))
+    return filled(model, state)
+
+
+class _Waits(nn.Module):
+    """A module with children that are made when somebody asks for them."""
+
+    def __getattr__(self, name: str):
+        if name in (waiting := vars(self)["waiting"]):
+            setattr(self, name, waiting[name]())
+            del waiting[name]
+        return super().__getattr__(name)
+
+
+def put_off(module: nn.Module, name: str, make: Callable[[], nn.Module]) -> None:
+    """Take the child of this name out of a module, until it is asked for: then it is what `make()` gives."""
+    delattr(module, name)
+    if not isinstance(module, _Waits):
+        module.__class__, module.waiting = type(type(module).__name__, (_Waits, type(module)), {}), {}
+    module.waiting[name] = make
 
 
 def read_state(path: str | os.PathLike) -> tuple[ModelConfig, dict[str, Tensor]]:

@@ -35,8 +35,9 @@ class TensorFile(NamedTuple):
     metadata: dict[str, str]
 
 
-def read_file(path: str | os.PathLike) -> TensorFile:
-    """Open a safetensors file. Raises CheckpointError when it is missing, empty, truncated, damaged, or another kind of file."""
+def read_file(path: str | os.PathLike, prefix: str = "") -> TensorFile:
+    """Open a safetensors file; of its tensors those whose names begin with `prefix`. Raises CheckpointError when it is missing, empty,
+    truncated, damaged, or another kind of file."""
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
@@ -44,7 +45,7 @@ def read_file(path: str | os.PathLike) -> TensorFile:
         raise CheckpointError(f"{path} is a folder, a safetensors file was expected")
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
-            return TensorFile(path, {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {})
+            return TensorFile(path, {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}, file.metadata() or {})
     except FileNotFoundError:
         raise CheckpointError(f"there is no file {path}") from None
     except OSError as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checkpoint.store import BUILT_IN, load
 from ..cpu import accelerate, cpu_has_bfloat16
@@ -23,6 +23,7 @@ from ..errors import UserError
 from ..networks.fidelity import BlurGuide, with_neighbours
 from ..networks.layers import channels_last, joined
 from ..networks.model import DeblurModel, drop_untrained_branch
+from ..networks.unet3d import UNet3D
 from ..options import DeblurOptions
 from .ensemble import ORIENTATIONS, Orientation, hand_out, mean
 from .prior import Prior, PriorFile, find_prior
@@ -51,6 +52,7 @@ from .window import (
 from .windows import Box, Span, Step, fade_in, window_steps
 
 T = TypeVar("T")
+SELDOM = ("unet", "adapter", "encoder1", "vae.detail", "vae.informed", "vae.fusion")     # parts that one step without a prior does not call
 ALONE = 3                                # pictures of a window without the UNet, of which small ones are decoded together
 
 
@@ -72,12 +74,14 @@ class Deblurrer:
         if not named:
             self.model = checkpoint.to(self.device, dtype) if move else checkpoint
         else:
-            self.model = load(checkpoint, self.device, dtype or default_dtype(self.device))
+            self.model = load(checkpoint, self.device, dtype or default_dtype(self.device), SELDOM, self._make_faster)
             drop_untrained_branch(self.model)
-            if self.device.type == "cuda":
-                channels_last(self.model.unet)
-            elif self.device.type == "cpu":
-                accelerate(self.model)
+
+    def _make_faster(self, part: nn.Module) -> None:
+        if self.device.type == "cpu":
+            accelerate(part)
+        elif self.device.type == "cuda" and isinstance(part, UNet3D):
+            channels_last(part)
 
     def load_prior(self, path: Path) -> Prior:
         """The prior in a file, on the model's device and in its type."""

@@ -239,7 +239,7 @@ class AutoencoderKL(nn.Module):
             return self._plain(levels[-1], z)
         if guide.features is None:
             raise ValueError("fidelity > 0 needs encoder 2's features of the blurred frames")
-        informed = self.fidelity if self.informed is None or guide.prior is None else self.informed
+        informed = self.fidelity if guide.prior is None or self.informed is None else self.informed
         branch = self.detail if guide.detail and self.detail is not None else informed
         residual, state = branch(levels, guide.features)
         restored = guide.pixels + residual

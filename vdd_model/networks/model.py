@@ -42,9 +42,8 @@ def unfold_time(x: Tensor, batch: int) -> Tensor:
 def drop_untrained_branch(model: DeblurModel) -> None:
     """Leave the fidelity branches away where no stage 3 has trained one: their last convolutions are zero, which shows the blurred frame
     itself, whatever the denoiser found. `decode` then is the plain decoder."""
-    vae = model.vae
-    branches = [] if vae is None else [branch for branch in (vae.fidelity, vae.detail, vae.informed) if branch is not None]
-    if branches and not any(p.any() for branch in branches for p in branch.head.parameters()):
+    vae, names = model.vae, ("fidelity", "detail", "informed")
+    if vae is not None and not any(p.any() for name in names if (branch := getattr(vae, name)) for p in branch.head.parameters()):
         vae.fidelity = vae.detail = vae.informed = None
 
 

@@ -46,6 +46,22 @@ def test_stored_and_asked_types(tiny_model, tmp_path):
     assert all(torch.equal(asked[k], v.half().float()) for k, v in tiny_model.state_dict().items())
 
 
+def test_parts_that_are_not_asked_for_stay_on_the_disk(tiny_checkpoint, tmp_path):
+    path, made = tmp_path / "model.safetensors", []
+    path.write_bytes(tiny_checkpoint.read_bytes())
+    whole, lazy = load(path), load(path, dtype=torch.bfloat16, later=("unet", "vae.detail", "vae.none"), ready=made.append)
+    assert made == [lazy] and not any(name.startswith(("unet.", "vae.detail.")) for name in lazy.state_dict())
+    detail = lazy.vae.detail
+    assert made == [lazy, detail] and lazy.vae.detail is detail and not detail.training
+    assert all(torch.equal(detail.state_dict()[k], v.bfloat16()) for k, v in whole.vae.detail.state_dict().items())
+    path.write_bytes(b"something else")
+    with pytest.raises(CheckpointError, match=r"model.safetensors .*(another file|truncated|not a safetensors)"):
+        lazy.unet  # noqa: B018
+    path.write_bytes(tiny_checkpoint.read_bytes())
+    with pytest.raises(CheckpointError, match="another file"):
+        lazy.unet  # noqa: B018
+
+
 def test_mixed_types_stay_aligned_and_empty_tensors_survive(tmp_path):
     tensors = {"a": torch.ones(3, dtype=torch.uint8), "b": torch.arange(5.0), "c": torch.tensor(2.5, dtype=torch.float64),
                "d": torch.empty(0, 4), "e": torch.ones(3, 2, dtype=torch.bfloat16).T}

@@ -483,3 +483,15 @@ def test_the_shipped_model_follows_its_latents_and_more_steps_move_it():
     assert psnr[2] > psnr[0] + 1 and psnr[3] > psnr[2] + 1, psnr
     assert psnr[2] - 3.5 < psnr[1] < psnr[2], psnr
     assert metrics.sharpness(many).mean() > metrics.sharpness(one).mean() > metrics.sharpness(blurred).mean()
+
+
+def test_one_step_leaves_on_the_disk_what_it_does_not_call():
+    deblurrer = Deblurrer("small", device="cpu")
+
+    def held() -> set[str]:
+        return {".".join(name.split(".")[:2 if name.startswith("vae.") else 1]) for name in deblurrer.model.state_dict()}
+    deblurrer.deblur(torch.rand(3, 64, 64, 3), steps=1, prior="none")
+    assert held() == {"null_text", "encoder2", *(f"vae.{part}" for part in ("encoder", "quant_conv", "decoder", "post_quant_conv",
+                                                                             "fidelity"))}
+    deblurrer.deblur(torch.rand(3, 64, 64, 3), steps=2, prior="none")
+    assert held() >= {"unet", "adapter", "encoder1", "vae.detail"} and "vae.fusion" not in held()
