@@ -21,6 +21,7 @@ from vdd_model.inference.pipeline import DeblurOptions
 from vdd_model.media.encoding import OutputOptions
 from vdd_model.media.pixel_formats import ColorTags, from_rgb
 from vdd_model.media.png import write_image
+from vdd_model.media.video import VideoClip, probe, read
 
 
 class IdentityDeblurrer:
@@ -52,6 +53,17 @@ def pattern(index: int, height: int = 48, width: int = 64) -> np.ndarray:
     position = (3 * index) % width
     rgb[:, position: position + 6] += 0.2
     return rgb.astype(np.float32)
+
+
+def eight_bits(index: int = 0, height: int = 48, width: int = 64) -> np.ndarray:
+    """`pattern` as uint8."""
+    return np.rint(pattern(index, height, width).clip(0, 1) * 255).astype(np.uint8)
+
+
+def noisy(count: int, height: int, width: int, amount: float = 0.03) -> list[np.ndarray]:
+    """`pattern` with noise, which takes an encoder many bytes."""
+    rng = np.random.default_rng(0)
+    return [(pattern(i, height, width) + rng.normal(0, amount, (height, width, 3))).astype(np.float32).clip(0, 1) for i in range(count)]
 
 
 def chart(height: int = 64, width: int = 96, patch: int = 16, seed: int = 3) -> np.ndarray:
@@ -203,6 +215,12 @@ def packets(path: Path, kind: str) -> list[tuple[float, bytes]]:
     with av.open(str(path)) as container:
         stream = getattr(container.streams, kind)[0]
         return [(float(p.pts * p.time_base), bytes(p)) for p in container.demux(stream) if p.size]
+
+
+def seen(source) -> tuple[int, int, list[str]]:
+    """(frames that can be read of a clip, frames lost, notes)."""
+    reader = read(source if isinstance(source, VideoClip) else probe(source))
+    return len(list(reader)), reader.lost, reader.notes
 
 
 OPTIONS = DeblurOptions(window=6, overlap=2)

@@ -125,12 +125,12 @@ def test_cancel_is_looked_at_while_a_resumed_run_passes_over_frames(pack, deblur
     with monkeypatch.context() as patch, pytest.raises(Cancelled):
         cancel_after(pack, patch, 9)
         node.execute(video, **WIDGETS)
-    passed, reader = [], pack.module("vdd_model.media.reader").VideoReader
-    convert = reader._convert
+    passed, reader = [], pack.module("vdd_model.media.reader")
+    convert = reader.upright_rgb
 
     def interrupt():
         raise Cancelled
-    monkeypatch.setattr(reader, "_convert", lambda self, *given: passed.append(given[-1]) or convert(self, *given))
+    monkeypatch.setattr(reader, "upright_rgb", lambda *given: passed.append(given) or convert(*given))
     monkeypatch.setattr(pack.host["comfy.model_management"], "throw_exception_if_processing_interrupted", interrupt)
     with pytest.raises(Cancelled):
         node.execute(video, **WIDGETS)

@@ -154,15 +154,11 @@ def share(jobs: Sequence[Job], rank: int, world_size: int) -> list[Job]:
 
     Every process computes the same division, so each job is done exactly once without a word between them.
     """
-    def size(job: Job) -> int:
-        """Bytes of the job's input."""
-        return sum(path.stat().st_size for path in job.files)
-
-    order = sorted(range(len(jobs)), key=lambda i: (-size(jobs[i]), i))
+    sizes = [sum(path.stat().st_size for path in job.files) for job in jobs]
     load, mine = [0] * world_size, []
-    for i in order:
-        process = min(range(world_size), key=lambda p: (load[p], p))
-        load[process] += size(jobs[i]) + 1
+    for i in sorted(range(len(jobs)), key=lambda i: -sizes[i]):
+        process = load.index(min(load))
+        load[process] += sizes[i] + 1
         if process == rank:
             mine.append(i)
     return [jobs[i] for i in sorted(mine)]

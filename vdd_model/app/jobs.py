@@ -26,7 +26,7 @@ from ..inference.scenes import Moment
 from ..measure.progress import FrameBar
 from ..media.clip import Frame, MediaError, VideoClip
 from ..media.encoding import Encoding, OutputOptions, choose_encoding, no_room, without_effect
-from ..media.files import in_bytes, replace_text, sync
+from ..media.files import in_bytes, sync, write_whole
 from ..media.images import gaps
 from ..media.png import png_chunks
 from ..media.sinks import NUMBERED_PICTURE, SEGMENT, ImageSink, VideoSink, remove
@@ -243,7 +243,7 @@ def _notes(job: Job, clip: VideoClip, encoding: Encoding | None, output: OutputO
         notes.append("EXR holds linear light, which is taken and written as if it were what a display shows; convert it beforehand")
     if gap := gaps(clip.files):
         notes.append(gap)
-    apart = "; --each deblurs every picture on its own" if clip.is_sequence else ""
+    apart = "; --each deblurs every picture on its own" if clip.files else ""
     notes += [note + apart if note.startswith("the frame size changes") else note for note in results[-1]["notes"]]
     for kind, what in (("bad", "held pixels that are not numbers; they were set to black"),
                        ("beyond", "held values below 0 or above 1, which were cut off")):
@@ -428,7 +428,7 @@ def _check_journal(folder: Path, job: Job, clip: VideoClip, options: DeblurOptio
         for old in [*folder.glob("*.bin"), *folder.glob("*.raw"), *folder.glob("moments-*")]:
             old.unlink()                                       # no journal: whose frames these are is not known
         remove(folder / "pictures")
-        replace_text(path, json.dumps(journal, indent=1))      # it must not be lost where the frames are not
+        write_whole(path, json.dumps(journal, indent=1), durable=True)         # it must not be lost where the frames are not
         return
     changed = [k for k in journal if before.get(k) != json.loads(json.dumps(journal[k]))]
     if changed:

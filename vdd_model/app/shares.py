@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import UserError
-from ..media.files import replace_text
+from ..media.files import write_whole
 from ..media.sinks import SEGMENT
 
 T = TypeVar("T")
@@ -77,7 +77,7 @@ class Share:
 
     def finish(self, result: dict) -> None:
         """Keep what came of it: from now on it is finished."""
-        replace_text(self._result, json.dumps(result))
+        write_whole(self._result, json.dumps(result), durable=True)
 
 
 def divide(folder: Path, num_frames: int, count: int, begun: int = 0) -> list[int]:
@@ -90,7 +90,7 @@ def divide(folder: Path, num_frames: int, count: int, begun: int = 0) -> list[in
         segments = max(1, -(-num_frames // SEGMENT) - first)
         count = min(count, segments)
         starts = sorted({0, *(SEGMENT * (first + i * segments // count) for i in range(count))})
-        replace_text(kept, json.dumps(starts))
+        write_whole(kept, json.dumps(starts), durable=True)
     for share in shares(folder, starts):
         share.folder.mkdir(exist_ok=True)
         share.lock.touch()

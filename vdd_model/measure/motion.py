@@ -42,18 +42,11 @@ class Shake:
 
     def homographies(self, times: Tensor) -> Tensor:
         """(T,) -> (T,3,3): centred pixel of the view -> centred pixel of the photograph, H = K R K^-1 of a rotating camera."""
-        yaw, pitch, roll = self.angles(times)
-        one, zero = torch.ones_like(yaw), torch.zeros_like(yaw)
-
-        def matrix(*rows) -> Tensor:
-            """Three rows of three (T,) -> (T, 3, 3)."""
-            return torch.stack([torch.stack(row, -1) for row in rows], -2)
-
-        turn_x = matrix((yaw.cos(), zero, yaw.sin()), (zero, one, zero), (-yaw.sin(), zero, yaw.cos()))
-        turn_y = matrix((one, zero, zero), (zero, pitch.cos(), -pitch.sin()), (zero, pitch.sin(), pitch.cos()))
-        turn_z = matrix((roll.cos(), -roll.sin(), zero), (roll.sin(), roll.cos(), zero), (zero, zero, one))
+        axes = torch.tensor([[0, 1, 0], [1, 0, 0], [0, 0, 1]], dtype=torch.float64)      # of yaw, pitch and roll
+        crosses = torch.stack([torch.linalg.cross(torch.eye(3).double(), axis.expand(3, 3)) for axis in axes])
+        yaw, pitch, roll = torch.linalg.matrix_exp(self.angles(times)[..., None, None] * crosses[:, None])
         k = torch.diag(torch.tensor([self.focal, self.focal, 1.0], dtype=torch.float64))
-        return k @ turn_x @ turn_y @ turn_z @ k.inverse()
+        return k @ yaw @ pitch @ roll @ k.inverse()
 
 
 def camera_shake(photo: Tensor, num_frames: int, extent: float = 12.0, seed: int = 0, *, size: tuple[int, int] | None = None,

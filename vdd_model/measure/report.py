@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..errors import UserError
-from ..media.files import written_aside
+from ..media.files import write_whole
 from . import metrics
 from .perceptual import RATE
 from .progress import FrameBar
@@ -201,8 +201,7 @@ def write_file(path: Path, data: bytes | str) -> Path:
     """Write a file aside and rename it; folders are made. Raises UserError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_aside(path) as aside:
-            aside.write_bytes(data if isinstance(data, bytes) else data.encode())
+        write_whole(path, data)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
     return path
@@ -363,7 +362,7 @@ def compare(a: str | os.PathLike, b: str | os.PathLike, out_dir: str | os.PathLi
     readers = [read(c) for c in clips]
     shown = min(c.num_frames for c in clips) // 2
     frames, alone = [(f.rgb for f in reader) for reader in readers], [0] * len(readers)
-    if len({c.num_frames for c in clips}) > 1 and len({c.rate for c in clips}) == 1 and not any(c.is_sequence for c in clips):
+    if len({c.num_frames for c in clips}) > 1 and len({c.rate for c in clips}) == 1 and not any(c.files for c in clips):
         frames = _of_one_time(readers, alone)
     bar = FrameBar("comparing", min(c.num_frames for c in clips), quiet=say is None)
     with contextlib.closing(bar):

@@ -72,18 +72,8 @@ class VideoClip:
     breaks_off: str = ""                    # the same in words
 
     @property
-    def is_sequence(self) -> bool:
-        """Whether the clip is a row of picture files."""
-        return bool(self.files)
-
-    @property
     def coded_size(self) -> tuple[int, int]:
         """(width, height) as the decoder gives the pictures: neither cropped nor turned."""
         top, bottom, left, right = self.crop
         width, height = (self.height, self.width) if self.quarter_turns % 2 else (self.width, self.height)
         return width + left + right, height + top + bottom
-
-    @property
-    def duration(self) -> float:
-        """Seconds."""
-        return float(self.num_frames / self.rate)

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import errno
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,7 +14,7 @@ import torch
 from .clip import MediaError, VideoClip
 from .container import reason
 from .packets import Packet
-from .pixel_formats import BT709, BT2020, RGB, SAME_DEPTH, SMPTE170M, UNSPECIFIED, ColorTags, from_rgb
+from .pixel_formats import BT709, BT2020, RGB, SMPTE170M, UNSPECIFIED, ColorTags, from_rgb, layout
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv", ".gif",
                   ".mxf", ".3gp", ".3g2", ".ogv", ".h264", ".hevc", ".264", ".265", ".266", ".vob", ".nut", ".apng", ".y4m", ".m2t",
@@ -195,8 +194,8 @@ def choose_encoding(clip: VideoClip, path: Path, options: OutputOptions) -> Enco
         raise MediaError(f"{size} has an odd side and cannot be stored as {':'.join(str(chroma))} in {name}; leave --chroma away")
     if odd and not options.chroma and even_only:
         notes.append(f"{size} has an odd side, so color is stored at full resolution (4:4:4), which some players do not show")
-    found = re.match(r"yuv[aj]?(422|444)p", SAME_DEPTH.get(clip.pix_fmt, clip.pix_fmt))
-    finer = found[1] if found else ""
+    kind = layout(clip.pix_fmt) if clip.pix_fmt else None
+    finer = {(1, 2): "422", (1, 1): "444"}.get(kind.step, "") if kind and kind.kind == "yuv" else ""
     if finer and chroma == 420 and not options.chroma and not clip.gray:
         notes.append(f"its color is {':'.join(finer)} and is stored as 4:2:0, which every player shows; --chroma {finer} keeps it")
     # depth and transparency
@@ -225,7 +224,7 @@ def choose_encoding(clip: VideoClip, path: Path, options: OutputOptions) -> Enco
 def output_tags(clip: VideoClip, codec: str) -> ColorTags:
     """The tags to write: the input's own where it is Y'CbCr, with the matrix that was assumed spelled out; BT.709 for RGB."""
     tags = clip.color
-    if tags.matrix == RGB or clip.is_sequence or clip.gray and tags.matrix == UNSPECIFIED:
+    if tags.matrix == RGB or clip.files or clip.gray and tags.matrix == UNSPECIFIED:
         known = {p for p in (tags.primaries, tags.transfer) if p != UNSPECIFIED}
         primaries, transfer = (tags.primaries, tags.transfer) if len(known) else (BT709, BT709)
         return ColorTags(BT2020 if primaries == BT2020 else BT709, primaries, transfer, False)

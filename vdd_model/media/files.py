@@ -50,7 +50,7 @@ def sync(file) -> None:
             raise
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a small text that must not be lost."""
-    with written_aside(path, durable=True) as aside:
-        aside.write_text(text)
+def write_whole(path: str | os.PathLike, data: bytes | str, *, durable: bool = False) -> None:
+    """Write a file by `written_aside`."""
+    with written_aside(path, durable=durable) as aside:
+        aside.write_bytes(data if isinstance(data, bytes) else data.encode())

@@ -231,24 +231,24 @@ def _decode_heif(data: bytes, name: str) -> Picture:
         with av.open(io.BytesIO(data)) as container:
             several = len(container.streams.video) > 1
             frame = next(container.decode(max(container.streams.video, key=lambda s: s.codec_context.width * s.codec_context.height)))
-    with contextlib.suppress(*(ImportError, UnidentifiedImageError) if not tiles else ()):
+    try:
         if several:
-            return _with_pillow(data, name)
+            return _with_pillow(data)
+    except (ImportError, UnidentifiedImageError) as error:
+        if tiles and isinstance(error, ImportError):
+            raise MediaError(f"{name} is stored in tiles, which the package pillow-heif reads; install it, or save the picture as JPEG or "
+                             "PNG") from None
+        if tiles:
+            raise
     primaries, transfer = (int(getattr(frame, tag, UNSPECIFIED)) for tag in ("color_primaries", "color_trc"))
     color = ColorTags(int(frame.colorspace), primaries, transfer, int(frame.color_range) == 2)
     return Picture(frame, "heif", layout_of(frame).alpha, *orientation(frame), color=color)
 
 
-def _with_pillow(data: bytes, name: str) -> Picture:
-    try:
-        if data[8:12] != b"avif":
-            import pillow_heif
-            pillow_heif.register_heif_opener()
-    except ImportError:
-        if b"grid" in data[:1 << 16]:
-            raise MediaError(f"{name} is stored in tiles, which the package pillow-heif reads; install it, or save the picture as JPEG or "
-                             "PNG") from None
-        raise
+def _with_pillow(data: bytes) -> Picture:
+    if data[8:12] != b"avif":
+        import pillow_heif
+        pillow_heif.register_heif_opener()
     with Image.open(io.BytesIO(data)) as picture:
         mode, pix_fmt = ("RGBA", "rgba") if picture.has_transparency_data else ("RGB", "rgb24")
         return Picture(av.VideoFrame.from_ndarray(np.asarray(picture.convert(mode)), pix_fmt), "heif", mode == "RGBA")

@@ -75,8 +75,7 @@ def join(packet_files: Sequence[Path], encoding: Encoding, target: Path, clip: V
                 else:
                     copy = copies[other.index] = output.add_stream_from_template(other)
                 copy.metadata.update(_tags(track_tags(other), muxer))
-                with contextlib.suppress(AttributeError):      # PyAV before 14.2 does not know it
-                    copy.disposition = getattr(other.disposition, "value", other.disposition)
+                copy.disposition = getattr(other.disposition, "value", other.disposition)
             if muxer == "matroska" and hasattr(output, "add_attachment"):
                 for other in (s for s in source.streams if s.type == "attachment"):
                     output.add_attachment(other.metadata.get("filename", "attached"), other.mimetype or "application/octet-stream",

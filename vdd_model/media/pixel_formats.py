@@ -5,6 +5,7 @@ Formats that are packed are first rearranged by libswscale into the planar forma
 """
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from fractions import Fraction
 
 import av
 import av.filter
+import av.video.format
 import numpy as np
 
 STRIP_ROWS = 64
@@ -37,17 +39,7 @@ _BITS |= {"bgr8": ((0, 3), (3, 3), (6, 2)), "bgr4_byte": ((0, 1), (1, 2), (3, 1)
           **{name.replace("rgb", "bgr"): _BITS[name][::-1] for name in ("rgb565", "rgb555", "rgb444", "x2rgb10")}}
 FEW_BITS = {name + end: ("u1" if not end else ("<" if end == "le" else ">") + ("u4" if name.startswith("x2") else "u2"), bits)
             for name, bits in _BITS.items() for end in ([""] if name in ("rgb8", "bgr8", "rgb4_byte", "bgr4_byte") else ["le", "be"])}
-# other formats -> one of the same depth that is read here; libswscale only rearranges the values
-SAME_DEPTH = {
-    "pal8": "rgba", "gray16be": "gray16le", "nv12": "yuv420p", "nv21": "yuv420p", "nv16": "yuv422p", "nv24": "yuv444p",
-    "yuyv422": "yuv422p", "uyvy422": "yuv422p", "p010le": "yuv420p10le", "p016le": "yuv420p16le", "p210le": "yuv422p10le",
-    "y210le": "yuv422p10le", "monob": "gray", "monow": "gray", "yvyu422": "yuv422p", "uyva": "yuva444p", "vuya": "yuva444p",
-    "ayuv": "yuva444p", "vuyx": "yuv444p", "vyu444": "yuv444p", "xv30le": "yuv444p10le", "v30xle": "yuv444p10le",
-    "p012le": "yuv420p12le", "p212le": "yuv422p12le", "p216le": "yuv422p16le", "p410le": "yuv444p10le", "p412le": "yuv444p12le",
-    "p416le": "yuv444p16le", "y212le": "yuv422p12le", "y216le": "yuv422p16le", "xv36le": "yuv444p12le", "xv48le": "yuv444p16le",
-    "ayuv64le": "yuva444p16le",
-}
-_FORMAT = re.compile(r"^(?P<kind>yuvj|yuva|yuv|gbra|gbr|gray)(?P<sub>4\d\d)?p?(?P<depth>f32|f16|\d+)?(?P<endian>le|be)?$")
+_PLANAR = re.compile(r"(yuvj|yuva|yuv|gbra|gbr|gray)(4\d\d)?p?(f32|f16|\d+)?(le|be)?")
 
 
 @dataclass(frozen=True)
@@ -71,37 +63,39 @@ class Layout:
     step: tuple[int, int]  # luma samples per chroma sample, (down, across)
 
 
+@functools.cache
+def read_as(pix_fmt: str) -> str:
+    """The format that is read in the place of `pix_fmt`: itself, or one of the same kind and depth, for which libswscale only rearranges
+    the values; rare RGB is widened to 16 bits. Raises ValueError for a format that is not known.
+    """
+    if pix_fmt in PACKED or pix_fmt in FEW_BITS or _PLANAR.fullmatch(pix_fmt):
+        return pix_fmt
+    if pix_fmt in ("pal8", "monob", "monow"):
+        return "rgba" if pix_fmt == "pal8" else "gray"
+    format = av.VideoFormat(pix_fmt, 16, 16)
+    alpha, size = any(part.is_alpha for part in format.components), (format.chroma_width(), format.chroma_height())
+    if format.is_rgb or format.is_bayer or pix_fmt.startswith("xyz"):
+        return "rgba64le" if alpha else "rgb48le"
+    depth = max((part.bits for part in format.components), default=16)
+    steps = {(8, 8): "420", (8, 16): "422", (4, 16): "411"}.get(size, "444")
+    planar = f"yuv{'a' if alpha else ''}{steps}p" + (f"{depth}le" if depth > 8 else "")
+    return planar if planar in av.video.format.names else "yuva444p16le" if alpha else "yuv444p16le"
+
+
+@functools.cache
 def layout(pix_fmt: str) -> Layout:
-    """What `pix_fmt` means. Raises ValueError for a format that is not known."""
-    name = SAME_DEPTH.get(pix_fmt, pix_fmt)
-    if name in FEW_BITS:
-        return Layout("gbr", False, max(8, *(count for _, count in FEW_BITS[name][1])), False, (1, 1))
-    if name in PACKED:
-        channels, dtype = PACKED[name]
-        return Layout("gray" if "y" in channels else "gbr", "a" in channels, 8 * np.dtype(dtype).itemsize, False, (1, 1))
-    match = _FORMAT.match(name)
-    if not match:
-        raise ValueError(f"pixel format {pix_fmt} is not known")
-    depth = match["depth"] or "8"
-    steps = {"420": (2, 2), "422": (1, 2), "444": (1, 1), "440": (2, 1), "411": (1, 4), "410": (4, 4), None: (1, 1)}
-    kind = match["kind"] if match["kind"] == "gray" else match["kind"][:3]
-    return Layout(kind, match["kind"] in ("yuva", "gbra"), int(depth.lstrip("f")), depth.startswith("f"), steps[match["sub"]])
+    """What `pix_fmt`, or what is read in its place, means. Raises ValueError for a format that is not known."""
+    name = read_as(pix_fmt)
+    format = av.VideoFormat(name, 16, 16)
+    alpha = any(part.is_alpha for part in format.components)
+    kind = "gray" if len(format.components) - alpha == 1 else "gbr" if format.is_rgb else "yuv"
+    depth = max(8, *(part.bits for part in format.components))
+    return Layout(kind, alpha, depth, bool(re.search("f(16|32)", name)), (16 // format.chroma_height(), 16 // format.chroma_width()))
 
 
 def layout_of(picture: av.VideoFrame | av.VideoCodecContext) -> Layout:
-    """What the picture's pixel format means; of one that is not known, what `to_rgb` has it converted to."""
-    try:
-        return layout(picture.format.name)
-    except ValueError:
-        return layout(_sixteen_bits(picture.format))
-
-
-def _sixteen_bits(format: av.VideoFormat) -> str:
-    """The format of 16 bits, RGB or Y'CbCr like `format`, that takes the place of a rare one."""
-    alpha = any(component.is_alpha for component in format.components)
-    if format.is_rgb or format.is_bayer or format.name.startswith("xyz"):
-        return "rgba64le" if alpha else "rgb48le"
-    return "yuva444p16le" if alpha else "yuv444p16le"
+    """What the picture's pixel format means."""
+    return layout(picture.format.name)
 
 
 def complete_tags(tags: ColorTags, kind: str, height: int, width: int) -> ColorTags:
@@ -152,13 +146,8 @@ def plain(frame: av.VideoFrame) -> av.VideoFrame:
         graph.link_nodes(source, graph.add("hflip"), graph.add("hflip"), graph.add("buffersink")).configure()      # there and back: a copy
         graph.push(frame)
         frame = graph.pull()
-    if frame.format.name in SAME_DEPTH:
-        return frame.reformat(format=SAME_DEPTH[frame.format.name])
-    try:
-        layout(frame.format.name)
-    except ValueError:                                         # rare: libswscale widens it, matrix and range stay what they are
-        return frame.reformat(format=_sixteen_bits(frame.format))
-    return frame
+    name = read_as(frame.format.name)
+    return frame if name == frame.format.name else frame.reformat(format=name)          # matrix and range stay what they are
 
 
 def beyond_limits(frame: av.VideoFrame, tags: ColorTags) -> bool:
@@ -321,7 +310,7 @@ def from_rgb(rgb: np.ndarray, alpha: np.ndarray | None, pix_fmt: str, tags: Colo
     Values are rounded to nearest. `gray` writes neutral chroma. A missing alpha plane is written as opaque.
     """
     height, width = rgb.shape[:2]
-    if pix_fmt in _PNG:
+    if pix_fmt in OF_PNG:
         return _packed(rgb, alpha, pix_fmt, gray)
     kind = layout(pix_fmt)
     frame = av.VideoFrame(width, height, pix_fmt)
@@ -365,12 +354,12 @@ def _differences(rgb: np.ndarray, luma: np.ndarray, matrix: int) -> Iterator[tup
 
 
 # packed formats of the PNG encoder: (channels, bits)
-_PNG = {"rgb24": (3, 8), "rgba": (4, 8), "rgb48be": (3, 16), "rgba64be": (4, 16), "gray": (1, 8), "gray16be": (1, 16),
+OF_PNG = {"rgb24": (3, 8), "rgba": (4, 8), "rgb48be": (3, 16), "rgba64be": (4, 16), "gray": (1, 8), "gray16be": (1, 16),
            "ya8": (2, 8), "ya16be": (2, 16)}
 
 
 def _packed(rgb: np.ndarray, alpha: np.ndarray | None, pix_fmt: str, gray: bool) -> av.VideoFrame:
-    channels, bits = _PNG[pix_fmt]
+    channels, bits = OF_PNG[pix_fmt]
     height, width = rgb.shape[:2]
     parts = [luma_of(rgb)[..., None]] if channels <= 2 else [luma_of(rgb)[..., None].repeat(3, 2) if gray else rgb]
     if channels % 2 == 0:

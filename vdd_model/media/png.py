@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from .clip import VideoClip
-from .files import written_aside
-from .pixel_formats import BT709, BT2020, UNSPECIFIED, ColorTags, from_rgb, is_wide
+from .files import write_whole
+from .pixel_formats import BT709, BT2020, OF_PNG, UNSPECIFIED, ColorTags, from_rgb, is_wide
 
 _ORIENTATION = re.compile(rb"""\s+tiff:Orientation=["']\d["']|<tiff:Orientation>\d</tiff:Orientation>""")
 _OF_THE_FILE = re.compile(rb"hdrgm:|GCamera:|GContainer|Container:")          # what XMP says of further pictures in the file
@@ -25,20 +25,15 @@ _COLOR_CHUNKS = (b"cICP", b"gAMA", b"cHRM", b"sRGB", b"mDCV", b"cLLI")
 def write_image(path: str | Path, rgb: torch.Tensor, alpha: torch.Tensor | None = None, *, bit_depth: int = 8, gray: bool = False,
                 compression: int = 3) -> None:
     """Save (H,W,3) float32 in [0,1] as PNG with 8 or 16 bits; written aside and renamed. `gray` stores one channel."""
-    path = Path(path)
     data = encode_png(rgb.numpy(), None if alpha is None else alpha.numpy(), bit_depth=bit_depth, gray=gray, compression=compression)
-    with written_aside(path) as aside:
-        aside.write_bytes(data)
+    write_whole(path, data)
 
 
 def encode_png(rgb: np.ndarray, alpha: np.ndarray | None, *, bit_depth: int = 8, gray: bool = False, compression: int = 3,
                chunks: bytes = b"") -> bytes:
     """(H,W,3) float32 RGB in [0,1], alpha (H,W) or None -> the bytes of a PNG file. `chunks`, whole ones, go behind the header."""
-    wide = bit_depth > 8
-    if gray:
-        pix_fmt = ("ya16be" if wide else "ya8") if alpha is not None else ("gray16be" if wide else "gray")
-    else:
-        pix_fmt = ("rgba64be" if wide else "rgba") if alpha is not None else ("rgb48be" if wide else "rgb24")
+    layout = (1 if gray else 3) + (alpha is not None), 16 if bit_depth > 8 else 8
+    pix_fmt = next(name for name, found in OF_PNG.items() if found == layout)
     context = av.CodecContext.create("png", "w")
     context.height, context.width = rgb.shape[:2]
     context.pix_fmt, context.time_base, context.framerate = pix_fmt, Fraction(1, 25), Fraction(25)

@@ -285,9 +285,7 @@ def _scan(path: Path, timed: bool, fourth: bool = False) -> Walk:
                 end = packet.pts + (packet.duration or 0)
                 if index not in ends or end > ends[index][0]:
                     ends[index] = (end, packet.time_base)
-                if packet.stream.type == "audio":
-                    starts.setdefault(index, packet.pts * packet.time_base)
-                elif index == video.index:
+                if index == video.index or packet.stream.type == "audio" and index not in starts:
                     starts[index] = min(packet.pts * packet.time_base, starts.get(index, packet.pts * packet.time_base))
         except av.FFmpegError:
             pass                                               # the reader will meet the same place and report it

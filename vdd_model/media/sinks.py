@@ -18,7 +18,7 @@ import numpy as np
 
 from .clip import VideoClip
 from .encoding import Encoding, SegmentEncoder, picture_bytes, picture_from_bytes, picture_of
-from .files import sync, written_aside
+from .files import sync, write_whole, written_aside
 from .joining import join
 from .packets import finished_segments, segment_bytes
 from .png import encode_png, texts_of
@@ -162,8 +162,7 @@ class ImageSink:
         for picture, alpha in zip(rgb, alphas):
             texts = texts_of(self.sources[self.done]) if self.done < len(self.sources) else b""
             data = encode_png(picture, alpha if self.alpha else None, bit_depth=self.bit_depth, gray=self.gray, chunks=self.chunks + texts)
-            with written_aside(self.folder / self.name(self.done), durable=True) as aside:
-                aside.write_bytes(data)
+            write_whole(self.folder / self.name(self.done), data, durable=True)
             self.done += 1
 
     def close(self) -> None:
@@ -182,14 +181,13 @@ class ImageSink:
             mine = {self.name(index) for index in range(self.done)}
             kind = naming(mine) if self.names else NUMBERED_PICTURE
             old = [p.name for p in target.iterdir() if self.replace and p.name not in mine and p.is_file() and kind.fullmatch(p.name)]
-            with written_aside(self._moving()) as aside:
-                aside.write_bytes(b"\n".join(map(os.fsencode, old)))
+            write_whole(self._moving(), b"\n".join(map(os.fsencode, old)))
         self._remove_old()
         for index in range(self.done):
             if (self.folder / self.name(index)).exists():
                 _move(self.folder / self.name(index), target / self.name(index))
         tags = [f"tags ({', '.join(key for key, _ in clip.metadata[:5])})"] * bool(clip.metadata) + ["chapters"] * bool(clip.chapters)
-        lost = ", ".join([*clip.telemetry, *clip.extras, *tags] if not clip.is_sequence else [])
+        lost = ", ".join([*clip.telemetry, *clip.extras, *tags] if not clip.files else [])
         return ["pictures hold no sound, so it was left out"] * bool(clip.sound and audio) + [f"not carried over: {lost}"] * bool(lost)
 
 

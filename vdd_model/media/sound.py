@@ -120,20 +120,15 @@ def add_converted(output, stream, codec: str):
 def converted(clip: VideoClip, index: int, copy) -> Iterator[Timed]:
     """The sound of stream `index`, encoded anew into `copy`."""
     with contextlib.closing(open_container(clip.path)) as source:
-        stream = source.streams[index]
-        decoder, encoder = stream.codec_context, copy.codec_context
-        resampler = av.AudioResampler(encoder.format.name, encoder.layout.name, encoder.sample_rate)
+        stream, encoder, following = source.streams[index], copy.codec_context, 0
 
         def encoded(frame: av.AudioFrame | None) -> Iterator[Timed]:
             """Packets of one frame, of what is left at the end for None."""
-            for piece in resampler.resample(frame) if frame else [None]:
-                for packet in copy.encode(piece):
-                    yield packet.dts * packet.time_base, 1, packet
+            return ((packet.dts * packet.time_base, 1, packet) for packet in copy.encode(frame))
 
-        following = 0
         for packet in chain(_audible(source, [stream], clip), [None]):
             with contextlib.suppress(av.FFmpegError):
-                for frame in decoder.decode(packet):
+                for frame in stream.codec_context.decode(packet):
                     pts = frame.pts if frame.pts is not None else packet.pts if packet else None       # a decoder may be packets behind
                     if frame.layout.name != encoder.layout.name:
                         frame = av.AudioFrame.from_ndarray(frame.to_ndarray(), frame.format.name, encoder.layout.name)

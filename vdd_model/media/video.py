@@ -40,7 +40,7 @@ def read(clip: VideoClip, start: int = 0, passing: Callable[[], None] = lambda: 
 
     `passing` is called for every frame of a video before `start`, which has to be decoded; what it raises ends the reading.
     """
-    return ImageReader(clip, start) if clip.is_sequence else VideoReader(clip, start, passing)
+    return ImageReader(clip, start) if clip.files else VideoReader(clip, start, passing)
 
 
 def read_clip(source: str | Path | VideoClip, limit: int | None = None) -> torch.Tensor:
@@ -95,7 +95,7 @@ def part_folder(target: Path) -> Path:
 def describe(source: str | Path) -> str:
     """What a clip is, in lines for people. Raises MediaError."""
     clip = probe(source)
-    lines = [f"{clip.path}", f"  frames   {clip.num_frames}, {clip.width} x {clip.height}, {clip.duration:.2f} s",
+    lines = [f"{clip.path}", f"  frames   {clip.num_frames}, {clip.width} x {clip.height}, {float(clip.num_frames / clip.rate):.2f} s",
              f"  rate     {clip.rate} frames per second" + ("" if clip.constant_rate else " on average, variable"),
              f"  picture  {clip.codec} {clip.pix_fmt}, {clip.bit_depth} bit{', transparency' if clip.has_alpha else ''}"
              f"{', grey' if clip.gray else ''}",

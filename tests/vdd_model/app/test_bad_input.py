@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from media_tools import IdentityDeblurrer, pattern, pictures, save_clip
+from media_tools import IdentityDeblurrer, add_video, encode, encode_sound, pattern, pictures, save_clip
 
 from vdd_model.app.cli import main
 from vdd_model.inference.pipeline import Deblurrer
@@ -39,12 +39,9 @@ def expect_error(capfd, tmp_path, source, text: str) -> None:
     assert set(tmp_path.iterdir()) == before
 
 
-def test_missing_file(tmp_path, capfd):
+def test_what_is_missing_or_empty(tmp_path, capfd):
     expect_error(capfd, tmp_path, tmp_path / "nothing.mp4", "does not exist")
     expect_error(capfd, tmp_path, tmp_path / "*.mp4", "nothing fits the pattern")
-
-
-def test_empty_file(tmp_path, capfd):
     (tmp_path / "empty.mp4").touch()
     expect_error(capfd, tmp_path, tmp_path / "empty.mp4", "is empty (0 bytes)")
     (tmp_path / "folder").mkdir()
@@ -67,16 +64,11 @@ def test_sound_only(tmp_path, capfd):
     expect_error(capfd, tmp_path, tmp_path / "sound.wav", "no video in it, only sound")
 
 
-def test_zero_frames(tmp_path, capfd):
-    path = tmp_path / "none.mkv"
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream("libx264", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+def test_clips_without_frames_or_header(tmp_path, capfd):
+    with av.open(str(tmp_path / "none.mkv"), "w") as out:
+        add_video(out)
         out.start_encoding()
-    expect_error(capfd, tmp_path, path, "not one frame")
-
-
-def test_truncated_header(tmp_path, capfd):
+    expect_error(capfd, tmp_path, tmp_path / "none.mkv", "not one frame")
     source = save_clip(tmp_path / "a.mp4", [pattern(i) for i in range(30)])       # its index is at the end
     data = source.read_bytes()
     (tmp_path / "cut.mp4").write_bytes(data[: len(data) // 2])
@@ -208,9 +200,12 @@ def test_input_is_not_overwritten(tmp_path, capfd, whole):
     data = whole.read_bytes()
     code, error = vdd(capfd, whole, "-o", whole, "--force")
     assert code == 1 and "is the input itself" in error and whole.read_bytes() == data
-    folder = pictures(tmp_path / "in", 0)[0].parent
-    code, error = vdd(capfd, folder, "-o", folder, "--force")
+    picture, = pictures(tmp_path / "in", 0)
+    code, error = vdd(capfd, picture.parent, "-o", picture.parent, "--force")
     assert code == 1 and "folder of the input pictures" in error
+    data = picture.read_bytes()
+    for more in ((), ("--force",)):
+        assert "is the input itself" in vdd(capfd, picture, "-o", picture, *more)[1] and picture.read_bytes() == data
 
 
 def test_outputs_that_cannot_be(tmp_path, capfd, whole):
@@ -225,17 +220,11 @@ def test_outputs_that_cannot_be(tmp_path, capfd, whole):
 def test_sound_that_does_not_fit(tmp_path, capfd):
     source = tmp_path / "in.mkv"
     with av.open(str(source), "w") as out:
-        video = out.add_stream("libx264", rate=25)
-        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
-        sound = out.add_stream("wavpack", rate=44100, layout="mono")
-        for _ in range(5):
-            out.mux(video.encode(av.VideoFrame(64, 48, "yuv420p")))
-        out.mux(video.encode(None))
-        piece = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.int16).astype(np.float32), "fltp", "mono")
-        piece.sample_rate = 44100
-        out.mux(sound.encode(piece))
-        out.mux(sound.encode(None))
-    code, error = vdd(capfd, source, "-o", tmp_path / "out.mp4")
-    assert code == 1 and "wavpack" in error and "--no-audio" in error and not part_folder(tmp_path / "out.mp4").exists()
+        video, sound = add_video(out), out.add_stream("wavpack", rate=44100, layout="mono")
+        encode(out, video, [pattern(i) for i in range(5)])
+        encode_sound(out, sound, np.zeros((1, 4096), np.float32), "fltp")
+    code, error = vdd(capfd, source, "-o", tmp_path / "out.mp4")              # what is advised is tried before
+    assert code == 1 and "(wavpack) cannot be stored in .mp4; choose an output ending in .mkv, or --no-audio" in error
+    assert not part_folder(tmp_path / "out.mp4").exists()
     assert vdd(capfd, source, "-o", tmp_path / "out.mp4", "--no-audio")[0] == 0
     assert vdd(capfd, source, "-o", tmp_path / "out.mkv")[0] == 0

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from media_tools import deblur, pattern, pictures
+from media_tools import deblur, pictures
 
 from vdd_model.app.inputs import plan, share
 from vdd_model.media.clip import MediaError
@@ -60,12 +60,3 @@ def test_gaps_in_the_numbering_are_said(tmp_path):
     notes = deblur(pictures(tmp_path / "in", 1, 2, 3, 4, 8, 9), tmp_path / "b").notes
     assert len(notes) == 1 and "1 gap, the first behind" in notes[0] and "4" in notes[0]
     assert gaps([Path(f"{n}.png") for n in (10, 20, 30)]) == gaps([Path(f"{n}.png") for n in (3, 11, 70, 72)]) == ""
-
-
-@pytest.mark.parametrize("force", [False, True])
-def test_a_picture_is_never_its_own_output(tmp_path, force):
-    write_image(tmp_path / "x.png", torch.from_numpy(pattern(0)))
-    before = (tmp_path / "x.png").read_bytes()
-    with pytest.raises(MediaError, match="is the input itself"):
-        deblur([tmp_path / "x.png"], tmp_path / "x.png", force=force)
-    assert (tmp_path / "x.png").read_bytes() == before

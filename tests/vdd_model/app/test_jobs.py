@@ -44,24 +44,18 @@ def clip_150(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("suffix, codec", [(".mp4", "h264"), (".mp4", "hevc"), (".mov", "prores"), (".mkv", "ffv1")])
-def test_all_frames_arrive(tmp_path, clip_150, suffix, codec):
-    outcome = deblur(clip_150, tmp_path / f"o{suffix}", output=OutputOptions(codec=codec))
+def test_all_frames_arrive_also_after_interruptions(tmp_path, clip_150, suffix, codec):
+    """Of several, at the start, within a segment, at its border: bit for bit the frames of one long run."""
+    output, target, whole = OutputOptions(codec=codec), tmp_path / f"o{suffix}", tmp_path / f"whole{suffix}"
+    outcome = deblur(clip_150, whole, output=output)
     assert outcome.frames == 150 and outcome.lost == 0 and outcome.notes == []
-    before, after = probe(clip_150), probe(tmp_path / f"o{suffix}")
+    before, after = probe(clip_150), probe(whole)
     assert after.num_frames == 150 and after.rate == before.rate and after.sound == ("aac",)
     difference = read_clip(after, 70) - read_clip(before, 70)
     assert difference.square().mean(dim=(1, 2, 3)).max() < 1e-4           # every frame in its place
-    assert sorted(p.name for p in tmp_path.iterdir()) == [f"o{suffix}"]
-    times = [t for t, _ in packets(tmp_path / f"o{suffix}", "video")]
+    assert [p.name for p in tmp_path.iterdir()] == [whole.name]
+    times = [t for t, _ in packets(whole, "video")]
     assert np.allclose(np.array(sorted(times)) - min(times), np.arange(150) / 25, atol=1.1e-3)
-
-
-@pytest.mark.parametrize("suffix, codec", [(".mp4", "h264"), (".mp4", "hevc"), (".mov", "prores"), (".mkv", "ffv1")])
-def test_resume_gives_the_same_frames(tmp_path, clip_150, suffix, codec):
-    """Interrupted several times, at the start, within a segment, at its border: bit for bit the frames of one long run."""
-    output = OutputOptions(codec=codec, preset="veryfast")
-    deblur(clip_150, tmp_path / f"whole{suffix}", output=output)
-    target = tmp_path / f"o{suffix}"
     for stop in (1, 40, 65, 130):
         with pytest.raises(KeyboardInterrupt):
             deblur(clip_150, target, output=output, stand_in=IdentityDeblurrer(stop_after=stop), resume=True)
@@ -71,8 +65,7 @@ def test_resume_gives_the_same_frames(tmp_path, clip_150, suffix, codec):
     told = []
     outcome = deblur(clip_150, target, output=output, resume=True, say=told.append)
     assert outcome.frames == 150 and "128 finished frames" in told[0]
-    assert decoded(target) == decoded(tmp_path / f"whole{suffix}")
-    assert [t for t, _ in packets(target, "video")] == [t for t, _ in packets(tmp_path / f"whole{suffix}", "video")]
+    assert decoded(target) == decoded(whole) and [t for t, _ in packets(target, "video")] == times
     assert not part_folder(target).exists()
 
 
@@ -354,28 +347,18 @@ def test_two_runs_do_not_mix(tmp_path, clip_150):
     assert deblur(clip_150, target, stand_in=Second()).frames == 150
 
 
-@pytest.mark.parametrize("number, works", [(errno.ENOLCK, True), (errno.EOPNOTSUPP, True), (errno.EAGAIN, False)])
-def test_network_folders_without_locks(tmp_path, monkeypatch, number, works):
-    fcntl = pytest.importorskip("fcntl")
+@pytest.mark.parametrize("call, number, refusal", [
+    ("fcntl.flock", errno.ENOLCK, ""), ("fcntl.flock", errno.EOPNOTSUPP, ""), ("fcntl.flock", errno.EAGAIN, "another run"),
+    ("os.fsync", errno.EINVAL, ""), ("os.fsync", errno.EIO, "cannot be written")])
+def test_network_folders_that_lock_or_sync_nothing(tmp_path, monkeypatch, call, number, refusal):
+    pytest.importorskip(call.partition(".")[0])
     source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(3)])
 
     def refuse(*args):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    with contextlib.nullcontext() if works else pytest.raises(MediaError, match="another run"):
-        assert deblur(source, tmp_path / "o.mp4").frames == 3
-
-
-@pytest.mark.parametrize("number, works", [(errno.EINVAL, True), (errno.EIO, False)])
-def test_network_folders_that_cannot_sync(tmp_path, monkeypatch, number, works):
-    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(3)])
-
-    def refuse(*args):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(sinks.os, "fsync", refuse)
-    with contextlib.nullcontext() if works else pytest.raises(MediaError, match="cannot be written"):
+    monkeypatch.setattr(call, refuse)
+    with pytest.raises(MediaError, match=refusal) if refusal else contextlib.nullcontext():
         assert deblur(source, tmp_path / "o.mp4").frames == 3
 
 

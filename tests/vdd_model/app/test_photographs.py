@@ -56,17 +56,3 @@ def test_each_takes_every_picture_alone(tmp_path, capfd):
         (folder / name).unlink()
     assert deblur(folder, "-o", tmp_path / "clip") == 3 and "--each deblurs every picture on its own" in capfd.readouterr().err
     assert deblur(folder, "-o", tmp_path / "each", "--each") == 0 and len(list((tmp_path / "each").iterdir())) == 5
-
-
-@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
-def test_a_photograph_keeps_what_it_says_of_itself(tmp_path, name):
-    exif = Image.Exif()
-    exif[0x0112], exif[0x0110], exif[0x0132] = 6, "Some camera", "2026:05:01 12:00:00"
-    keys = {} if name.endswith("webp") else {"dpi": (300, 300)}
-    Image.fromarray((pattern(0) * 255).astype(np.uint8)).save(tmp_path / name, exif=exif, **keys)
-    assert deblur(tmp_path / name, "-o", tmp_path / "out.png") == 0
-    with Image.open(tmp_path / "out.png") as after:
-        assert after.size == (48, 64) and dict(after.getexif()) == {0x0110: "Some camera", 0x0132: "2026:05:01 12:00:00"}
-        assert not keys or round(after.info["dpi"][0]) == 300
-        after.load()
-    assert read_image(tmp_path / "out.png")[0].shape == (64, 48, 3)

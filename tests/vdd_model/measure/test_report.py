@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from media_tools import save_clip
 from PIL import Image
 
 from vdd_model.errors import UserError
@@ -19,10 +20,10 @@ def picture(seed=0, height=48, width=64):
     return torch.nn.functional.interpolate(small, size=(height, width), mode="bilinear")[0].movedim(0, -1)
 
 
-def write_folder(folder, frames):
+def write_folder(folder, frames, names=None):
     folder.mkdir(parents=True)
     for i, frame in enumerate(frames):
-        report.to_image(frame).save(folder / f"{i:06d}.png")
+        report.to_image(frame).save(folder / f"{names[i] if names else f'{i:06d}'}.png")
     return folder
 
 
@@ -148,15 +149,18 @@ def test_compare_refuses_what_does_not_fit(tmp_path):
         report.save_text("x", tmp_path / "file" / "x.md")
 
 
+def random_picture(seed, height=24, width=32):
+    return torch.rand(height, width, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def numbered(folder, name, numbers):
+    write_folder(folder, [random_picture(i) for i in numbers], [name.format(i) for i in numbers])
+
+
 def test_pictures_of_one_name_are_compared(tmp_path):
     """A folder that lacks one picture is not compared with its neighbours, and the lack is said."""
-    from vdd_model.media.video import write_image
-
-    for folder, numbers in (("a", (0, 1, 3, 4)), ("b", range(5))):
-        (tmp_path / folder).mkdir()
-        for i in numbers:
-            frame = torch.rand(24, 32, 3, generator=torch.Generator().manual_seed(i))
-            write_image(tmp_path / folder / f"frame_{i}.png", frame)
+    numbered(tmp_path / "a", "frame_{}", (0, 1, 3, 4))
+    numbered(tmp_path / "b", "frame_{}", range(5))
     result = report.compare(tmp_path / "a", tmp_path / "b", tmp_path / "out", say=None, warp=False)
     assert result["frames"] == 4 and result["scores"]["a"]["psnr"] == 100
     assert any("frame_2.png has no picture of that name" in note and str(tmp_path / "b") in note for note in result["notes"])
@@ -165,13 +169,8 @@ def test_pictures_of_one_name_are_compared(tmp_path):
 @pytest.mark.parametrize("names", [("blur_{}", "gt_{:04d}"), ("{}", "{:03d}"), ("f{}", "photo {} of mine")])
 def test_pictures_of_one_number_are_compared_where_names_differ(tmp_path, names):
     """Told apart by side or by zeros; where the numbers do not agree either, their order is taken, and that is said."""
-    from vdd_model.media.video import write_image
-
     for name, numbers in zip(names, ((1, 2, 4, 5), range(1, 6))):
-        folder = tmp_path / str(len(numbers))
-        folder.mkdir()
-        for i in numbers:
-            write_image(folder / f"{name.format(i)}.png", torch.rand(24, 32, 3, generator=torch.Generator().manual_seed(i)))
+        numbered(tmp_path / str(len(numbers)), name, numbers)
     result = report.compare(tmp_path / "4", tmp_path / "5", tmp_path / "out", warp=False, say=None)
     assert result["frames"] == 4 and result["scores"]["4"]["psnr"] == 100
     assert any(names[1].format(3) in note for note in result["notes"])
@@ -182,18 +181,8 @@ def test_pictures_of_one_number_are_compared_where_names_differ(tmp_path, names)
 
 def test_frames_of_one_time_are_compared(tmp_path):
     """A video that lacks a frame in its middle, but keeps the times of the others."""
-    import av
-
-    scene = [torch.rand(48, 64, 3, generator=torch.Generator().manual_seed(i)).mul(255).byte().numpy() for i in range(8)]
     for name, times in (("a.mkv", (0, 1, 2, 4, 5, 6)), ("b.mkv", range(8))):
-        with av.open(str(tmp_path / name), "w") as out:
-            stream = out.add_stream("ffv1", rate=25)
-            stream.width, stream.height, stream.pix_fmt = 64, 48, "bgr0"
-            for i in times:
-                frame = av.VideoFrame.from_ndarray(scene[i], "rgb24").reformat(format="bgr0")
-                frame.pts = i
-                out.mux(stream.encode(frame))
-            out.mux(stream.encode(None))
+        save_clip(tmp_path / name, [random_picture(i, 48, 64).numpy() for i in times], codec="ffv1", pix_fmt="gbrp16le", times=times)
     for a, b in (("a.mkv", "b.mkv"), ("b.mkv", "a.mkv")):
         result = report.compare(tmp_path / a, tmp_path / b, tmp_path / "out", warp=False, say=None)
         assert result["frames"] == 6 and result["scores"][a]["psnr"] == 100 and result["lost"] == 0

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from vdd_model.media.files import replace_text, written_aside
+from vdd_model.media.files import write_whole, written_aside
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -18,5 +18,5 @@ def test_a_file_is_there_whole_or_as_it_was(tmp_path, durable):
         assert aside.suffix == ".txt"
         raise KeyboardInterrupt
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
-    replace_text(path, "third")
+    write_whole(path, "third", durable=durable)
     assert path.read_text() == "third" and list(tmp_path.iterdir()) == [path]

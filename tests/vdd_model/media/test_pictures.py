@@ -214,7 +214,6 @@ def test_grey_targa_with_transparency(tmp_path):
 @pytest.mark.parametrize("suffix, bits", [(".tga", 0), (".tga", 8), (".bmp", 0)])
 def test_an_empty_fourth_byte_is_no_transparency(tmp_path, suffix, bits):
     """Programs that know only 32 bits write 0 there; nothing would be seen."""
-    import struct
     height, width = GRAIN.shape[:2]
     rows = np.dstack([GRAIN[::-1, :, ::-1], np.zeros((height, width), np.uint8)]).tobytes()
     head = bytes([0, 0, 2]) + bytes(9) + struct.pack("<HHBB", width, height, 32, bits) if suffix == ".tga" else (

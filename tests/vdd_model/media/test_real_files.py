@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
-from media_tools import add_video, chart, encode, pattern, remuxed, save_clip
+from media_tools import add_video, chart, eight_bits, encode, pattern, remuxed, save_clip, seen
 
 from vdd_model.media.clip import MediaError
 from vdd_model.media.container import dump
@@ -23,10 +23,6 @@ from vdd_model.media.video import probe, read, read_clip
 HAS = av.codecs_available
 
 
-def eight_bits(index: int = 0, height: int = 48, width: int = 64) -> np.ndarray:
-    return np.rint(pattern(index, height, width).clip(0, 1) * 255).astype(np.uint8)
-
-
 # the right stream
 
 def test_a_still_in_front_of_the_clip_is_not_the_clip(tmp_path):
@@ -35,7 +31,7 @@ def test_a_still_in_front_of_the_clip_is_not_the_clip(tmp_path):
         encode(out, still, [pattern(0)])
         encode(out, moving, [pattern(i) for i in range(12)])
     clip = probe(tmp_path / "in.mkv")
-    assert (clip.codec, len(list(read(clip)))) == ("h264", 12) and clip.extras == ("further video streams",)
+    assert (clip.codec, seen(clip)[0], clip.extras) == ("h264", 12, ("further video streams",))
 
 
 def test_the_default_track_is_the_clip(tmp_path):
@@ -43,15 +39,6 @@ def test_the_default_track_is_the_clip(tmp_path):
         for stream in [add_video(out, size=(48, 64 + 32 * i), disposition=i) for i in range(2)]:
             encode(out, stream, [pattern(i, 48, stream.width) for i in range(4)])
     assert probe(tmp_path / "in.mkv").width == 96
-
-
-def test_an_animated_avif_is_its_animation(tmp_path):
-    image, features = pytest.importorskip("PIL.Image"), pytest.importorskip("PIL.features")
-    if not features.check("avif"):
-        pytest.skip("this Pillow writes no AVIF")
-    frames = [image.fromarray(eight_bits(i)) for i in range(8)]
-    frames[0].save(tmp_path / "in.avif", save_all=True, append_images=frames[1:], duration=40)
-    assert len(list(read(probe(tmp_path / "in.avif")))) == 8
 
 
 def test_a_coding_that_nobody_knows_is_named(tmp_path):
@@ -161,9 +148,7 @@ def test_chroma_lies_where_the_stream_says(chroma):
 
 
 def test_the_place_of_chroma_is_found(tmp_path):
-    source = save_clip(tmp_path / "in.mp4", [pattern(i, 48, 96) for i in range(3)], codec="libx265", pix_fmt="yuv420p10le",
-                       tags=ColorTags(9, 9, 16, False), options={"x265-params": "log-level=none:chromaloc=2"})
-    assert probe(source).chroma == "topleft"
+    """Of HDR's in test_carried_over.py."""
     assert probe(save_clip(tmp_path / "b.mp4", [pattern(0)] * 2)).chroma == "left"
     assert probe(save_clip(tmp_path / "c.avi", [pattern(0)] * 2, codec="mjpeg", pix_fmt="yuvj420p",
                            tags=ColorTags(5, 1, 1, True))).chroma == "center"
@@ -306,9 +291,8 @@ def test_what_stands_before_the_first_key_frame_is_said(tmp_path):
     with av.open(str(plain)) as file:
         ninth = [p.pos for p in file.demux(video=0) if p.size][8]
     (tmp_path / "in.ts").write_bytes(data[:3 * 188] + data[ninth:])      # the tables, then from the ninth frame on
-    reader = read(probe(tmp_path / "in.ts"))
-    assert len(list(reader)) == 30 and reader.lost == 12
-    assert any("its first 12 frames stand before any key frame" in note for note in reader.notes)
+    frames, lost, notes = seen(tmp_path / "in.ts")
+    assert (frames, lost) == (30, 12) and any("its first 12 frames stand before any key frame" in note for note in notes)
 
 
 @pytest.mark.parametrize("suffix, codec", [(".h264", "libx264"), (".hevc", "libx265"), (".m2v", "mpeg2video"), (".m4v", "mpeg4"),
@@ -340,18 +324,16 @@ def test_values_outside_limited_range_are_said(tmp_path):
     bright.planes[0].update(rows)
     with av.open(str(tmp_path / "in.mp4"), "w") as out:
         encode(out, add_video(out, options={"crf": "1"}), [pattern(0), bright, bright, pattern(3)])
-    reader = read(probe(tmp_path / "in.mp4"))
-    list(reader)
-    assert reader.lost == 0 and len(reader.notes) == 1 and "2 frames (the first is 1) held values outside limited range" in reader.notes[0]
+    _, lost, (note,) = seen(tmp_path / "in.mp4")
+    assert lost == 0 and "2 frames (the first is 1) held values outside limited range" in note
 
 
 def test_interlacing_that_begins_later_is_said(tmp_path):
     parts = [save_clip(tmp_path / f"{i}.h264", [pattern(k) for k in range(6)], options=options).read_bytes()
              for i, options in enumerate([{"crf": "10"}, {"crf": "10", "x264-params": "interlaced=1"}])]
     (tmp_path / "in.h264").write_bytes(b"".join(parts))
-    clip = probe(tmp_path / "in.h264")
-    reader = read(clip)
-    assert not clip.interlaced and len(list(reader)) == 12 and any("6 of its frames are interlaced" in note for note in reader.notes)
+    frames, _, notes = seen(tmp_path / "in.h264")
+    assert not probe(tmp_path / "in.h264").interlaced and frames == 12 and any("6 of its frames are interlaced" in note for note in notes)
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".ts"])
@@ -396,8 +378,7 @@ def test_the_alpha_layer_of_x265_is_read_or_said(tmp_path):
     """FFmpeg 8.1 passes over it, 9.0 decodes it."""
     (tmp_path / "in.mov").write_bytes(zlib.decompress(base64.b85decode(ALPHA_LAYER.replace("\n", ""))))
     clip = probe(tmp_path / "in.mov")
-    reader = read(clip)
-    assert len(list(reader)) == 2 and reader.lost == 0
+    assert seen(clip)[:2] == (2, 0)
     assert clip.has_alpha != any("its second layer of HEVC" in remark for remark in clip.remarks)
 
 

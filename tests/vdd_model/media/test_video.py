@@ -9,14 +9,15 @@ import av
 import numpy as np
 import pytest
 import torch
-from media_tools import add_video, chart, encode, packets, pattern, pictures, save_clip, shifted
+from media_tools import add_video, chart, deblur, encode, packets, pattern, pictures, save_clip, seen, shifted
+from PIL import Image, ImageOps
 
 from vdd_model.media import images
 from vdd_model.media.clip import MediaError
 from vdd_model.media.encoding import choose_encoding
 from vdd_model.media.images import find_images, read_image
-from vdd_model.media.pixel_formats import SAME_DEPTH, ColorTags, _downsample, _upsample, complete_tags, from_rgb, layout, layout_of, to_rgb
-from vdd_model.media.video import OutputOptions, describe, probe, read, read_clip, write_image, write_video
+from vdd_model.media.pixel_formats import ColorTags, _downsample, _upsample, complete_tags, from_rgb, layout, layout_of, read_as, to_rgb
+from vdd_model.media.video import OutputOptions, probe, read, read_clip, write_image, write_video
 
 FORMATS = ["yuv420p", "yuv422p", "yuv444p", "yuvj420p", "yuv420p10le", "yuv422p10le", "yuv444p12le", "yuva444p10le", "yuv411p",
            "gbrp", "gbrap", "gbrp16le", "rgb24", "rgba", "rgb48be", "rgba64be"]
@@ -62,22 +63,24 @@ def test_every_packed_format_is_read(packed):
     assert alpha is None or (alpha == 1).all()
 
 
-YUV_OTHERWISE = [name for name in SAME_DEPTH if name not in ("pal8", "gray16be", "monob", "monow")] + ["nv42", "p010be", "xv36be"]
+YUV_OTHERWISE = [name for name in sorted(av.video.format.names) if read_as(name) != name and layout(name).kind == "yuv"]
 
 
 @pytest.mark.parametrize("packed", YUV_OTHERWISE)
 @pytest.mark.parametrize("tags", [ColorTags(5, 5, 6, False), ColorTags(9, 9, 14, True)])
 def test_a_packed_format_is_what_its_planar_one_is(packed, tags):
-    """Matrix and range are the stream's own, also where libswscale has to widen a format that is not known here."""
-    kind, picture = layout(SAME_DEPTH.get(packed, "yuv444p16le")), chart()
-    frame = from_rgb(picture, None, f"yuv444p{'' if kind.depth == 8 else f'{kind.depth}le'}", tags).reformat(format=packed)
+    """Matrix and range are the stream's own."""
+    kind, picture = layout(packed), chart()
+    try:
+        frame = from_rgb(picture, None, f"yuv444p{'' if kind.depth == 8 else f'{kind.depth}le'}", tags).reformat(format=packed)
+    except (OSError, ValueError):
+        pytest.skip("libswscale does not write it")
     assert layout_of(frame).kind == "yuv" and complete_tags(tags, layout_of(frame).kind, 64, 96) == tags
     assert np.abs(centres(to_rgb(frame, tags)[0]) - centres(picture)).max() < 0.012
 
 
 def test_palettes_are_read(tmp_path):
-    image = pytest.importorskip("PIL.Image")
-    picture = image.fromarray((chart() * 255).astype(np.uint8)).quantize(64)
+    picture = Image.fromarray((chart() * 255).astype(np.uint8)).quantize(64)
     picture.save(tmp_path / "a.png")
     clip = probe(tmp_path / "a.png")
     assert clip.pix_fmt == "pal8" and not clip.has_alpha
@@ -153,14 +156,8 @@ def test_variable_frame_times_are_kept(tmp_path):
     assert not clip.constant_rate
     seen = [frame.pts * clip.time_base for frame in read(clip)]
     assert [round(t * 1000) for t in seen] == times
-    from vdd_model.media.sinks import VideoSink
     for suffix in (".mp4", ".mkv"):
-        folder = tmp_path / suffix[1:]
-        folder.mkdir()
-        sink = VideoSink(folder, choose_encoding(clip, tmp_path / f"out{suffix}", OutputOptions()))
-        for frame in read(clip):
-            sink.write(frame.rgb.numpy()[None], [None], [(frame.pts, frame.duration)])
-        sink.finish(tmp_path / f"out{suffix}", clip, audio=False)
+        deblur(source, tmp_path / f"out{suffix}")
         after = probe(tmp_path / f"out{suffix}")
         assert [round(f.pts * after.time_base * 1000) for f in read(after)] == times
 
@@ -184,8 +181,7 @@ def test_a_longer_second_video_is_no_damage(tmp_path, suffix):
     with av.open(str(tmp_path / f"two{suffix}"), "w") as out:
         for stream, length in [(add_video(out), length) for length in lengths]:
             encode(out, stream, [np.full((48, 64, 3), i / 255, np.float32) for i in range(length)])
-    reader = read(probe(tmp_path / f"two{suffix}"))
-    assert len(list(reader)) == 50 and (reader.lost, reader.notes) == (0, [])
+    assert seen(tmp_path / f"two{suffix}") == (50, 0, [])
 
 
 @pytest.mark.parametrize("degrees, turns", [(90, 1), (180, 2), (270, 3)])
@@ -206,13 +202,12 @@ def test_rotation_is_applied(tmp_path, degrees, turns):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_photographs_are_turned_upright(tmp_path, orientation):
-    image, ops = pytest.importorskip("PIL.Image"), pytest.importorskip("PIL.ImageOps")
-    exif = image.Exif()
+    exif = Image.Exif()
     exif[0x0112] = orientation
-    image.fromarray((pattern(0) * 255).astype(np.uint8)).save(tmp_path / "a.jpg", quality=95, exif=exif)
+    Image.fromarray((pattern(0) * 255).astype(np.uint8)).save(tmp_path / "a.jpg", quality=95, exif=exif)
     rgb, _ = read_image(tmp_path / "a.jpg")
-    with image.open(tmp_path / "a.jpg") as picture:
-        upright = np.asarray(ops.exif_transpose(picture))
+    with Image.open(tmp_path / "a.jpg") as picture:
+        upright = np.asarray(ImageOps.exif_transpose(picture))
     assert np.abs(rgb.numpy() * 255 - upright).max() < 8       # decoders differ in how they interpolate chroma
     assert (probe(tmp_path / "a.jpg").height, probe(tmp_path / "a.jpg").width) == upright.shape[:2]
 
@@ -224,15 +219,11 @@ def test_alpha_is_kept(tmp_path, suffix, codec):
                        options={"profile": "4"})
     clip = probe(source)
     assert clip.has_alpha and clip.bit_depth >= 10
-    from vdd_model.media.sinks import VideoSink
-    encoding = choose_encoding(clip, tmp_path / f"out{suffix}", OutputOptions())
-    assert encoding.codec == codec and encoding.alpha
-    sink = VideoSink(tmp_path, encoding)
-    for frame in read(clip):
-        assert np.abs(frame.alpha.numpy() - opacity).max() < 2 / 1023
-        sink.write(frame.rgb.numpy()[None], [frame.alpha.numpy()], [(frame.pts, frame.duration)])
-    sink.finish(tmp_path / f"out{suffix}", clip, audio=False)
-    for before, after in zip(read(clip), read(probe(tmp_path / f"out{suffix}"))):
+    deblur(source, tmp_path / f"out{suffix}")
+    made = probe(tmp_path / f"out{suffix}")
+    assert made.codec == codec and made.has_alpha
+    for before, after in zip(read(clip), read(made), strict=True):
+        assert np.abs(before.alpha.numpy() - opacity).max() < 2 / 1023
         assert (before.alpha - after.alpha).abs().max() < 2 / 1023
         assert (before.rgb - after.rgb).abs().mean() < 1 / 255
     note = choose_encoding(clip, tmp_path / "out.mp4", OutputOptions()).notes
@@ -385,15 +376,14 @@ def test_a_header_says_what_the_decoder_says(tmp_path, gray, opacity, bits):
     with av.open(str(tmp_path / "a.png")) as container:
         assert name == next(container.decode(video=0)).format.name == images._plain_png((tmp_path / "a.png").read_bytes())
     assert (kind.kind == "gray", alpha, kind.depth) == (gray, opacity is not None, bits)
-    picture = pytest.importorskip("PIL.Image").fromarray((pattern(0) * 255).astype(np.uint8))
+    picture = Image.fromarray((pattern(0) * 255).astype(np.uint8))
     for suffix, kind in ((".jpg", "yuv"), (".tif", "gbr"), (".bmp", "gbr")):
         (picture.convert("L") if gray and suffix != ".bmp" else picture).save(tmp_path / f"a{suffix}")
         assert images._peek(tmp_path / f"a{suffix}")[1].kind == ("gray" if gray and suffix != ".bmp" else kind)
 
 
 def test_transparent_palettes_behind_the_first_picture_are_seen(tmp_path):
-    image = pytest.importorskip("PIL.Image")
-    palette = image.fromarray((chart() * 255).astype(np.uint8)).quantize(64)
+    palette = Image.fromarray((chart() * 255).astype(np.uint8)).quantize(64)
     for i in range(3):
         palette.save(tmp_path / f"{i}.png")
     assert not probe(tmp_path).has_alpha
@@ -468,8 +458,3 @@ def test_reading_from_a_later_frame_is_the_same(tmp_path):
     whole, tail = list(read(clip)), list(read(clip, 13))
     assert [f.index for f in tail] == list(range(13, 20))
     assert all(torch.equal(a.rgb, b.rgb) and a.pts == b.pts for a, b in zip(whole[13:], tail))
-
-
-def test_description_names_what_matters(tmp_path):
-    text = describe(save_clip(tmp_path / "in.mp4", [pattern(0)] * 5, audio=True))
-    assert "5, 64 x 48" in text and "25 frames per second" in text and "aac" in text
