@@ -374,8 +374,7 @@ def compare(a: str | os.PathLike, b: str | os.PathLike, out_dir: str | os.PathLi
     notes += [f"{path}: {n} frame{'s' if n > 1 else ''} without another clip's frame of that time {'were' if n > 1 else 'was'} left out"
               for path, n in zip(paths, alone) if n]
     notes += [f"{path}: {note}" for path, reader in zip(paths, readers) for note in reader.notes]
-    if lpips_note():
-        notes.append(lpips_note())
+    notes += filter(None, [lpips_note()])
     names = {"output": Path(a).name or str(a), "blurred": "blurred input"}
     scores = {names[key]: scorer.result() for key, scorer in scorers.items()}
     pictures, labels = ([middle[2]], ["blurred"]) if blurred is not None else ([], [])

@@ -20,7 +20,7 @@ from .clip import MediaError
 # formats that ffmpeg "plays" but that are text or sound, never a clip
 NOT_VIDEO = {"tty", "bin", "adf", "idf", "xbin", "srt", "webvtt", "ass", "lrc", "microdvd", "txt", "ffmetadata", "data", "concat"}
 _TRACK = ("language", "title", "handler_name", "creation_time")
-_TRIED = 1000                                                  # packets in which every stream's first ones are looked for
+TRIED = 1000                                                  # packets in which every stream's first ones are looked for
 
 
 def open_container(path: Path):
@@ -104,7 +104,7 @@ def _stills(path: Path, streams: Sequence[int]) -> set[int]:
     """Those of several video streams that hold a single picture, as far as the file's first packets tell."""
     count = dict.fromkeys(streams, 0)
     with contextlib.closing(open_container(path)) as container, contextlib.suppress(av.FFmpegError):
-        for packet in islice(container.demux([container.streams[i] for i in streams]), _TRIED):
+        for packet in islice(container.demux([container.streams[i] for i in streams]), TRIED):
             count[packet.stream_index] += packet.size > 0
             if min(count.values()) > 1:
                 break

@@ -6,12 +6,11 @@ import re
 from collections.abc import Iterator
 
 import av
-import numpy as np
 
 from .clip import VideoClip
 from .container import Joins, decoder_of, open_container, video_stream
 from .jpeg import END_OF_JPEG, MORE, is_unended
-from .pixel_formats import planes_of
+from .pixel_formats import differ
 
 # Decoders that make a whole picture of half a packet without a word: of every encoder in PyAV's wheel one packet was cut and decoded.
 # What stands here is put behind each packet for a second decoder: bytes that are no marker and of all kinds, so that a decoder which
@@ -91,7 +90,7 @@ class Decoder:
                     watcher, others = watcher if strict else None, pictures                # else the two are no longer in step
                 for picture, other in zip(pictures, others):
                     self._pictures += bool(strict or getattr(picture, "is_corrupt", False) or picture is not other
-                                           and self.decoder.name in _COMPARED and _differ(picture, other))
+                                           and self.decoder.name in _COMPARED and differ(picture, other))
                     yield picture
                 if packet is None:
                     return
@@ -194,8 +193,3 @@ def _longer(data: bytes, more: bytes, context) -> bytes:
     if end > len(data):                                        # what is shorter than it says is told by the decoder
         return data
     return data[:start - size] + (end - start + len(more)).to_bytes(size, "big") + data[start:end] + more + data[end:]
-
-
-def _differ(one: av.VideoFrame, other: av.VideoFrame) -> bool:
-    """Whether two decoded pictures are not the same in every value."""
-    return any(not np.array_equal(a, b) for a, b in zip(planes_of(one), planes_of(other), strict=True))

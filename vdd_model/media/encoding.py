@@ -8,13 +8,12 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
-import numpy as np
 import torch
 
 from .clip import MediaError, VideoClip
 from .container import reason
 from .packets import Packet
-from .pixel_formats import BT709, BT2020, RGB, SMPTE170M, UNSPECIFIED, ColorTags, from_rgb, layout
+from .pixel_formats import BT709, BT2020, RGB, SMPTE170M, UNSPECIFIED, ColorTags, layout
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv", ".gif",
                   ".mxf", ".3gp", ".3g2", ".ogv", ".h264", ".hevc", ".264", ".265", ".266", ".vob", ".nut", ".apng", ".y4m", ".m2t",
@@ -285,12 +284,6 @@ class SegmentEncoder:
         """Flush and return the packets of the segment."""
         self._keep(self.context.encode(None))
         return self.packets
-
-
-def picture_of(rgb: np.ndarray, alpha: np.ndarray | None, encoding: Encoding) -> av.VideoFrame:
-    """(H,W,3) float32 RGB in [0,1] -> the picture as it goes into the encoder."""
-    return from_rgb(rgb, alpha if encoding.alpha else None, encoding.pix_fmt, encoding.color, gray=encoding.gray,
-                    chroma=encoding.chroma)
 
 
 def picture_bytes(picture: av.VideoFrame) -> bytes:

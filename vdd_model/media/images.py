@@ -26,7 +26,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from . import jpeg, tiff
 from .clip import Frame, MediaError, VideoClip
 from .jpeg import BROKEN
-from .pixel_formats import UNSPECIFIED, ColorTags, Layout, complete_tags, is_wide, layout, layout_of, planes_of, to_rgb
+from .pixel_formats import UNSPECIFIED, ColorTags, complete_tags, differ, is_wide, layout, planes_of, to_rgb
 from .png import about, chunks_of
 from .probe import orientation
 from .reader import upright
@@ -152,7 +152,7 @@ def _decode(data: bytes, name: str) -> Picture:
     except (av.FFmpegError, StopIteration, IndexError, OSError, ValueError, SyntaxError):
         why = ": it is damaged or cut off" if codec else ""
         raise MediaError(f"{name} is not a picture that can be read{why}") from None
-    transparent = layout_of(frame).alpha and _may_be_transparent(data, codec)
+    transparent = layout(frame.format.name).alpha and _may_be_transparent(data, codec)
     pages, also = jpeg.further(data) if codec == "mjpeg" else (1, "")
     return Picture(frame, codec, transparent, *_orientation(data, codec), aspect or Fraction(1), pages, also=also)
 
@@ -176,7 +176,7 @@ def _frame(data: bytes, codec: str) -> tuple[av.VideoFrame, Fraction | None]:
             frame = (context.decode(av.Packet(packet)) or context.decode(None))[0]
             if jpeg.is_unended(packet, codec):
                 other, _ = _frame(packet + jpeg.MORE + jpeg.END_OF_JPEG, codec)
-                if any(not np.array_equal(a, b) for a, b in zip(planes_of(frame), planes_of(other))):
+                if differ(frame, other):
                     raise ValueError("it breaks off within its last rows")
             return frame, _pixel_aspect(context.sample_aspect_ratio, data, codec)
         except av.error.PatchWelcomeError:                     # CMYK with fewer samples of some inks
@@ -242,7 +242,7 @@ def _decode_heif(data: bytes, name: str) -> Picture:
             raise
     primaries, transfer = (int(getattr(frame, tag, UNSPECIFIED)) for tag in ("color_primaries", "color_trc"))
     color = ColorTags(int(frame.colorspace), primaries, transfer, int(frame.color_range) == 2)
-    return Picture(frame, "heif", layout_of(frame).alpha, *orientation(frame), color=color)
+    return Picture(frame, "heif", layout(frame.format.name).alpha, *orientation(frame), color=color)
 
 
 def _with_pillow(data: bytes) -> Picture:
@@ -329,7 +329,7 @@ def _pixels(picture: Picture) -> tuple[torch.Tensor, torch.Tensor | None]:
 
 def _image_tags(picture: Picture) -> ColorTags:
     """Complete tags; the matrix is BT.601's where nothing is said, and only WebP is of limited range then."""
-    kind = layout_of(picture.frame).kind
+    kind = layout(picture.frame.format.name).kind
     color = picture.color if kind != "yuv" or picture.codec != "webp" else ColorTags(full_range=False)
     return complete_tags(color, kind, 0, 0)
 
@@ -342,8 +342,8 @@ def _plain_png(head: bytes) -> str:
     return names.get(head[25], ("", ""))[head[24] == 16]
 
 
-def _peek(path: Path) -> tuple[str, Layout, bool] | None:
-    """(pixel format, its meaning, whether it may be transparent) from a picture's header alone where that suffices.
+def _peek(path: Path) -> tuple[str, bool] | None:
+    """(pixel format, whether it may be transparent) from a picture's header alone where that suffices.
 
     None if it cannot be read: the reader will say so when it gets there.
     """
@@ -351,21 +351,19 @@ def _peek(path: Path) -> tuple[str, Layout, bool] | None:
         with contextlib.suppress(av.FFmpegError, IndexError, OSError, ValueError, MediaError):
             with path.open("rb") as file:
                 data = file.read(length)
-            if plain := _plain_png(data):
-                kind = layout(plain)
-                return plain, kind, kind.alpha and plain != "pal8"
+            if name := _plain_png(data):
+                return name, layout(name).alpha and name != "pal8"
             if path.suffix.lower() == ".tga" or _codec(data) == "heif":
                 picture = _decode_image(path)
-                return picture.frame.format.name, layout_of(picture.frame), picture.transparent
+                return picture.frame.format.name, picture.transparent
             if data.startswith(tiff.MAGIC):
                 tags = tiff.Tags(data if length < 0 else path.read_bytes())
-                return tags.pix_fmt, layout(tags.pix_fmt), tags.transparent
+                return tags.pix_fmt, tags.transparent
             with av.open(io.BytesIO(data)) as container:
                 context = container.streams.video[0].codec_context
-                if context.pix_fmt:
-                    kind = layout_of(context)
-                    alpha = kind.alpha and _may_be_transparent(data, context.name)
-                    return context.pix_fmt, kind, alpha and (context.pix_fmt != "pal8" or b"tRNS" in data)
+                if name := context.pix_fmt:
+                    alpha = layout(name).alpha and _may_be_transparent(data, context.name)
+                    return name, alpha and (name != "pal8" or b"tRNS" in data)
     return None
 
 
@@ -387,18 +385,17 @@ def probe_images(files: Sequence[Path], rate: Fraction = Fraction(24), name: Pat
         raise MediaError(f"{name} holds no pictures that can be read ({', '.join(sorted(IMAGE_SUFFIXES))})")
     picture = _decode_image(files[0])
     frame, codec, turned = picture.frame, picture.codec, picture.turns % 2
-    kind = layout_of(frame)
+    kind = layout(frame.format.name)
     has_alpha = picture.transparent and (frame.format.name != "pal8" or bool(_pixels(picture)[1].min() < 1))
     gray, deepest, pix_fmt = kind.kind == "gray", (kind.floating, kind.depth), frame.format.name
     for file in files[1:]:
-        found = _peek(file)
-        if found is None:
+        if (found := _peek(file)) is None:
             continue
-        found_format, other, alpha = found
+        (other_format, alpha), other = found, layout(found[0])
         gray = gray and other.kind == "gray"
-        has_alpha = has_alpha or alpha and (found_format != "pal8" or _transparent(file))
+        has_alpha = has_alpha or alpha and (other_format != "pal8" or _transparent(file))
         if (other.floating, other.depth) > deepest:
-            deepest, pix_fmt = (other.floating, other.depth), found_format
+            deepest, pix_fmt = (other.floating, other.depth), other_format
     width, height = (frame.height, frame.width) if turned else (frame.width, frame.height)
     opened = _opened(files[0].read_bytes(), codec)
     profile = opened.info.get("icc_profile") or b"" if opened else b""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import av
@@ -93,19 +93,13 @@ def layout(pix_fmt: str) -> Layout:
     return Layout(kind, alpha, depth, bool(re.search("f(16|32)", name)), (16 // format.chroma_height(), 16 // format.chroma_width()))
 
 
-def layout_of(picture: av.VideoFrame | av.VideoCodecContext) -> Layout:
-    """What the picture's pixel format means."""
-    return layout(picture.format.name)
-
-
 def complete_tags(tags: ColorTags, kind: str, height: int, width: int) -> ColorTags:
     """Fill in an unspecified matrix the way players do: RGB formats are RGB, HD is BT.709, smaller is BT.601."""
     if kind == "gbr":
-        return ColorTags(RGB, tags.primaries, tags.transfer, True)
+        return replace(tags, matrix=RGB, full_range=True)
     if tags.matrix not in (UNSPECIFIED, RGB):
         return tags
-    matrix = BT709 if width >= 1280 or height > 576 else SMPTE170M
-    return ColorTags(matrix, tags.primaries, tags.transfer, tags.full_range)
+    return replace(tags, matrix=BT709 if width >= 1280 or height > 576 else SMPTE170M)
 
 
 def is_wide(tags: ColorTags) -> bool:
@@ -136,6 +130,11 @@ def planes_of(frame: av.VideoFrame) -> list[np.ndarray]:
     deep = 2 if max(c.bits for c in frame.format.components) > 8 else 1
     return [_plane(frame, i, np.dtype("u1"), max(1, frame.format.padded_bits_per_pixel // 8) if one else deep)
             for i in range(len(frame.planes))]
+
+
+def differ(one: av.VideoFrame, other: av.VideoFrame) -> bool:
+    """Whether two pictures of one format are not the same in every value."""
+    return any(not np.array_equal(a, b) for a, b in zip(planes_of(one), planes_of(other), strict=True))
 
 
 def plain(frame: av.VideoFrame) -> av.VideoFrame:

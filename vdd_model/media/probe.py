@@ -30,7 +30,7 @@ from .container import (
 )
 from .decoder import Decoder, gif_pictures, nal_units
 from .ends import ends_early
-from .pixel_formats import CHROMA, KNOWN_MATRICES, UNSPECIFIED, ColorTags, Layout, complete_tags, layout_of, to_rgb
+from .pixel_formats import CHROMA, KNOWN_MATRICES, UNSPECIFIED, ColorTags, Layout, complete_tags, layout, to_rgb
 
 STANDARD_RATES = tuple(Fraction(n, d) for n, d in (
     (24000, 1001), (24, 1), (25, 1), (30000, 1001), (30, 1), (48, 1), (50, 1), (60000, 1001), (60, 1), (100, 1), (120000, 1001),
@@ -67,7 +67,7 @@ def probe_video(path: str | Path) -> VideoClip:
             rates.reverse()
         first = _first_frame(container, stream, path)
         # what the first picture says
-        kind = layout_of(first)
+        kind = layout(first.format.name)
         tags = _colors(first, said, context.name, kind)
         turns, mirrored = orientation(first)
         light, (extras, telemetry), remarks = _light(first), _extras(container, stream, first), []

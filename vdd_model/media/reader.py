@@ -13,7 +13,7 @@ import torch
 from .clip import Frame, MediaError, VideoClip
 from .container import open_container, reason, video_stream
 from .decoder import Decoder
-from .pixel_formats import RGB, UNSPECIFIED, ColorTags, beyond_limits, complete_tags, layout_of, to_rgb
+from .pixel_formats import RGB, UNSPECIFIED, ColorTags, beyond_limits, complete_tags, layout, to_rgb
 
 
 class VideoReader:
@@ -108,7 +108,7 @@ def tags_of(picture: av.VideoFrame, clip: VideoClip) -> ColorTags:
     if (matrix, value_range) != clip.first_says:
         tags = replace(tags, matrix=matrix if matrix not in (UNSPECIFIED, RGB) else tags.matrix,
                        full_range={1: False, 2: True}.get(value_range, tags.full_range))
-    return complete_tags(tags, layout_of(picture).kind, picture.height, picture.width)
+    return complete_tags(tags, layout(picture.format.name).kind, picture.height, picture.width)
 
 
 def upright_rgb(picture: av.VideoFrame, clip: VideoClip) -> tuple[np.ndarray, np.ndarray | None]:

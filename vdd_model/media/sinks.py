@@ -14,13 +14,15 @@ import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import av
 import numpy as np
 
 from .clip import VideoClip
-from .encoding import Encoding, SegmentEncoder, picture_bytes, picture_from_bytes, picture_of
+from .encoding import Encoding, SegmentEncoder, picture_bytes, picture_from_bytes
 from .files import sync, write_whole, written_aside
 from .joining import join
 from .packets import finished_segments, segment_bytes
+from .pixel_formats import from_rgb
 from .png import encode_png, texts_of
 
 SEGMENT = 64                                                   # frames of a segment: one key frame at least every 64 frames
@@ -59,8 +61,7 @@ class VideoSink:
                 old.unlink()
         if not self._spool_path().exists():
             return
-        size = _TIMES.size + len(picture_bytes(picture_of(np.zeros((self.encoding.height, self.encoding.width, 3), np.float32),
-                                                          None, self.encoding)))
+        size = _TIMES.size + len(picture_bytes(av.VideoFrame(self.encoding.width, self.encoding.height, self.encoding.pix_fmt)))
         whole = self._spool_path().stat().st_size // size
         with self._spool_path().open("r+b") as file:
             file.truncate(whole * size)
@@ -79,8 +80,9 @@ class VideoSink:
 
     def write(self, rgb: np.ndarray, alphas: Sequence[np.ndarray | None], times: Sequence[tuple[int, int]]) -> None:
         """Take the next frames: rgb (n,H,W,3) float32 in [0,1], each with alpha (H,W) or None and (pts, duration)."""
+        made = self.encoding
         for picture, alpha, (pts, duration) in zip(rgb, alphas, times):
-            frame = picture_of(picture, alpha, self.encoding)
+            frame = from_rgb(picture, alpha if made.alpha else None, made.pix_fmt, made.color, gray=made.gray, chroma=made.chroma)
             if not self.encoding.intra:
                 if self._spool is None:
                     self._spool = self._spool_path().open("ab")

@@ -12,10 +12,9 @@ from pathlib import Path
 import av
 
 from .clip import MediaError, VideoClip
-from .container import Joins, is_telemetry, name_of_data, open_container
+from .container import TRIED, Joins, is_telemetry, name_of_data, open_container
 from .encoding import CONTAINERS, MUXERS, OutputOptions
 
-_TRIED = 1000                                                  # packets in which every stream's first ones are looked for
 _PCM = {"u8": "pcm_u8", "s16": "pcm_s16le", "s32": "pcm_s32le", "flt": "pcm_f32le", "dbl": "pcm_f64le"}
 Timed = tuple[Fraction, int, av.Packet]                        # seconds, order among those of one time, packet
 
@@ -29,7 +28,7 @@ def ways(path: Path, muxer: str) -> dict[int, str]:
         streams = {s.index: s for s in source.streams if s.type in ("audio", "subtitle") and s.codec_context or is_telemetry(s)}
         first: dict[int, list[av.Packet]] = {index: [] for index in streams}
         with contextlib.suppress(av.FFmpegError):
-            for packet in islice(source.demux(list(streams.values())), _TRIED if streams else 0):
+            for packet in islice(source.demux(list(streams.values())), TRIED if streams else 0):
                 if packet.size and packet.dts is not None and len(first[packet.stream_index]) < 3:
                     first[packet.stream_index].append(packet)
                 if all(len(packets) == 3 for packets in first.values()):

@@ -52,7 +52,6 @@ def test_each_takes_every_picture_alone(tmp_path, capfd):
         plan([str(folder)], str(tmp_path / "o.mp4"), options, each=True)
     for name in ("3.png", "4.png", "5.png"):
         write_image(folder / name, torch.from_numpy(pattern(0, 32, 32)))
-    for name in ("1.png",):
-        (folder / name).unlink()
+    (folder / "1.png").unlink()
     assert deblur(folder, "-o", tmp_path / "clip") == 3 and "--each deblurs every picture on its own" in capfd.readouterr().err
     assert deblur(folder, "-o", tmp_path / "each", "--each") == 0 and len(list((tmp_path / "each").iterdir())) == 5

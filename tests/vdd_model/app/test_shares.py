@@ -23,7 +23,7 @@ from vdd_model.media import sinks
 from vdd_model.media.encoding import OutputOptions
 from vdd_model.media.video import part_folder
 
-pytest.importorskip("fcntl", reason="sharing a clip out needs the system's file locks")
+fcntl = pytest.importorskip("fcntl", reason="sharing a clip out needs the system's file locks")
 TOOLS = Path(__file__).resolve().parents[2] / "media_tools.py"
 
 
@@ -97,7 +97,6 @@ def test_what_the_first_refuses_ends_all(tmp_path):
 def test_processes_that_do_not_see_each_other(tmp_path):
     """Another folder stands in for another machine's disk."""
     assert together(2, lambda team: team.sees(tmp_path)) == [True, True]
-    fcntl = pytest.importorskip("fcntl")
     real = fcntl.flock
     try:
         fcntl.flock = lambda *_: None                          # locks that keep nobody out

@@ -17,7 +17,7 @@ from media_tools import add_video, chart, eight_bits, encode, pattern, remuxed, 
 from vdd_model.media.clip import MediaError
 from vdd_model.media.container import dump
 from vdd_model.media.decoder import Decoder
-from vdd_model.media.pixel_formats import FEW_BITS, ColorTags, complete_tags, from_rgb, layout_of, to_rgb
+from vdd_model.media.pixel_formats import FEW_BITS, ColorTags, complete_tags, from_rgb, layout, to_rgb
 from vdd_model.media.video import probe, read, read_clip
 
 HAS = av.codecs_available
@@ -216,8 +216,8 @@ def test_white_is_white_in_every_format():
     white = av.VideoFrame.from_ndarray(np.full((16, 16, 3), 255, np.uint8), "rgb24")
     for name in formats():
         frame = white.reformat(format=name, dst_color_range=1)
-        tags = complete_tags(ColorTags(6, 1, 1, name.startswith("yuvj")), layout_of(frame).kind, 16, 16)
-        if layout_of(frame).kind == "gray" or name.startswith("xyz"):
+        tags = complete_tags(ColorTags(6, 1, 1, name.startswith("yuvj")), layout(frame.format.name).kind, 16, 16)
+        if layout(frame.format.name).kind == "gray" or name.startswith("xyz"):
             continue                                           # of either range; of another white
         assert to_rgb(frame, tags)[0].min() > 0.99, name
 
