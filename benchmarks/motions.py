@@ -18,9 +18,9 @@ from torch import Tensor
 from benchmarks import common
 from train.data.photos import read_photos
 from train.data.readers import find
+from train.evaluate import exit_code, pairs_of
 from train.synthesis.blur import synthesize
 from train.synthesis.scene import BlurConfig
-from train.tools.evaluate import exit_code, pairs_of
 from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
 from vdd_model.measure.metrics import psnr
 

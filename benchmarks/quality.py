@@ -52,7 +52,7 @@ def clips(folder: Path, count: int, frames: int, crop: int) -> tuple[list[tuple[
     """[(blurred, sharp)] and where they come from."""
     if folder.is_dir():
         from train.data.readers import find
-        from train.tools.evaluate import pairs_of
+        from train.evaluate import pairs_of
         pairs = pairs_of(find(folder, "auto", "test"), frames, crop)[:count]
         tensors = [(torch.stack(list(pair.blurred())), torch.stack(list(pair.sharp()))) for pair in pairs]
         return tensors, f"{folder.name}, {len(pairs)} clips"

@@ -25,9 +25,9 @@ from torch import Tensor
 from benchmarks import common
 from train.data.photos import read_photos
 from train.data.readers import find
+from train.evaluate import Pair, Scored, exit_code, fingerprint_of, pairs_of, run, settings_of, steps_curve, steps_name
 from train.synthesis.blur import synthesize
 from train.synthesis.scene import BlurConfig
-from train.tools.evaluate import Pair, Scored, exit_code, fingerprint_of, pairs_of, run, settings_of, steps_curve, steps_name
 from vdd_model.errors import UserError
 from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
 from vdd_model.inference.window import decode_frames, to_frames, to_pixels

@@ -1,1 +1,19 @@
 """Training: data, synthetic blur, losses, stages, the loop and the evaluation (`python -m train CONFIG`)."""
+import sys
+from collections.abc import Callable
+
+from vdd_model.config import ConfigError
+from vdd_model.errors import UserError
+
+
+def exit_code(work: Callable[[], int | object], failed: int = 1) -> int:
+    """Do a command's work: the number that it returns, or 0. What stops it becomes one sentence and `failed`, or 130."""
+    try:
+        found = work()
+    except (UserError, ConfigError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return failed
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    return found if isinstance(found, int) else 0

@@ -5,9 +5,7 @@ import argparse
 import dataclasses
 import sys
 
-from vdd_model.config import ConfigError
-from vdd_model.errors import UserError
-
+from . import exit_code
 from .config import load, scale_minutes
 
 
@@ -23,21 +21,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--total-minutes", type=float, help="scale the stages' minutes so that they sum to this")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key, e.g. stages.0.lr=1e-4")
     options = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         config = load(options.config, options.set)
-        changes = {key: getattr(options, key) for key in ("root", "out", "init") if getattr(options, key)}
-        config = dataclasses.replace(config, **changes)
+        config = dataclasses.replace(config, **{key: getattr(options, key) for key in ("root", "out", "init") if getattr(options, key)})
         if options.total_minutes:
             config = scale_minutes(config, options.total_minutes)
-        from .loop import run
+        from .loop import run  # takes seconds: a mistake in the configuration is told at once
 
         run(config, resume=options.resume, minutes=options.minutes)
-    except (ConfigError, UserError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+
+    return exit_code(work, failed=2)
 
 
 if __name__ == "__main__":

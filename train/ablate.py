@@ -1,7 +1,157 @@
-"""`python -m train.ablate`: see train/tools/ablate.py."""
-import sys
+"""What each part of the recipe is worth, at equal budget: `python -m train.ablate CONFIG --root DATA --out FOLDER`.
 
-from .tools.ablate import main
+CONFIG's autoencoder and denoiser stages run once (or `--init` gives a checkpoint); from there every variant runs on its own with the
+same batches, crops and number of optimiser steps (or minutes) as CONFIG's stage 1 + stage 2, then CONFIG's stage 3 where it has one:
+
+    two stages            CONFIG as it is: encoder 2 and the adapter first, then everything
+    one stage             everything at once, for the sum of both budgets
+    without encoder 2     the blurred frames are encoded by encoder 1's copy, which never trains
+    without coherence     without the paper's eq. 4
+
+Writes ablation.md, ablation.csv and ablation.json. Called again with --resume it goes on where it was.
+"""
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import io
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from vdd_model import checkpoint
+from vdd_model.config import ConfigError
+from vdd_model.errors import UserError
+from vdd_model.measure.report import align, save_text
+
+from . import exit_code
+from . import validate as checks
+from .config import StageConfig, TrainConfig, load, scale_minutes
+
+STOPPED = "stopped before the end; go on with --resume"
+COLUMNS = {"v": "v loss", "pairs_plain": "pairs, plain decoder (dB)", "pairs_output": "pairs (dB)", "pairs_gain": "gain (dB)",
+           "photos_plain": "photos, plain decoder (dB)", "photos_output": "photos (dB)", "photos_gain": "gain (dB)",
+           "temporal": "temporal error /255"}
+
+
+def variants(config: TrainConfig) -> dict[str, tuple[StageConfig, ...]]:
+    """The stages of every variant. Raises ConfigError when CONFIG has no stage 1 followed by a stage 2."""
+    kinds = [stage.kind for stage in config.stages]
+    if kinds.count("stage1") != 1 or kinds.count("stage2") != 1:
+        raise ConfigError("an ablation needs a configuration with one stage1 and one stage2")
+    first, second = (config.stages[kinds.index(kind)] for kind in ("stage1", "stage2"))
+    if (first.steps is None) != (second.steps is None):
+        raise ConfigError("an ablation needs stage1 and stage2 both in steps or both in minutes")
+    after = tuple(stage for stage in config.stages if stage.kind == "stage3")
+    budget = {"steps": first.steps + second.steps} if first.steps else {"minutes": first.minutes + second.minutes}
+    alone = replace(second, **budget, rescale=first.rescale or second.rescale,
+                    loss=replace(second.loss, latent=second.loss.latent or first.loss.latent))
+
+    def without(stage: StageConfig, prefix: str) -> StageConfig:
+        """The stage with these parameters frozen, and no loss on encoder 2's latents."""
+        kept = tuple(p for p in stage.prefixes if not p.startswith(prefix))
+        return replace(stage, trainable=kept if kept != stage.prefixes else stage.trainable, loss=replace(stage.loss, latent=0.0))
+
+    def incoherent(stage: StageConfig) -> StageConfig:
+        """The stage without the coherence loss (paper eq. 4)."""
+        return replace(stage, loss=replace(stage.loss, coherence=0.0))
+
+    return {
+        "two stages": (first, second, *after),
+        "one stage": (alone, *after),
+        "without encoder 2": (without(first, "encoder2"), without(second, "encoder2"), *(without(s, "encoder2") for s in after)),
+        "without coherence": (incoherent(first), incoherent(second), *after),
+    }
+
+
+def ablate(config: TrainConfig, out: Path, *, resume: bool = False, say=print) -> list[dict]:
+    """Train and score every variant; one row each, in the order of `variants`. Raises UserError, ConfigError."""
+    from .loop import run
+
+    chosen = variants(config)
+    base = tuple(stage for stage in config.stages if stage.kind in ("autoencoder", "denoiser"))
+    init = config.init
+    config = replace(config, export_dtype="float32")
+    if base and not init:
+        if run(replace(config, stages=base, out=str(out / "base")), resume=resume, say=say) is None:
+            raise UserError(STOPPED)
+        init = str(out / "base" / "vdd.safetensors")
+    rows = []
+    for name, stages in chosen.items():
+        folder = out / name.replace(" ", "-")
+        say(f"--- {name}")
+        variant = replace(config, stages=stages, init=init, out=str(folder))
+        path = run(variant, resume=resume, say=say)
+        if path is None:
+            raise UserError(STOPPED)
+        rows.append({"variant": name, "steps": max(record["total"] for record in _records(folder))} | _score(variant, path, folder))
+        write(rows, out)
+    return rows
+
+
+def _records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def _score(config: TrainConfig, path: Path, folder: Path) -> dict[str, float]:
+    """Validation scores of the averaged weights, and the mean v loss of the last tenth of the steps that have one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = checkpoint.load(path, device=device, dtype=torch.float32)
+    clips = checks.load_clips(config, model.config.divisor)
+    scores = checks.validate(model, clips, "stage3", device)
+    has_branch = any(stage.kind == "stage3" for stage in config.stages)
+    shown = ("plain", "output", "gain") if has_branch else ("plain",)          # an untrained branch says nothing
+    row = {f"{group}_{key}": found[key] for group, found in scores.items() for key in shown}
+    errors = [checks.temporal_error(checks.restore(model, c.blurred[None].to(device), fidelity=float(has_branch))[0].cpu(), c.sharp)
+              for c in clips]
+    losses = [r["v"] for r in _records(folder) if r["type"] == "step" and "v" in r]
+    last = losses[-max(1, len(losses) // 10):]
+    return row | {"temporal": sum(errors) / max(1, len(errors)), "v": sum(last) / len(last)}
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown."""
+    keys = [key for key in COLUMNS if any(key in row for row in rows)]
+    cells = [[row["variant"], str(row["steps"]), *(f"{row[key]:.{4 if key == 'v' else 2}f}" for key in keys)] for row in rows]
+    return align([["variant", "steps", *(COLUMNS[key] for key in keys)], *cells]) + "\n"
+
+
+def write(rows: list[dict], out: Path) -> None:
+    """ablation.md, .csv and .json in `out`."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    for name, content in (("md", table(rows)), ("csv", text.getvalue()), ("json", json.dumps(rows, indent=1))):
+        save_text(content, out / f"ablation.{name}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m train.ablate", description=__doc__.splitlines()[0])
+    parser.add_argument("config")
+    parser.add_argument("--root", help="folder of the data")
+    parser.add_argument("--out", default="runs/ablation", help="folder of the runs and the table")
+    parser.add_argument("--init", help="checkpoint that every variant starts from, instead of the autoencoder and denoiser stages")
+    parser.add_argument("--total-minutes", type=float, help="scale the stages' minutes so that one variant's sum to this")
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    options = parser.parse_args(arguments)
+
+    def work() -> None:
+        config = load(options.config, options.set)
+        config = dataclasses.replace(config, **{key: getattr(options, key) for key in ("root", "init") if getattr(options, key)})
+        if options.total_minutes:
+            one = sum(stage.minutes or 0 for stage in variants(config)["two stages"])
+            config = scale_minutes(config, options.total_minutes * sum(stage.minutes or 0 for stage in config.stages) / (one or 1))
+        print("\n" + table(ablate(config, Path(options.out), resume=options.resume)))
+
+    return exit_code(work, failed=2)
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -74,6 +74,11 @@ class StageConfig:
     rescale: bool = False                 # before it, scale the latents to what encoder 2's estimate leaves open (stages.rescale_latents)
     blur: dict[str, object] = field(default_factory=dict)   # keys of BlurConfig (train.synthesis.config) that differ in this stage
 
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """Of the names of the parameters that it trains."""
+        return self.trainable or TRAINABLE[self.kind]
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -213,13 +218,15 @@ def scale_minutes(config: TrainConfig, total: float) -> TrainConfig:
     return dataclasses.replace(config, stages=tuple(dataclasses.replace(s, minutes=s.minutes * factor) for s in config.stages))
 
 
-def differences(old: dict, new: dict, path: str = "") -> list[str]:
-    """Full names of the keys whose values differ between two nested dicts or lists."""
+def differences(old, new, path: str = "") -> dict[str, tuple]:
+    """Full names of the keys whose values differ between two nested dicts or lists, with both values."""
     if isinstance(old, dict) and isinstance(new, dict):
-        return [d for k in {**old, **new} for d in differences(old.get(k), new.get(k), f"{path}.{k}" if path else str(k))]
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return [d for i, (a, b) in enumerate(zip(old, new)) for d in differences(a, b, f"{path}[{i}]")]
-    return [] if old == new else [path]
+        inner = [(f"{path}.{k}" if path else str(k), old.get(k), new.get(k)) for k in {**old, **new}]
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        inner = [(f"{path}[{i}]", a, b) for i, (a, b) in enumerate(zip(old, new))]
+    else:
+        return {} if old == new else {path: (old, new)}
+    return {key: values for name, a, b in inner for key, values in differences(a, b, name).items()}
 
 
 def _merge(base: dict, changes: dict) -> dict:

@@ -1,7 +1,371 @@
-"""`python -m train.evaluate`: see train/tools/evaluate.py."""
-import sys
+"""Score a model on a test set: `python -m train.evaluate CHECKPOINT ROOT --out FOLDER`.
 
-from .tools.evaluate import main
+Protocol. Full frames unless `--crop` is given. Frames are 8-bit RGB: outputs are clamped and rounded before PSNR and SSIM. A number is the
+mean over all frames of the set (for GoPro's test set: 11 sequences, 1111 frames, the folder `blur`), so a long sequence counts more;
+measures between frames are means over the pairs inside sequences. A sequence is one clip from its first frame to its last.
+Crop tables (`--crop N`): both pictures are cut to the centred N x N part first, so the model sees nothing outside; they are another
+table, under another name, and never beside full-frame numbers.
+The same tables hold the blurred input and the autoencoder's round trip of the truth (encoder and plain decoder, no fidelity branch),
+and the truth itself, whose sharpness and flow-warped error are not zero.
+"""
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import io
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache, partial
+from itertools import chain, islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import vdd_model
+from vdd_model.errors import UserError
+from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
+from vdd_model.inference.window import to_frames, to_pixels
+from vdd_model.measure import metrics, report
+from vdd_model.media.images import read_image
+from vdd_model.options import add_flags, from_flags
+
+from . import exit_code
+from .data.readers import Found, Frames, find
+from .published import published_cells
+
+WHOLE = {"gopro": 1111, "dvd": 1000}     # frames of the published test sets
+STEPS = (1, 4, 10, 50)
+OPTIONS = ("guidance", "fidelity", "seed", "window", "overlap", "tile")         # of DeblurOptions, that are flags here
+CHUNK = 8                                # frames read or encoded together
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One clip to be scored: functions that start reading its frames (H, W, 3) in [0, 1] anew."""
+
+    name: str
+    num_frames: int
+    blurred: Callable[[], Iterable[Tensor]]
+    sharp: Callable[[], Iterable[Tensor]]
+
+
+@dataclass
+class Scored:
+    """Everything measured: means by sequence and setting, and the middle frames of the sequence that is drawn."""
+
+    rows: dict[str, dict[str, dict]] = field(default_factory=dict)          # setting -> sequence -> {"frames", "seconds", columns...}
+    pictures: dict[str, Tensor] = field(default_factory=dict)               # setting -> frame (H, W, 3)
+
+    def totals(self) -> dict[str, dict[str, float | None]]:
+        """Means over all frames by setting."""
+        return {name: metrics.pool([(r["frames"], r) for r in found.values()]) for name, found in self.rows.items()}
+
+
+def read_frames(frames: Frames, count: int, crop: int = 0) -> Iterator[Tensor]:
+    """(H, W, 3) in [0, 1], a few at a time; `crop` cuts the centred square."""
+    width, height = frames.size
+    box = None
+    if crop:
+        if min(width, height) < crop:
+            raise UserError(f"{frames.name}: frames of {width} x {height} pixels are smaller than the crop of {crop}")
+        x, y = (width - crop) // 2, (height - crop) // 2
+        box = (x, y, x + crop, y + crop)
+    for start in range(0, count, CHUNK):
+        for frame in frames.read(range(start, min(start + CHUNK, count)), box):
+            yield frame.movedim(0, -1).float() / 255
+
+
+def pairs_of(found: Found, limit: int = 0, crop: int = 0, chosen: Iterable[str] = ()) -> list[Pair]:
+    """The clips of a folder that have both sides. `limit`: only the first frames of each; `chosen`: only these names. Raises UserError."""
+    names = set(chosen)
+    clips = [s for s in found.sequences if s.blurred is not None and (not names or names & {s.name, Path(s.name).name})]
+    if not clips:
+        there, which = ", ".join(s.name for s in found.sequences[:5]), " of these names" if names else ""
+        raise UserError(f"nothing to score: no sequence with blurred and sharp frames{which} (there are: {there})")
+    pairs = []
+    for clip in clips:
+        clip.check_sizes()
+        count = min(len(clip), limit or len(clip))
+        pairs.append(Pair(clip.name, count, *(partial(read_frames, frames, count, crop) for frames in (clip.blurred, clip.sharp))))
+    return pairs
+
+
+@torch.no_grad()
+def round_trip(deblurrer: Deblurrer, frames: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The autoencoder alone: encoder, posterior mean, plain decoder; frames (H, W, 3) in and out."""
+    model = deblurrer.model
+    parameter = next(model.vae.parameters())
+    frames = iter(frames)
+    while chunk := list(islice(frames, CHUNK)):
+        pixels = to_pixels(chunk, model.config.divisor, parameter.device, parameter.dtype)
+        decoded = [model.vae.decode(model.vae.encode(frame[None])[0])[0] for frame in pixels[0].movedim(1, 0)]
+        yield from to_frames(torch.stack(decoded, dim=1)[None], chunk, color="none")
+
+
+def score(output: Iterable[Tensor], pair: Pair, *, reference: bool = True, shown: int = 0, lpips: bool = True,
+          warp: bool = True, perceptual: bool = False) -> tuple[dict, Tensor]:
+    """Score a clip's frames against its truth: {"frames", "seconds", columns...} and the frame of index `shown`.
+
+    The seconds are those that making the frames took, without measuring them.
+    """
+    clock = [0.0]
+    with tqdm(total=pair.num_frames, desc=pair.name, unit="frame", leave=False, disable=None) as bar:
+        scorers, kept, count, _ = report.compare_frames(
+            _timed(output, clock), pair.sharp(), pair.blurred() if reference else None, score_blurred=False, shown=shown, lpips=lpips,
+            warp=warp, perceptual=perceptual, progress=lambda count: bar.update(count - bar.n))
+    if count != pair.num_frames:
+        raise UserError(f"{pair.name}: {count} of {pair.num_frames} frames came out")
+    return {"frames": count, "seconds": round(clock[0], 3), **scorers["output"].result()}, kept[0]
+
+
+def _timed(items: Iterable, clock: list[float]) -> Iterator:
+    """The items; the seconds that getting them took are added to clock[0]."""
+    iterator = iter(items)
+    while True:
+        start = time.perf_counter()
+        item = next(iterator, None)
+        clock[0] += time.perf_counter() - start
+        if item is None:
+            return
+        yield item
+
+
+def settings_of(deblurrer: Deblurrer, steps: Iterable[int], options: DeblurOptions, ensembles: Iterable[int] = ()) -> dict[str, Callable]:
+    """What is scored, in the order of the table: name -> function (pair) -> frames. `ensembles`: one step in so many orientations."""
+    table: dict[str, Callable] = {"blurred input": lambda pair: pair.blurred(),
+                                  "autoencoder's round trip": lambda pair: round_trip(deblurrer, pair.sharp())}
+    chosen = {steps_name(count): replace(options, steps=count) for count in steps}
+    chosen |= {ensemble_name(count): replace(options, steps=1, ensemble=count) for count in ensembles}
+    for name, each in chosen.items():
+        table[name] = lambda pair, each=each: chain.from_iterable(deblurrer.stream(pair.blurred(), each, total=pair.num_frames))
+    return table | {"truth": lambda pair: pair.sharp()}
+
+
+def steps_name(count: int) -> str:
+    """The row of a number of steps."""
+    return f"{count} step{'' if count == 1 else 's'}"
+
+
+def ensemble_name(count: int) -> str:
+    """The row of one step in several orientations."""
+    return f"1 step, mean of {count} orientations"
+
+
+def run(pairs: list[Pair], settings: dict[str, Callable], *, parts: Path | None = None, fingerprint: str = "", lpips: bool = True,
+        warp: bool = True, perceptual: bool = False, say: Callable[[str], None] = print) -> Scored:
+    """Score every setting on every clip. With `parts`, finished ones are kept there as JSON and not computed again by a later run of the
+    same `fingerprint`. The middle frame of the first clip is kept of every setting."""
+    scored = Scored()
+    for name, make in settings.items():
+        for number, pair in enumerate(pairs):
+            part = None if parts is None else parts / re.sub(r"[^\w.-]", "_", f"{pair.name}--{name}.json")
+            row, picture = _known(part, fingerprint, need_picture=number == 0)
+            if row is None:
+                row, picture = score(make(pair), pair, reference=name != "truth", shown=pair.num_frames // 2, lpips=lpips, warp=warp,
+                                     perceptual=perceptual)
+                if part is not None:
+                    if number == 0:
+                        report.save_image(report.to_image(picture), part.with_suffix(".png"))
+                    report.save_text(json.dumps({"fingerprint": fingerprint, "row": row}), part)
+                say(f"{name:<34}{pair.name:<40}{row['psnr']:7.2f} dB {row['frames'] / max(row['seconds'], 1e-9):7.2f} frames/s")
+            scored.rows.setdefault(name, {})[pair.name] = row
+            if number == 0:
+                scored.pictures[name] = picture
+    return scored
+
+
+def _known(part: Path | None, fingerprint: str, need_picture: bool) -> tuple[dict | None, Tensor | None]:
+    """A finished part of an earlier run, if it is of the same fingerprint (`fingerprint_of`)."""
+    try:
+        data = json.loads(part.read_text())
+        if data["fingerprint"] != fingerprint:
+            return None, None
+        return data["row"], read_image(part.with_suffix(".png"))[0] if need_picture else None
+    except (OSError, UserError, ValueError, KeyError, TypeError, AttributeError):
+        return None, None
+
+
+def write_figures(scored: Scored, folder: Path) -> list[Path]:
+    """Panel (Fig. 3), error maps (Fig. 4) and, where matplotlib is there, the distortion-over-steps curve."""
+    pictures = scored.pictures
+    steps = [name for name in pictures if name.endswith(("step", "steps"))]            # a mean of orientations is no number of steps
+    shown = ["blurred input", *steps[:1], *steps[-1:]] if len(steps) > 1 else ["blurred input", *steps]
+    box = report.interesting_box([pictures["blurred input"], pictures["truth"]])
+    files = [report.save_image(report.panel([pictures[n] for n in (*shown, "truth")], [*shown, "truth"], box), folder / "panel.png")]
+    maps = [report.error_map(pictures[n], pictures["truth"]) for n in shown]
+    files.append(report.save_image(report.grid([maps], shown), folder / "error_map.png"))
+    curve = steps_curve({"": scored.totals()}, folder / "steps.png")
+    return files + ([curve] if curve else [])
+
+
+def steps_curve(sets: dict[str, dict[str, dict]], path: Path, columns: tuple[str, ...] = ("psnr", "sharpness", "lpips")) -> Path | None:
+    """Draw measures over the number of steps, a line for each set of totals, with the blurred input and the truth as level lines.
+
+    None when matplotlib is not installed or there are no steps.
+    """
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError:
+        return None
+    points = {name: [(int(setting.split()[0]), row) for setting, row in totals.items() if setting.endswith(("step", "steps"))]
+              for name, totals in sets.items()}
+    columns = tuple(c for c in columns if any(row.get(c) is not None for found in points.values() for _, row in found))
+    if not columns:
+        return None
+    figure, axes = pyplot.subplots(1, len(columns), figsize=(5 * len(columns), 3.6), squeeze=False)
+    for axis, column in zip(axes[0], columns):
+        for color, (name, found) in zip(pyplot.rcParams["axes.prop_cycle"].by_key()["color"], points.items()):
+            known = [(s, row[column]) for s, row in found if row.get(column) is not None]
+            axis.plot(*zip(*known), marker="o", color=color, label=name or "model")
+            for other, style in (("blurred input", ":"), ("truth", "--")):
+                level = sets[name].get(other, {}).get(column)
+                if level is not None and not (column == "psnr" and other == "truth"):
+                    axis.axhline(level, linestyle=style, color=color, linewidth=1, label=f"{name} {other}".strip())
+        axis.set(xscale="log", xlabel="steps", title=metrics.COLUMNS[column][0])
+        ticks = sorted({s for found in points.values() for s, _ in found})
+        axis.set_xticks(ticks, [str(s) for s in ticks])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    figure.tight_layout()
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=110)
+    pyplot.close(figure)
+    return report.write_file(path, data.getvalue())
+
+
+def write_tables(scored: Scored, folder: Path, head: dict, notes: list[str]) -> list[Path]:
+    """results.md, results.csv and results.json."""
+    totals = scored.totals()
+    lines = [f"# {head['title']}", "", *(f"- {key}: {value}" for key, value in head.items() if key != "title"), "", "## All frames", "",
+             report.markdown_table(totals, "mean over all frames"), ""]
+    lines += [*(f"{note}\n" for note in notes), "## Published", "", report.align(published_cells()), "",
+              "Full frames, RGB. The papers' SSIM is of one family or the other; compare with both columns above.", ""]
+    for name in next(iter(scored.rows.values())):
+        lines += [f"## {name}", "", report.markdown_table({setting: rows[name] for setting, rows in scored.rows.items()}, "mean"), ""]
+    lines += ["## Protocol", "", (__doc__ or "").split("Protocol. ")[1].strip(), ""]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["sequence", "setting", "frames", "seconds", *metrics.COLUMNS])
+    for setting, rows in scored.rows.items():
+        for name, row in rows.items():
+            writer.writerow([name, setting, row["frames"], row["seconds"], *_cells(row)])
+    for setting, row in totals.items():
+        found = scored.rows[setting].values()
+        writer.writerow(["all", setting, sum(r["frames"] for r in found), round(sum(r["seconds"] for r in found), 2), *_cells(row)])
+    data = {**head, "totals": totals, "sequences": scored.rows, "notes": notes}
+    return [report.save_text("\n".join(lines), folder / "results.md"), report.save_text(text.getvalue(), folder / "results.csv"),
+            report.save_text(json.dumps(data, indent=1), folder / "results.json")]
+
+
+def _cells(row: dict) -> list[str]:
+    return ["" if row.get(c) is None else f"{row[c]:.6f}" for c in metrics.COLUMNS]
+
+
+def evaluate(checkpoint, root: str | Path, out: str | Path, *, layout: str = "auto", split: str = "test", blur: str = "blur",
+             steps: Iterable[int] = STEPS, ensembles: Iterable[int] = (), options: DeblurOptions | None = None, crop: int = 0,
+             limit: int = 0, chosen: Iterable[str] = (), device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+             lpips: bool = True, warp: bool = True, say: Callable[[str], None] = print) -> Scored:
+    """Score `checkpoint` (a name, a path or a model) on the clips below `root` and write tables and figures into `out`.
+
+    A run that was interrupted goes on where it stopped. Raises UserError.
+    """
+    found = find(root, layout, split, blur)
+    pairs = pairs_of(found, limit, crop, chosen)
+    deblurrer = checkpoint if isinstance(checkpoint, Deblurrer) else Deblurrer(checkpoint, device=device, dtype=dtype)
+    options = options or DeblurOptions()
+    total = sum(p.num_frames for p in pairs)
+    folder = Path(out)
+    frames = f"centred {crop} x {crop} crops (not comparable with full-frame tables)" if crop else "full frames"
+    name = str(checkpoint) if isinstance(checkpoint, (str, Path)) else "given in memory"
+    head = {"title": f"Evaluation of {deblurrer.model.config.name}", "model": name,
+            "data": f"{root} ({found.layout}, {len(pairs)} sequences, {total} frames, input folder {blur!r})", "frames": frames,
+            "options": json.dumps(asdict(options))}
+    notes = [report.lpips_note() if lpips else "LPIPS was switched off."]
+    if (whole := WHOLE.get(found.layout, total)) != total:
+        notes.append(f"These are {total} frames; the published {found.layout} numbers are over {whole}: "
+                     "they stand beside, not against each other.")
+    notes = [note for note in (*notes, *(f"{p}." for p in found.problems)) if note]
+    fingerprint = fingerprint_of(checkpoint, deblurrer, options, Path(root), lpips, found.layout, crop, limit, blur, warp)
+    settings = settings_of(deblurrer, steps, options, ensembles)
+    scored = run(pairs, settings, parts=folder / "parts", fingerprint=fingerprint, lpips=lpips, warp=warp, say=say)
+    files = write_tables(scored, folder, head, notes) + write_figures(scored, folder)
+    say("\n" + report.measures_table(scored.totals(), f"{total} frames, {frames}"))
+    for note in notes:
+        say(note)
+    say("wrote " + ", ".join(str(f) for f in files))
+    return scored
+
+
+def fingerprint_of(checkpoint, deblurrer: Deblurrer, options: DeblurOptions, root: Path, lpips: bool, *more) -> str:
+    """All that the numbers of one clip depend on, as text: two runs of one fingerprint may share finished parts. `more` is JSON-able."""
+    dtype = next(deblurrer.model.vae.parameters()).dtype
+    return json.dumps([str(checkpoint), _stamp(checkpoint), str(deblurrer.device), str(dtype), asdict(options), str(root.resolve()),
+                       lpips and not report.lpips_note(), code_version(), *more])
+
+
+@cache
+def code_version() -> str:
+    """A digest of the sources of the model and of the training: numbers of other code are other numbers."""
+    digest = hashlib.blake2b(digest_size=8)
+    for package in (Path(vdd_model.__file__).parent, Path(__file__).parent):
+        for path in sorted(package.rglob("*.py")):
+            digest.update(path.relative_to(package.parent).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _stamp(checkpoint) -> list:
+    """What tells one file from a later one under the same name; a model in memory is never the same twice."""
+    if isinstance(checkpoint, (str, Path)):
+        from vdd_model.checkpoint.store import resolve
+
+        status = resolve(checkpoint).stat()
+        return [status.st_size, status.st_mtime_ns]
+    return [time.time_ns()]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m train.evaluate", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("checkpoint", help="a checkpoint file, or a built-in name (small)")
+    parser.add_argument("root", help="folder of the test set")
+    parser.add_argument("--out", default="outputs/evaluation", help="folder for tables and figures (%(default)s)")
+    parser.add_argument("--layout", default="auto", help="gopro, dvd, reds, bsd, pairs, or auto")
+    parser.add_argument("--split", default="test", help="train, val or test, where the folders name one; '' for all that is there")
+    parser.add_argument("--blur", default="blur", help="GoPro's input folder: blur (as papers do) or blur_gamma")
+    parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS))
+    parser.add_argument("--ensemble", type=int, nargs="*", default=[], help="also one step in so many orientations, e.g. 2 8")
+    add_flags(parser, *OPTIONS)
+    parser.add_argument("--color", default="wavelet", help="wavelet or none")
+    parser.add_argument("--crop", type=int, default=0, help="score centred crops of this side instead of full frames")
+    parser.add_argument("--frames", type=int, default=0, help="only the first frames of every sequence")
+    parser.add_argument("--sequences", nargs="*", default=[], help="only these")
+    parser.add_argument("--device", default=None)
+    parser.add_argument("--dtype", default=None, choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--no-lpips", action="store_true")
+    parser.add_argument("--no-warp", action="store_true", help="leave the flow-warped error out (the slowest measure)")
+    parser.add_argument("--download-lpips", action="store_true", help="allow the AlexNet weights of LPIPS to be fetched once")
+    a = parser.parse_args(arguments)
+
+    def work() -> None:
+        if a.download_lpips:
+            metrics.lpips_model(download=True)
+        options = from_flags(argparse.Namespace(**{name: getattr(a, name) for name in (*OPTIONS, "color")}))
+        evaluate(a.checkpoint, a.root, a.out, layout=a.layout, split=a.split, blur=a.blur, steps=a.steps, ensembles=a.ensemble,
+                 options=options, crop=a.crop, limit=a.frames, chosen=a.sequences, device=a.device,
+                 dtype=getattr(torch, a.dtype) if a.dtype else None, lpips=not a.no_lpips, warp=not a.no_warp)
+
+    return exit_code(work, failed=1)
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,7 +1,10 @@
 """Inference checkpoints of a run: averaged weights, with a record of where they come from."""
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
+import shutil
 from pathlib import Path
 
 import torch
@@ -10,25 +13,22 @@ from vdd_model import checkpoint
 from vdd_model.errors import UserError
 
 from . import state as states
-from .config import TRAINABLE, TrainConfig
+from .config import TrainConfig
 from .stages import with_followers
 
 
 def export(run, work, note: str) -> Path:
     """vdd.safetensors in the run's folder. run, work: `train.start.Run`, `train.loop.Work` (None between two stages)."""
     path = run.folder / "vdd.safetensors"
-    if work is not None:
-        work.average.swap()
-    state = with_followers(states.whole_state(run.model))
-    if run.main:
-        # where files lay on the machine that trained is nobody else's business
-        config = {k: v for k, v in dataclasses.asdict(run.config).items() if k not in ("root", "out", "init")}
-        training = {**origin(run.config, run.position.stage), "run": note, "steps": run.position.total, "hours": run.position.hours,
-                    "stage": run.position.stage, "scores": run.journal.scores, "config": config}
-        checkpoint.save_state(state, run.model.config, path, training, getattr(torch, run.config.export_dtype))
-        run.say(f"wrote {path} ({note})")
-    if work is not None:
-        work.average.swap()
+    with work.average.shown() if work is not None else contextlib.nullcontext():
+        state = with_followers(states.whole_state(run.model))
+        if run.main:
+            # where files lay on the machine that trained is nobody else's business
+            config = {k: v for k, v in dataclasses.asdict(run.config).items() if k not in ("root", "out", "init")}
+            training = {**origin(run.config, run.position.stage), "run": note, "steps": run.position.total, "hours": run.position.hours,
+                        "stage": run.position.stage, "scores": run.journal.scores, "config": config}
+            checkpoint.save_state(state, run.model.config, path, training, getattr(torch, run.config.export_dtype))
+            run.say(f"wrote {path} ({note})")
     run.accelerator.wait_for_everyone()
     return path
 
@@ -39,10 +39,15 @@ def stage_file(run, number: int) -> Path:
 
 
 def export_stage(run, number: int) -> None:
-    """Both checkpoints behind stage `number`."""
+    """Both checkpoints behind stage `number`: one file of two names, whose first the next export takes over."""
     path = export(run, None, f"after stage {number} ({run.config.stages[number].kind})")
     if run.main:
-        states.keep_copy(path, stage_file(run, number))
+        copy = stage_file(run, number)
+        copy.unlink(missing_ok=True)
+        try:
+            os.link(path, copy)
+        except OSError:                                      # a disk that knows no second names
+            shutil.copyfile(path, copy)
 
 
 def catch_up(run) -> None:
@@ -59,7 +64,7 @@ def origin(config: TrainConfig, stages_done: int) -> dict:
         known = checkpoint.read_training(config.init) if config.init else {}
     except UserError:                                        # it is gone; a resumed run does not need it
         known = {}
-    trained = [prefix for stage in config.stages[:stages_done] for prefix in stage.trainable or TRAINABLE[stage.kind]]
+    trained = [prefix for stage in config.stages[:stages_done] for prefix in stage.prefixes]
     untrained = [part for part in known.get("untrained", [])
                  if not any(f"{part}.".startswith(prefix) or prefix.startswith(f"{part}.") for prefix in trained)]
     found = {"sources": known.get("sources"), "untrained": untrained}

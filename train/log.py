@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -12,75 +14,72 @@ from vdd_model.errors import UserError
 from vdd_model.media.files import written_aside
 
 from .config import TrainConfig
+from .state import Position
 
 
 class NotFinite(UserError):
     """A loss became NaN or infinite."""
 
 
-class Log:
-    """log.jsonl: one JSON object a line, a "step" or a "validation" record. Lines of steps that a resumed run repeats are cut off."""
-
-    def __init__(self, path: Path, total: int):
-        self.path = path
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _total(line) <= total]
-            with written_aside(path) as aside:
-                aside.write_text("".join(line + "\n" for line in kept))
-
-    def write(self, records: list[dict]) -> None:
-        """Append. Raises UserError when the disk is full."""
-        try:
-            with self.path.open("a") as file:
-                file.write("".join(json.dumps(record) + "\n" for record in records))
-        except OSError as error:
-            raise UserError(f"{self.path} cannot be written: {error.strerror}") from None
-
-    def read(self) -> list[dict]:
-        """All records so far."""
-        return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
-
-
-def _total(line: str) -> float:
-    try:
-        return json.loads(line)["total"]
-    except (ValueError, KeyError, TypeError):          # the half line of a killed process
-        return float("inf")
-
-
 class Journal:
-    """A run's losses on their way to the log, to trackers and to people. Every process calls `add` and `flush`; the main one writes."""
+    """A run's losses on their way to the log, to trackers and to people. Every process calls `add` and `flush`; the main one writes.
 
-    def __init__(self, config: TrainConfig, accelerator, log: Log | None, say):
-        self.config, self.accelerator, self.log, self.say = config, accelerator, log, say
+    log.jsonl holds one JSON object a line, a "step" or a "validation" record. Lines of steps that a resumed run repeats are cut off.
+    """
+
+    def __init__(self, config: TrainConfig, accelerator, say: Callable[[str], None], position: Position, last_state: Path | None):
+        self.config, self.accelerator, self.say, self.last_state = config, accelerator, say, last_state
+        self.path = Path(config.out) / "log.jsonl"
         self.every = 1 if accelerator.device.type == "cpu" else config.log_every      # a GPU is not waited for at every step
         self.pending: list[tuple[dict, dict[str, Tensor], list[str]]] = []
         self.latest: dict = {}
         self.named: set[str] = set()                   # files that were said to be left out
-        validations = [record["scores"] for record in log.read() if record["type"] == "validation"] if log else []
-        self.scores: dict = validations[-1] if validations else {}
+        self.scores: dict = {}                         # of the last validation
+        if accelerator.is_main_process and self.path.exists():
+            kept = [line for line in self.path.read_text().splitlines() if _total(line) <= position.total]
+            with written_aside(self.path) as aside:
+                aside.write_text("".join(line + "\n" for line in kept))
+            self.scores = next((record["scores"] for record in reversed(self.records()) if record["type"] == "validation"), {})
 
-    def add(self, where: dict, values: dict[str, Tensor], files: list[str]) -> None:
+    def records(self) -> list[dict]:
+        """All that was written so far."""
+        return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+
+    def _write(self, kind: str, record: dict) -> None:
+        """Append. Raises UserError when the disk is full."""
+        if self.accelerator.is_main_process:
+            try:
+                with self.path.open("a") as file:
+                    file.write(json.dumps({"type": kind, **record}) + "\n")
+            except OSError as error:
+                raise UserError(f"{self.path} cannot be written: {error.strerror}") from None
+
+    def _where(self, position: Position) -> dict:
+        kind = self.config.stages[position.stage].kind
+        return {"stage": position.stage, "kind": kind, "step": position.step, "total": position.total}
+
+    def add(self, position: Position, values: dict[str, Tensor], files: list[str]) -> None:
         """The float32 scalars of a step (means over this process's part of the batch), and the files of its samples."""
-        self.pending.append((where, values, files))
+        self.pending.append((self._where(position), values, files))
+        if len(self.pending) >= self.every or position.step % self.config.log_every == 0:
+            self.flush()
 
-    def flush(self, last_state: Path | None) -> None:
+    def flush(self) -> None:
         """Bring the pending losses to the CPU, the same in every process, and write them; NotFinite on the first that is not finite."""
         if not self.pending:
             return
         table = torch.stack([torch.stack(list(values.values())) for _, values, _ in self.pending])
         for (where, values, files), row in zip(self.pending, self.accelerator.reduce(table, "mean").cpu().tolist()):
-            self.latest = {"type": "step", **where, **dict(zip(values, row))}
+            self.latest = where | dict(zip(values, row))
             if not (math.isfinite(self.latest["loss"]) and math.isfinite(self.latest["norm"])):
-                raise self._not_finite(files, last_state)
-            if self.log:
-                self.log.write([self.latest])
+                raise self._not_finite(files)
+            self._write("step", self.latest)
             if self.config.trackers:
                 shown = {f"{where['kind']}/{key}": value for key, value in self.latest.items() if isinstance(value, float)}
                 self.accelerator.log(shown, step=where["total"])
         self.pending.clear()
 
-    def _not_finite(self, files: list[str], last_state: Path | None) -> NotFinite:
+    def _not_finite(self, files: list[str]) -> NotFinite:
         if self.accelerator.num_processes > 1:
             from accelerate.utils import gather_object
 
@@ -88,14 +87,17 @@ class Journal:
         record = self.latest
         return NotFinite(f"the loss is {record['loss']} (gradient norm {record['norm']}) at step {record['step']} of stage "
                          f"{record['stage']} ({record['kind']}); its batch: {', '.join(files)}; "
-                         f"last good state: {last_state or 'none was written yet'}")
+                         f"last good state: {self.last_state or 'none was written yet'}")
 
-    def line(self, steps: int | None, seconds: float, left: float) -> None:
-        """The latest step as a line. steps: of the whole stage; seconds: a step takes; left: until the run's end."""
-        record = self.latest
+    def line(self, position: Position, seconds: float) -> None:
+        """The latest step as a line; a step takes `seconds`. Left is the time until the end of the stage, and of the later ones where they
+        are given in minutes."""
+        record, stage, later = self.latest, self.config.stages[position.stage], self.config.stages[position.stage + 1:]
         terms = " ".join(f"{key} {value:.4g}" for key, value in record.items() if isinstance(value, float) and key != "lr")
-        self.say(f"stage {record['stage']} {record['kind']} step {record['step']}{f'/{steps}' if steps else ''}  {terms}  "
-                 f"lr {record['lr']:.2g}  {1 / max(seconds, 1e-9):.2f} steps/s  {_clock(left)} left")
+        left = (stage.steps - position.step) * seconds if stage.steps else 60 * stage.minutes - position.seconds
+        left += sum(60 * s.minutes for s in later) if all(s.minutes for s in later) else 0
+        self.say(f"stage {record['stage']} {record['kind']} step {record['step']}{f'/{stage.steps}' if stage.steps else ''}  {terms}  "
+                 f"lr {record['lr']:.2g}  {1 / max(seconds, 1e-9):.2f} steps/s  {timedelta(seconds=max(0, round(left)))} left")
 
     def left_out(self, unreadable: dict[str, str]) -> None:
         """Say once of every file that could not be read that the run goes on without it."""
@@ -104,15 +106,17 @@ class Journal:
                 self.named.add(name)
                 self.say(f"left out: {reason}")
 
-    def validation(self, where: dict, scores: dict, table: str, hours: float) -> None:
+    def validation(self, position: Position, scores: dict, table: str) -> None:
         """Scores of the averaged weights."""
         self.scores = scores
         self.say(table)
-        self.log.write([{"type": "validation", **where, "hours": hours, "scores": scores}])
+        self._write("validation", {**self._where(position), "hours": position.hours, "scores": scores})
         if self.config.trackers:
-            self.accelerator.log({f"psnr/{g}/{k}": v for g, row in scores.items() for k, v in row.items()}, step=where["total"])
+            self.accelerator.log({f"psnr/{g}/{k}": v for g, row in scores.items() for k, v in row.items()}, step=position.total)
 
 
-def _clock(seconds: float) -> str:
-    seconds = max(0, round(seconds))
-    return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+def _total(line: str) -> float:
+    try:
+        return json.loads(line)["total"]
+    except (ValueError, KeyError, TypeError):          # the half line of a killed process
+        return math.inf

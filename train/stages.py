@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -211,6 +211,35 @@ class StageLoss(nn.Module):
         if self.perceptual is not None:
             terms["lpips"] = self.perceptual(fold_time(output).float(), fold_time(sharp)).mean()
         return terms
+
+
+def prepare_weights(model: nn.Module, stage: StageConfig, clips: Callable[[], Sequence]) -> list[str]:
+    """Weights that are set from other ones before a stage's first step, its parameters being chosen. Returns what to say of it.
+
+    clips: gives some of the stage's clips (`train.data.clips.Clips`), for what is measured.
+    """
+    said = []
+    if stage.rescale:
+        errors = estimate_errors(model, [pair[:2] for pair in clips()])
+        rescale_latents(model, errors)
+        said.append(f"encoder 2's estimate misses the latents by {' '.join(f'{e:.4f}' for e in errors.tolist())} (root mean square); "
+                    f"they are scaled to 1, latent_scale {model.config.vae.latent_scale:.4f}")
+    if stage.kind == "stage3" and (new := start_followers(model, detail=stage.last_timestep < 1)):
+        said.append(f"{' and '.join(new)} start as the fidelity branch")
+    return said
+
+
+def settle_weights(model: nn.Module, stage: StageConfig, clips: Callable[[], Sequence]) -> list[str]:
+    """The same behind a stage's last step."""
+    if stage.kind == "autoencoder":
+        std = latent_std(model, [pair.sharp for pair in clips()])
+        set_latent_scale(model, 1 / std)
+        start_encoders(model)
+        return [f"latents: standard deviation {std:.4f}, latent_scale {1 / std:.4f}; "
+                "both image encoders start as the autoencoder's encoder"]
+    if stage.kind == "denoiser" and model.config.unet.estimate:
+        start_from_estimate(model)
+    return []
 
 
 @torch.no_grad()

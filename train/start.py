@@ -24,7 +24,7 @@ from . import state as states
 from . import validate as checks
 from .backend.groupnorm import use_rows
 from .config import TrainConfig, blur_config, differences, model_config
-from .log import Journal, Log
+from .log import Journal
 from .stages import set_latent_scale, trainable_names
 
 OPEN_CLIP = TowerConfig()        # the tower of official files: ViT-H/14
@@ -44,7 +44,6 @@ class Run:
     restored: states.State | None             # until its stage has begun
     clips: list[checks.ValidationClip]                  # of the validation
     journal: Journal
-    last_state: Path | None = None
     saved_at: float = field(default_factory=time.monotonic)
 
     @property
@@ -57,11 +56,15 @@ class Run:
         """Whether this process is the one that writes."""
         return self.accelerator.is_main_process
 
+    def mean(self, value: float) -> float:
+        """Over the processes, the same in all of them."""
+        if self.accelerator.num_processes == 1:
+            return value
+        return self.accelerator.reduce(torch.tensor(value, dtype=torch.float64, device=self.device), "mean").item()
+
     def anywhere(self, yes: bool) -> bool:
         """Whether it is so in any process."""
-        if self.accelerator.num_processes == 1:
-            return yes
-        return self.accelerator.reduce(torch.tensor(float(yes), device=self.device), "sum").item() > 0
+        return self.mean(float(yes)) > 0
 
 
 def prepare(config: TrainConfig, resume: bool, say: Callable[[str], None]) -> Run:
@@ -92,10 +95,9 @@ def prepare(config: TrainConfig, resume: bool, say: Callable[[str], None]) -> Ru
     accelerator.wait_for_everyone()             # nobody writes before everybody has looked
 
     # ---- log and validation: what is wrong with their files should not cost a step
-    log = Log(folder / "log.jsonl", position.total) if main else None
+    journal = Journal(config, accelerator, say, position, restored.path if restored else None)
     clips = checks.load_clips(config, model.config.divisor) if main or config.fsdp else []
-    return Run(config, accelerator, device, say, model, position, restored, clips, Journal(config, accelerator, log, say),
-               restored.path if restored else None)
+    return Run(config, accelerator, device, say, model, position, restored, clips, journal)
 
 
 def check_data(config: TrainConfig) -> None:
@@ -130,7 +132,7 @@ def find_state(config: TrainConfig, folder: Path, resume: bool, say) -> states.S
     Raises UserError for a folder that holds a run although `resume` is off, and for a state of another model, seed or order of stages.
     """
     if not resume:
-        if states.exists(folder):
+        if states.files(folder):
             raise UserError(f"{folder.parent} already holds a run: continue it with --resume, or choose another folder with --out")
         return None
     found = states.newest(folder, say)
@@ -235,17 +237,9 @@ def fill(model: DeblurModel, values: dict[str, Tensor]) -> None:
 
 def model_differences(found: ModelConfig, wanted: ModelConfig) -> str:
     """Differences of two model configurations that matter to the weights, as text; name and measured latent_scale do not."""
-    a, b = (json.loads(c.to_json()) for c in (found, wanted))
-    for data in (a, b):
-        data["vae"]["latent_scale"] = data["name"] = None
-    keys = differences(a, b)
-    return ", ".join(f"{key} is {_at(a, key)} against {_at(b, key)}" for key in keys[:3]) + (", ..." if len(keys) > 3 else "")
-
-
-def _at(data, key: str):
-    for part in key.replace("[", ".").replace("]", "").split("."):
-        data = data[int(part)] if isinstance(data, list) else (data or {}).get(part)
-    return data
+    changed = differences(*(json.loads(c.to_json()) for c in (found, wanted)))
+    texts = [f"{key} is {a} against {b}" for key, (a, b) in changed.items() if key not in ("name", "vae.latent_scale")]
+    return ", ".join(texts[:3]) + (", ..." if len(texts) > 3 else "")
 
 
 def computable(config: TrainConfig) -> TrainConfig:

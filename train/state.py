@@ -2,10 +2,11 @@
 run: torch's own state dicts gather and share out what FSDP has spread."""
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -58,13 +59,9 @@ class State:
         return {key[len(name) + 1:]: value for key, value in self.tensors.items() if key.startswith(name + "/")}
 
 
-def _files(folder: Path) -> list[Path]:
+def files(folder: Path) -> list[Path]:
+    """The states in `folder`, the newest first."""
     return sorted(folder.glob("state-*.safetensors"), reverse=True)
-
-
-def exists(folder: Path) -> bool:
-    """Whether `folder` holds the states of a run."""
-    return bool(_files(folder))
 
 
 def save(folder: Path, position: Position, record: Mapping, tensors: Mapping[str, Tensor], keep: int) -> Path:
@@ -72,7 +69,7 @@ def save(folder: Path, position: Position, record: Mapping, tensors: Mapping[str
     path = folder / f"state-{position.stage:02d}-{position.step:08d}.safetensors"
     metadata = {"train.progress": json.dumps(asdict(position)), "train.record": json.dumps(record)}
     write_tensors(path, tensors, metadata)
-    for old in _files(folder)[keep:]:
+    for old in files(folder)[keep:]:
         old.unlink(missing_ok=True)
     return path
 
@@ -81,18 +78,14 @@ def newest(folder: Path, say=print) -> State | None:
     """The newest state that can be read, or None. A damaged file is passed over and named. Half-written files are removed."""
     for part in folder.glob(".*.part"):
         part.unlink(missing_ok=True)
-    damaged = []
-    for path in _files(folder):
+    for path in files(folder):
         try:
             _, tensors, metadata = read_file(path)
             position, record = (json.loads(metadata[key]) for key in ("train.progress", "train.record"))
-            state = State(path, Position(**position), record, tensors)
+            return State(path, Position(**position), record, tensors)
         except (CheckpointError, KeyError, TypeError, ValueError) as error:
-            damaged.append(path)
             say(f"passing over a state that cannot be read: {error}")
-            continue
-        return state
-    if damaged:
+    if damaged := files(folder):
         raise UserError(f"{folder}: none of its {len(damaged)} states can be read; start again in another folder (--out)")
     return None
 
@@ -101,24 +94,13 @@ def check_room(folder: Path, needed: int) -> None:
     """Raise UserError unless `needed` bytes are free where `folder` is or will be, and it can be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe.{os.getpid()}.part"
-        probe.write_bytes(b"0")
-        probe.unlink()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise UserError(f"the output folder {folder} cannot be written: {error.strerror}") from None
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(f"the output folder {folder} has room for {free / 1e9:.2f} GB, this run's states need about {needed / 1e9:.2f} GB; "
                         "free some space, choose another --out or lower `keep`")
-
-
-def keep_copy(path: Path, copy: Path) -> None:
-    """Give a file that is going to be replaced a second name. Where the disk knows no such thing, its bytes are copied."""
-    copy.unlink(missing_ok=True)
-    try:
-        os.link(path, copy)
-    except OSError:
-        shutil.copyfile(path, copy)
 
 
 class Average:
@@ -136,6 +118,15 @@ class Average:
             decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
             self.updates += 1
             torch._foreach_lerp_(self.values, [p.float() for p in self.parameters], 1 - decay)
+
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[None]:
+        """While entered, the parameters hold the averages."""
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
 
     @torch.no_grad()
     def swap(self) -> None:
@@ -166,10 +157,9 @@ def collect(model: nn.Module, work) -> dict[str, Tensor]:
     if work is None:
         return tensors
     if work.average.values:
-        work.average.swap()
-        averages = get_model_state_dict(model, options=FULL)
-        tensors |= {f"ema/{name}": averages[name].clone() for name in work.names}
-        work.average.swap()
+        with work.average.shown():
+            averages = whole_state(model)
+            tensors |= {f"ema/{name}": averages[name].clone() for name in work.names}
     if work.optimizer.state:
         moments = get_optimizer_state_dict(model, work.optimizer, options=FULL)["state"]
         tensors |= {f"{key}/{name}": value for name, held in moments.items() for key, value in held.items()}
@@ -194,9 +184,8 @@ def restore(state: State, model: nn.Module, work) -> None:
         raise UserError(f"{state.path}: its stage trains other parameters, or keeps other averages or moments, than this configuration's "
                         f"stage {position.stage}; start a new run with `init` instead")
     if work.average.values:
-        work.average.swap()
-        set_model_state_dict(model, average, options=FULL)
-        work.average.swap()
+        with work.average.shown():
+            set_model_state_dict(model, average, options=FULL)
     work.average.updates = position.averaged
     # states of older versions have no counts
     held = {name: {"step": torch.tensor(float(position.step))} | {key: parts[key][name].clone() for key in MOMENTS if name in parts[key]}

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from conftest import tiny_config
 
 from benchmarks import headroom, score
-from train.tools import evaluate
+from train import evaluate
 from vdd_model.config import FusionConfig
 from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
 from vdd_model.measure import report

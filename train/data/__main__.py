@@ -7,27 +7,24 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import torch
+import einops
 import yaml
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from vdd_model.config import ConfigError, from_dict
+from vdd_model.config import from_dict
 from vdd_model.errors import UserError
 from vdd_model.inference.pipeline import default_device, default_dtype
 from vdd_model.inference.prior import Prior, find_prior, need_prior
+from vdd_model.measure import metrics, report
 
+from .. import exit_code
 from ..synthesis.scene import BlurConfig
 from . import readers
 from .clips import PhotoClips, open_clips
 from .photos import Photos, read_photos, write_pack
 from .pool import write_pool
-
-
-def psnr(blurred: Tensor, sharp: Tensor) -> float:
-    """PSNR in dB of two uint8 pictures (100 for equal ones)."""
-    error = (blurred.double() - sharp.double()).square().mean().item()
-    return 10 * math.log10(255**2 / error) if error else 100.0
 
 
 def check(root: Path, layout: str, split: str, blur_folder: str, every: int) -> int:
@@ -44,13 +41,13 @@ def check(root: Path, layout: str, split: str, blur_folder: str, every: int) -> 
         for sequence in found.sequences:
             scores, bad = [], 0
             for number in range(0, len(sequence), every):
-                read = [pool.submit(frames.read, range(number, number + 1)) for frames in (sequence.sharp, sequence.blurred) if frames]
+                sides = [frames for frames in (sequence.sharp, sequence.blurred) if frames is not None]
                 try:
-                    pictures = [task.result()[0] for task in read]
+                    pictures = list(pool.map(lambda frames, at=range(number, number + 1): frames.read(at).movedim(1, -1) / 255, sides))
+                    if len({picture.shape for picture in pictures}) > 1:
+                        raise readers.DataError(f"{sequence.name}: frame {number}: blurred and sharp frame differ in size")
                     if len(pictures) == 2:
-                        if pictures[0].shape != pictures[1].shape:
-                            raise readers.DataError(f"{sequence.name}: frame {number}: blurred and sharp frame differ in size")
-                        scores.append(psnr(pictures[1], pictures[0]))
+                        scores.append(metrics.psnr(*pictures).clamp(max=100).item())         # of equal ones, too
                 except readers.DataError as error:
                     bad += 1
                     problems.append(str(error))
@@ -96,13 +93,9 @@ def _problems(problems: list[str]) -> int:
     return 1
 
 
-def sheet(blurred: Tensor, sharp: Tensor, zoom: int = 2):
-    """Contact sheet: for each sample (B, 3, F, S, S) a row of blurred frames over a row of sharp ones. Returns a PIL image."""
-    from PIL import Image
-
-    rows = [torch.cat(list(clip.unbind(1)), -1) for pair in zip(blurred, sharp) for clip in pair]
-    picture = (torch.cat(rows, -2).clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    image = Image.fromarray(picture)
+def sheet(blurred: Tensor, sharp: Tensor, zoom: int = 2) -> Image.Image:
+    """Contact sheet: for each sample (B, 3, F, S, S) a row of blurred frames over a row of sharp ones."""
+    image = report.to_image(einops.rearrange([blurred, sharp], "side b c f h w -> (b side h) (f w) c"))
     return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
 
 
@@ -117,29 +110,24 @@ def main(argv: list[str] | None = None) -> int:
     common.add_argument("--blur-folder", default="blur", help="GoPro: blur (plain average, as in papers) or blur_gamma")
     command = commands.add_parser("check", parents=[common], help="what is there, what is missing, PSNR of the blurred frames")
     command.add_argument("--every", type=int, default=1, metavar="N", help="read every N-th frame only")
-    command = commands.add_parser("contact", parents=[common], help="samples as a picture, blurred over sharp")
-    command.add_argument("-o", "--output", type=Path, required=True)
-    command.add_argument("--count", type=int, default=6)
-    command.add_argument("--frames", type=int, default=5)
-    command.add_argument("--size", type=int, default=128)
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--zoom", type=int, default=2)
-    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the blur's configuration")
-    command = commands.add_parser("pack", help="put photographs into one file")
+    made = argparse.ArgumentParser(add_help=False)
+    made.add_argument("-o", "--output", type=Path, required=True)
+    contact = commands.add_parser("contact", parents=[common, made], help="samples as a picture, blurred over sharp")
+    contact.add_argument("--zoom", type=int, default=2)
+    command = commands.add_parser("pack", parents=[made], help="put photographs into one file")
     command.add_argument("root", type=Path)
-    command.add_argument("-o", "--output", type=Path, required=True)
     command.add_argument("--max-side", type=int, default=0, metavar="N", help="reduce larger photographs; 0 keeps every file's bytes")
-    command = commands.add_parser("pool", help="samples of synthesised blur with a pretrained prior's frames, for stage 3 of the fusion")
-    command.add_argument("root", type=Path)
-    command.add_argument("-o", "--output", type=Path, required=True)
-    command.add_argument("--prior", type=Path, help="the prior's file; else the one in the model folder")
-    command.add_argument("--count", type=int, default=600)
-    command.add_argument("--frames", type=int, default=4)
-    command.add_argument("--size", type=int, default=256)
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the blur's configuration")
+    pool = commands.add_parser("pool", parents=[made],
+                               help="samples of synthesised blur with a pretrained prior's frames, for stage 3 of the fusion")
+    pool.add_argument("root", type=Path)
+    pool.add_argument("--prior", type=Path, help="the prior's file; else the one in the model folder")
+    for command, *defaults in ((contact, 6, 5, 128, 0), (pool, 600, 4, 256, 0)):
+        for name, default in zip(("count", "frames", "size", "seed"), defaults):
+            command.add_argument(f"--{name}", type=int, default=default)
+        command.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the blur's configuration")
     args = parser.parse_args(argv)
-    try:
+
+    def work() -> int:
         if args.command == "check":
             return check(args.root, args.layout, args.split, args.blur_folder, max(1, args.every))
         if args.command == "pack":
@@ -160,9 +148,8 @@ def main(argv: list[str] | None = None) -> int:
         error = (clips.blurred - clips.sharp).square().mean(dim=(1, 2, 3, 4)).clamp_min(1e-10)
         print(f"{args.output}: {args.count} samples, blurred {(-10 * error.log10()).mean():.2f} dB on average")
         return _problems(list(source.unreadable.values())) if source.unreadable else 0
-    except (UserError, ConfigError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+    return exit_code(work, failed=2)
 
 
 if __name__ == "__main__":

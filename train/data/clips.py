@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import einops
 import numpy as np
@@ -23,8 +23,9 @@ from vdd_model.measure.flow import dense_flow, warp
 from ..synthesis import camera
 from ..synthesis.blur import synthesize
 from ..synthesis.scene import BlurConfig, like_gopro, shots
-from . import photos, readers
-from .readers import DataError, Found
+from . import readers
+from .photos import read_photos
+from .readers import CropBox, DataError, Found
 
 ATTEMPTS = 20                            # draws for one sample before its folder is given up as unreadable
 MAX_BETWEEN = 33                         # frames interpolated between two of a sharp video
@@ -40,6 +41,16 @@ class Clips(NamedTuple):
     sharp: Tensor
     names: list[str]
     prior: Tensor | None = None
+
+
+class ClipSource(Protocol):
+    """Sample `index` is the same on every machine, in every process and after every restart."""
+
+    unreadable: dict[str, str]           # files that were left out so far, with the reason
+    blur_keys: frozenset[str]            # keys of BlurConfig that these clips look at
+
+    def batch(self, seed: int, indices: Sequence[int], *, num_frames: int, size: int, device: torch.device | str) -> Clips:
+        """Samples `indices` of stream `seed`, each of `num_frames` frames of `size` x `size` pixels. Raises DataError."""
 
 
 class PhotoClips:
@@ -77,10 +88,7 @@ def _turns(seed: int, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     return drawn[:, 0], drawn[:, 1]
 
 
-@lru_cache(maxsize=2)
-def _photos(source: Path, split: str) -> tuple[list[str], photos.Photos, dict[str, str]]:
-    """Read once, shared by the stages of a run."""
-    return photos.read_photos(source, split)
+_photos = lru_cache(maxsize=2)(read_photos)              # read once, shared by the stages of a run
 
 
 class RecordedClips:
@@ -91,6 +99,7 @@ class RecordedClips:
     """
 
     blur_keys: frozenset[str] = SHOT_KEYS
+    more = 0                                             # frames that a sample needs beyond those that it shows
 
     def __init__(self, found: Found, blur: BlurConfig | None = None) -> None:
         self.sequences, self.blur = found.sequences, blur or BlurConfig()
@@ -106,16 +115,13 @@ class RecordedClips:
         blurred, sharp = (torch.stack([torch.cat([part[k] for part in parts], dim=1) for parts in made]).to(device) for k in (0, 1))
         return Clips(blurred, sharp, [", ".join(part[2] for part in parts) for parts in made])
 
-    def _needed(self, num_frames: int) -> int:
-        return num_frames
-
     def _candidates(self, needed: int, size: int) -> list:
         """Sequences that are long and large enough."""
         if (needed, size) not in self._fitting:
             fitting, unusable, small = [], {}, []
             for sequence in self.sequences:
                 try:
-                    self._check_sizes(sequence)
+                    sequence.check_sizes()
                     fits = len(sequence) >= needed and min(sequence.sharp.size) >= size
                     (fitting if fits else small).append(sequence)
                 except DataError as error:
@@ -133,17 +139,10 @@ class RecordedClips:
             self._fitting[needed, size] = fitting
         return self._fitting[needed, size]
 
-    @staticmethod
-    def _check_sizes(sequence) -> None:
-        """A crop of one size from two frames that differ in size shows two places, or a border that no camera saw."""
-        if sequence.blurred is not None and sequence.blurred.size != sequence.sharp.size:
-            sizes = " and ".join("{} x {}".format(*frames.size) for frames in (sequence.blurred, sequence.sharp))
-            raise DataError(f"{sequence.name}: its blurred and sharp frames differ in size ({sizes} pixels); a pair needs one size")
-
     def _sample(self, key: tuple[int, ...], num_frames: int, size: int) -> tuple[Tensor, Tensor, str]:
         """Blurred and sharp frames (3, num_frames, size, size) of one shot, and where they are from."""
         rng = np.random.default_rng(key)
-        needed = self._needed(num_frames)
+        needed = num_frames + self.more
         candidates, gopro = self._candidates(needed, size), like_gopro(key, self.blur)
         lengths = np.array([len(s) - needed + 1 for s in candidates], float)
         for attempt in range(ATTEMPTS):
@@ -165,8 +164,7 @@ class RecordedClips:
             return blurred.flip(flips), sharp.flip(flips), name
         raise DataError(f"{ATTEMPTS} draws in a row met unreadable files; the last: {list(self.unreadable.values())[-1]}")
 
-    def _read(self, rng: np.random.Generator, sequence, num_frames: int, box: readers.CropBox,
-              gopro: bool = False) -> tuple[Tensor, Tensor, str]:
+    def _read(self, rng: np.random.Generator, sequence, num_frames: int, box: CropBox, gopro: bool) -> tuple[Tensor, Tensor, str]:
         raise NotImplementedError
 
 
@@ -177,8 +175,7 @@ class SceneCut(Exception):
 class PairClips(RecordedClips):
     """Blurred and sharp frames recorded side by side."""
 
-    def _read(self, rng: np.random.Generator, sequence, num_frames: int, box: readers.CropBox,
-              gopro: bool = False) -> tuple[Tensor, Tensor, str]:
+    def _read(self, rng: np.random.Generator, sequence, num_frames: int, box: CropBox, gopro: bool) -> tuple[Tensor, Tensor, str]:
         start = int(rng.integers(0, len(sequence) - num_frames + 1))
         numbers = range(start, start + num_frames)
         blurred, sharp = (frames.read(numbers, box).transpose(0, 1).float() / 255 for frames in (sequence.blurred, sequence.sharp))
@@ -192,16 +189,13 @@ class VideoClips(RecordedClips):
 
     blur_keys = SHOT_KEYS | {"duty", "linear", "noise", "shot", "read", "noise_gain", "codec", "quality", "h264", "crf", "max_subsamples",
                              "gopro"}
+    more = 2                                             # an interval of one frame, and a neighbour on either side
 
     def __init__(self, found: Found, blur: BlurConfig | None = None, max_interval: int = 12) -> None:
         super().__init__(found, blur)
         self.max_interval = max_interval
 
-    def _needed(self, num_frames: int) -> int:
-        return num_frames + 2                            # an interval of one frame, and a neighbour on either side
-
-    def _read(self, rng: np.random.Generator, sequence, num_frames: int, box: readers.CropBox,
-              gopro: bool = False) -> tuple[Tensor, Tensor, str]:
+    def _read(self, rng: np.random.Generator, sequence, num_frames: int, box: CropBox, gopro: bool) -> tuple[Tensor, Tensor, str]:
         config, video = self.blur, sequence.sharp
         duty = 1.0 if gopro else float(rng.uniform(*config.duty))
         longest = min(self.max_interval, (len(video) - 3) // max(num_frames - 1, 1))

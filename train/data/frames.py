@@ -10,19 +10,20 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
+import av
 import numpy as np
 import torch
 from torch import Tensor
 
 from vdd_model.errors import UserError
 from vdd_model.media import images
-
-if TYPE_CHECKING:
-    from vdd_model.media.reader import VideoReader
+from vdd_model.media.container import open_container, video_stream
+from vdd_model.media.probe import probe_video
+from vdd_model.media.reader import VideoReader, upright_rgb
 
 SEEK_BACK = (0, 10)                      # seconds before the first frame that is wanted: some containers land behind where they were sent
 RATES = ((re.compile(r"(\d+) ?fps", re.IGNORECASE), None), (re.compile("gopro_large_all", re.IGNORECASE), 240.0))
@@ -96,24 +97,14 @@ class PictureFrames:
 
     def read(self, numbers: range, box: CropBox | None = None) -> Tensor:
         """The frames `numbers`, or their `box`: uint8 (F, 3, H, W), RGB. Raises DataError naming the file."""
-        paths = [self.paths[i] for i in numbers]
-        size = self.size if box else None               # a box that a frame does not fill would come out with a black border
-
-        def read(path: Path) -> Tensor:
-            """One of them, (3, H, W) uint8."""
-            return read_picture(path, box, size=size)
-
-        frames = list(pool().map(read, paths)) if len(paths) > 1 else [read(paths[0])]
-        for path, frame in zip(paths, frames):
-            if frame.shape != frames[0].shape:
-                sizes = [f"{f.shape[2]} x {f.shape[1]}" for f in (frame, frames[0])]
-                raise DataError(f"{path}: {sizes[0]} pixels, the clip's first frame has {sizes[1]}")
-        return torch.stack(frames)
+        size = self.size if box or len(numbers) > 1 else None      # a box that a frame does not fill would come out with a black border
+        return torch.stack(list((pool().map if len(numbers) > 1 else map)(
+            lambda i: read_picture(self.paths[i], box, size=size), numbers)))
 
 
 @dataclass
 class VideoFrames:
-    """A clip stored as a video file; needs PyAV. Its frames are those that `VideoReader` gives."""
+    """A clip stored as a video file. Its frames are those that `VideoReader` gives."""
 
     name: str
     path: Path
@@ -123,16 +114,10 @@ class VideoFrames:
 
     @cached_property
     def _clip(self):
-        from vdd_model.media.probe import probe_video
-
         return probe_video(self.path)
 
     @cached_property
     def _index(self) -> Index:
-        import av
-
-        from vdd_model.media.container import open_container, video_stream
-
         clip, packets, number = self._clip, [], 0
         with open_container(self.path) as container, contextlib.suppress(av.FFmpegError):     # as far as the file goes
             for packet in container.demux(video_stream(container, self.path)):
@@ -160,8 +145,6 @@ class VideoFrames:
 
     def read(self, numbers: range, box: CropBox | None = None) -> Tensor:
         """The frames `numbers`, or their `box`: uint8 (F, 3, H, W), RGB. Raises DataError naming the file."""
-        import av
-
         x0, y0, x1, y1 = box or (0, 0, *self.size)
 
         def picture(rgb: np.ndarray) -> Tensor:
@@ -180,11 +163,6 @@ class VideoFrames:
 
     def _sought(self, numbers: range, picture: Callable[[np.ndarray], Tensor]) -> list[Tensor] | None:
         """The frames that can be decoded from the key frame before them; None where no seek leads there, as in some transport streams."""
-        import av
-
-        from vdd_model.media.container import open_container, video_stream
-        from vdd_model.media.reader import upright_rgb
-
         _, times, keys = self._index
         wanted = {times[i] for i in numbers} if times else set()
         for back in SEEK_BACK if times else ():
@@ -215,8 +193,6 @@ class VideoFrames:
         """The frames, decoded from the file's first on, or from where this thread stopped: as many as there are before any damage, behind
         which numbers no longer hold.
         """
-        from vdd_model.media.reader import VideoReader
-
         walk = getattr(_thread, "walk", None)
         if walk is None or walk.clip is not self or walk.following > numbers.start:
             reader = VideoReader(self._clip)
@@ -254,12 +230,7 @@ _thread = threading.local()              # the last `walk` of each thread, so th
 atexit.register(lambda: setattr(_thread, "walk", None))        # while PyAV is still there to close the file
 
 
-_threads: ThreadPoolExecutor | None = None
-
-
+@cache
 def pool() -> ThreadPoolExecutor:
     """The threads in which pictures are decoded."""
-    global _threads
-    if _threads is None:
-        _threads = ThreadPoolExecutor(max_workers=max(1, min(16, os.cpu_count() or 1)))
-    return _threads
+    return ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1))

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -20,7 +21,7 @@ __all__ = ["LAYOUTS", "CropBox", "DataError", "Found", "Frames", "PictureFrames"
 PICTURES = IMAGE_SUFFIXES
 VIDEOS = VIDEO_SUFFIXES - PICTURES - {".gif", ".apng", ".lrv", ".mod"}       # those lie beside photographs, or are small copies
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "val": "val", "valid": "val", "validation": "val"}
-# The ten clips that papers test on (DVD comes without a split on disk).
+# The ten clips of DVD that papers test on.
 DVD_TEST = ("720p_240fps_2", "IMG_0003", "IMG_0021", "IMG_0030", "IMG_0031", "IMG_0032", "IMG_0033", "IMG_0037", "IMG_0039", "IMG_0049")
 PAIR_NAMES = tuple((b, s) for b in ("blur", "blurred", "blurry", "real_blur", "input", "lq")
                    for s in ("sharp", "gt", "target", "hq"))
@@ -42,6 +43,12 @@ class Sequence:
 
     def __len__(self) -> int:
         return len(self.sharp)
+
+    def check_sizes(self) -> None:
+        """A crop of one size from two frames that differ in size shows two places, or a border that no camera saw: DataError."""
+        if self.blurred is not None and self.blurred.size != self.sharp.size:
+            sizes = " and ".join("{} x {}".format(*frames.size) for frames in (self.blurred, self.sharp))
+            raise DataError(f"{self.name}: its blurred and sharp frames differ in size ({sizes} pixels); a pair needs one size")
 
 
 @dataclass
@@ -70,7 +77,8 @@ def find(root: str | Path, layout: str = "auto", split: str = "", blur: str = "b
             break                                              # blurred frames are no sharp video
         if name == "photos":
             break
-        finder = {"gopro": _gopro, "reds": _reds, "bsd": _bsd, "dvd": _dvd, "hide": _hide, "pairs": _pairs, "videos": _videos,
+        finder = {"gopro": partial(_named, "", "sharp"), "reds": _reds, "bsd": partial(_named, "Blur/RGB", "Sharp/RGB"),
+                  "dvd": partial(_named, "input", "GT"), "hide": _hide, "pairs": _pairs, "videos": _videos,
                   "frames": _frames if layout == "frames" else _films}[name]
         sequences = [s for s in finder(root, SPLITS.get(split, split), blur, problems) if len(s) > 0]
         if sequences:
@@ -94,12 +102,7 @@ def find(root: str | Path, layout: str = "auto", split: str = "", blur: str = "b
 
 def _side_by_side(root: Path, split: str, blur: str) -> Path | None:
     """The first folder of a split below root that holds one of blurred and one of sharp frames, by their names."""
-    for folder in _folders(root):
-        if not _in_split(root, folder, split):
-            continue
-        if _sides(folder, blur):
-            return folder
-    return None
+    return next((folder for folder in _folders(root) if _in_split(root, folder, split) and _sides(folder, blur)), None)
 
 
 def _sides(folder: Path, blur: str) -> tuple[Path, Path] | None:
@@ -136,8 +139,13 @@ def _walk_files(root: Path) -> list[Path]:
 
 def _in_split(root: Path, folder: Path, split: str) -> bool:
     """Whether a folder below root belongs to the split; a path that names none belongs to all."""
-    named = [SPLITS[part.lower()] for part in (root.name, *folder.relative_to(root).parts) if part.lower() in SPLITS]
+    named = _splits(root, folder)
     return not split or not named or named[-1] == SPLITS.get(split, split)
+
+
+def _splits(root: Path, folder: Path) -> list[str]:
+    """The splits that the parts of a folder's path name."""
+    return [SPLITS[part.lower()] for part in (root.name, *folder.relative_to(root).parts) if part.lower() in SPLITS]
 
 
 def _pictures(folder: Path) -> dict[str, Path]:
@@ -190,27 +198,16 @@ def _relative(root: Path, folder: Path) -> str:
     return folder.relative_to(root).as_posix() if folder != root else root.name
 
 
-def _gopro(root: Path, split: str, blur: str, problems: list[str]) -> Iterator[Sequence]:
+def _named(blurred: str, sharp: str, root: Path, split: str, blur: str, problems: list[str]) -> Iterator[Sequence]:
+    """Clips whose two folders have these names in every one of their folders (GoPro, BSD, DVD)."""
     for folder in _folders(root):
-        if (folder / blur).is_dir() and (folder / "sharp").is_dir() and _in_split(root, folder, split):
-            yield from _match(root, _relative(root, folder), folder / blur, folder / "sharp", problems)
-
-
-def _dvd(root: Path, split: str, blur: str, problems: list[str]) -> Iterator[Sequence]:
-    for folder in _folders(root):
-        if not ((folder / "input").is_dir() and (folder / "GT").is_dir()):
-            continue
-        named = any(part.lower() in SPLITS for part in (root.name, *folder.relative_to(root).parts))
-        published = "test" if folder.name in DVD_TEST else "train"           # it has no validation part
-        wanted = _in_split(root, folder, split) if named or not split else split == published
-        if wanted:
-            yield from _match(root, _relative(root, folder), folder / "input", folder / "GT", problems)
-
-
-def _bsd(root: Path, split: str, blur: str, problems: list[str]) -> Iterator[Sequence]:
-    for folder in _folders(root):
-        if (folder / "Blur" / "RGB").is_dir() and _in_split(root, folder, split):
-            yield from _match(root, _relative(root, folder), folder / "Blur" / "RGB", folder / "Sharp" / "RGB", problems)
+        a, b = folder / (blurred or blur), folder / sharp
+        if a.is_dir() and b.is_dir():
+            wanted = _in_split(root, folder, split)
+            if sharp == "GT" and split and not _splits(root, folder):        # DVD comes without a split on disk, and has no validation part
+                wanted = split == ("test" if folder.name in DVD_TEST else "train")
+            if wanted:
+                yield from _match(root, _relative(root, folder), a, b, problems)
 
 
 def _reds(root: Path, split: str, blur: str, problems: list[str]) -> Iterator[Sequence]:
@@ -258,7 +255,7 @@ def _pair_folders(root: Path, name: str, blurred: Path, sharp: Path, problems: l
                     problems.append(f"{path}: {len(a)} frames of {a.size}, its partner {other} has {len(b)} of {b.size}")
                 else:
                     yield Sequence(f"{name}/{path.stem}", b, a)
-            except (UserError, ImportError) as error:
+            except UserError as error:
                 problems.append(str(error))
 
 
@@ -269,7 +266,7 @@ def _videos(root: Path, split: str, blur: str, problems: list[str]) -> Iterator[
             try:
                 len(frames), frames.size
                 yield Sequence(path.relative_to(root).as_posix(), frames)
-            except (UserError, ImportError) as error:
+            except UserError as error:
                 problems.append(f"{path}: {error}" if str(path) not in str(error) else str(error))
 
 

@@ -1,28 +1,18 @@
-"""What the training loop asks of its data: batches of clips that are a pure function of (seed, index)."""
+"""What the training loop asks of its data: batches of clips that are a pure function of (seed, step)."""
 from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
 from ..config import StageConfig, TrainConfig, blur_config
-from .clips import Clips, open_clips
+from .clips import Clips, ClipSource, open_clips
 from .pool import PoolClips, is_pool
 
-
-class ClipSource(Protocol):
-    """Sample `index` is the same on every machine, in every process and after every restart."""
-
-    unreadable: dict[str, str]           # files that were left out so far, with the reason
-    blur_keys: frozenset[str]            # keys of BlurConfig that these clips look at
-
-    def batch(self, seed: int, indices: Sequence[int], *, num_frames: int, size: int, device: torch.device | str) -> Clips:
-        """Samples `indices` of stream `seed`, each of `num_frames` frames of `size` x `size` pixels. Raises DataError."""
+SCALE_CLIPS = 64          # clips that the latents' scale is measured on
 
 
 def open_source(config: TrainConfig, stage: StageConfig) -> ClipSource:
@@ -36,45 +26,64 @@ def open_source(config: TrainConfig, stage: StageConfig) -> ClipSource:
     return open_clips(folder, data.layout, data.split, blur_folder=data.blur_folder, blur=blur)
 
 
-class Ahead:
-    """Prepares the next batches in threads while one trains; which samples they hold does not depend on it."""
+class Batches:
+    """A stage's endless row of samples, of which every process takes its share of every batch, in `accumulation` parts. Parts are counted
+    over all steps; what they hold depends neither on restarts nor on the number of processes. The next ones are made in threads.
 
-    def __init__(self, source: ClipSource, workers: int):
-        self.source, self.workers = source, workers
-        self.pool = ThreadPoolExecutor(max_workers=workers) if workers else None
-        self.waiting: dict[tuple[int, ...], Future] = {}
+    samples: 0, or how many different ones there are. process, processes: whose share it is, of how many.
+    """
+
+    def __init__(self, source: ClipSource, stage: StageConfig, seed: int, device: torch.device, *, samples: int = 0, workers: int = 0,
+                 process: int = 0, processes: int = 1):
+        self.source, self.stage, self.seed, self.device, self.samples, self.workers = source, stage, seed, device, samples, workers
+        self.process, self.processes = process, processes
+        self.threads = ThreadPoolExecutor(max_workers=workers) if workers else None
+        self.waiting: dict[int, Future] = {}
         self.lock, self.stream = threading.Lock(), None
 
-    def batch(self, seed: int, indices: Sequence[int], following: Sequence[Sequence[int]] = (), **shape) -> Clips:
-        """The batch `indices`; `following` lists the indices of the batches that will be asked for next."""
-        if self.pool is None:
-            return self.source.batch(seed, indices, **shape)
-        ready = self.waiting.pop(tuple(indices), None) or self.pool.submit(self._prepare, seed, indices, shape)
-        for later in following:
-            if tuple(later) not in self.waiting:
-                self.waiting[tuple(later)] = self.pool.submit(self._prepare, seed, later, shape)
-        clips, done = ready.result()
+    def positions(self, part: int) -> list[int]:
+        """Places in the row that this process takes for a part; all processes together take the whole batch."""
+        share = self.stage.batch // (self.stage.accumulation * self.processes)
+        first = (part * self.processes + self.process) * share
+        return list(range(first, first + share))
+
+    def indices(self, part: int) -> list[int]:
+        """Which samples stand there."""
+        return [p % self.samples if self.samples else p for p in self.positions(part)]
+
+    def take(self, part: int) -> Clips:
+        """The clips of a part. Raises DataError."""
+        if self.threads is None:
+            return self._make(part)[0]
+        for later in range(part, part + self.workers + 1):
+            if later not in self.waiting:
+                self.waiting[later] = self.threads.submit(self._make, later)
+        clips, done = self.waiting.pop(part).result()
         if done is not None:
-            current = torch.cuda.current_stream(clips.blurred.device)
+            current = torch.cuda.current_stream(self.device)
             current.wait_event(done)
             for tensor in filter(torch.is_tensor, clips):
                 tensor.record_stream(current)            # its memory is not used anew before this stream is through with it
         return clips
 
-    def _prepare(self, seed: int, indices: Sequence[int], shape: dict) -> tuple[Clips, torch.cuda.Event | None]:
-        """The batch, and on CUDA what to wait for: there it is made on a stream of its own, else it would wait for the training's."""
-        device = torch.device(shape["device"])
-        if device.type != "cuda":
-            return self.source.batch(seed, indices, **shape), None
+    def _make(self, part: int) -> tuple[Clips, torch.cuda.Event | None]:
+        """A part, and from a thread on CUDA what to wait for: it is made on a stream of its own, else it would wait for the training's."""
+        shape = {"num_frames": self.stage.frames, "size": self.stage.crop, "device": self.device}
+        if self.threads is None or self.device.type != "cuda":
+            return self.source.batch(self.seed, self.indices(part), **shape), None
         with self.lock:
             if self.stream is None:
-                self.stream = torch.cuda.Stream(device, priority=-1)     # its small kernels would wait behind the training's large ones
+                self.stream = torch.cuda.Stream(self.device, priority=-1)     # its small kernels would wait behind the training's
         with torch.cuda.stream(self.stream):
-            clips = self.source.batch(seed, indices, **shape)
-            return clips, self.stream.record_event()
+            return self.source.batch(self.seed, self.indices(part), **shape), self.stream.record_event()
+
+    def stills(self, seed: int) -> list[Clips]:
+        """Clips of one frame of another stream, for what is measured once; the same in every process."""
+        return [self.source.batch(seed, range(first, first + 8), num_frames=1, size=self.stage.crop, device=self.device)
+                for first in range(0, SCALE_CLIPS, 8)]
 
     def close(self) -> None:
         """Drop what nobody will ask for."""
-        if self.pool is not None:
-            self.pool.shutdown(wait=True, cancel_futures=True)
+        if self.threads is not None:
+            self.threads.shutdown(wait=True, cancel_futures=True)
             self.waiting.clear()

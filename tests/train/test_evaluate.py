@@ -9,7 +9,7 @@ import shutil
 import pytest
 import torch
 
-from train.tools import evaluate
+from train import evaluate
 from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
 from vdd_model.measure import metrics, report
 from vdd_model.media.video import read_clip

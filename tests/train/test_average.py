@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import tiny_config
 
-from train.tools.average import average, main
+from train.average import average, main
 from vdd_model import checkpoint
 from vdd_model.errors import UserError
 from vdd_model.networks.model import DeblurModel

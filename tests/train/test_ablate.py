@@ -7,9 +7,9 @@ import re
 import pytest
 from training_tools import STAGES, write_config
 
+from train import ablate
 from train import config as configs
-from train.tools import ablate
-from train.tools.ablate import main, variants
+from train.ablate import main, variants
 from vdd_model.config import ConfigError
 
 
