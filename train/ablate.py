@@ -72,32 +72,26 @@ def ablate(config: TrainConfig, out: Path, *, resume: bool = False, say=print) -
     """Train and score every variant; one row each, in the order of `variants`. Raises UserError, ConfigError."""
     from .loop import run
 
-    chosen = variants(config)
+    chosen, init, rows = variants(config), config.init, []
     base = tuple(stage for stage in config.stages if stage.kind in ("autoencoder", "denoiser"))
-    init = config.init
     config = replace(config, export_dtype="float32")
     if base and not init:
         if run(replace(config, stages=base, out=str(out / "base")), resume=resume, say=say) is None:
             raise UserError(STOPPED)
         init = str(out / "base" / "vdd.safetensors")
-    rows = []
     for name, stages in chosen.items():
-        folder = out / name.replace(" ", "-")
         say(f"--- {name}")
+        folder = out / name.replace(" ", "-")
         variant = replace(config, stages=stages, init=init, out=str(folder))
-        path = run(variant, resume=resume, say=say)
-        if path is None:
+        if (path := run(variant, resume=resume, say=say)) is None:
             raise UserError(STOPPED)
-        rows.append({"variant": name, "steps": max(record["total"] for record in _records(folder))} | _score(variant, path, folder))
+        records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        rows.append({"variant": name, "steps": max(record["total"] for record in records)} | _score(variant, path, records))
         write(rows, out)
     return rows
 
 
-def _records(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def _score(config: TrainConfig, path: Path, folder: Path) -> dict[str, float]:
+def _score(config: TrainConfig, path: Path, records: list[dict]) -> dict[str, float]:
     """Validation scores of the averaged weights, and the mean v loss of the last tenth of the steps that have one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = checkpoint.load(path, device=device, dtype=torch.float32)
@@ -108,7 +102,7 @@ def _score(config: TrainConfig, path: Path, folder: Path) -> dict[str, float]:
     row = {f"{group}_{key}": found[key] for group, found in scores.items() for key in shown}
     errors = [checks.temporal_error(checks.restore(model, c.blurred[None].to(device), fidelity=float(has_branch))[0].cpu(), c.sharp)
               for c in clips]
-    losses = [r["v"] for r in _records(folder) if r["type"] == "step" and "v" in r]
+    losses = [r["v"] for r in records if r["type"] == "step" and "v" in r]
     last = losses[-max(1, len(losses) // 10):]
     return row | {"temporal": sum(errors) / max(1, len(errors)), "v": sum(last) / len(last)}
 

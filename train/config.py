@@ -88,7 +88,7 @@ class DataConfig:
     layout: str = "photos"                # photos, or one of train.data's layouts of blur/sharp pairs and videos
     split: str = "train"
     blur_folder: str = "blur"             # GoPro's layout: blur (the plain average, as in papers) or blur_gamma
-    samples: int = 0                      # 0: a fresh sample every time; n: n fixed samples, repeated (then latents are cached)
+    samples: int = 0                      # 0: a fresh sample every time; n: n fixed samples, repeated
     workers: int = 0                      # batches prepared ahead, in threads
     blur: dict[str, object] = field(default_factory=dict)   # BlurConfig (train.synthesis.config)
 

@@ -28,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import vdd_model
+from vdd_model.checkpoint.store import resolve
 from vdd_model.errors import UserError
 from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
 from vdd_model.inference.window import to_frames, to_pixels
@@ -37,7 +38,7 @@ from vdd_model.options import add_flags, from_flags
 
 from . import exit_code
 from .data.readers import Found, Frames, find
-from .published import published_cells
+from .published import PUBLISHED
 
 WHOLE = {"gopro": 1111, "dvd": 1000}     # frames of the published test sets
 STEPS = (1, 4, 10, 50)
@@ -248,46 +249,40 @@ def write_tables(scored: Scored, folder: Path, head: dict, notes: list[str]) -> 
     totals = scored.totals()
     lines = [f"# {head['title']}", "", *(f"- {key}: {value}" for key, value in head.items() if key != "title"), "", "## All frames", "",
              report.markdown_table(totals, "mean over all frames"), ""]
-    lines += [*(f"{note}\n" for note in notes), "## Published", "", report.align(published_cells()), "",
+    lines += [*(f"{note}\n" for note in notes), "## Published", "", report.align(PUBLISHED), "",
               "Full frames, RGB. The papers' SSIM is of one family or the other; compare with both columns above.", ""]
     for name in next(iter(scored.rows.values())):
         lines += [f"## {name}", "", report.markdown_table({setting: rows[name] for setting, rows in scored.rows.items()}, "mean"), ""]
     lines += ["## Protocol", "", (__doc__ or "").split("Protocol. ")[1].strip(), ""]
+    rows = [(name, setting, row) for setting, found in scored.rows.items() for name, row in found.items()]
+    for setting, row in totals.items():
+        frames, seconds = (sum(r[key] for r in scored.rows[setting].values()) for key in ("frames", "seconds"))
+        rows.append(("all", setting, {"frames": frames, "seconds": round(seconds, 2), **row}))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["sequence", "setting", "frames", "seconds", *metrics.COLUMNS])
-    for setting, rows in scored.rows.items():
-        for name, row in rows.items():
-            writer.writerow([name, setting, row["frames"], row["seconds"], *_cells(row)])
-    for setting, row in totals.items():
-        found = scored.rows[setting].values()
-        writer.writerow(["all", setting, sum(r["frames"] for r in found), round(sum(r["seconds"] for r in found), 2), *_cells(row)])
+    for name, setting, row in rows:
+        numbers = ("" if row.get(c) is None else f"{row[c]:.6f}" for c in metrics.COLUMNS)
+        writer.writerow([name, setting, row["frames"], row["seconds"], *numbers])
     data = {**head, "totals": totals, "sequences": scored.rows, "notes": notes}
     return [report.save_text("\n".join(lines), folder / "results.md"), report.save_text(text.getvalue(), folder / "results.csv"),
             report.save_text(json.dumps(data, indent=1), folder / "results.json")]
 
 
-def _cells(row: dict) -> list[str]:
-    return ["" if row.get(c) is None else f"{row[c]:.6f}" for c in metrics.COLUMNS]
-
-
-def evaluate(checkpoint, root: str | Path, out: str | Path, *, layout: str = "auto", split: str = "test", blur: str = "blur",
+def evaluate(checkpoint: str | Path, root: str | Path, out: str | Path, *, layout: str = "auto", split: str = "test", blur: str = "blur",
              steps: Iterable[int] = STEPS, ensembles: Iterable[int] = (), options: DeblurOptions | None = None, crop: int = 0,
              limit: int = 0, chosen: Iterable[str] = (), device: torch.device | str | None = None, dtype: torch.dtype | None = None,
              lpips: bool = True, warp: bool = True, say: Callable[[str], None] = print) -> Scored:
-    """Score `checkpoint` (a name, a path or a model) on the clips below `root` and write tables and figures into `out`.
+    """Score `checkpoint` (a name or a path) on the clips below `root` and write tables and figures into `out`.
 
     A run that was interrupted goes on where it stopped. Raises UserError.
     """
     found = find(root, layout, split, blur)
     pairs = pairs_of(found, limit, crop, chosen)
-    deblurrer = checkpoint if isinstance(checkpoint, Deblurrer) else Deblurrer(checkpoint, device=device, dtype=dtype)
-    options = options or DeblurOptions()
+    deblurrer, options, folder = Deblurrer(checkpoint, device=device, dtype=dtype), options or DeblurOptions(), Path(out)
     total = sum(p.num_frames for p in pairs)
-    folder = Path(out)
     frames = f"centred {crop} x {crop} crops (not comparable with full-frame tables)" if crop else "full frames"
-    name = str(checkpoint) if isinstance(checkpoint, (str, Path)) else "given in memory"
-    head = {"title": f"Evaluation of {deblurrer.model.config.name}", "model": name,
+    head = {"title": f"Evaluation of {deblurrer.model.config.name}", "model": str(checkpoint),
             "data": f"{root} ({found.layout}, {len(pairs)} sequences, {total} frames, input folder {blur!r})", "frames": frames,
             "options": json.dumps(asdict(options))}
     notes = [report.lpips_note() if lpips else "LPIPS was switched off."]
@@ -306,11 +301,11 @@ def evaluate(checkpoint, root: str | Path, out: str | Path, *, layout: str = "au
     return scored
 
 
-def fingerprint_of(checkpoint, deblurrer: Deblurrer, options: DeblurOptions, root: Path, lpips: bool, *more) -> str:
+def fingerprint_of(checkpoint: str | Path, deblurrer: Deblurrer, options: DeblurOptions, root: Path, lpips: bool, *more) -> str:
     """All that the numbers of one clip depend on, as text: two runs of one fingerprint may share finished parts. `more` is JSON-able."""
-    dtype = next(deblurrer.model.vae.parameters()).dtype
-    return json.dumps([str(checkpoint), _stamp(checkpoint), str(deblurrer.device), str(dtype), asdict(options), str(root.resolve()),
-                       lpips and not report.lpips_note(), code_version(), *more])
+    dtype, file = next(deblurrer.model.vae.parameters()).dtype, resolve(checkpoint).stat()        # a later file may have the same name
+    return json.dumps([str(checkpoint), file.st_size, file.st_mtime_ns, str(deblurrer.device), str(dtype), asdict(options),
+                       str(root.resolve()), lpips and not report.lpips_note(), code_version(), *more])
 
 
 @cache
@@ -321,16 +316,6 @@ def code_version() -> str:
         for path in sorted(package.rglob("*.py")):
             digest.update(path.relative_to(package.parent).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
-
-
-def _stamp(checkpoint) -> list:
-    """What tells one file from a later one under the same name; a model in memory is never the same twice."""
-    if isinstance(checkpoint, (str, Path)):
-        from vdd_model.checkpoint.store import resolve
-
-        status = resolve(checkpoint).stat()
-        return [status.st_size, status.st_mtime_ns]
-    return [time.time_ns()]
 
 
 def main(arguments: list[str] | None = None) -> int:

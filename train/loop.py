@@ -24,7 +24,6 @@ from vdd_model.networks.model import DeblurModel
 from . import export, start
 from . import state as states
 from . import validate as checks
-from .backend.cache import FrozenCache, cache_key
 from .backend.muon import Muon
 from .backend.shard import shard
 from .backend.signals import StopSignal
@@ -46,7 +45,6 @@ class Work:
     optimizer: torch.optim.Optimizer
     average: states.Average
     batches: Batches
-    cache: FrozenCache | None      # what the frozen encoders say of fixed samples
 
 
 def run(config: TrainConfig, *, resume: bool = False, minutes: float | None = None, say: Callable[[str], None] = print) -> Path | None:
@@ -92,17 +90,13 @@ def begin_stage(this: Run, stage: StageConfig) -> Work:
     else:
         module = accelerator.prepare(module)
 
-    # ---- optimiser, averages, cache
+    # ---- optimiser and averages
     by_name = dict(model.named_parameters())
     parameters = [by_name[name] for name in names]
     make = functools.partial(Muon, dtype=getattr(torch, config.precision)) if stage.optimizer == "muon" else torch.optim.AdamW
     optimizer = make(parameters, lr=stage.lr, betas=tuple(stage.betas), eps=stage.eps, weight_decay=stage.weight_decay,
                      fused=not config.fsdp)
-    cache = None
-    if config.data.samples and stage.kind in ("denoiser", "stage1", "stage2") and not config.fsdp:
-        cache = FrozenCache(this.folder / "cache", cache_key(config, stage, seed, model))
-    work = Work(stage, number, module, names, parameters, optimizer, states.Average(parameters, config.ema), batches, cache)
-
+    work = Work(stage, number, module, names, parameters, optimizer, states.Average(parameters, config.ema), batches)
     if this.restored is not None:
         states.restore(this.restored, model, work)
         this.restored = None
@@ -132,7 +126,7 @@ def train_stage(this: Run, work: Work, ending: Callable[[], bool]) -> bool:
                 part = position.step * stage.accumulation + k
                 clips, positions = work.batches.take(part), work.batches.positions(part)
                 with _sharing(this, work, k == stage.accumulation - 1), this.accelerator.autocast():
-                    terms = work.module(clips.blurred, clips.sharp, positions, _frozen(this, work, part, clips), clips.prior)
+                    terms = work.module(clips.blurred, clips.sharp, positions, clips.prior)
                     (terms["loss"] / stage.accumulation).backward()
                 rows.append(torch.stack([value.detach().float() for value in terms.values()]))
                 files += clips.names
@@ -231,15 +225,6 @@ def _seed(seed: int, number: int, what: str = "clips") -> int:
 def _stills(this: Run, batches: Batches) -> list:
     """Clips of one frame that no step sees."""
     return batches.stills(_seed(this.config.seed, this.position.stage, "scale"))
-
-
-def _frozen(this: Run, work: Work, part: int, clips) -> dict[str, Tensor] | None:
-    """What the cache knows of a part's samples."""
-    if work.cache is None:
-        return None
-    loss = this.accelerator.unwrap_model(work.module)
-    cached = work.cache.outputs(work.batches.indices(part), lambda: loss.frozen(clips.blurred, clips.sharp))
-    return {name: value.to(this.device) for name, value in cached.items()}
 
 
 def _sharing(this: Run, work: Work, last: bool):

@@ -6,7 +6,6 @@ how many processes share a batch nor on a restart.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Callable, Sequence
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from vdd_model import diffusion
 from vdd_model.networks.fidelity import BlurGuide
-from vdd_model.networks.model import BlurCode, Condition, fold_time
+from vdd_model.networks.model import BlurCode, fold_time
 
 from . import losses
 from .config import TRAINABLE, ConfigError, StageConfig
@@ -43,6 +42,11 @@ def trainable_names(model: nn.Module, stage: StageConfig) -> list[str]:
     return [name for name in names if name.startswith(tuple(prefixes))]
 
 
+def centre(clips: Tensor) -> Tensor:
+    """The middle frame (B, C, H, W) of (B, C, F, H, W)."""
+    return clips[:, :, clips.shape[2] // 2]
+
+
 def set_trainable(model: nn.Module, stage: StageConfig) -> list[str]:
     """Switch gradients on for the stage's parameters and off for all others; returns their names."""
     names = trainable_names(model, stage)
@@ -62,31 +66,21 @@ class StageLoss(nn.Module):
         self.schedule = model.unet.schedule
         self.perceptual = _lpips() if stage.loss.lpips else None
 
-    def forward(self, blurred: Tensor, sharp: Tensor, positions: Sequence[int],
-                cached: dict[str, Tensor] | None = None, prior: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(self, blurred: Tensor, sharp: Tensor, positions: Sequence[int], prior: Tensor | None = None) -> dict[str, Tensor]:
         """Means over the batch, float32 scalars: "loss" is the total.
 
         blurred, sharp: (B, 3, F, H, W) in [0, 1]; positions: B numbers that key the random draws;
-        cached: outputs of the frozen encoders for this batch: "target" (B, 4, F, h, w), "image" (B, E);
         prior: a pretrained prior's frames of the blurred ones, which stage 3 looks at.
         """
         blurred, sharp = blurred * 2 - 1, sharp * 2 - 1
-        if prior is not None:
-            prior = self._prior(prior * 2 - 1, sharp, positions)
-        run = {"autoencoder": self._autoencoder, "denoiser": self._denoiser, "stage1": self._denoiser,
-               "stage2": self._denoiser, "stage3": functools.partial(self._fidelity, prior=prior)}[self.stage.kind]
-        terms = run(blurred, sharp, positions, cached or {})
+        if self.stage.kind == "autoencoder":
+            terms = self._autoencoder(sharp, positions)
+        elif self.stage.kind == "stage3":
+            terms = self._fidelity(blurred, sharp, positions, None if prior is None else self._prior(prior * 2 - 1, sharp, positions))
+        else:
+            terms = self._denoiser(blurred, sharp, positions)
         return {"loss": sum(getattr(self.stage.loss, name, 1.0) * value for name, value in terms.items()),         # 1: v and pixel
                 **{name: value.detach() for name, value in terms.items()}}
-
-    @torch.no_grad()
-    def frozen(self, blurred: Tensor, sharp: Tensor) -> dict[str, Tensor]:
-        """What the frozen encoders say of a batch, for `forward`'s `cached`: "target" and, unless encoder 1's tower trains, "image"."""
-        outputs = {"target": self.model.encode_target(sharp * 2 - 1)}
-        if not any(p.requires_grad for p in self.model.encoder1.semantic_head.parameters()):
-            frames = sharp if self.stage.kind == "denoiser" else blurred
-            outputs["image"] = self.model.encoder1.semantic(frames[:, :, frames.shape[2] // 2] * 2 - 1)
-        return outputs
 
     def _generator(self, device, what: str, position: int) -> torch.Generator:
         return generator(device, self.seed, self.number, what, int(position))
@@ -114,7 +108,7 @@ class StageLoss(nn.Module):
         return torch.tensor([torch.rand(1, generator=self._generator("cpu", "dropout", p)).item() < self.stage.image_dropout
                              for p in positions])
 
-    def _autoencoder(self, blurred: Tensor, sharp: Tensor, positions, cached) -> dict[str, Tensor]:
+    def _autoencoder(self, sharp: Tensor, positions) -> dict[str, Tensor]:
         vae, images = self.model.vae, fold_time(sharp)
         mean, logvar = vae.encode(images)
         frames = sharp.shape[2]
@@ -129,18 +123,15 @@ class StageLoss(nn.Module):
             terms["lpips"] = self.perceptual(decoded.float(), images).mean()
         return terms
 
-    def _denoiser(self, blurred: Tensor, sharp: Tensor, positions, cached) -> dict[str, Tensor]:
+    def _denoiser(self, blurred: Tensor, sharp: Tensor, positions) -> dict[str, Tensor]:
         """Stage 0b on sharp clips alone (concat = 0); stages 1 and 2 with the blurred clip as condition. Paper eq. 3 + eq. 4."""
-        model = self.model
-        z0 = cached["target"].to(sharp) if "target" in cached else model.encode_target(sharp)
+        model, z0 = self.model, self.model.encode_target(sharp)
         terms: dict[str, Tensor] = {}
         if self.stage.kind == "denoiser":
-            centre = sharp[:, :, sharp.shape[2] // 2]
-            condition, image = None, cached["image"] if "image" in cached else model.encoder1.semantic(centre)
+            condition, image = None, model.encoder1.semantic(centre(sharp))
         else:
             latents = model.encode_blurred(blurred).latents
-            centre = blurred[:, :, blurred.shape[2] // 2]
-            condition = Condition(model.adapter(latents), cached["image"]) if "image" in cached else model.condition(latents, centre)
+            condition = model.condition(latents, centre(blurred))
             image = condition.image
             if model.config.unet.estimate:
                 terms["estimate"] = losses.gaussian_nll(*self._estimate(condition.concat), z0)
@@ -171,7 +162,7 @@ class StageLoss(nn.Module):
         if not self.stage.denoise:
             estimate = self._estimate(model.adapter(code.latents)) if model.config.unet.estimate else (code.latents, 0 * code.latents)
             return diffusion.x0_from_v(schedule, x_t, t, diffusion.precondition(schedule, x_t, t, *estimate).v_mean)
-        condition = model.condition(code.latents, blurred[:, :, blurred.shape[2] // 2])
+        condition = model.condition(code.latents, centre(blurred))
         context = model.context(condition.image, drop=self.dropped(positions).to(noise.device, non_blocking=True))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stage.detach_latents):
             v_hat = model.predict_v(x_t, t, condition, context)
@@ -185,7 +176,7 @@ class StageLoss(nn.Module):
         way = torch.where(draws[:, 1] < self.stage.prior_success, 0.3 + 0.55 * draws[:, 2], 0.0)
         return torch.lerp(prior, sharp, way.to(prior).view(-1, 1, 1, 1, 1))
 
-    def _fidelity(self, blurred: Tensor, sharp: Tensor, positions, cached, *, prior: Tensor | None = None) -> dict[str, Tensor]:
+    def _fidelity(self, blurred: Tensor, sharp: Tensor, positions, prior: Tensor | None) -> dict[str, Tensor]:
         """Pixel losses on the model's own outputs. What does not train carries no gradient, so nothing is kept for it.
 
         The detail branch learns from all but the last timestep, at which a sample holds nothing that a mean does not; where it does not

@@ -25,7 +25,7 @@ from . import validate as checks
 from .backend.groupnorm import use_rows
 from .config import TrainConfig, blur_config, differences, model_config
 from .log import Journal
-from .stages import set_latent_scale, trainable_names
+from .stages import trainable_names
 
 OPEN_CLIP = TowerConfig()        # the tower of official files: ViT-H/14
 FREE_TO_CHANGE = ("root", "out", "init", "threads", "log_every", "keep", "save_every", "save_minutes", "validation", "trackers")
@@ -168,7 +168,6 @@ def make_model(config: TrainConfig, restored: states.State | None, say=print) ->
     model = DeblurModel(wanted)
     if restored is not None:
         fill(model, restored.part("model"))
-        set_latent_scale(model, wanted.vae.latent_scale)
         say(f"resuming {restored.path.name}: stage {restored.position.stage}, step {restored.position.step}")
     elif config.init:
         fill(model, checkpoint.load(config.init, dtype=torch.float32).state_dict())
@@ -225,14 +224,11 @@ def prepare_model(model: DeblurModel, config: TrainConfig, device: torch.device)
     return model
 
 
-@torch.no_grad()
 def fill(model: DeblurModel, values: dict[str, Tensor]) -> None:
-    """Copy values into the model's tensors, all of them."""
-    targets = model.state_dict()
-    if set(targets) != set(values):
-        raise UserError(f"tensors are missing or unknown: {sorted(set(targets) ^ set(values))[:3]}")
-    for name, target in targets.items():
-        target.copy_(values[name])
+    """Copy values into the model's tensors, all of them. Raises UserError."""
+    missing, unknown = model.load_state_dict(values, strict=False)
+    if missing or unknown:
+        raise UserError(f"tensors are missing or unknown: {sorted(missing + unknown)[:3]}")
 
 
 def model_differences(found: ModelConfig, wanted: ModelConfig) -> str:

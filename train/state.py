@@ -108,7 +108,7 @@ class Average:
 
     def __init__(self, parameters: list[Tensor], decay: float):
         self.decay, self.updates = decay, 0
-        self.parameters = [local(p.detach()) for p in parameters]
+        self.parameters = [p.detach().to_local() if isinstance(p, DTensor) else p.detach() for p in parameters]   # this process's part
         self.values = [p.clone().float() for p in self.parameters] if decay else []
 
     @torch.no_grad()
@@ -139,11 +139,6 @@ class Average:
 
 FULL = StateDictOptions(full_state_dict=True, strict=False)       # not strict: a parameter that no gradient has reached has no moments
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")                       # steps of its own: a branch that only some batches train has made fewer
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This process's part, sharing memory with `tensor`."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from vdd_model.networks.model import fold_time, unfold_time
 from .config import TrainConfig, blur_config
 from .data import readers
 from .data.pool import is_pool
-from .stages import generator
+from .stages import centre, generator
 
 SEED = 20_250_101          # of the validation's blur and noise: never a training seed
 
@@ -109,7 +109,7 @@ def restore(model: nn.Module, blurred: Tensor, *, fidelity: float = 1.0, seed: i
     """One step, the posterior mean: (B, 3, F, H, W) in [0, 1] -> the same, not clamped."""
     x = blurred * 2 - 1
     code = model.encode_blurred(x)
-    condition = model.condition(code.latents, x[:, :, x.shape[2] // 2])
+    condition = model.condition(code.latents, centre(x))
     noise = torch.randn(code.latents.shape, generator=generator(x.device, seed, "validation"), device=x.device)
     schedule = model.unet.schedule
     t = torch.full((len(x),), schedule.num_timesteps - 1, device=x.device)
@@ -145,8 +145,7 @@ def validate(model: nn.Module, clips: list[ValidationClip], kind: str, device, p
                 shown = plain
             row["gain"] = row["output"] - row["blurred"]
         rows.setdefault(clip.group, []).append(row)
-        middle = sharp.shape[2] // 2
-        pictures.append([x[0, :, middle].cpu() for x in (blurred, shown, sharp)])
+        pictures.append([centre(x)[0].cpu() for x in (blurred, shown, sharp)])
     if panel is not None and pictures:
         report.save_image(report.grid([[_of_height(p) for p in row] for row in pictures]), panel)
     return {group: {key: sum(r[key] for r in found) / len(found) for key in found[0]} for group, found in rows.items()}

@@ -1,8 +1,10 @@
 """The evaluation: its numbers, its files, its resume, its sentences."""
 from __future__ import annotations
 
+import copy
 import csv
 import json
+import os
 import re
 import shutil
 
@@ -88,50 +90,43 @@ def test_an_interrupted_run_goes_on(gopro, evaluated, tiny_checkpoint, monkeypat
     assert json.loads((evaluated / "results.json").read_text())["totals"] == before["totals"]
 
 
-@pytest.mark.parametrize("change", ["nothing", "dtype", "data", "options", "lpips", "code"])
-def test_only_the_same_run_takes_finished_parts(gopro, tiny_checkpoint, tmp_path, monkeypatch, change):
+def test_only_the_same_run_takes_finished_parts(gopro, tiny_checkpoint, tmp_path, monkeypatch):
     scored, original = [], evaluate.score
     monkeypatch.setattr(evaluate, "score", lambda output, pair, **k: scored.append(pair.name) or original(output, pair, **k))
+    for more, count in (([], 4), ([], 0), (["--tile", "16"], 4)):
+        scored.clear()
+        assert evaluate.main([str(tiny_checkpoint), str(gopro), "--out", str(tmp_path), "--steps", "1", "--device", "cpu", "--no-lpips",
+                              "--sequences", "SEQ_A", "--frames", "2", "--no-warp", *more]) == 0
+        assert len(scored) == count
+
+
+def test_a_fingerprint_changes_with_all_that_numbers_depend_on(tiny_model, tiny_checkpoint, tmp_path, monkeypatch):
+    checkpoint, deblurrer = tmp_path / "model.safetensors", Deblurrer(copy.deepcopy(tiny_model), device="cpu")
+    shutil.copy(tiny_checkpoint, checkpoint)
     monkeypatch.setattr(evaluate.report, "lpips_note", lambda: "not here")
-    arguments = ["--out", str(tmp_path / "out"), "--steps", "1", "--device", "cpu", "--dtype", "float32", "--sequences", "SEQ_A",
-                 "--frames", "2", "--no-warp", *([] if change == "lpips" else ["--no-lpips"])]
-    assert evaluate.main([str(tiny_checkpoint), str(gopro), *arguments]) == 0
-    assert len(scored) == 4
-    scored.clear()
-    root = gopro
-    if change == "dtype":
-        arguments += ["--dtype", "bfloat16"]
-    elif change == "data":
-        root = tmp_path / "copy"
-        shutil.copytree(gopro, root)
-    elif change == "options":
-        arguments += ["--tile", "16"]
-    elif change == "lpips":
-        monkeypatch.setattr(evaluate.report, "lpips_note", lambda: "")
-    elif change == "code":
-        monkeypatch.setattr(evaluate, "code_version", lambda: "newer")
-    assert evaluate.main([str(tiny_checkpoint), str(root), *arguments]) == 0
-    assert len(scored) == (0 if change == "nothing" else 4)
 
+    def text(*more, root=tmp_path, lpips: bool = False, **options) -> str:
+        return evaluate.fingerprint_of(checkpoint, deblurrer, DeblurOptions(**options), root, lpips, *more)
 
-def test_the_fingerprint_names_the_device_and_the_sources(tiny_model, tmp_path, monkeypatch):
-    deblurrer = Deblurrer(tiny_model, device="cpu")
-    texts = []
-    for device in ("cpu", "cuda:1"):
-        monkeypatch.setattr(deblurrer, "device", torch.device(device))
-        monkeypatch.setattr(evaluate.time, "time_ns", lambda: 0)
-        texts.append(evaluate.fingerprint_of(deblurrer, deblurrer, DeblurOptions(), tmp_path, False))
-    assert texts[0] != texts[1]
+    assert text() == text(lpips=True)                        # where LPIPS is not installed nobody measures it
+    seen = [text(), text(tile=16), text(root=tmp_path / "other"), text("warp")]
+    monkeypatch.setattr(evaluate.report, "lpips_note", lambda: "")
+    seen.append(text(lpips=True))
+    monkeypatch.setattr(deblurrer, "device", torch.device("cuda:1"))
+    seen.append(text())
+    deblurrer.model.bfloat16()
+    seen.append(text())
+    os.utime(checkpoint, (1, 1))                             # a later file of the same name
+    seen.append(text())
     source = tmp_path / "vdd_model" / "__init__.py"
     source.parent.mkdir()
     monkeypatch.setattr(evaluate.vdd_model, "__file__", str(source))
-    versions = []
-    for text in ("a = 1", "a = 2"):
-        source.write_text(text)
+    for code in ("a = 1", "a = 2"):
+        source.write_text(code)
         evaluate.code_version.cache_clear()
-        versions.append(evaluate.code_version())
+        seen.append(text())
     evaluate.code_version.cache_clear()
-    assert versions[0] != versions[1]
+    assert len(set(seen)) == len(seen) == 10
 
 
 def test_crops_and_input_folder(gopro, tiny_checkpoint, tmp_path):
@@ -151,11 +146,12 @@ def test_the_round_trip_is_the_plain_autoencoder(tiny_model):
 
 
 @pytest.mark.parametrize("more, words", [
+    (None, "there is no checkpoint"),
     (["--sequences", "NONE"], "no sequence .* of these names .*SEQ_A"), (["--crop", "64"], "smaller than the crop"),
     (["--layout", "imax"], "no layout is called 'imax'"), (["--color", "green"], "color must be"),
 ])
 def test_one_sentence_for_the_user(gopro, tiny_checkpoint, tmp_path, capsys, more, words):
-    assert quick(tiny_checkpoint, gopro, tmp_path, *more) == 1
+    assert quick(tmp_path / "none.safetensors" if more is None else tiny_checkpoint, gopro, tmp_path, *(more or ())) == 1
     error = capsys.readouterr().err
     assert re.search(words, error) and error.count("\n") == 1
 
@@ -169,9 +165,3 @@ def test_sizes_that_differ_are_one_sentence_and_a_mistake_of_ours_is_not(gopro, 
     assert "SEQ_A: its blurred and sharp frames differ in size (32 x 20 and 32 x 24 pixels)" in capsys.readouterr().err
     with pytest.raises(ValueError, match="of ours"):
         evaluate.exit_code(lambda: (_ for _ in ()).throw(ValueError("a mistake of ours")))
-
-
-def test_no_model_and_no_data(gopro, tiny_checkpoint, tmp_path, capsys):
-    assert quick(tmp_path / "none.safetensors", gopro, tmp_path) == 1
-    assert quick(tiny_checkpoint, tmp_path / "none", tmp_path) == 1
-    assert "there is no checkpoint" in capsys.readouterr().err

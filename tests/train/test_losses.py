@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 
@@ -16,18 +17,9 @@ def pair(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_v_and_coherence_follow_the_paper_term_by_term():
     """Paper eq. 3: ||v - v_hat||^2; eq. 4: sum_j ||(v_{j+1} - v_j) - (v_hat_{j+1} - v_hat_j)||^2; both over the number of elements."""
     v_hat, v = pair(2, 3, 4, 5, 6)
-    eq3 = eq4 = 0.0
-    batch, channels, frames, height, width = v.shape
-    for b in range(batch):
-        for c in range(channels):
-            for y in range(height):
-                for x in range(width):
-                    for j in range(frames):
-                        eq3 += (v[b, c, j, y, x].item() - v_hat[b, c, j, y, x].item()) ** 2
-                    for j in range(frames - 1):
-                        dv = v[b, c, j + 1, y, x].item() - v[b, c, j, y, x].item()
-                        dv_hat = v_hat[b, c, j + 1, y, x].item() - v_hat[b, c, j, y, x].item()
-                        eq4 += (dv - dv_hat) ** 2
+    frames = list(zip(v.double().unbind(2), v_hat.double().unbind(2)))
+    eq3 = sum(torch.linalg.norm(a - b) ** 2 for a, b in frames)
+    eq4 = sum(torch.linalg.norm((a1 - a0) - (b1 - b0)) ** 2 for (a0, b0), (a1, b1) in pairwise(frames))
     total = losses.v_loss(v_hat, v) + 0.1 * losses.coherence_loss(v_hat, v)
     assert abs(total.item() - (eq3 + 0.1 * eq4) / v.numel()) < 1e-6
 

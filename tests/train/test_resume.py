@@ -16,6 +16,7 @@ from training_tools import BLUR, NO_VALIDATION, STAGES, losses, write_config
 from train import config as configs
 from train import export, start, state
 from train.__main__ import main
+from train.data.clips import PhotoClips
 from train.log import NotFinite
 from train.loop import run
 from vdd_model.checkpoint import tensorfile
@@ -195,12 +196,6 @@ def test_a_resumed_stage_does_not_scale_the_latents_again(tmp_path):
     assert ours == theirs and ours.vae.latent_scale != 1.0
 
 
-def test_stage_given_in_minutes_ends_by_the_clock(tmp_path):
-    stage = {key: value for key, value in STAGES[2].items() if key != "steps"} | {"minutes": 0.02}
-    assert run(configs.load(write_config(tmp_path, [stage])), say=quiet) is not None
-    assert losses(tmp_path / "run")
-
-
 def test_damaged_state_is_passed_over(tmp_path):
     config = configs.load(write_config(tmp_path, STEPS[:1]))
     run(config, say=quiet)
@@ -212,8 +207,6 @@ def test_damaged_state_is_passed_over(tmp_path):
 
 
 def test_nan_stops_with_the_step_the_files_and_the_last_state(tmp_path, monkeypatch):
-    from train.data.clips import PhotoClips
-
     batch, calls = PhotoClips.batch, []
 
     def poisoned(self, *args, **kwargs):
@@ -263,25 +256,15 @@ def test_checkpoint_of_another_model_is_refused(tmp_path, tiny_checkpoint, capsy
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
 
 
-def test_fixed_samples_are_encoded_once(tmp_path):
-    config = configs.load(write_config(tmp_path, [{**STEPS[0], "steps": 4}], data={"samples": 8, "workers": 1}, validation=NO_VALIDATION))
-    run(config, say=quiet)
-    folders = list((tmp_path / "run" / "cache").iterdir())
-    assert len(folders) == 1 and len(list(folders[0].glob("*.safetensors"))) == 8
-    shutil.rmtree(tmp_path / "run" / "states")
-    (tmp_path / "run" / "log.jsonl").unlink()
-    other = configs.load(write_config(tmp_path, [{**STEPS[0], "steps": 4, "crop": 48}], data={"samples": 8}, validation=NO_VALIDATION))
-    run(other, say=quiet)
-    assert len(list((tmp_path / "run" / "cache").iterdir())) == 2
-
-
-def test_fixed_samples_do_not_keep_the_next_stage_from_training_the_tower(tmp_path):
-    stages = [{**STAGES[2], "steps": 2}, {**STAGES[3], "steps": 4}]
-    path = write_config(tmp_path, stages, data={"samples": 4, "blur": BLUR}, validation=NO_VALIDATION, export_dtype="float32")
-    config = configs.load(path)
-    before = start.make_model(config, None, quiet).encoder1.semantic_head.state_dict()
-    after = load(run(config, say=quiet)).encoder1.semantic_head.state_dict()
-    assert not any(torch.equal(after[name], value) for name, value in before.items() if value.is_floating_point())
+def test_fixed_samples_come_again_in_every_epoch(tmp_path, monkeypatch):
+    seen, batch = [], PhotoClips.batch
+    monkeypatch.setattr(PhotoClips, "batch", lambda self, seed, indices, **shape: seen.append((seed, *indices)) or batch(
+        self, seed, indices, **shape))
+    stages = [{**STAGES[0], "steps": 3}, {**STAGES[2], "steps": 3}]
+    run(configs.load(write_config(tmp_path, stages, data={"samples": 8, "blur": BLUR}, validation=NO_VALIDATION)), say=quiet)
+    (_, *first), (_, *second), *rest = [taken for taken in seen if len(taken) == 5]
+    assert first == [0, 1, 2, 3] and second == [4, 5, 6, 7] and [row[1:] for row in rest] == [(*first,), (*first,), (*second,), (*first,)]
+    assert len({row[0] for row in rest}) == 1                # the same clips in every stage
 
 
 def test_scenes_that_a_process_would_render_and_drop_are_refused(tmp_path):

@@ -14,15 +14,11 @@ from train.stages import (
     estimate_errors,
     rescale_latents,
     set_trainable,
-    start_encoders,
     start_followers,
     start_from_estimate,
-    trainable_names,
 )
 from vdd_model.checkpoint.store import load
-from vdd_model.config import ConfigError
 from vdd_model.networks.fidelity import BlurGuide
-from vdd_model.networks.model import DeblurModel
 
 MOVES = {
     "autoencoder": ("vae.encoder.", "vae.decoder.", "vae.quant_conv.", "vae.post_quant_conv."),
@@ -85,24 +81,16 @@ def test_a_whole_run_moves_what_its_stages_say(tmp_path):
             assert torch.equal(first[name], first[name.replace("vae.", f"{encoder}.spatial_head.")])
 
 
-@pytest.mark.parametrize("detach", [True, False])
-def test_without_a_denoiser_the_decoder_passes_gradients_on_only_when_asked(detach):
-    model, seen = make_tiny_model(), []
-    what = stage("stage3", denoise=False, detach_latents=detach, trainable=("vae.fidelity.", "encoder2."))
-    set_trainable(model, what)
-    model.vae.decoder.mid.register_forward_hook(lambda module, inputs, output: seen.append(output.requires_grad))
+@pytest.mark.parametrize("part, changes, kept", [
+    ("unet", {}, False),                                     # frozen: nothing is kept for it
+    *(("vae.decoder.mid", {"denoise": False, "detach_latents": detach, "trainable": ("vae.fidelity.", "encoder2.")}, not detach)
+      for detach in (True, False))])
+def test_stage_3_keeps_gradients_only_where_they_are_asked_for(part, changes, kept):
+    model, seen, what = make_tiny_model(), [], stage("stage3", **changes)
+    names = set_trainable(model, what)
+    model.get_submodule(part).register_forward_hook(lambda module, inputs, output: seen.append(output.requires_grad))
     StageLoss(model, what)(*clips(), range(4))["loss"].backward()
-    assert seen == [not detach]
-
-
-def test_no_gradient_is_kept_for_frozen_parts_of_stage_3():
-    model = make_tiny_model()
-    set_trainable(model, stage("stage3"))
-    seen = []
-    model.unet.register_forward_hook(lambda module, inputs, output: seen.append(output.requires_grad))
-    StageLoss(model, stage("stage3"))(*clips(), range(4))["loss"].backward()
-    assert seen == [False]
-    assert all(p.grad is None for name, p in model.named_parameters() if not name.startswith(("vae.fidelity.", "vae.detail.")))
+    assert seen == [kept] and all(p.grad is None for name, p in model.named_parameters() if name not in names)
 
 
 def test_stage_3_sees_the_one_step_output_at_the_last_timestep():
@@ -180,37 +168,8 @@ def test_timesteps_and_dropout_have_the_configured_shares():
     assert 0.17 < module.dropped(range(4000)).float().mean() < 0.23
 
 
-def test_cached_outputs_of_the_frozen_encoders_give_the_same_loss():
-    model = make_tiny_model()
-    for kind in ("denoiser", "stage1", "stage2"):
-        set_trainable(model, stage(kind))
-        module = StageLoss(model, stage(kind))
-        cached = module.frozen(*clips())
-        assert ("image" in cached) == (kind == "stage1")
-        assert torch.equal(module(*clips(), range(4))["loss"], module(*clips(), range(4), cached)["loss"])
-
-
-def test_unknown_prefix_is_refused():
-    with pytest.raises(ConfigError, match="unett"):
-        trainable_names(make_tiny_model(), stage("stage2", trainable=("unett.",)))
-
-
-def test_start_encoders_copies_the_autoencoder():
-    model = make_tiny_model()
-    start_encoders(model)
-    images = torch.rand(1, 3, 32, 32) * 2 - 1
-    mean, _ = model.vae.encode(images)
-    for encoder in (model.encoder1, model.encoder2):
-        assert torch.equal(encoder.spatial(images)[0], mean * model.config.vae.latent_scale)
-
-
-def thumbnail_model() -> DeblurModel:
-    """The tiny model, whose UNet sees an estimate's rest, with latents that carry a thumbnail."""
-    return make_tiny_model(thumbnail=True)
-
-
 def test_start_from_estimate_makes_one_step_return_the_adapters_estimate():
-    model = thumbnail_model()
+    model = make_tiny_model(thumbnail=True)
     start_from_estimate(model)
     latents = torch.randn(1, 4, 2, 8, 8)
     with torch.no_grad():
@@ -222,7 +181,7 @@ def test_start_from_estimate_makes_one_step_return_the_adapters_estimate():
 @torch.no_grad()
 def test_rescaled_latents_miss_by_one_and_change_neither_pictures_nor_conditions():
     """Encoders, decoder and adapter are the same functions in new units; only what the UNet is to predict has changed."""
-    model, (blurred, sharp) = thumbnail_model(), clips()
+    model, (blurred, sharp) = make_tiny_model(thumbnail=True), clips()
     x = blurred * 2 - 1
 
     def seen() -> list[torch.Tensor]:
@@ -252,7 +211,7 @@ def test_rescaled_latents_miss_by_one_and_change_neither_pictures_nor_conditions
 
 def test_stage_3_without_a_denoiser_learns_from_latents_between_the_estimate_and_the_truth(monkeypatch):
     """At t = T - 1 it sees the estimate, at little noise the sharp latents."""
-    model, seen = thumbnail_model(), []
+    model, seen = make_tiny_model(thumbnail=True), []
     model.vae.decoder.conv_in.register_forward_hook(lambda m, i, o: seen.append(i[0]))
     blurred, sharp = clips()
     with torch.no_grad():
@@ -267,7 +226,7 @@ def test_stage_3_without_a_denoiser_learns_from_latents_between_the_estimate_and
 
 def test_texture_counts_as_far_as_the_latents_know_of_the_sharp_picture(monkeypatch):
     """Not at all in the one-step output, which is to be faithful; in full where hardly any noise is left."""
-    model, (blurred, sharp) = thumbnail_model(), clips()
+    model, (blurred, sharp) = make_tiny_model(thumbnail=True), clips()
     found = {}
     for t in (999, 0):
         module = StageLoss(model, stage("stage3", loss={"texture": 1.0}))
@@ -276,8 +235,3 @@ def test_texture_counts_as_far_as_the_latents_know_of_the_sharp_picture(monkeypa
             found[t] = module(blurred, sharp, range(4))
     assert found[999]["texture"] == 0 and found[0]["texture"] > 1e-3
     assert torch.isclose(found[0]["loss"], found[0]["pixel"] + found[0]["texture"])
-
-
-def test_rescaling_needs_an_estimate(tmp_path):
-    with pytest.raises(ConfigError, match=r"stages\[0\].rescale"):
-        configs.load(write_config(tmp_path, [{**STAGES[1], "rescale": True}]))

@@ -1,6 +1,8 @@
 """Clips for training from any kind of footage.
 
-A sample is a pure function of (seed, index): neither a restart nor the number of processes changes which samples are seen.
+A sample is a pure function of (seed, index): neither a restart nor the number of processes changes which samples are seen. Every source of
+clips has `batch`, which makes samples `indices` of stream `seed`, `unreadable`, the files that were left out so far with the reason, and
+`blur_keys`, the keys of BlurConfig that it looks at.
 """
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import einops
 import numpy as np
@@ -43,16 +45,6 @@ class Clips(NamedTuple):
     prior: Tensor | None = None
 
 
-class ClipSource(Protocol):
-    """Sample `index` is the same on every machine, in every process and after every restart."""
-
-    unreadable: dict[str, str]           # files that were left out so far, with the reason
-    blur_keys: frozenset[str]            # keys of BlurConfig that these clips look at
-
-    def batch(self, seed: int, indices: Sequence[int], *, num_frames: int, size: int, device: torch.device | str) -> Clips:
-        """Samples `indices` of stream `seed`, each of `num_frames` frames of `size` x `size` pixels. Raises DataError."""
-
-
 class PhotoClips:
     """Photographs, decoded (uint8) where training happens, seen by a moving camera."""
 
@@ -76,16 +68,11 @@ class PhotoClips:
         rows = torch.tensor([scenes.index(int(index) // cut**2) * cut**2 + int(index) % cut**2 for index in indices])
         rows = rows.to(device, non_blocking=True)
         blurred, sharp = (einops.rearrange(x, "b c f (i h) (j w) -> (b i j) c f h w", i=cut, j=cut).index_select(0, rows) for x in made)
-        swap, flip = (torch.tensor(drawn)[:, None, None, None, None].to(device, non_blocking=True) for drawn in _turns(seed, indices))
+        turns = np.stack([np.random.default_rng([seed, int(index), 1]).random(2) for index in indices]) < 0.5     # left and right is drawn
+        swap, flip = torch.tensor(turns).T[:, :, None, None, None, None].to(device, non_blocking=True)
         blurred, sharp = (torch.where(swap, x.mT, x) for x in (blurred, sharp))
         blurred, sharp = (torch.where(flip, x.flip(-2), x) for x in (blurred, sharp))
         return Clips(blurred, sharp, [f"{self.source} sample {index}" for index in indices])
-
-
-def _turns(seed: int, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """For each sample, whether rows and columns change places and whether it stands on its head; left and right are drawn already."""
-    drawn = np.stack([np.random.default_rng([seed, int(index), 1]).random(2) for index in indices]) < 0.5
-    return drawn[:, 0], drawn[:, 1]
 
 
 _photos = lru_cache(maxsize=2)(read_photos)              # read once, shared by the stages of a run

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -34,19 +34,6 @@ class DataError(UserError):
 
 
 CropBox = tuple[int, int, int, int]          # x0, y0, x1, y1
-
-
-class Frames(Protocol):
-    """Frames of one clip, read at random places."""
-
-    name: str
-
-    def __len__(self) -> int: ...
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width, height."""
-    def read(self, numbers: range, box: CropBox | None = None) -> Tensor:
-        """Frames (len(numbers), 3, h, w) uint8 RGB. Raises DataError naming the file."""
 
 
 def read_picture(file: Path | io.BytesIO, box: CropBox | None = None, name: str = "", size: tuple[int, int] | None = None) -> Tensor:
@@ -206,6 +193,9 @@ class VideoFrames:
                 _thread.walk, walk.following = walk, numbers.stop
                 break
         return frames
+
+
+Frames = PictureFrames | VideoFrames         # of one clip, read at random places
 
 
 class Index(NamedTuple):

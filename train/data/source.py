@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 
 from ..config import StageConfig, TrainConfig, blur_config
-from .clips import Clips, ClipSource, open_clips
+from .clips import Clips, PhotoClips, RecordedClips, open_clips
 from .pool import PoolClips, is_pool
 
+ClipSource = PhotoClips | RecordedClips | PoolClips
 SCALE_CLIPS = 64          # clips that the latents' scale is measured on
 
 

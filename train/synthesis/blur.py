@@ -4,7 +4,7 @@ truth is the centre sub-sample, never degraded. What a sample shows is drawn by 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from . import camera
 from .motion import apply
 from .scene import DEEPEST, BlurConfig, Plan, Relief, Texture, plan, shots
 
+SAME = torch.nn.Identity()     # the light of clips that are averaged in sRGB
 CHUNK_PIXELS = 1 << 17         # of sub-samples averaged at a time on a CPU: they stay in its cache
 
 
@@ -90,33 +91,25 @@ def _footprint(matrices: np.ndarray, size: int) -> tuple[int, int, int, int] | N
     return (x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None
 
 
-def _compose(textures: Sequence[Tensor], matrices: Sequence[np.ndarray], size: int,
-             relief: tuple[Tensor, np.ndarray] | None = None) -> Tensor:
-    """Background (1, 3, ...) and premultiplied layers (1, 4, ...) at K instants -> (K, 3, size, size), bilinear."""
-    image = _warp(textures[0], matrices[0], (0, 0, size, size), "bilinear", "border", relief)
+def _compose(textures: Sequence[Tensor], matrices: Sequence[np.ndarray], size: int, relief: tuple[Tensor, np.ndarray] | None,
+             color: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Background (1, 3, ...) and premultiplied layers (1, 4, ...) at K instants -> (K, 3, size, size), bilinear.
+
+    With `color`, sRGB values in [0, 1] -> the light that the clip is averaged in, from sRGB textures (layers not premultiplied), bicubic.
+    Interpolating in sRGB avoids rings about highlights; the layers are still laid over each other in the clip's own light.
+    """
+    mode = "bicubic" if color else "bilinear"
+    image = _warp(textures[0], matrices[0], (0, 0, size, size), mode, "border", relief)
+    image = color(image.clamp_(0, 1)) if color else image
     for layer, m in zip(textures[1:], matrices[1:]):
         box = _footprint(m, size)
-        if box is not None:
-            over = _warp(layer, m, box, "bilinear", "zeros")
-            image[:, :, box[1]:box[3], box[0]:box[2]].mul_(1 - over[:, 3:]).add_(over[:, :3])
-    return image
-
-
-def _compose_sharp(textures: Sequence[Tensor], matrices: Sequence[np.ndarray], size: int, linear: bool,
-                   relief: tuple[Tensor, np.ndarray] | None = None) -> Tensor:
-    """The same from sRGB textures (layers not premultiplied), bicubic. Interpolating in sRGB avoids rings about highlights; the
-    layers are still laid over each other in the clip's own light, as in its blurred frames."""
-    def color(x: Tensor) -> Tensor:
-        """sRGB values -> the light that the clip is averaged in."""
-        return rgb_to_linear_rgb(x.clamp_(0, 1)) if linear else x.clamp_(0, 1)
-
-    image = color(_warp(textures[0], matrices[0], (0, 0, size, size), "bicubic", "border", relief))
-    for layer, m in zip(textures[1:], matrices[1:]):
-        box = _footprint(m, size)
-        if box is not None:
-            over = _warp(layer, m, box, "bicubic", "zeros")
-            view = image[:, :, box[1]:box[3], box[0]:box[2]]
-            view.add_(over[:, 3:].clamp(0, 1) * (color(over[:, :3]) - view))
+        if box is None:
+            continue
+        over, view = _warp(layer, m, box, mode, "zeros"), image[:, :, box[1]:box[3], box[0]:box[2]]
+        if color:
+            view.add_(over[:, 3:].clamp(0, 1) * (color(over[:, :3].clamp_(0, 1)) - view))
+        else:
+            view.mul_(1 - over[:, 3:]).add_(over[:, :3])
     return image
 
 
@@ -141,14 +134,15 @@ def render(sample: Plan, photos: Sequence[Tensor], size: int, device: torch.devi
     layered = sample.linear and bool(sample.layers)      # without layers the truth need not leave sRGB
     relief = sample.relief
     depths = _depths(relief, sample.background.truth, size, device) if relief else None
-    sharp = _compose_sharp(sharp_textures, [t.truth for t in textures], size, layered, relief and (depths, relief.truth))
+    sharp = _compose(sharp_textures, [t.truth for t in textures], size, relief and (depths, relief.truth),
+                     rgb_to_linear_rgb if layered else SAME)
     blurred = torch.empty_like(sharp)
     chunk = max(1, CHUNK_PIXELS // size**2) if sharp.device.type == "cpu" else max(sample.counts)
     for j, count in enumerate(sample.counts):
         matrices = [t.frames[j] for t in textures]
         bumps = relief and (depths[j:j + 1], relief.frames[j])
         if count <= 3:                                   # few sub-samples: bilinear interpolation's own blur would show
-            blurred[j] = _compose_sharp(sharp_textures, matrices, size, sample.linear, bumps).mean(0)
+            blurred[j] = _compose(sharp_textures, matrices, size, bumps, rgb_to_linear_rgb if sample.linear else SAME).mean(0)
         else:
             parts = (slice(a, a + chunk) for a in range(0, count, chunk))
             total = sum(_compose(light_textures, [m[part] for m in matrices], size, bumps and (bumps[0], bumps[1][part])).sum(0)

@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import functools
+import io
 import math
 
+import av
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -94,11 +96,7 @@ def jpeg(x: Tensor, quality: float) -> Tensor:
 
 
 def h264(x: Tensor, crf: float) -> Tensor:
-    """What is left of frames (F, 3, H, W) in [0, 1] after libx264 at `crf`, 4:2:0, 8 bits, at 30 frames per second; needs PyAV."""
-    import io
-
-    import av
-
+    """What is left of frames (F, 3, H, W) in [0, 1] after libx264 at `crf`, 4:2:0, 8 bits, at 30 frames per second."""
     frames, _, height, width = x.shape
     padded = F.pad(x, (0, width % 2, 0, height % 2), mode="replicate")
     pictures = (padded.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

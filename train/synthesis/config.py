@@ -37,7 +37,7 @@ class BlurConfig:
     noise_gain: tuple[float, ...] = (0.5, 1.5)
     codec: float = 0.5                                   # probability
     quality: tuple[float, ...] = (60.0, 95.0)            # JPEG
-    h264: float = 0.0                                    # share of coded clips that pass through a real encoder (slow, needs PyAV)
+    h264: float = 0.0                                    # share of coded clips that pass through a real encoder (slow)
     crf: tuple[float, ...] = (18.0, 32.0)
     cut: int = 1                                         # scenes of cut x cut the area are cut into samples: fewer kernel launches
     single: float = 0.0                                  # share of samples whose frames all show one exposure: a photograph

@@ -1,15 +1,11 @@
-"""Muon: what its steps are, which parameters take them, and that a run with it continues as if it had never stopped."""
+"""Muon: what its steps are, and which parameters take them."""
 from __future__ import annotations
 
 import pytest
 import torch
 from conftest import make_tiny_model
-from training_tools import NO_VALIDATION, STAGES, losses, write_config
 
-from train import config as configs
 from train.backend.muon import Muon, is_matrix, orthogonalised
-from train.loop import run
-from vdd_model.config import ConfigError
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (24, 80), (80, 24)])
@@ -59,28 +55,3 @@ def test_which_parameters_are_matrices():
         if p.ndim == 1 or "depthwise" in name or name in ("null_text", "vae.fidelity.head.weight"):
             assert name not in chosen
     assert any(name.startswith("unet.") for name in chosen)
-
-
-def test_resume_equals_no_interruption(tmp_path):
-    stages = [{**stage, "steps": 4, "optimizer": "muon"} for stage in STAGES if stage["kind"] == "stage2"]
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    for folder in (whole, halves):
-        folder.mkdir()
-        path = write_config(folder, stages, validation=NO_VALIDATION, save_every=2, log_every=1)
-    run(configs.load(whole / path.name), say=lambda text: None)
-
-    def stop(text: str) -> None:
-        if " step 3/" in text:
-            raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt):                  # the newest state is that of step 2, with momenta
-        run(configs.load(path), say=stop)
-    run(configs.load(path), resume=True, say=lambda text: None)
-    assert losses(halves / "run") == losses(whole / "run")
-
-
-def test_is_refused_with_fsdp(tmp_path):
-    stages = [{**STAGES[0], "optimizer": "muon"}]
-    with pytest.raises(ConfigError, match=r"stages\[0\].optimizer: muon needs whole matrices"):
-        configs.load(write_config(tmp_path, stages, fsdp=True))
-    with pytest.raises(ConfigError, match="adamw or muon, found 'sgd'"):
-        configs.load(write_config(tmp_path, [{**STAGES[0], "optimizer": "sgd"}]))

@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 import struct
+from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -37,12 +37,12 @@ def write(folder: Path, count: int, first: int = 0, suffix: str = ".png", digits
 
 def write_video(path: Path, frames: int, seed: int = 0, rate: int = 30, speed: int = 2, size=(64, 48)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "4", "g": "5"})
-        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
-        for i in range(frames):
-            container.mux(stream.encode(av.VideoFrame.from_image(picture(seed, *size, shift=speed * i))))
-        container.mux(stream.encode(None))
+    save_clip(path, scene(frames, seed, speed, size), rate=Fraction(rate), options={"crf": "4", "g": "5"})
+
+
+def scene(frames: int, seed: int = 0, speed: int = 2, size=(64, 48)) -> list[np.ndarray]:
+    """Frames of a camera that pans, (H, W, 3) in [0, 1]."""
+    return [np.asarray(picture(seed, *size, shift=speed * i), np.float32) / 255 for i in range(frames)]
 
 
 def gopro(root: Path) -> Path:
@@ -63,39 +63,24 @@ def test_gopro(tmp_path):
     assert gamma.blurred.paths[0].parent.name == "blur_gamma"
 
 
-def test_dvd_splits_by_the_published_list(tmp_path):
-    for name in ("IMG_0003", "IMG_0001"):
-        for kind in ("input", "GT"):
-            write(tmp_path / "quantitative_datasets" / name / kind, 4, suffix=".jpg", digits=5)
-    for split, name in (("test", "IMG_0003"), ("train", "IMG_0001")):
-        found = readers.find(tmp_path, split=split)
-        assert found.layout == "dvd" and [s.name for s in found.sequences] == [f"quantitative_datasets/{name}"]
+DVD = [f"quantitative_datasets/{name}/{side}" for name in ("IMG_0003", "IMG_0001") for side in ("input", "GT")]        # without splits
+REDS = [f"{split}/{split}_{side}/{name}" for split in ("train", "val") for side in ("blur", "sharp") for name in ("000", "001")]
+BSD = [f"BSD_2ms16ms/{split}/071/{side}/RGB" for split in ("train", "valid", "test") for side in ("Blur", "Sharp")]
+PAIRS = [folder.format(side) for side in ("blurry", "gt") for folder in ("flat/{}", "frames/{}/a")]
 
 
-def test_reds(tmp_path):
-    for split in ("train", "val"):
-        for kind in ("blur", "sharp"):
-            for name in ("000", "001"):
-                write(tmp_path / split / f"{split}_{kind}" / name, 5, digits=8)
-    found = readers.find(tmp_path, split="val")
-    assert found.layout == "reds" and [s.name for s in found.sequences] == ["val/val_blur/000", "val/val_blur/001"]
-    assert found.sequences[0].sharp.paths[0] == tmp_path / "val/val_sharp/000/00000000.png"
-
-
-def test_bsd(tmp_path):
-    for split in ("train", "valid", "test"):
-        for kind in ("Blur", "Sharp"):
-            write(tmp_path / "BSD_2ms16ms" / split / "071" / kind / "RGB", 3, digits=8)
-    found = readers.find(tmp_path, split="val")
-    assert found.layout == "bsd" and [s.name for s in found.sequences] == ["BSD_2ms16ms/valid/071"]
-
-
-def test_any_folder_of_pairs(tmp_path):
-    for kind in ("blurry", "gt"):
-        write(tmp_path / "frames" / kind / "a", 3)
-        write(tmp_path / "flat" / kind, 3)
-    found = readers.find(tmp_path)
-    assert found.layout == "pairs" and [s.name for s in found.sequences] == ["flat", "frames/a"]
+@pytest.mark.parametrize("layout, folders, split, names, sharp", [
+    ("dvd", DVD, "test", ["quantitative_datasets/IMG_0003"], "quantitative_datasets/IMG_0003/GT"),
+    ("dvd", DVD, "train", ["quantitative_datasets/IMG_0001"], "quantitative_datasets/IMG_0001/GT"),
+    ("reds", REDS, "val", ["val/val_blur/000", "val/val_blur/001"], "val/val_sharp/000"),
+    ("bsd", BSD, "val", ["BSD_2ms16ms/valid/071"], "BSD_2ms16ms/valid/071/Sharp/RGB"),
+    ("pairs", PAIRS, "", ["flat", "frames/a"], "flat/gt")])
+def test_published_layouts_and_folders_of_pairs(tmp_path, layout, folders, split, names, sharp):
+    for folder in folders:
+        write(tmp_path / folder, 3)
+    found = readers.find(tmp_path, split=split)
+    assert found.layout == layout and [s.name for s in found.sequences] == names and not found.problems
+    assert found.sequences[0].sharp.paths[0].parent == tmp_path / sharp
 
 
 def test_pairs_of_videos(tmp_path):
@@ -109,18 +94,8 @@ def test_pairs_of_videos(tmp_path):
     assert clips.blurred.shape == (2, 3, 4, 32, 32)
 
 
-def test_video_frames_are_the_ones_asked_for(tmp_path):
-    write_video(tmp_path / "a.mp4", 20, speed=3)
-    frames = readers.VideoFrames("a", tmp_path / "a.mp4")
-    assert len(frames) == 20 and frames.size == (64, 48) and frames.rate == 30
-    drawn = torch.stack([torch.from_numpy(np.array(picture(0, 64, 48, shift=3 * i))).permute(2, 0, 1).float() for i in range(20)])
-    for start in (0, 4, 13, 17):                                 # keyframes are five apart; chroma is halved, so compare, not equal
-        for k, frame in enumerate(frames.read(range(start, start + 3)).float()):
-            assert (frame - drawn).abs().mean((1, 2, 3)).argmin() == start + k
-    assert torch.equal(frames.read(range(5, 6), (8, 4, 40, 36))[0], frames.read(range(5, 6))[0, :, 4:36, 8:40])
-
-
 @pytest.mark.parametrize("suffix, codec, options", [
+    (".mp4", "libx264", {"g": "5"}),
     (".ts", "libx264", {"bf": "3", "g": "12"}), (".mpg", "mpeg2video", {"bf": "2", "g": "12", "threads": "1"}),
     (".avi", "libx264", {"bf": "3", "g": "12"}), (".avi", "mpeg4", {"bf": "2"}),
     (".mkv", "libx264", {"bf": "3", "g": "12", "x264-params": "open-gop=1"})])
@@ -129,11 +104,12 @@ def test_frames_of_any_container_are_those_of_the_reader(tmp_path, suffix, codec
     path = save_clip(tmp_path / f"a{suffix}", [pattern(i) for i in range(60)], codec=codec, options=options)
     whole = read_clip(path)
     frames = readers.VideoFrames("a", path)
-    assert len(frames) == len(whole) >= 59
+    assert len(frames) == len(whole) >= 59 and frames.size == (64, 48) and frames.rate == 25
     for start in (0, 1, 11, 13, 30, 35, 47, 54, 20):
         numbers = range(start, start + 5)
         found = frames.read(numbers).movedim(1, -1).float() / 255
         assert (found - whole[start:start + 5]).abs().max() < 0.51 / 255
+    assert torch.equal(frames.read(range(5, 6), (8, 4, 40, 36))[0], frames.read(range(5, 6))[0, :, 4:36, 8:40])
 
 
 def test_a_recording_that_begins_between_key_frames_has_the_frames_that_can_be_decoded(tmp_path):
@@ -174,14 +150,6 @@ def test_frames_that_an_edit_list_hides_are_none(tmp_path):
     assert (frames.read(range(0, 2))[0] / 255 - torch.from_numpy(pattern(22)).movedim(-1, 0)).abs().mean() < 0.01
 
 
-def test_missing_partner_ends_a_run_and_is_named(tmp_path):
-    root = gopro(tmp_path)
-    (root / "test/GOPR0003/sharp/000003.png").unlink()
-    found = readers.find(root, split="test")
-    assert [(s.name, len(s)) for s in found.sequences] == [("test/GOPR0003#0", 2), ("test/GOPR0003#1", 3)]
-    assert "no partner of 000003.png" in found.problems[0]
-
-
 def test_a_gap_in_both_folders_ends_a_run(tmp_path):
     """A frame of which either side is missing lies between its neighbours, whichever folder is looked at first."""
     for kind, numbers in (("blur", (1, 2, 4, 5, 6, 9, 10)), ("sharp", (1, 2, 3, 4, 5, 9, 10))):
@@ -190,16 +158,15 @@ def test_a_gap_in_both_folders_ends_a_run(tmp_path):
     found = readers.find(tmp_path)
     assert [[p.stem for p in s.sharp.paths] for s in found.sequences] == [["1", "2"], ["4", "5"], ["9", "10"]]
     assert [[p.stem for p in s.blurred.paths] for s in found.sequences] == [["1", "2"], ["4", "5"], ["9", "10"]]
+    assert [s.name for s in found.sequences] == ["SEQ#0", "SEQ#1", "SEQ#2"]
     assert "no partner of 6.png" in found.problems[0] and "no partner of 3.png" in found.problems[1]
 
 
 def test_nothing_found_is_one_clear_sentence(tmp_path):
-    with pytest.raises(DataError, match="holds no clips or photographs"):
-        readers.find(tmp_path)
-    with pytest.raises(DataError, match="there is no folder"):
-        readers.find(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="no layout is called 'gopr'"):
-        readers.find(tmp_path, "gopr")
+    for folder, layout, words in (("", "auto", "holds no clips or photographs"), ("nowhere", "auto", "there is no folder"),
+                                  ("", "gopr", "no layout is called 'gopr'")):
+        with pytest.raises(DataError, match=words):
+            readers.find(tmp_path / folder, layout)
 
 
 def test_blurred_frames_never_become_the_truth(tmp_path):
@@ -236,16 +203,7 @@ def test_what_is_left_out_of_training_is_named(tmp_path):
 
 
 def test_no_clip_holds_a_cut_between_scenes(tmp_path):
-    def scenes(path, *lengths):
-        with av.open(str(path), "w") as container:
-            stream = container.add_stream("libx264", rate=30, options={"crf": "4"})
-            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-            for seed, length in enumerate(lengths):
-                for i in range(length):
-                    container.mux(stream.encode(av.VideoFrame.from_image(picture(seed, 64, 48, shift=2 * i))))
-            container.mux(stream.encode(None))
-
-    scenes(tmp_path / "a.mp4", 12, 12)
+    save_clip(tmp_path / "a.mp4", scene(12, 0) + scene(12, 1))
     clips, starts = open_clips(tmp_path, "videos"), set()
     for index in range(12):
         name = clips.batch(0, [index], num_frames=4, size=32, device="cpu").names[0]
@@ -254,7 +212,7 @@ def test_no_clip_holds_a_cut_between_scenes(tmp_path):
         starts.add(first >= 12)
     assert starts == {False, True} and not clips.unreadable
     (tmp_path / "a.mp4").unlink()
-    scenes(tmp_path / "b.mp4", *[2] * 6)
+    save_clip(tmp_path / "b.mp4", [frame for seed in range(6) for frame in scene(2, seed)])
     with pytest.raises(readers.DataError, match="met a cut between scenes"):
         open_clips(tmp_path, "videos").batch(0, [0], num_frames=4, size=32, device="cpu")
 
@@ -347,10 +305,9 @@ def test_frames_that_differ_in_size_are_left_out_and_named(tmp_path):
 
 def test_too_short_and_too_small_clips_are_refused(tmp_path):
     source = open_clips(gopro(tmp_path), "auto", "train")
-    with pytest.raises(DataError, match="none of the 2 clips has 16 frames of at least 24 x 24"):
-        source.batch(0, [0], num_frames=16, size=24, device="cpu")
-    with pytest.raises(DataError, match="256 x 256"):
-        source.batch(0, [0], num_frames=3, size=256, device="cpu")
+    for frames, size in ((16, 24), (3, 256)):
+        with pytest.raises(DataError, match=f"none of the 2 clips has {frames} frames of at least {size} x {size}"):
+            source.batch(0, [0], num_frames=frames, size=size, device="cpu")
 
 
 @pytest.mark.parametrize("matrix", [(-1, 0, 0, 1), (0, 1, 1, 0), (0, 1, -1, 0)])
@@ -439,15 +396,6 @@ def test_check_prints_what_is_there(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "1 unreadable" in out and "000002.png: cannot be read" in out and "no partner of 000005.png" in out
     assert contact.main(["check", str(tmp_path / "nowhere")]) == 2
-
-
-def test_check_measures_the_real_clips(shared, capsys):
-    root = shared / "data/gopro_layout"
-    if not root.is_dir():
-        pytest.skip(f"needs {root}, which is not here")
-    assert contact.main(["check", str(root), "--every", "6"]) == 0
-    out = capsys.readouterr().out
-    assert "GOPRO7_WALK" in out and "GOPROMAX_WALK" in out and "448 x 256" in out
 
 
 def test_contact_sheet(tmp_path, capsys):

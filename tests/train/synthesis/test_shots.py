@@ -12,7 +12,6 @@ from train.data.readers import Found, Sequence
 from train.synthesis import camera, motion
 from train.synthesis.blur import synthesize
 from train.synthesis.scene import BlurConfig, plan, shots
-from vdd_model.config import ConfigError
 
 BLUR = BlurConfig(extent=(3.0, 6.0), near_sharp=0.0, max_subsamples=9)
 
@@ -141,10 +140,3 @@ def test_recorded_pairs_know_photographs_repeats_and_cuts_too():
     assert all(1 < len(set(row)) <= 4 for row in levels(repeats=1.0))
     cut = [np.abs(np.diff(row)) for row in levels(hard_cuts=1.0)]
     assert all((steps != 1).sum() <= 1 for steps in cut) and sum((steps > 1).any() for steps in cut) > 20
-
-
-def test_shares_that_cannot_be_are_refused():
-    for keys, words in (({"single": 0.6, "repeats": 0.5}, "single and blur.repeats"), ({"repeat_lengths": (1, 2)}, "repeat_lengths"),
-                        ({"hard_cuts": 1.5}, "hard_cuts")):
-        with pytest.raises(ConfigError, match=words):
-            BlurConfig(**keys)
