@@ -18,6 +18,7 @@ from train.backend.groupnorm import RowGroupNorm, use_rows
 from train.config import StageConfig
 from train.stages import StageLoss, set_trainable
 from vdd_model.config import preset
+from vdd_model.networks.layers import channels_last
 from vdd_model.networks.model import DeblurModel
 
 
@@ -29,15 +30,12 @@ def main() -> None:
     a = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    model = DeblurModel(preset("small")).train()
-    for parameter in model.parameters():
-        if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    model = channels_last(DeblurModel(preset("small")).train())
     stage = StageConfig("stage3", steps=1, batch=a.batch, frames=a.frames, crop=a.crop, last_timestep=1.0, denoise=False,
                         trainable=("vae.fidelity.", "encoder2."))
-    names = set(set_trainable(model, stage))
+    names = set_trainable(model, stage)
     loss = StageLoss(model, stage)
-    optimizer = torch.optim.AdamW([p for name, p in model.named_parameters() if name in names], fused=True)
+    optimizer = torch.optim.AdamW([model.get_parameter(name) for name in names], fused=True)
     clips = torch.rand(2, a.batch, 3, a.frames, a.crop, a.crop)
     use_rows(model)
     norms = [module for module in model.modules() if isinstance(module, RowGroupNorm)]

@@ -40,8 +40,7 @@ class Work:
     stage: StageConfig
     number: int
     module: nn.Module              # StageLoss, wrapped by accelerate or sharded
-    names: list[str]               # of the parameters that train
-    parameters: list[Tensor]
+    parameters: dict[str, Tensor]  # those that train, by name
     optimizer: torch.optim.Optimizer
     average: states.Average
     batches: Batches
@@ -91,16 +90,15 @@ def begin_stage(this: Run, stage: StageConfig) -> Work:
         module = accelerator.prepare(module)
 
     # ---- optimiser and averages
-    by_name = dict(model.named_parameters())
-    parameters = [by_name[name] for name in names]
+    parameters = {name: model.get_parameter(name) for name in names}             # sharing them out has made new ones
     make = functools.partial(Muon, dtype=getattr(torch, config.precision)) if stage.optimizer == "muon" else torch.optim.AdamW
-    optimizer = make(parameters, lr=stage.lr, betas=tuple(stage.betas), eps=stage.eps, weight_decay=stage.weight_decay,
+    optimizer = make(list(parameters.values()), lr=stage.lr, betas=tuple(stage.betas), eps=stage.eps, weight_decay=stage.weight_decay,
                      fused=not config.fsdp)
-    work = Work(stage, number, module, names, parameters, optimizer, states.Average(parameters, config.ema), batches)
+    work = Work(stage, number, module, parameters, optimizer, states.Average(parameters.values(), config.ema), batches)
     if this.restored is not None:
         states.restore(this.restored, model, work)
         this.restored = None
-    this.say(f"stage {number} ({stage.kind}): {sum(p.numel() for p in parameters) / 1e6:.2f} M parameters of "
+    this.say(f"stage {number} ({stage.kind}): {sum(p.numel() for p in parameters.values()) / 1e6:.2f} M parameters of "
              f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M, batch {stage.batch} x {stage.frames} x {stage.crop} x "
              f"{stage.crop}, " + (f"{stage.steps} steps" if stage.steps else f"{stage.minutes:.1f} minutes"))
     return work
@@ -130,7 +128,7 @@ def train_stage(this: Run, work: Work, ending: Callable[[], bool]) -> bool:
                     (terms["loss"] / stage.accumulation).backward()
                 rows.append(torch.stack([value.detach().float() for value in terms.values()]))
                 files += clips.names
-            norm = torch.nn.utils.clip_grad_norm_(work.parameters, stage.clip or math.inf)
+            norm = torch.nn.utils.clip_grad_norm_(work.parameters.values(), stage.clip or math.inf)
             norm = (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).detach().float().reshape(())
 
             # ---- one step of the optimiser and of the averages

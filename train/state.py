@@ -6,7 +6,7 @@ import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -106,7 +106,7 @@ def check_room(folder: Path, needed: int) -> None:
 class Average:
     """Exponential moving average of some parameters, float32, with the usual short memory at the start. Decay 0: none is kept."""
 
-    def __init__(self, parameters: list[Tensor], decay: float):
+    def __init__(self, parameters: Iterable[Tensor], decay: float):
         self.decay, self.updates = decay, 0
         self.parameters = [p.detach().to_local() if isinstance(p, DTensor) else p.detach() for p in parameters]   # this process's part
         self.values = [p.clone().float() for p in self.parameters] if decay else []
@@ -154,7 +154,7 @@ def collect(model: nn.Module, work) -> dict[str, Tensor]:
     if work.average.values:
         with work.average.shown():
             averages = whole_state(model)
-            tensors |= {f"ema/{name}": averages[name].clone() for name in work.names}
+            tensors |= {f"ema/{name}": averages[name].clone() for name in work.parameters}
     if work.optimizer.state:
         moments = get_optimizer_state_dict(model, work.optimizer, options=FULL)["state"]
         tensors |= {f"{key}/{name}": value for name, held in moments.items() for key, value in held.items()}
@@ -171,11 +171,11 @@ def restore(state: State, model: nn.Module, work) -> None:
     if not position.step:
         return                                          # saved between two stages
     parts, average = {key: state.part(key) for key in MOMENTS}, state.part("ema")
-    seconds = {name for name, p in zip(work.names, work.parameters) if not (isinstance(work.optimizer, Muon) and is_matrix(p))}
+    seconds = {name for name, p in work.parameters.items() if not (isinstance(work.optimizer, Muon) and is_matrix(p))}
     same = _chosen(state, state.record["config"]["stages"][position.stage]) == _chosen(state, asdict(work.stage))
     first, second = set(parts["exp_avg"]), set(parts["exp_avg_sq"])
-    same = same and first <= set(work.names) and second == first & seconds
-    if not same or (work.average.values and set(average) != set(work.names)):
+    same = same and first <= work.parameters.keys() and second == first & seconds
+    if not same or (work.average.values and average.keys() != work.parameters.keys()):
         raise UserError(f"{state.path}: its stage trains other parameters, or keeps other averages or moments, than this configuration's "
                         f"stage {position.stage}; start a new run with `init` instead")
     if work.average.values:
@@ -187,7 +187,7 @@ def restore(state: State, model: nn.Module, work) -> None:
             for name in first}                          # copies: the state's file must not stay mapped
     groups = get_optimizer_state_dict(model, work.optimizer, options=FULL)["param_groups"]
     set_optimizer_state_dict(model, work.optimizer, {"state": held, "param_groups": groups}, options=FULL)
-    for name, parameter in zip(work.names, work.parameters):
+    for name, parameter in work.parameters.items():
         if name not in held:                            # torch has stepped them once, by nothing, to know what moments look like
             work.optimizer.state.pop(parameter, None)
 

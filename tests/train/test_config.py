@@ -65,14 +65,10 @@ def test_mistakes_are_named_before_any_work(tmp_path, capsys, changes, words):
 
 
 def test_not_yaml_missing_file_and_missing_stages(tmp_path, capsys):
-    bad = tmp_path / "bad.yaml"
-    bad.write_text("stages: [")
-    assert main([str(bad)]) == 2 and "not YAML" in capsys.readouterr().err
     assert main([str(tmp_path / "none.yaml")]) == 2 and "cannot read" in capsys.readouterr().err
-    bad.write_text("seed: 1")
-    assert main([str(bad)]) == 2 and "stages" in capsys.readouterr().err
-    bad.write_text("")
-    assert main([str(bad)]) == 2 and "expected a mapping" in capsys.readouterr().err
+    for text, words in (("stages: [", "not YAML"), ("seed: 1", "stages"), ("", "expected a mapping")):
+        (tmp_path / "bad.yaml").write_text(text)
+        assert main([str(tmp_path / "bad.yaml")]) == 2 and words in capsys.readouterr().err
 
 
 def test_set_changes_one_key(tmp_path):

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import shutil
 import socket
 from pathlib import Path
 
@@ -66,7 +65,6 @@ def test_two_processes_equal_one(tmp_path):
     """20 steps over two stages, with and without accumulation: every weight within 1e-5."""
     stages = [{**STAGES[2], "steps": 10, "eps": 1e-5}, {**STAGES[3], "steps": 10, "eps": 1e-5, "accumulation": 2}]
     alone = reference(tmp_path / "alone", stages)
-    shutil.copytree(alone / "data", tmp_path / "data")
     launch(write_config(tmp_path, stages, export_dtype="float32", validation=NO_VALIDATION))
     assert compare(tmp_path, alone) < 1e-5
 
@@ -75,7 +73,6 @@ def test_sharded_processes_equal_one_and_states_pass_between_them(tmp_path):
     """FSDP: two steps on one process, two on two sharded ones, two on one again, from each other's states."""
     stages = [{**STAGES[3], "steps": 6, "eps": 1e-5, "min_lr": 1.0}]        # constant: the schedule looks at the stage's length
     alone = reference(tmp_path / "alone", stages)
-    shutil.copytree(alone / "data", tmp_path / "data")
     path = write_config(tmp_path, stages, export_dtype="float32")
     states = tmp_path / "run" / "states"
 

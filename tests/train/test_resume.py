@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import shutil
 import signal
 import time
 from collections import namedtuple
@@ -81,26 +80,20 @@ def test_killed_runs_continue_with_the_identical_curve_and_weights(tmp_path):
     """kill -9 between steps, twice, and twice while a state is being written."""
     reference, killed = tmp_path / "reference", tmp_path / "killed"
     for folder in (reference, killed):
-        folder.mkdir()
-    path = write_config(reference, STEPS, export_dtype="float32", validation=NO_VALIDATION)
-    run(configs.load(path), say=quiet)
-    shutil.copytree(reference / "data", killed / "data")
-    path = write_config(killed, STEPS, export_dtype="float32", validation=NO_VALIDATION)
-    kills = 0
+        path = write_config(folder, STEPS, export_dtype="float32", validation=NO_VALIDATION)
+    run(configs.load(reference / path.name), say=quiet)
     for wanted in (1, 8):                                   # in the first stage, in the second
         process = start_process(path, "", 0.3)
         wait_for(lambda n=wanted: lines(killed) > n, process)
         kill(process)
-        kills += 1
         marker = killed / f"writing{wanted}"
         process = start_process(path, str(marker))
         wait_for(marker.exists, process)
         assert list((killed / "run" / "states").glob(".*.part"))
         kill(process)
-        kills += 1
     process = start_process(path)
     process.join()
-    assert process.exitcode == 0 and kills == 4
+    assert process.exitcode == 0
     assert losses(killed / "run") == losses(reference / "run")
     ours, theirs = (load(folder / "run" / "vdd.safetensors").state_dict() for folder in (killed, reference))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -128,7 +121,6 @@ def whole_and_stopped(tmp_path: Path, stage: dict, step: int, **changes) -> tupl
     """Folders of a run of this stage from end to end, and of the same one that was killed behind `step`."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for folder in (whole, stopped):
-        folder.mkdir()
         path = write_config(folder, [stage], validation=NO_VALIDATION, log_every=1, **changes)
     run(configs.load(whole / path.name), say=quiet)
 

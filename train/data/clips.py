@@ -32,6 +32,7 @@ from .readers import CropBox, DataError, Found
 ATTEMPTS = 20                            # draws for one sample before its folder is given up as unreadable
 MAX_BETWEEN = 33                         # frames interpolated between two of a sharp video
 SHOT_KEYS = frozenset({"single", "repeats", "repeat_lengths", "hard_cuts"})      # of BlurConfig: they say what frames show, not how
+MAX_INTERVAL = 12                        # frames of a sharp video from one exposure to the next
 MARGIN = 16                              # pixels read around a crop of a sharp video, for flow that points outside
 
 
@@ -79,7 +80,7 @@ _photos = lru_cache(maxsize=2)(read_photos)              # read once, shared by 
 
 
 class RecordedClips:
-    """Base of the clips that are read from recorded frames: draws a clip, a start, a crop and flips; skips what cannot be read.
+    """Base of the clips that are read from recorded frames: draws a clip, a crop and flips, `_read` the start; skips what cannot be read.
 
     `unreadable` names all that is left out, with the reason. A sample that meets such a file is drawn anew from the same stream of
     random numbers, so it still depends on the files, the seed and the index alone.
@@ -151,9 +152,6 @@ class RecordedClips:
             return blurred.flip(flips), sharp.flip(flips), name
         raise DataError(f"{ATTEMPTS} draws in a row met unreadable files; the last: {list(self.unreadable.values())[-1]}")
 
-    def _read(self, rng: np.random.Generator, sequence, num_frames: int, box: CropBox, gopro: bool) -> tuple[Tensor, Tensor, str]:
-        raise NotImplementedError
-
 
 class SceneCut(Exception):
     """Two neighbouring frames of a video are of different scenes; the text says where."""
@@ -178,14 +176,10 @@ class VideoClips(RecordedClips):
                              "gopro"}
     more = 2                                             # an interval of one frame, and a neighbour on either side
 
-    def __init__(self, found: Found, blur: BlurConfig | None = None, max_interval: int = 12) -> None:
-        super().__init__(found, blur)
-        self.max_interval = max_interval
-
     def _read(self, rng: np.random.Generator, sequence, num_frames: int, box: CropBox, gopro: bool) -> tuple[Tensor, Tensor, str]:
         config, video = self.blur, sequence.sharp
         duty = 1.0 if gopro else float(rng.uniform(*config.duty))
-        longest = min(self.max_interval, (len(video) - 3) // max(num_frames - 1, 1))
+        longest = min(MAX_INTERVAL, (len(video) - 3) // max(num_frames - 1, 1))
         interval = int(np.clip(round(video.rate / rng.uniform(12, 40)), 1, max(longest, 1)))
         reach = math.ceil(interval * duty / 2)
         span = (num_frames - 1) * interval + 2 * reach + 1

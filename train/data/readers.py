@@ -14,7 +14,7 @@ from vdd_model.media.encoding import VIDEO_SUFFIXES
 from vdd_model.media.images import IMAGE_SUFFIXES
 
 from .frames import CropBox, DataError, Frames, PictureFrames, VideoFrames, picture_size, pool, read_picture
-from .sequences import SHORTEST, follow, in_sequences, is_film, natural, probed
+from .sequences import ALIKE, PLACES, PROBES, RELATED, SHORTEST, alike, in_sequences, natural, probed
 
 __all__ = ["LAYOUTS", "CropBox", "DataError", "Found", "Frames", "PictureFrames", "Sequence", "VideoFrames", "find", "picture_size", "pool",
            "read_picture"]
@@ -179,9 +179,16 @@ def _match(root: Path, name: str, blurred: Path, sharp: Path, problems: list[str
 def _follow(runs: list[list[Path]]) -> bool:
     """Whether pictures that follow by their names look as if they did, at most of a few places; few pictures prove nothing."""
     try:
-        return sum(map(len, runs)) < SHORTEST or follow(pool().map(read_picture, probed(runs)))
+        found = _likeness(runs, PLACES) if sum(map(len, runs)) >= SHORTEST else []
     except DataError:                                # it is named when it is read
         return True
+    return sum(found) >= RELATED * len(found)
+
+
+def _likeness(runs: list[list[Path]], places: int) -> list[float]:
+    """How alike neighbours in runs of pictures are, at so many places."""
+    pictures = list(pool().map(read_picture, probed(runs, places)))
+    return list(map(alike, pictures[::2], pictures[1::2]))
 
 
 def _say_missing(names: list[str], where: Path, problems: list[str]) -> None:
@@ -286,9 +293,10 @@ def _films(root: Path, split: str, blur: str, problems: list[str]) -> Iterator[S
     for sequence in _frames(root, split, blur, problems):
         paths = sequence.sharp.paths
         try:
-            (films if is_film(lambda i, paths=paths: read_picture(paths[i]), len(paths)) else others).append(sequence)
+            film = len(paths) >= SHORTEST and min(_likeness([paths], PROBES)) > ALIKE
         except DataError:
-            others.append(sequence)
+            film = False
+        (films if film else others).append(sequence)
     left_out = sum(map(len, others))
     if left_out > sum(map(len, films)):
         return

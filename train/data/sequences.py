@@ -54,24 +54,10 @@ def _runs(names: list[str]) -> list[list[str]]:
     return [names[a:b] for a, b in pairwise([0, *cuts, len(names)])]
 
 
-def is_film(read, count: int) -> bool:
-    """Whether `count` pictures are the frames of a clip: neighbours look alike wherever one looks. `read(i)` gives uint8 (3, H, W)."""
-    if count < SHORTEST:
-        return False
-    places = [(count - 2) * i // (PROBES - 1) for i in range(PROBES)]
-    return all(alike(read(i), read(i + 1)) > ALIKE for i in places)
-
-
-def probed(runs: list[list]) -> list:
-    """Of runs of pictures the neighbours at `PLACES` places, one behind the other."""
+def probed(runs: list[list], places: int) -> list:
+    """Of runs of pictures the neighbours at so many places, one behind the other."""
     neighbours = [pair for run in runs for pair in pairwise(run)]
-    return [picture for i in range(PLACES) for picture in neighbours[(len(neighbours) - 1) * i // (PLACES - 1)]] if neighbours else []
-
-
-def follow(pictures: Iterable[Tensor]) -> bool:
-    """Whether the pictures of `probed` look more alike than unrelated ones do."""
-    pictures = list(pictures)
-    return sum(map(alike, pictures[::2], pictures[1::2])) >= RELATED * (len(pictures) // 2)
+    return [picture for i in range(places) for picture in neighbours[(len(neighbours) - 1) * i // (places - 1)]] if neighbours else []
 
 
 def alike(a: Tensor, b: Tensor) -> float:

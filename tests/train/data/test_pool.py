@@ -30,7 +30,8 @@ def pool(tmp_path):
 
 
 def test_samples_are_cut_alike_and_made_once(pool):
-    assert is_pool(pool) and not is_pool(pool.parent / "data")
+    save_file({"x": torch.zeros(1)}, pool.parent / "other.safetensors")
+    assert is_pool(pool) and not is_pool(pool.parent / "data") and not is_pool(pool.parent)
     clips = PoolClips(pool)
     assert len(clips.clips) + len(clips.singles) == 8 and clips.clips and clips.singles
     lengths = set()
@@ -96,8 +97,3 @@ def test_a_batch_sees_its_prior_or_not_and_may_find_it_better_than_it_is():
     for x in moved:
         way = (x / sharp).median()
         assert 0.3 <= way <= 0.85 and torch.allclose(x, way * sharp, atol=1e-5)
-
-
-def test_pools_hold_only_what_they_say(tmp_path):
-    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
-    assert not is_pool(tmp_path)
