@@ -158,7 +158,7 @@ def test_a_gap_in_both_folders_ends_a_run(tmp_path):
     found = readers.find(tmp_path)
     assert [[p.stem for p in s.sharp.paths] for s in found.sequences] == [["1", "2"], ["4", "5"], ["9", "10"]]
     assert [[p.stem for p in s.blurred.paths] for s in found.sequences] == [["1", "2"], ["4", "5"], ["9", "10"]]
-    assert [s.name for s in found.sequences] == ["SEQ#0", "SEQ#1", "SEQ#2"]
+    assert [s.name for s in found.sequences] == ["SEQ#0#0", "SEQ#0#1", "SEQ#1"]      # a part of a run, another run
     assert "no partner of 6.png" in found.problems[0] and "no partner of 3.png" in found.problems[1]
 
 
