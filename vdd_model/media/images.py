@@ -264,8 +264,8 @@ def _decode_tga(data: bytes) -> av.VideoFrame:
     frame = av.CodecContext.create("targa", "r").decode(av.Packet(data))[0]
     if frame.format.name != "bgra":
         return frame
-    values = planes_of(frame)[0].reshape(frame.height, -1, 4)[:, :frame.width]
-    hollow = not values[..., 3].any() and values[..., :3].any()                            # pictures of which nothing would be seen
+    *colors, alpha = planes_of(frame)
+    hollow = not alpha.any() and any(color.any() for color in colors)                      # pictures of which nothing would be seen
     return frame.reformat(format="bgr0") if hollow or not data[17] & 15 else frame         # no bit of it is alpha
 
 

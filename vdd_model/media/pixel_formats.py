@@ -26,12 +26,8 @@ LUMA = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 5: (0.299, 0.114), 6: (0.299, 0.11
         9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}
 KNOWN_MATRICES = {RGB, UNSPECIFIED, YCGCO, *LUMA}
 
-# packed formats: which channels follow each other (y: grey, 0: nothing) and the type of one value
-PACKED = {name + suffix: (name, dtype) for names, suffix, dtype in (
-    (("rgb", "bgr"), "24", "u1"), (("rgba", "bgra", "argb", "abgr", "rgb0", "bgr0", "0rgb", "0bgr"), "", "u1"),
-    (("rgb", "bgr"), "48le", "<u2"), (("rgb", "bgr"), "48be", ">u2"), (("rgba", "bgra"), "64le", "<u2"), (("rgba", "bgra"), "64be", ">u2"),
-) for name in names}
-PACKED |= {"ya8": ("ya", "u1"), "ya16le": ("ya", "<u2"), "ya16be": ("ya", ">u2")}
+# grey and opacity by turns
+YA = {"ya8", "ya16le", "ya16be"}
 # packed in one value: its type, then first bit and number of bits of red, green, blue. libswscale widens these by shifting: white is 248
 _BITS = {"rgb565": ((11, 5), (5, 6), (0, 5)), "rgb555": ((10, 5), (5, 5), (0, 5)), "rgb444": ((8, 4), (4, 4), (0, 4)),
          "rgb8": ((5, 3), (2, 3), (0, 2)), "x2rgb10": ((20, 10), (10, 10), (0, 10)), "rgb4_byte": ((3, 1), (1, 2), (0, 1))}
@@ -68,15 +64,15 @@ def read_as(pix_fmt: str) -> str:
     """The format that is read in the place of `pix_fmt`: itself, or one of the same kind and depth, for which libswscale only rearranges
     the values; rare RGB is widened to 16 bits. Raises ValueError for a format that is not known.
     """
-    if pix_fmt in PACKED or pix_fmt in FEW_BITS or _PLANAR.fullmatch(pix_fmt):
+    if pix_fmt in YA or pix_fmt in FEW_BITS or _PLANAR.fullmatch(pix_fmt):
         return pix_fmt
     if pix_fmt in ("pal8", "monob", "monow"):
-        return "rgba" if pix_fmt == "pal8" else "gray"
+        return "gbrap" if pix_fmt == "pal8" else "gray"
     format = av.VideoFormat(pix_fmt, 16, 16)
     alpha, size = any(part.is_alpha for part in format.components), (format.chroma_width(), format.chroma_height())
-    if format.is_rgb or format.is_bayer or pix_fmt.startswith("xyz"):
-        return "rgba64le" if alpha else "rgb48le"
     depth = max((part.bits for part in format.components), default=16)
+    if format.is_rgb or format.is_bayer or pix_fmt.startswith("xyz"):
+        return ("gbrap" if alpha else "gbrp") + "16le" * (depth != 8 or format.is_bayer)
     steps = {(8, 8): "420", (8, 16): "422", (4, 16): "411"}.get(size, "444")
     planar = f"yuv{'a' if alpha else ''}{steps}p" + (f"{depth}le" if depth > 8 else "")
     return planar if planar in av.video.format.names else "yuva444p16le" if alpha else "yuv444p16le"
@@ -126,10 +122,9 @@ def _plane(frame: av.VideoFrame, index: int, dtype: np.dtype, values: int = 1) -
 def planes_of(frame: av.VideoFrame) -> list[np.ndarray]:
     """Every plane's bytes (height, bytes of a row)."""
     frame = plain(frame)
-    one = 1 if len(frame.planes) == 1 else 0                   # a palette's own plane is no picture
-    deep = 2 if max(c.bits for c in frame.format.components) > 8 else 1
-    return [_plane(frame, i, np.dtype("u1"), max(1, frame.format.padded_bits_per_pixel // 8) if one else deep)
-            for i in range(len(frame.planes))]
+    packed = len(frame.planes) == 1 and max(1, frame.format.padded_bits_per_pixel // 8)
+    size = packed or _type_of(frame, layout(frame.format.name)).itemsize
+    return [_plane(frame, i, np.dtype("u1"), size) for i in range(len(frame.planes))]
 
 
 def differ(one: av.VideoFrame, other: av.VideoFrame) -> bool:
@@ -153,7 +148,7 @@ def beyond_limits(frame: av.VideoFrame, tags: ColorTags) -> bool:
     """Whether half a percent of the picture is clearly brighter than limited range's white or darker than its black (235 and 16 of 255)."""
     frame = plain(frame)
     kind = layout(frame.format.name)
-    if kind.kind == "gbr" or kind.floating or frame.format.name in PACKED or tags.full_range:
+    if kind.kind == "gbr" or kind.floating or frame.format.name in YA or tags.full_range:
         return False
     luma, unit = _plane(frame, 0, _type_of(frame, kind)), 2 ** (kind.depth - 8)
     return int(np.count_nonzero((luma > 239 * unit) | (luma < 12 * unit))) > luma.size / 200
@@ -218,13 +213,14 @@ def to_rgb(frame: av.VideoFrame, tags: ColorTags, *, chroma: str = "left") -> tu
     `tags` must be complete (see `complete_tags`). `chroma`: where 4:2:0's samples lie, a key of `CHROMA`.
     """
     frame = plain(frame)
-    if frame.format.name in PACKED:
-        return _unpack(frame)
     if frame.format.name in FEW_BITS:
         return _unpack_bits(frame), None
     kind, height, width = layout(frame.format.name), frame.height, frame.width
     dtype = _type_of(frame, kind)
     top = 1.0 if kind.floating else float(2 ** kind.depth - 1)
+    if frame.format.name in YA:
+        gray, alpha = _plane(frame, 0, dtype, 2).reshape(height, width, 2).transpose(2, 0, 1) * np.float32(1 / top)
+        return gray[..., None].repeat(3, 2), alpha
     out = np.empty((height, width, 3), np.float32)
     alpha = None
     if kind.alpha:
@@ -271,19 +267,6 @@ def _join(luma: np.ndarray, cb: np.ndarray, cr: np.ndarray, matrix: int, out: np
     np.add(luma, np.float32(2 * (1 - kr)) * cr, out=out[..., 0])
     np.add(luma, np.float32(2 * (1 - kb)) * cb, out=out[..., 2])
     np.add(luma, np.float32(-2 * (1 - kb) * kb / kg) * cb + np.float32(-2 * (1 - kr) * kr / kg) * cr, out=out[..., 1])
-
-
-def _unpack(frame: av.VideoFrame) -> tuple[np.ndarray, np.ndarray | None]:
-    """A packed picture -> (rgb, alpha or None)."""
-    channels, name = PACKED[frame.format.name]
-    dtype = np.dtype(name)
-    values = _plane(frame, 0, dtype, len(channels)).reshape(frame.height, frame.width, len(channels))
-    scale = np.float32(1 / np.iinfo(dtype).max)
-    rgb = np.empty((frame.height, frame.width, 3), np.float32)
-    for i, channel in enumerate("rgb"):
-        np.multiply(values[..., channels.index("y" if "y" in channels else channel)], scale, out=rgb[..., i], casting="unsafe")
-    alpha = values[..., channels.index("a")].astype(np.float32) * scale if "a" in channels else None
-    return rgb, alpha
 
 
 def _unpack_bits(frame: av.VideoFrame) -> np.ndarray:
