@@ -1,6 +1,7 @@
 """The C library's allocator, told to keep what is freed."""
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
 
@@ -21,3 +22,9 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):                      # another C library
         return False
     return all([mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, 2**31 - 1), mallopt(_TOP_PAD, 64 << 20), mallopt(_ARENA_MAX, 1)])
+
+
+def give_back_memory() -> None:
+    """Give what is free back to the system, once: before something else than a network needs a lot. Only with glibc."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):          # another C library, or system
+        ctypes.CDLL(None).malloc_trim(0)

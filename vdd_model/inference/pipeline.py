@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..checkpoint.store import BUILT_IN, load
 from ..cpu import accelerate, cpu_has_bfloat16
+from ..cpu.allocator import give_back_memory
 from ..cpu.frames import apart, compact
 from ..diffusion.schedule import make_schedule
 from ..errors import UserError
@@ -348,6 +349,8 @@ class _Pass:
                 blurred, skip = [picture.rgb for picture in shown[i:i + together]], max(0, self.first_frame - shown[i].index)
                 if skip < max(together, shown[i].times):
                     frames = to_frames(pixels[:, :, i:i + together], blurred, self.options.color, self.tiling.tile)
+                    if self.tiling.tile and self.device.type == "cpu":
+                        give_back_memory()               # an encoder takes as much again for a large frame
                     yield from [frames[skip:]] if together > 1 else [frames] * (shown[i].times - skip)
                     del frames                           # before the next are made
             del pixels, shown
