@@ -164,13 +164,6 @@ def _linear(layer: nn.Module, x: Tensor, add: Tensor | None = None) -> Tensor:
     return _product(layer.packed[0] if layer.packed else layer.matrix(), layer.bias, x, add)
 
 
-def gelu(layer: nn.Module, x: Tensor) -> Tensor:
-    """GELU, in its tanh form, of layer(x) for a linear layer over rows (..., C)."""
-    if not hooked(layer) and fuses(layer, x) and _gelu_pays():
-        return _onednn._linear_pointwise(x, layer.packed[0] if layer.packed else layer.matrix(), layer.bias, "gelu", [], "tanh")
-    return F.gelu(layer(x), approximate="tanh")
-
-
 def geglu(layer: nn.Module, x: Tensor) -> Tensor:
     """value * gelu(gate), with (value, gate) the two halves of layer(x)."""
     if not hooked(layer) and fuses(layer, x):
