@@ -18,8 +18,8 @@ from benchmarks import common
 from benchmarks.score import clips_of
 from train.evaluate import exit_code
 from vdd_model.checkpoint.store import load
+from vdd_model.inference.codes import Codes
 from vdd_model.inference.window import encode_pictures, to_pixels
-from vdd_model.networks.fidelity import BlurGuide
 
 
 @torch.no_grad()
@@ -27,7 +27,9 @@ def errors(model, blurred: list[torch.Tensor], sharp: list[torch.Tensor]) -> lis
     """Mean squared errors of the adapter's estimate, of the picture's latents, and of the mean of both; frames (H, W, 3) in [0, 1]."""
     pixels, truth = (to_pixels(frames, model.config.divisor, torch.device("cpu")) for frames in (blurred, sharp))
     code, target = model.encode_blurred(pixels), model.encode_target(truth)
-    picture = encode_pictures(model, code.latents, BlurGuide(pixels), 0)
+    frames = range(len(blurred))
+    codes = Codes(model, lambda numbers, tile: tile.of(pixels[:, :, numbers.start:numbers.stop]), None, pixels.shape[-2:])
+    picture = encode_pictures(model, codes.source(code.latents, frames, frames), pixels.shape[2:])
     channels = code.latents.shape[1]
     both = torch.cat([code.latents, picture], dim=1)
     estimates = (model.adapter(code.latents)[:, :channels], picture, model.adapter(both)[:, :channels])

@@ -29,11 +29,11 @@ from train.evaluate import Pair, Scored, exit_code, fingerprint_of, pairs_of, ru
 from train.synthesis.blur import synthesize
 from train.synthesis.scene import BlurConfig
 from vdd_model.errors import UserError
+from vdd_model.inference.codes import Codes
 from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
 from vdd_model.inference.window import decode_frames, to_frames, to_pixels
 from vdd_model.measure import perceptual, report
 from vdd_model.media.images import read_image
-from vdd_model.networks.fidelity import BlurGuide
 
 STEPS = (1, 2, 4, 10, 50)
 ENSEMBLES = (2, 4)
@@ -113,11 +113,12 @@ def sharp_latents(deblurrer: Deblurrer, options: DeblurOptions):
 
     def frames(pair: Pair) -> Iterator[Tensor]:
         blurred, sharp = list(pair.blurred()), list(pair.sharp())
+        codes = Codes(model, lambda numbers, _: pixels(blurred[numbers.start:numbers.stop]), None, blurred[0].shape[:2])
         for start in range(0, len(blurred), CHUNK):
-            stop, low = start + CHUNK, max(0, start - 1)
-            guide = BlurGuide(pixels(blurred[low:stop + 1]), strength=options.fidelity, detail=True)
-            output = decode_frames(model, model.encode_target(pixels(sharp[start:stop])), guide, start - low)
-            yield from to_frames(output, blurred[start:stop], options.color)
+            these = range(start, min(start + CHUNK, len(blurred)))
+            near, target = range(max(0, start - 1), min(these.stop + 1, len(blurred))), pixels(sharp[start:these.stop])
+            source = codes.source(model.encode_target(target), these, near, options.fidelity, detail=True)
+            yield from to_frames(decode_frames(model, source, target.shape[2:]), blurred[start:these.stop], options.color)
     return frames
 
 

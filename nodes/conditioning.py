@@ -13,9 +13,8 @@ from einops import rearrange
 from ..vdd_model.errors import UserError
 from ..vdd_model.inference.scenes import pictures
 from ..vdd_model.inference.window import encode_frames, encode_pictures, make_tiling, reads_pictures, to_pixels
-from ..vdd_model.networks.fidelity import BlurGuide
 from . import latents, native
-from .frames import checked, rgb_of
+from .frames import checked
 from .progress import Bar
 from .schema import Encoders, option_input, schema
 
@@ -96,14 +95,15 @@ class EncodeBlurredClip(io.ComfyNode):
         config, divisor, read, bar = encoders.config, encoders.config.divisor, [], Bar(len(frames))
         padded = [n * config.vae.factor for n in blur.shape[-2:]]
         tiles = len(tiling.boxes((1, *padded), divisor))
+        count = min(native.FRAMES_PER_CHUNK, tiling.chunk(*padded), len(frames))
         native.use([vae.patcher, encoders.spatial],
-                   native.decode_memory(config, min(native.FRAMES_PER_CHUNK, len(frames)), *(min(n, tiling.tile or n) for n in padded),
-                                        encoders.dtype, True))
+                   native.decode_memory(config, count, *(min(n, tiling.tile or n) for n in padded), encoders.dtype, True))
+        codes = native.codes_of(encoders, model, frames, prior, padded)
         with bar.watch(model):
-            for these, near in latents.chunks_of(scenes, native.FRAMES_PER_CHUNK):
-                pixels, known = (None if x is None else to_pixels(list(rgb_of(x[near])), divisor, encoders.device) for x in (frames, prior))
-                bar.begin(these.stop - these.start, 2 * tiles)
-                part, start = blur[:, :, these].to(encoders.device, encoders.dtype), these.start - near.start
-                read.append(encode_pictures(model, part, BlurGuide(pixels, prior=known), start, tiling, bar.tick).to(blur))
+            for these, near in latents.chunks_of(scenes, count):
+                bar.begin(len(these), 2 * tiles)
+                source = codes.source(blur[:, :, these.start:these.stop].to(encoders.device), these, near)
+                read.append(encode_pictures(model, source, (len(these), *padded), tiling, bar.tick).to(blur))
+                codes.forget(these.stop - 1)
                 bar.end()
         return torch.cat(read, dim=2)

@@ -7,8 +7,7 @@ from comfy_api.latest import io
 
 from ..vdd_model.errors import UserError
 from ..vdd_model.inference.prior import NO_FUSION
-from ..vdd_model.inference.window import decode_frames, make_tiling, need_numbers, to_frames, to_pixels
-from ..vdd_model.networks.fidelity import BlurGuide
+from ..vdd_model.inference.window import decode_frames, make_tiling, need_numbers, to_frames
 from . import latents, native
 from .frames import rgb_of
 from .notices import Notices, sampled_by
@@ -78,26 +77,25 @@ class DecodeDeblurredFrames(io.ComfyNode):
             fidelity = 0.0
         sampled = latent.get(latents.ONE_STEP) is not z if detail == "auto" else detail == "sampled"
         tiling = make_tiling(None if tile < 0 else tile, None if tile_overlap < 0 else tile_overlap, height, width, config.divisor)
-        side = [min(n, tiling.tile or n) for n in padded]
+        side, count = [min(n, tiling.tile or n) for n in padded], min(native.FRAMES_PER_CHUNK, tiling.chunk(*padded), frames)
         native.use([vae.patcher, *([encoders.spatial] if fidelity else [])],
-                   native.decode_memory(config, min(native.FRAMES_PER_CHUNK, frames), *side, encoders.dtype, fidelity > 0))
+                   native.decode_memory(config, count, *side, encoders.dtype, fidelity > 0))
         seen, known = (x if x is None or len(shown) == frames else x[first] for x in (blurred, prior))    # of repeats the first
         bar, pieces = Bar(len(shown)), len(tiling.boxes((1, *padded), config.divisor))
         alpha = blurred is not None and blurred.shape[-1] == 4
         out = torch.empty(frames, height, width, 3 + alpha, device=mm.intermediate_device())        # once: chunks to join would be it twice
+        codes = native.codes_of(encoders, model, seen, known, (height, width))
         with bar.watch(model):
-            for these, near in latents.chunks_of(latents.scenes_of(latent), native.FRAMES_PER_CHUNK):
-                bar.begin(these.stop - these.start, pieces)
-                part, guide = z[:, :, these].to(encoders.device) * config.vae.latent_scale, None
-                if fidelity:
-                    pixels, beside = (None if x is None else to_pixels(list(rgb_of(x[near])), config.divisor, encoders.device)
-                                     for x in (seen, known))
-                    guide = BlurGuide(pixels, strength=fidelity, detail=sampled, prior=beside)
-                decoded = decode_frames(model, part, guide, these.start - near.start, tiling=tiling, tick=bar.tick)
+            for these, near in latents.chunks_of(latents.scenes_of(latent), count):
+                bar.begin(len(these), pieces)
+                part = z[:, :, these.start:these.stop].to(encoders.device) * config.vae.latent_scale
+                decoded = decode_frames(model, codes.source(part, these, near, fidelity, sampled), (len(these), *padded), tiling, bar.tick)
+                codes.forget(these.stop - 1)
                 need_numbers(decoded, first[these.start], encoders.dtype)
-                like = list(rgb_of(seen[these])) if blurred is not None else [decoded.new_empty(height, width, 3)]
-                for at, frame in zip(shown[these], to_frames(decoded, like, color, tiling.tile)):
-                    out[at.start:at.stop, ..., :3] = frame
+                at = slice(these.start, these.stop)
+                like = list(rgb_of(seen[at])) if blurred is not None else [decoded.new_empty(height, width, 3)]
+                for place, frame in zip(shown[at], to_frames(decoded, like, color, tiling.tile)):
+                    out[place.start:place.stop, ..., :3] = frame
                 bar.end(frame)
         if alpha:
             out[..., 3:] = blurred[..., 3:]

@@ -38,10 +38,10 @@ def shown_of(latent: dict) -> list[range]:
     return [range(*pair) for pair in zip(bounds, bounds[1:])] if len(bounds) == count + 1 else [range(i, i + 1) for i in range(count)]
 
 
-def chunks_of(scenes: list[range], count: int) -> list[tuple[slice, slice]]:
+def chunks_of(scenes: list[range], count: int) -> list[tuple[range, range]]:
     """Scenes cut into `count` frames at a time: those frames, and the same with their neighbours, at which the fidelity branch looks."""
-    return [(slice(start, stop), slice(max(scene.start, start - 1), min(stop + 1, scene.stop)))
-            for scene in scenes for start in scene[::count] for stop in [min(start + count, scene.stop)]]
+    chunks = ((scene, scene[at:at + count]) for scene in scenes for at in range(0, len(scene), count))
+    return [(these, range(max(scene.start, these.start - 1), min(these.stop + 1, scene.stop))) for scene, these in chunks]
 
 
 def with_pictures(extra: dict) -> dict:

@@ -30,12 +30,15 @@ from ..vdd_model import checkpoint
 from ..vdd_model.config import ModelConfig
 from ..vdd_model.cpu import accelerate
 from ..vdd_model.errors import UserError
+from ..vdd_model.inference.codes import Codes
 from ..vdd_model.inference.pipeline import Deblurrer, default_dtype
 from ..vdd_model.inference.prior import Prior
-from ..vdd_model.inference.window import Tiling
+from ..vdd_model.inference.window import Tiling, to_pixels
+from ..vdd_model.inference.windows import Box
 from ..vdd_model.networks.adapter import Adapter
 from ..vdd_model.networks.model import DeblurModel, drop_untrained_branch
 from ..vdd_model.networks.unet3d import UNet3D
+from .frames import rgb_of
 from .latents import BLUR, IMAGE, PICTURES, with_pictures
 from .patches import Patched
 from .preview import latent_rgb
@@ -422,6 +425,16 @@ def decode_memory(config: ModelConfig, frames: int, height: int, width: int, dty
         branch = config.vae.fidelity.channels[-1] if config.vae.fidelity else 0
         values = max(values, (frames + 1) * (of_vae * config.vae.channels + of_branch * branch))
     return values / config.vae.patch_size**2 * height * width * mm.dtype_size(dtype)
+
+
+def codes_of(encoders: Encoders, model: DeblurModel, blurred: Tensor, prior: Tensor | None, size: tuple[int, int]) -> Codes:
+    """What guides the decoding of blurred frames, and of the prior's (IMAGE each)."""
+    def pixels(frames: Tensor, numbers: range, tile: Box) -> Tensor:
+        """A tile of these frames, as the model takes them."""
+        part = frames[numbers.start:numbers.stop, tile.rows.slice, tile.columns.slice]
+        return to_pixels(list(rgb_of(part)), encoders.config.divisor, encoders.device)
+
+    return Codes(model, functools.partial(pixels, blurred), None if prior is None else functools.partial(pixels, prior), size)
 
 
 def need_deblur_vae(vae) -> Decoder:

@@ -29,7 +29,7 @@ def test_encode_and_decode(pack, frames, vae_and_encoders):
 
 def test_encoding_equals_the_pipeline(pack, frames, vae_and_encoders, tiny_model):
     """The conditioning is what the package computes for the same frames: encoder 2's latents, and those of what one step shows."""
-    from vdd_model.inference.window import decode_frames, to_pixels
+    from vdd_model.inference.window import to_pixels
     from vdd_model.networks.fidelity import BlurGuide
     vae, encoders = vae_and_encoders
     latents = pack.module("nodes.latents")
@@ -37,7 +37,7 @@ def test_encoding_equals_the_pipeline(pack, frames, vae_and_encoders, tiny_model
     pixels = to_pixels(list(frames[..., :3]), tiny_model.config.divisor, torch.device("cpu"))
     with torch.no_grad():
         blur, features = tiny_model.encode_blurred(pixels)
-        shown = decode_frames(tiny_model, blur, BlurGuide(pixels, features)).clamp(-1, 1)
+        shown = tiny_model.decode(blur, BlurGuide(pixels, features)).clamp(-1, 1)
         read = tiny_model.vae.encode(shown[0].movedim(1, 0))[0].movedim(0, 1)[None] * tiny_model.config.vae.latent_scale
         both = torch.cat([blur, read], dim=1)
         torch.testing.assert_close(positive[0][1][latents.BLUR], blur, rtol=0, atol=1e-5)
@@ -115,10 +115,9 @@ def test_the_sampler_behind_a_latent_is_found_in_the_graph(pack, monkeypatch):
 
 def test_decode_takes_the_branch_of_how_the_latent_was_drawn(pack, frames, vae_and_encoders, monkeypatch):
     vae, encoders = vae_and_encoders
-    latents, decoding, seen = pack.module("nodes.latents"), pack.module("nodes.decoding"), []
-    decode = decoding.decode_frames
-    monkeypatch.setattr(decoding, "decode_frames",
-                        lambda model, z, guide, *a, **k: seen.append(guide.detail) or decode(model, z, guide, *a, **k))
+    latents, seen, model = pack.module("nodes.latents"), [], type(vae.vdd_decoder.model)
+    decode = model.decode
+    monkeypatch.setattr(model, "decode", lambda self, z, guide: seen.append(guide.detail) or decode(self, z, guide))
     samples = torch.randn(1, 4, 5, 10, 12)
     cases = [({latents.ONE_STEP: samples}, "auto", False),
              ({latents.ONE_STEP: None}, "auto", True),

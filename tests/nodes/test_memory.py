@@ -113,12 +113,16 @@ def test_encoding_a_clip(pack, config, peak, height, width):
 @pytest.mark.parametrize("frames", [1, 4])
 @pytest.mark.parametrize("fidelity", [0.0, 1.0])
 def test_decoding_with_the_blurred_frames(pack, config, vae, peak, frames, fidelity):
-    decode, factor = pack.module("vdd_model.inference.window").decode_frames, config.vae.factor
+    decode, factor, model = pack.module("vdd_model.inference.window").decode_frames, config.vae.factor, vae.vdd_decoder.model
     pixels = meta(1, 3, frames + 2, HEIGHT, WIDTH, dtype=torch.float32)                  # both neighbours of the chunk
     latents = meta(1, 4, frames, HEIGHT // factor, WIDTH // factor)
-    model = vae.vdd_decoder.model
-    guide = pack.module("vdd_model.networks.fidelity").BlurGuide
-    found = peak(lambda z, x: decode(model, z, guide(x, strength=fidelity), 1), model, latents, pixels)
+
+    def decoded(z, x):
+        codes = pack.module("vdd_model.inference.codes").Codes(
+            model, lambda numbers, tile: x[:, :, numbers.start:numbers.stop], None, (HEIGHT, WIDTH))
+        return decode(model, codes.source(z, range(1, frames + 1), range(frames + 2), fidelity), (frames, HEIGHT, WIDTH))
+
+    found = peak(decoded, model, latents, pixels)
     assert 1.1 < pack.module("nodes.native").decode_memory(config, frames, HEIGHT, WIDTH, HALF, fidelity > 0) / found < 2
 
 

@@ -2,17 +2,11 @@
 turned copies. What it gets wrong in one orientation only is averaged away."""
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from .windows import Box
-
-T = TypeVar("T")
 
 
 class Orientation(NamedTuple):
@@ -49,32 +43,3 @@ class Orientation(NamedTuple):
 # Ordered so that already the first two, then the first four gain most of it: with the shipped model, more than mirrored ones do
 ORIENTATIONS = tuple(Orientation(*map(bool, o)) for o in ((0, 0, 0), (1, 0, 0), (0, 1, 1), (1, 1, 1),
                                                           (0, 1, 0), (1, 1, 0), (0, 0, 1), (1, 0, 1)))
-
-
-def hand_out(items: Iterable[T], count: int) -> list[Iterator[T]]:
-    """`count` iterators over the same items, each kept only until the last of them has taken it (itertools.tee keeps 57)."""
-    source, waiting = iter(items), [deque() for _ in range(count)]
-
-    def taker(mine: deque) -> Iterator[T]:
-        """The items in order; what is not there yet is taken from the source, for all."""
-        while True:
-            if not mine:
-                try:
-                    item = next(source)
-                except StopIteration:
-                    return
-                for each in waiting:
-                    each.append(item)
-            yield mine.popleft()
-    return [taker(mine) for mine in waiting]
-
-
-def mean(streams: Sequence[Iterator[Tensor]]) -> Iterator[Tensor]:
-    """The mean of streams of the same frames, each in chunks (n, H, W, 3) of its own; chunks come as the first stream cuts them."""
-    first, *others = streams
-    frames = [chain.from_iterable(stream) for stream in others]
-    for chunk in first:
-        total = chunk.clone()
-        for other in frames:
-            total += torch.stack([next(other) for _ in range(len(chunk))])
-        yield total / len(streams)

@@ -7,10 +7,10 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, MutableSequence
 from dataclasses import replace
-from itertools import groupby, islice
+from itertools import groupby, islice, product
 from operator import attrgetter
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,27 +18,23 @@ from torch import Tensor, nn
 from ..checkpoint.store import BUILT_IN, load
 from ..cpu import accelerate, cpu_has_bfloat16
 from ..cpu.allocator import give_back_memory
-from ..cpu.frames import apart, compact
+from ..cpu.frames import compact
 from ..diffusion.schedule import make_schedule
 from ..errors import UserError
-from ..networks.fidelity import BlurGuide, with_neighbours
-from ..networks.layers import channels_last, joined
+from ..networks.layers import channels_last
 from ..networks.model import DeblurModel, drop_untrained_branch
 from ..networks.unet3d import UNet3D
 from ..options import DeblurOptions
-from .ensemble import ORIENTATIONS, Orientation, hand_out, mean
+from .codes import Codes
+from .ensemble import ORIENTATIONS, Orientation
 from .prior import Prior, PriorFile, find_prior
 from .progress import CALL, DECODE, ENCODE, PICTURE, Meter, Progress
 from .restart import first_input_frame, seek, windows_from
 from .scenes import Moment, Picture, pictures
 from .window import (
-    CPU_FEATURE_BYTES,
-    FEATURE_BYTES,
     Tiling,
     decode_frames,
-    encode_frames,
     encode_pictures,
-    feature_bytes,
     free_memory,
     gives_estimate,
     is_out_of_memory,
@@ -50,7 +46,7 @@ from .window import (
     to_pixels,
     window_v_model,
 )
-from .windows import Box, Span, Step, fade_in, window_steps
+from .windows import Box, Step, blend, fade_in, window_steps
 
 T = TypeVar("T")
 SELDOM = ("unet", "adapter", "encoder1", "vae.detail", "vae.informed", "vae.fusion")     # parts that one step without a prior does not call
@@ -130,17 +126,7 @@ class Deblurrer:
         if first_frame and not starts:
             starts, found = seek(found, first_frame, options.stride)
         starts = starts or [Moment(0, 0)]
-        if options.ensemble == 1:
-            return _Pass(self, options, first_frame, moments, total, progress, notice).stream(found, starts)
-
-        def slowest(state: Progress) -> None:
-            """Report what all runs have finished."""
-            progress(replace(state, frames_done=min(run.meter.done for run in runs),
-                             position=sum(run.meter.position for run in runs) / len(runs)))
-        told, once = slowest if progress is not None else None, functools.cache(notice)      # each run finds the same lack of memory
-        runs = [_Pass(self, options, first_frame, moments if k == 0 else [], total, told, once, orientation)
-                for k, orientation in enumerate(ORIENTATIONS[:options.ensemble])]
-        return mean([run.stream(copy, starts) for run, copy in zip(runs, hand_out(found, len(runs)))])
+        return _Pass(self, options, first_frame, moments, total, progress, notice).stream(found, starts)
 
 
 def unet_calls(model: DeblurModel, options: DeblurOptions) -> int:
@@ -167,11 +153,19 @@ def _checked(frames: Iterable[Tensor], start: int) -> Iterator[Tensor]:
         yield compact(frame)
 
 
+class _View(NamedTuple):
+    """A scene as the model sees it in one orientation."""
+
+    orientation: Orientation
+    codes: Codes
+    latents: dict[int, Tensor]           # (1, 4, 1, h, w) of encoder 2; 8 channels with those of `encode_pictures`
+
+
 class _Pass:
     """One pass over a clip. Holds the pictures of about one window; everything is keyed by their numbers in their scene."""
 
     def __init__(self, deblurrer: Deblurrer, options: DeblurOptions, first_frame: int, moments: MutableSequence[Moment], total: int | None,
-                 progress: Callable[[Progress], None] | None, notice: Callable[[str], None], orientation: Orientation = ORIENTATIONS[0]):
+                 progress: Callable[[Progress], None] | None, notice: Callable[[str], None]):
         self.model, self.device = deblurrer.model, deblurrer.device
         self.dtype = self.model.null_text.dtype
         self.options, self.first_frame, self.moments = options, first_frame, moments
@@ -179,15 +173,12 @@ class _Pass:
         if options.fidelity and not self.fidelity and self.model.config.vae.fidelity is not None:
             notice("the fidelity branch of this checkpoint is not trained: edges and details are the latents' alone")
         self.calls = unet_calls(self.model, options)     # a window
-        self.detail = options.steps > 1
         self.encodes_late = not self.calls and bool(self.fidelity)       # with what is decoded: nothing between needs the latents
         self.reads = bool(self.calls) and reads_pictures(self.model, self.fidelity)
         self.meter, self.notice = Meter(progress, first_frame, total), notice
         self.prior = deblurrer.prior.for_clip(options, total, deblurrer.model.vae, self.device, notice)
-        self.orientation = orientation                   # of what the model sees; all that is kept of the clip itself is not turned
         self.pictures: dict[int, Picture] = {}           # blurred, as they came
-        self.latents: dict[int, Tensor] = {}             # (1, 4, 1, h, w) of encoder 2; 8 channels with those of `encode_pictures`
-        self.codes: dict[int, dict[tuple[Span, Span], list[Tensor]]] = {}  # of tiles, each picture's own: latents and features
+        self.views: list[_View] = []
         self.size = (0, 0)
         self.tiling: Tiling | None = None
 
@@ -195,8 +186,8 @@ class _Pass:
         """A clip's pictures -> deblurred chunks (n, H, W, 3). `starts`: of the windows that the run begins with."""
         first, target = starts[0].number, starts[-1].number
         for _, scene in groupby(found, key=attrgetter("scene")):
-            for kept in (self.pictures, self.latents, self.codes):
-                kept.clear()
+            self.pictures.clear()
+            self.views.clear()
             yield from self._scene(scene, first, target)
             first = target = 0
 
@@ -212,10 +203,11 @@ class _Pass:
                 if self.tiling is None:
                     self.size = picture.rgb.shape[:2]
                     self.tiling = make_tiling(options.tile, options.tile_overlap, *self.size, self.model.config.divisor)
+                self.views = self.views or [self._view(each) for each in ORIENTATIONS[:options.ensemble]]
                 self.pictures[picture.number], end = picture, picture.number + 1
             return end
 
-        x0, before = None, range(0)
+        x0, before = [None] * options.ensemble, range(0)
         for step in window_steps(reach, options.window, options.shared, first // options.stride):
             if step.last and self._shown_until(end) <= self.first_frame:
                 return
@@ -225,9 +217,10 @@ class _Pass:
                 if self.reads:
                     self._attempt(self._encode_pictures, step.read)
             if step.ready.start >= target - options.stride:
-                x0, before = fade_in(self._attempt(self._denoise, step.window), step, x0, before), step.window
+                x0 = [fade_in(new, step, old, before) for new, old in zip(self._attempt(self._denoise, step.window), x0)]
+                before = step.window
                 if self._shown_until(step.ready.stop) > self.first_frame:
-                    yield from self._decode(x0 if x0 is None else x0[:, :, [i - before.start for i in step.ready]], step.ready)
+                    yield from self._decode(x0, step)
             self._forget(step)
 
     def _shown_until(self, number: int) -> int:
@@ -251,7 +244,8 @@ class _Pass:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-            self.codes.clear()
+            for view in self.views:
+                view.codes.kept.clear()
             free_memory()
             height, width = self.size
             smaller = self.tiling.smaller(self.options.window, height, width, self.model.config.divisor)
@@ -261,94 +255,99 @@ class _Pass:
             self.notice(f"not enough memory for {self.tiling}; going on with {smaller}")
             self.tiling = smaller
 
-    def _pixels(self, start: int, stop: int, tile: Box | None = None, of: Callable[[Tensor], Tensor] = lambda frame: frame) -> Tensor:
-        """The pictures [start, stop), or what `of` makes of each, as the model takes them, turned; or a tile of these."""
-        frames = [of(self.pictures[i].rgb) for i in range(start, stop)]
-        if tile is not None:
-            rows, columns = self.orientation.source(tile, self._padded())
-            frames = [frame[rows, columns] for frame in frames]
-        return self.orientation.turn(to_pixels(frames, self.model.config.divisor, self.device))
+    def _view(self, orientation: Orientation) -> _View:
+        """The scene's pictures in this orientation. The prior's pieces are not counted."""
+        def pixels(numbers: range, tile: Box, of: Callable[[Tensor], Tensor] = lambda frame: frame) -> Tensor:
+            """A tile of pictures, or of what `of` makes of each, as the model takes them."""
+            rows, columns = orientation.source(tile, self._padded(orientation))
+            frames = [of(self.pictures[i].rgb)[rows, columns] for i in numbers]
+            return orientation.turn(to_pixels(frames, self.model.config.divisor, self.device))
+
+        within = functools.partial(self.meter.tick, counted=False)
+        known = self.prior and functools.partial(pixels, of=lambda frame: self.prior.of(frame, within))
+        return _View(orientation, Codes(self.model, pixels, known, self.size, self.options.ensemble), {})
+
+    def _padded(self, orientation: Orientation = ORIENTATIONS[0]) -> tuple[int, int]:
+        """Height and width of the frames, as the model takes them."""
+        return orientation.size(*(n + -n % self.model.config.divisor for n in self.size))
 
     def _pieces(self, tiling: Tiling, frames: int = 1, *, time: bool = False) -> int:
-        """How many boxes so many frames are cut into."""
-        return len(tiling.boxes((frames, *self._padded()), self.model.config.divisor, time=time))
+        """How many boxes so many frames are cut into, in all orientations."""
+        return len(tiling.boxes((frames, *self._padded()), self.model.config.divisor, time=time)) * self.options.ensemble
 
-    def _padded(self) -> tuple[int, int]:
-        """Height and width of the frames, as the model takes them."""
-        return self.orientation.size(*(n + -n % self.model.config.divisor for n in self.size))
-
-    def _room_for(self, frames: int) -> bool:
-        """Whether the codes of so many frames can be kept."""
-        held = feature_bytes(self.model.config, *self.size, self.dtype.itemsize) * frames * self.options.ensemble
-        return held <= (CPU_FEATURE_BYTES if self.device.type == "cpu" else FEATURE_BYTES)
-
+    @torch.no_grad()
     def _encode(self, numbers: range, tiling: Tiling) -> None:
+        """Encoder 2's latents of new pictures; where a window's features have room they stay until these pictures are decoded."""
         if self.encodes_late:
             return
-        whole = tiling.boxes((1, *self._padded()), self.model.config.divisor)
-        keep = self.fidelity and len(whole) == 1 and self._room_for(self.options.window + 2)
-        tick = self.meter.ticks("encode", len(numbers) * len(whole), stop=ENCODE / (ENCODE + PICTURE * self.reads))
-        for i in numbers:                                # one at a time: a window of large ones takes gigabytes
-            if keep:
-                tick()
-                self.latents[i] = self._code(i, whole[0], tick)[0]
-            else:
-                pixels = functools.partial(self._pixels, i, i + 1)
-                self.latents[i] = encode_frames(self.model, pixels, tiling, tick, size=(1, *self._padded()))
+        config, pieces = self.model.config, self._pieces(tiling)
+        self.meter.stage("encode", len(numbers) * pieces, stop=ENCODE / (ENCODE + PICTURE * self.reads))
+
+        def latents(view: _View, number: int, keep: bool, box: Box) -> Tensor:
+            """Those of a tile."""
+            self.meter.tick()
+            tile, one = box.scaled(config.vae.factor), range(number, number + 1)
+            return view.codes.of(number, tile)[0] if keep else self.model.encode_each(view.codes.pixels(one, tile)).latents
+        for view in self.views:
+            size = (n // config.vae.factor for n in self._padded(view.orientation))
+            boxes = tiling.boxes((1, *size), config.divisor, config.vae.factor)
+            keep = bool(self.fidelity) and len(boxes) == 1 and view.codes.room_for(self.options.window + 2)
+            for i in numbers:                            # one at a time: a window of large ones takes gigabytes
+                view.latents[i] = blend(boxes, functools.partial(latents, view, i, keep))
 
     def _encode_pictures(self, numbers: range, tiling: Tiling) -> None:
         """Behind the latents of encoder 2 those of what one step shows."""
         count = tiling.chunk(*self.size)
-        tick = self.meter.ticks("encode", math.ceil(len(numbers) / count) * 2 * self._pieces(tiling), ENCODE / (ENCODE + PICTURE))
-        for first in numbers[::count]:
+        self.meter.stage("encode", math.ceil(len(numbers) / count) * 2 * self._pieces(tiling), ENCODE / (ENCODE + PICTURE))
+        for view, first in product(self.views, numbers[::count]):
             chunk = range(first, min(first + count, numbers.stop))
-            low, high = max(first - 1, min(self.pictures)), min(chunk.stop + 1, max(self.pictures) + 1)
-            latents = torch.cat([self.latents[i][:, :self.model.config.vae.latent_channels] for i in chunk], dim=2)
-            guide = functools.partial(self._guide, low, high, tick)
-            read = encode_pictures(self.model, latents, guide, first - low, tiling, tick)
-            self.latents |= {i: torch.cat([x[:, :, i - first:i - first + 1] for x in (latents, read)], dim=1) for i in chunk}
+            latents = torch.cat([view.latents[i][:, :self.model.config.vae.latent_channels] for i in chunk], dim=2)
+            read = encode_pictures(self.model, view.codes.source(latents, chunk, self._near(chunk)),
+                                   (len(chunk), *self._padded(view.orientation)), tiling, self.meter.tick)
+            view.latents.update((i, x) for i, x in zip(chunk, torch.cat([latents, read], dim=1).split(1, dim=2)))
 
-    def _guide(self, low: int, high: int, tick: Callable[..., None], tile: Box | None = None) -> BlurGuide:
-        """What guides the decoding of the pictures [low, high), or of a tile of them. The prior's pieces are not counted."""
-        known = None
-        if self.prior is not None:
-            known = self._pixels(low, high, tile, lambda frame: self.prior.of(frame, functools.partial(tick, counted=False)))
-        return BlurGuide(self._pixels(low, high, tile), prior=known)
+    def _near(self, numbers: range) -> range:
+        """These pictures and the neighbours that there are."""
+        return range(max(numbers.start - 1, min(self.pictures)), min(numbers.stop, max(self.pictures)) + 1)
 
-    def _denoise(self, window: range, tiling: Tiling) -> Tensor | None:
-        """x0 of a window, None where it is what encoder 2 will say."""
-        if self.encodes_late:
-            return None
-        options, pieces = self.options, self._pieces(tiling, len(window), time=True)
-        tick = self.meter.ticks("denoise", 1 + pieces * (1 + self.calls * self.model.unet.num_blocks))
-        tick()
-        latents = torch.cat([self.latents[i] for i in window], dim=2)
+    def _denoise(self, window: range, tiling: Tiling) -> list[Tensor | None]:
+        """x0 of a window in each orientation, None where it is what encoder 2 will say."""
+        if not self.encodes_late:
+            self.meter.stage("denoise", self.options.ensemble + self._pieces(tiling, len(window), time=True)
+                             * (1 + self.calls * self.model.unet.num_blocks))
+        return [None if self.encodes_late else self._denoised(view, window, tiling) for view in self.views]
+
+    def _denoised(self, view: _View, window: range, tiling: Tiling) -> Tensor:
+        self.meter.tick()
+        options, latents = self.options, torch.cat([view.latents[i] for i in window], dim=2)
         if not self.calls:
             return latents.float()
         centre = window[len(window) // 2]
+        whole, = Tiling().boxes((1, *self._padded(view.orientation)), 1)
         with torch.no_grad():
-            image = self.model.encoder1.semantic(self._pixels(centre, centre + 1)[:, :, 0])
+            image = self.model.encoder1.semantic(view.codes.pixels(range(centre, centre + 1), whole)[:, :, 0])
         v_model = window_v_model(self.model, latents, image, guidance=options.guidance, guidance_rescale=options.guidance_rescale,
-                                 guidance_interval=options.guidance_interval, tiling=tiling, tick=tick)
+                                 guidance_interval=options.guidance_interval, tiling=tiling, tick=self.meter.tick)
         shape = (1, self.model.config.vae.latent_channels, *latents.shape[2:])
         return sample_window(v_model, make_schedule(self.model.config.diffusion), shape, window, steps=options.steps, eta=options.eta,
                              spacing=options.spacing, seed=options.seed, device=self.device,
-                             callback=lambda i, t, x, x0: tick(x0))
+                             callback=lambda i, t, x, x0: self.meter.tick(x0))
 
-    def _decode(self, x0: Tensor | None, ready: range) -> Iterator[Tensor]:
-        """The pictures `ready`, each decoded once, a chunk at a time, and given as often as they are shown."""
-        start = ready.start
-        while start < ready.stop:
-            pixels = self._attempt(self._decode_chunk, x0, start, ready)
-            shown = [self.pictures[i] for i in range(start, start + pixels.shape[2])]
+    def _decode(self, x0: list[Tensor | None], step: Step) -> Iterator[Tensor]:
+        """The pictures step.ready, each decoded once, a chunk at a time, and given as often as they are shown; the mean over all
+        orientations. x0: of step.window."""
+        start = step.ready.start
+        while start < step.ready.stop:
+            pixels = self._attempt(self._decode_chunk, x0, start, step)
+            shown = [self.pictures[i] for i in range(start, start + pixels[0].shape[2])]
             start += len(shown)
-            need_numbers(pixels, shown[0].index, self.dtype)
-            self.meter.done, pixels = max(self.meter.done, self._shown_until(start)), self.orientation.turn_back(pixels)
+            self.meter.done = max(self.meter.done, self._shown_until(start))
             together = 1 if self.tiling.tile or any(picture.times > 1 for picture in shown) else len(shown)      # large frames: one by one
             for i in range(0, len(shown), together):
                 blurred, skip = [picture.rgb for picture in shown[i:i + together]], max(0, self.first_frame - shown[i].index)
                 if skip < max(together, shown[i].times):
-                    frames = to_frames(pixels[:, :, i:i + together], blurred, self.options.color, self.tiling.tile)
+                    frames = [to_frames(each[:, :, i:i + together], blurred, self.options.color, self.tiling.tile) for each in pixels]
+                    frames = functools.reduce(Tensor.add_, frames).div_(len(frames))
                     if self.tiling.tile and self.device.type == "cpu":
                         give_back_memory()               # an encoder takes as much again for a large frame
                     yield from [frames[skip:]] if together > 1 else [frames] * (shown[i].times - skip)
@@ -357,56 +356,26 @@ class _Pass:
             if not self.calls:
                 self._drop(self.pictures, start - 1)
 
-    def _decode_chunk(self, x0: Tensor | None, start: int, ready: range, tiling: Tiling) -> Tensor:
-        """As many of the pictures `ready`, from number `start` on, as one chunk takes. x0: of all of them, None: what encoder 2 says."""
-        stop = min(start + tiling.chunk(*self.size), ready.stop)
-        x0 = x0 if x0 is None else x0[:, :, start - ready.start:stop - ready.start]
-        tick = self.meter.ticks("decode", self._pieces(tiling), *((i - ready.start) / len(ready) for i in (start, stop)))
-        if not self.fidelity:
-            return decode_frames(self.model, x0, tiling=tiling, tick=tick)
-
-        def latents(tile: Box) -> Tensor:
-            """Encoder 2's of a tile."""
-            return joined([self._code(i, tile, tick)[0] for i in range(start, stop)], dim=2)
-
-        def guide(tile: Box) -> BlurGuide:
-            """What guides a tile."""
-            guide = self._guide(start, stop, tick, tile)
-            return guide._replace(features=self._features(start, stop, tile, tick), strength=self.fidelity, detail=self.detail)
-        pixels = decode_frames(self.model, latents if x0 is None else x0, guide, tiling=tiling, tick=tick,
-                               size=(stop - start, *self._padded()))
-        self._drop(self.codes, stop - 1)
-        return pixels
-
-    @torch.no_grad()
-    def _code(self, number: int, tile: Box, tick: Callable[..., None], least: int = 2) -> list[Tensor]:
-        """Encoder 2's latents and features, fine to coarse, of a tile of a picture, made where not `least` of them are kept; with those of
-        the prior's, which the detail branch does not read."""
-        place, known = (tile.rows, tile.columns), self.codes.setdefault(number, {})
-        if len(known.get(place, ())) < least:
-            guide = self._guide(number, number + 1, tick, tile)
-            latents, features = self.model.encode_each(guide.pixels, None if self.detail else guide.prior)
-            known[place] = [apart(each) for each in (latents, *features)]
-        return known[place]
-
-    def _features(self, start: int, stop: int, tile: Box, tick: Callable[..., None]) -> list[Tensor]:
-        """Of a tile of the pictures [start, stop), joined with their neighbours'. What the next chunk needs stays, where there is room."""
-        low, high = max(start - 1, min(self.pictures)), min(stop + 1, max(self.pictures) + 1)
-        codes = {i: self._code(i, tile, tick, 2 if start <= i < stop else 1) for i in range(low, high)}
-        coarsest = with_neighbours(torch.cat([codes[i][-1] for i in range(low, high)], dim=2))
-        fine = list(zip(*(codes[i][1:-1] for i in range(start, stop))))
-        for i in range(low, high):
-            if i < stop - 1:
-                del self.codes[i][tile.rows, tile.columns]
-            elif i < stop or not self._room_for(2):
-                del codes[i][:-1]
-        return [*(joined(level, dim=2) for level in fine), coarsest[:, :, start - low:stop - low]]
+    def _decode_chunk(self, x0: list[Tensor | None], start: int, step: Step, tiling: Tiling) -> list[Tensor]:
+        """As many of the pictures step.ready, from number `start` on, as one chunk takes, in each orientation, turned back."""
+        ready, numbers = step.ready, range(start, min(start + tiling.chunk(*self.size), step.ready.stop))
+        self.meter.stage("decode", self._pieces(tiling), *((i - ready.start) / len(ready) for i in (numbers.start, numbers.stop)))
+        decoded = []
+        for view, x in zip(self.views, x0):
+            x = x if x is None else x[:, :, numbers.start - step.window.start:numbers.stop - step.window.start]
+            source = view.codes.source(x, numbers, self._near(numbers), self.fidelity, self.options.steps > 1)
+            pixels = decode_frames(self.model, source, (len(numbers), *self._padded(view.orientation)), tiling, self.meter.tick)
+            need_numbers(pixels, self.pictures[start].index, self.dtype)
+            decoded.append(view.orientation.turn_back(pixels))
+            view.codes.forget(numbers.stop - 1)
+        return decoded
 
     def _forget(self, step: Step) -> None:
         """Drop what no later window needs: pictures before it are given; the last window may begin right behind the start of this one."""
-        needed = min(step.ready.stop - 1, step.window.start + self.options.window // 2)
-        for kept, first in ((self.pictures, needed), (self.codes, step.ready.stop - 1), (self.latents, step.window.start)):
-            self._drop(kept, first)
+        self._drop(self.pictures, min(step.ready.stop - 1, step.window.start + self.options.window // 2))
+        for view in self.views:
+            view.codes.forget(step.ready.stop - 1)
+            self._drop(view.latents, step.window.start)
 
     @staticmethod
     def _drop(kept: dict[int, T], first: int) -> None:

@@ -38,18 +38,16 @@ class Meter:
         self.parts = {"encode": (0.0, encode / whole), "denoise": (encode / whole, denoise / whole),
                       "decode": ((encode + denoise) / whole, decode / whole)}
 
-    def ticks(self, stage: str, pieces: int, start: float = 0.0, stop: float = 1.0) -> Callable[..., None]:
-        """tick(), to be called before each of so many pieces that take the stage from `start` to `stop`, fractions of it. With latents, or
-        not `counted`, it is within a piece."""
-        before, share = self.parts[stage]
-        count = 0
+    def stage(self, name: str, pieces: int, start: float = 0.0, stop: float = 1.0) -> None:
+        """So many pieces of work come next, which take the window's stage of this name from `start` to `stop`, fractions of it."""
+        before, share = self.parts[name]
+        self.name, self.pieces, self.count = name, max(pieces, 1), 0
+        self.start, self.stop = before + share * start, before + share * stop
 
-        def tick(latents: Tensor | None = None, counted: bool = True) -> None:
-            """Report what was done before this piece."""
-            nonlocal count
-            fraction = before + share * (start + (stop - start) * min(count / max(pieces, 1), 1.0))
-            count += counted and latents is None
-            self.position = max(self.position, self.begun + self.frames * fraction, float(self.done))
-            if self.progress is not None:
-                self.progress(Progress(stage, self.done, self.total, fraction, self.position, latents))
-        return tick
+    def tick(self, latents: Tensor | None = None, counted: bool = True) -> None:
+        """Report what was done before the next piece. With latents, or not `counted`, it is within a piece."""
+        fraction = self.start + (self.stop - self.start) * min(self.count / self.pieces, 1.0)
+        self.count += counted and latents is None
+        self.position = max(self.position, self.begun + self.frames * fraction, float(self.done))
+        if self.progress is not None:
+            self.progress(Progress(self.name, self.done, self.total, fraction, self.position, latents))

@@ -14,14 +14,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ..config import ModelConfig
 from ..cpu.frames import to_float
 from ..diffusion.sampler import SPACINGS, VModel, ddim, guided
 from ..diffusion.schedule import Schedule
 from ..errors import UserError
-from ..networks.fidelity import BlurGuide, with_neighbours
 from ..networks.layers import joined
 from ..networks.model import Condition, DeblurModel, fold_time, unfold_time
+from .codes import Source
 from .color import levels_for, wavelet_color_transfer
 from .windows import Box, blend, boxes, frame_noise
 
@@ -29,8 +28,6 @@ WHOLE_FRAME_PIXELS = 1280 * 768      # larger frames are cut into tiles unless t
 DEFAULT_TILE = 768
 CHUNK_PIXELS = 4 * 256 * 256         # frames are decoded in chunks of about this many pixels
 SMALLEST_TILE = 128
-FEATURE_BYTES = 2**30                # encoder features are kept from encoding to decoding while a window's fit in this
-CPU_FEATURE_BYTES = 2**28            # on a CPU, which would rather compute those of large frames twice
 Tick = Callable[[], None]
 
 
@@ -102,48 +99,36 @@ def pad_to_multiple(x: Tensor, divisor: int) -> Tensor:
     return F.pad(x, pad, mode="reflect" if pad[1] < width and pad[3] < height else "replicate")
 
 
-def feature_bytes(config: ModelConfig, height: int, width: int, itemsize: int = 4) -> int:
-    """Bytes of encoder 2's features of one frame (DeblurModel.encode_each)."""
-    vae = config.vae
-    values = sum(vae.channels * mult / (vae.patch_size * 2**level) ** 2 for level, mult in enumerate(vae.channel_mult))
-    return int(values * height * width) * itemsize
-
-
 @torch.no_grad()
-def encode_frames(model: DeblurModel, pixels: Tensor | Callable[[Box], Tensor], tiling: Tiling = Tiling(), tick: Tick = no_tick,
-                  encoder: Callable[[Tensor], Tensor] | None = None, *, size: Sequence[int] = ()) -> Tensor:
-    """Encoder 2's latents (1, 4, F, h, w) of blurred frames, or those of another `encoder`, one chunk of frames after another. Pixels may
-    be a function that gives those of a tile; `size` then is theirs, (F, H, W)."""
-    config, size = model.config, size if callable(pixels) else pixels.shape[-3:]
+def encode_frames(model: DeblurModel, pixels: Tensor, tiling: Tiling = Tiling(), tick: Tick = no_tick,
+                  encoder: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Encoder 2's latents (1, 4, F, h, w) of blurred frames, or those of another `encoder`, one chunk of frames after another."""
+    config, factor = model.config, model.config.vae.factor
     encoder = encoder or (lambda part: model.encode_each(part).latents)
-    factor = config.vae.factor
-    pieces = tiling.boxes((size[0], size[1] // factor, size[2] // factor), config.divisor, factor)
+    frames, height, width = pixels.shape[2:]
 
     def encode(box: Box) -> Tensor:
         """Latents of one tile."""
-        wide = box.scaled(factor)
-        piece = pixels(wide) if callable(pixels) else wide.of(pixels)
-        parts = []
+        piece, parts = box.scaled(factor).of(pixels), []
         for part in piece.split(tiling.chunk(*piece.shape[-2:]), dim=2):
             tick()
             parts.append(encoder(part))
         return joined(parts, dim=2)
 
-    return blend(pieces, encode)
+    return blend(tiling.boxes((frames, height // factor, width // factor), config.divisor, factor), encode)
 
 
-@torch.no_grad()
-def encode_pictures(model: DeblurModel, latents: Tensor, guide: BlurGuide | Callable[[Box], BlurGuide], start: int,
-                    tiling: Tiling = Tiling(), tick: Tick = no_tick) -> Tensor:
-    """What one step shows of the frames of encoder 2's `latents` (1, 4, F, h, w), as the autoencoder's latents, of the same shape: a second
-    estimate of x0, which makes (1, 8, F, h, w) of both for the adapter. The picture path and the prior have their part in it, so that
-    several steps start nearer to the truth. guide (of strength 1) and start: as `decode_frames` takes them."""
+def encode_pictures(model: DeblurModel, source: Source, size: tuple[int, int, int], tiling: Tiling = Tiling(),
+                    tick: Tick = no_tick) -> Tensor:
+    """What one step shows of frames, as the autoencoder's latents (1, 4, F, h, w): a second estimate of x0, which behind encoder 2's makes
+    (1, 8, F, h, w) of both for the adapter. The picture path and the prior have their part in it, so that several steps start nearer to
+    the truth. source: as `decode_frames` takes it, of encoder 2's latents and strength 1."""
     def encoder(part: Tensor) -> Tensor:
         """Scaled latents of sharp frames (1, 3, F, H, W)."""
         return unfold_time(model.vae.encode(fold_time(part))[0] * model.config.vae.latent_scale, len(part))
 
-    pixels = decode_frames(model, latents, guide, start, tiling=tiling, tick=tick)
-    return encode_frames(model, pixels.clamp_(-1, 1).to(latents.dtype), tiling, tick, encoder)
+    pixels = decode_frames(model, source, size, tiling, tick)
+    return encode_frames(model, pixels.clamp_(-1, 1).to(model.null_text.dtype), tiling, tick, encoder)
 
 
 def reads_pictures(model: DeblurModel, fidelity: float) -> bool:
@@ -218,46 +203,17 @@ def sample_window(v_model: VModel, schedule: Schedule, shape: Sequence[int], fra
 
 
 @torch.no_grad()
-def decode_frames(model: DeblurModel, latents: Tensor | Callable[[Box], Tensor],
-                  guide: BlurGuide | Callable[[Box], BlurGuide] | None = None, start: int = 0, *,
-                  tiling: Tiling = Tiling(), tick: Tick = no_tick, size: Sequence[int] = ()) -> Tensor:
-    """Latents (1, 4, F, h, w) -> pixels (1, 3, F, H, W), float32, not clamped.
-
-    The guide's pixels (and its prior's) may be of more frames: those from `start` on belong to the latents, what lies around them is
-    looked at as their neighbours. Its features are of the F frames; without any, and of whole frames in tiles, they are made here. A
-    function gives what guides a tile, whose pixels then need not exist all at once, and one its latents (`size`: of the frames, (F, H, W)).
-    """
-    config, factor, dtype = model.config, model.config.vae.factor, model.null_text.dtype
-    count, height, width = (size[0], size[1] // factor, size[2] // factor) if callable(latents) else latents.shape[2:]
-    pieces = {box.scaled(factor): box for box in tiling.boxes((count, height, width), config.divisor, factor)}
-
-    def decode(wide: Box) -> Tensor:
-        """Pixels of one tile, float32."""
+def decode_frames(model: DeblurModel, source: Source, size: tuple[int, int, int], tiling: Tiling = Tiling(),
+                  tick: Tick = no_tick) -> Tensor:
+    """Pixels (1, 3, F, H, W), float32, not clamped, of frames of this size. source(tile) gives a tile's latents (1, 4, F, h, w) and what
+    guides them, or None; its pixels then need not exist all at once (`Codes.source`)."""
+    def decode(tile: Box) -> Tensor:
+        """Pixels of one tile."""
         tick()
-        z = (latents(wide) if callable(latents) else pieces[wide].of(latents)).to(dtype)
-        if guide is None or not callable(guide) and not guide.strength:
-            return model.decode(z).float()
-        piece = guide(wide) if callable(guide) else guide
-        if not callable(guide) and len(pieces) > 1:          # the features of whole frames are no tile's
-            piece = guide._replace(features=None).map(lambda x: x[..., wide.rows.slice, wide.columns.slice])
-        features = piece.features
-        step = tiling.chunk(*piece.pixels.shape[-2:]) if len(pieces) > 1 else count + 2      # frames of a tile that are made at a time
-        if features is None:
-            low, stop = max(0, start - 1), min(piece.pixels.shape[2], start + count + 1)     # neighbours are looked at
-            known = None if piece.detail else piece.prior        # the detail branch does not read the prior's features
-            parts = [slice(i, min(i + step, stop)) for i in range(low, stop, step)]
-            codes = [model.encode_each(*(x if x is None else x[:, :, part] for x in (piece.pixels, known))).features for part in parts]
-            *fine, coarsest = (joined(level, dim=2) for level in zip(*codes))
-            features = [level[:, :, start - low:start - low + count] for level in (*fine, with_neighbours(coarsest))]
-        piece = piece._replace(features=None).map(lambda x: x[:, :, start:start + count])._replace(features=features)
+        latents, guide = source(tile)
+        return model.decode(latents.to(model.null_text.dtype), guide).float()
 
-        def some(first: int) -> Tensor:
-            """Those from `first` on."""
-            part = slice(first, first + step)
-            return model.decode(z[:, :, part], piece.map(lambda x: x[:, :, part])).float()
-        return joined([some(first) for first in range(0, count, step)], dim=2)
-
-    return blend(list(pieces), decode, as_frames=True)
+    return blend(tiling.boxes(size, model.config.divisor), decode, as_frames=True)
 
 
 def to_frames(pixels: Tensor, blurred: Sequence[Tensor], color: str = "wavelet", tile: int = 0) -> Tensor:

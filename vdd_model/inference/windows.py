@@ -39,9 +39,10 @@ class Box:
     rows: Span
     columns: Span
 
-    def of(self, x: Tensor) -> Tensor:
-        """This piece of x, a view."""
-        return x[..., self.time.slice, self.rows.slice, self.columns.slice]
+    def of(self, x: Tensor, factor: int = 1) -> Tensor:
+        """This piece of x, a view; x has 1 / `factor` of the rows and columns that are meant."""
+        rows, columns = (slice(span.start // factor, span.stop // factor) for span in (self.rows, self.columns))
+        return x[..., self.time.slice, rows, columns]
 
     def scaled(self, factor: int) -> Box:
         """The same piece at `factor` times the height and width."""

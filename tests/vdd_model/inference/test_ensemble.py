@@ -7,7 +7,7 @@ from conftest import clip
 
 from vdd_model.app.demo import bundled_photo
 from vdd_model.config import ConfigError
-from vdd_model.inference.ensemble import ORIENTATIONS, hand_out, mean
+from vdd_model.inference.ensemble import ORIENTATIONS
 from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
 from vdd_model.inference.restart import first_input_frame
 from vdd_model.measure import metrics
@@ -29,19 +29,6 @@ def test_eight_orientations_that_turn_back():
     seen = {(tuple(o.turn(x).shape), tuple(o.turn(x).flatten().tolist())) for o in ORIENTATIONS}
     assert len(seen) == 8 and ORIENTATIONS[0].turn(x) is x
     assert all(torch.equal(o.turn_back(o.turn(x)), x) for o in ORIENTATIONS)
-
-
-def test_items_handed_out_reach_everyone_in_order():
-    first, second = hand_out(iter(range(5)), 2)
-    assert [next(first) for _ in range(3)] == [0, 1, 2]
-    assert list(second) == [0, 1, 2, 3, 4] and list(first) == [3, 4] and list(second) == []
-
-
-def test_streams_are_averaged_however_they_are_cut():
-    x = torch.rand(7, 2, 2, 3)
-    chunks = list(mean([iter(x.split(3)), iter((3 * x).split(1)), iter((2 * x).split(5))]))
-    assert [len(chunk) for chunk in chunks] == [3, 3, 1]
-    torch.testing.assert_close(torch.cat(chunks), 2 * x)
 
 
 @pytest.mark.parametrize("count", [2, 3, 8])

@@ -4,11 +4,11 @@ from __future__ import annotations
 import torch
 
 from vdd_model.app.demo import bundled_photo
+from vdd_model.inference.codes import Codes
 from vdd_model.inference.pipeline import Deblurrer
 from vdd_model.inference.window import encode_pictures, to_pixels
 from vdd_model.measure.motion import camera_shake
 from vdd_model.media.video import read_image
-from vdd_model.networks.fidelity import BlurGuide
 
 
 def test_the_picture_of_one_step_brings_several_steps_nearer_to_the_truth():
@@ -21,7 +21,9 @@ def test_the_picture_of_one_step_brings_several_steps_nearer_to_the_truth():
         alone, (_, log_std) = model.adapter(latents)[:, :4], model.adapter(latents)[:, :8].chunk(2, dim=1)
         errors = {}
         for name, prior in (("picture", None), ("a prior that knows", sharp)):
-            both = model.adapter(torch.cat([latents, encode_pictures(model, latents, BlurGuide(pixels, prior=prior), 0)], dim=1))
+            clips = [x if x is None else lambda numbers, tile, x=x: x[:, :, numbers.start:numbers.stop] for x in (pixels, prior)]
+            source = Codes(model, *clips, (160, 160)).source(latents, range(3), range(3))
+            both = model.adapter(torch.cat([latents, encode_pictures(model, source, (3, 160, 160))], dim=1))
             errors[name] = (both[:, :4] - target).square().mean() / (alone - target).square().mean()
             assert (both[:, 4:8] < log_std).all() and torch.equal(both[:, 8:], model.adapter(latents)[:, 8:])
     assert errors["a prior that knows"] < errors["picture"] < 0.9, errors

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vdd_model.cpu import frames
-from vdd_model.inference import pipeline, window
+from vdd_model.inference import codes, pipeline, window
 from vdd_model.inference.ensemble import ORIENTATIONS
 from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
 from vdd_model.inference.scenes import Moment, pictures
@@ -49,8 +49,8 @@ def test_a_picture_is_encoded_when_it_is_decoded(tiny_model, monkeypatch, room, 
     options = dataclasses.replace(OPTIONS, scenes="off", **tiled)
     deblurrer, clip = Deblurrer(tiny_model, device="cpu"), noise(9, 32, 48)
     kept = deblurrer.deblur(clip, options)
-    one = window.feature_bytes(tiny_model.config, 32, 48)
-    monkeypatch.setattr(pipeline, "CPU_FEATURE_BYTES", 2 * one * options.ensemble if room else 0)
+    one = codes.feature_bytes(tiny_model.config, 32, 48)
+    monkeypatch.setattr(codes, "CPU_FEATURE_BYTES", 2 * one * options.ensemble if room else 0)
     monkeypatch.setattr(window, "CHUNK_PIXELS", 1)
     encoded, encode = [], tiny_model.encode_each
     monkeypatch.setattr(tiny_model, "encode_each", lambda pixels, *more: encoded.append(pixels[..., 0, 0].numel()) or encode(pixels, *more))

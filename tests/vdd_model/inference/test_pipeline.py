@@ -14,6 +14,7 @@ from vdd_model.config import AutoencoderConfig, ModelConfig, UNetConfig
 from vdd_model.diffusion.schedule import make_schedule
 from vdd_model.errors import UserError
 from vdd_model.inference import window as inference
+from vdd_model.inference.codes import Codes
 from vdd_model.inference.pipeline import DeblurOptions, Deblurrer, default_dtype
 from vdd_model.inference.restart import first_input_frame
 from vdd_model.inference.window import decode_frames, to_frames, to_pixels
@@ -138,7 +139,7 @@ def test_the_centre_frame_is_len_half():
 def test_features_of_neighbours_cross_every_cut(monkeypatch, kept):
     """The stand-in's fidelity answer is the mean of the two neighbouring frames: windows, chunks and tiles must not show in it."""
     if not kept:
-        monkeypatch.setattr("vdd_model.inference.pipeline.CPU_FEATURE_BYTES", 0)
+        monkeypatch.setattr("vdd_model.inference.codes.CPU_FEATURE_BYTES", 0)
     monkeypatch.setattr(inference, "CHUNK_PIXELS", 24 * 32 * 3)
     x = clip(61)
     expected = 0.5 * (torch.cat([x[:1], x[:-1]]) + torch.cat([x[1:], x[-1:]]))
@@ -279,7 +280,7 @@ def test_chunks_and_kept_features_do_not_change_the_result(tiny_model, monkeypat
     x = clip(23)
     options = {"window": 8, "overlap": 3, "fidelity": 0.7}
     reference = run(tiny_model, x, **options)
-    monkeypatch.setattr("vdd_model.inference.pipeline.CPU_FEATURE_BYTES", 0)
+    monkeypatch.setattr("vdd_model.inference.codes.CPU_FEATURE_BYTES", 0)
     torch.testing.assert_close(run(tiny_model, x, **options), reference, rtol=0, atol=1e-5)
     monkeypatch.setattr(inference, "CHUNK_PIXELS", 1)
     torch.testing.assert_close(run(tiny_model, x, **options), reference, rtol=0, atol=1e-5)
@@ -478,7 +479,9 @@ def test_the_shipped_model_follows_its_latents_and_more_steps_move_it():
     one, many = (deblurrer.deblur(blurred, steps=steps) for steps in (1, 20))
     with torch.no_grad():
         pixels, target = (to_pixels(list(frames), deblurrer.model.config.divisor, torch.device("cpu")) for frames in (blurred, sharp))
-        true = decode_frames(deblurrer.model, deblurrer.model.encode_target(target), BlurGuide(pixels, detail=True))
+        codes = Codes(deblurrer.model, lambda numbers, tile: pixels[:, :, numbers.start:numbers.stop], None, (160, 160))
+        source = codes.source(deblurrer.model.encode_target(target), range(6), range(6), detail=True)
+        true = decode_frames(deblurrer.model, source, (6, 160, 160))
     psnr = [metrics.psnr(frames, sharp).mean().item() for frames in (blurred, many, one, to_frames(true, list(blurred)))]
     assert psnr[2] > psnr[0] + 1 and psnr[3] > psnr[2] + 1, psnr
     assert psnr[2] - 3.5 < psnr[1] < psnr[2], psnr
