@@ -100,12 +100,11 @@ def compiled_row(name: str, model, frames: int, height: int, width: int, device:
 @torch.no_grad()
 def step_rows(checkpoint: str, frames: int, size: tuple[int, int], steps: int, device: str, repeats: int) -> list[dict]:
     """Sampling with `steps` steps, the latents alone: features kept between steps, guidance always and in an interval."""
-    from vdd_model.diffusion.schedule import make_schedule
-    from vdd_model.inference.pipeline import Deblurrer, default_dtype
-    from vdd_model.inference.window import sample_window, window_v_model
+    from vdd_model.inference.pipeline import DeblurOptions, Deblurrer, default_dtype
+    from vdd_model.inference.window import sample_window
     width, height = size
     model = Deblurrer(checkpoint, device=device, dtype=default_dtype(device)).model
-    schedule, factor = make_schedule(model.config.diffusion), model.config.vae.factor
+    factor = model.config.vae.factor
     shape = (1, model.config.unet.latent_channels, frames, height // factor, width // factor)
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, model.null_text.dtype)
     image = torch.zeros(1, model.config.unet.image_dim, device=device, dtype=model.null_text.dtype)
@@ -113,8 +112,7 @@ def step_rows(checkpoint: str, frames: int, size: tuple[int, int], steps: int, d
     def sample(change: Callable = contextlib.nullcontext, **options) -> Callable[[], Tensor]:
         def run() -> Tensor:
             with change():
-                v_model = window_v_model(model, latents, image, **options)
-                return sample_window(v_model, schedule, shape, range(frames), steps=steps, device=device)
+                return sample_window(model, latents, image, range(frames), DeblurOptions(steps=steps, **options))
         return run
 
     variants = {"none": sample(), "features kept for 2 steps": sample(lambda: cached_features(model.unet, 2)),

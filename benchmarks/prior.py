@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import common
-from vdd_model.checkpoint import BUILT_IN
 from vdd_model.checkpoint.maxim import FILE_NAME, network_state, read_package, source_parameters
+from vdd_model.checkpoint.store import BUILT_IN
 from vdd_model.cpu import accelerate
 from vdd_model.cpu.allocator import keep_freed_memory
 from vdd_model.inference.prior import Prior

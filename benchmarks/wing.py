@@ -96,7 +96,7 @@ def unet_rows(name: str, parts: list[str], dim: int, size: tuple[int, int], fram
 
 def decoding_rows(name: str, size: tuple[int, int], frames: int, repeats: int) -> list[dict]:
     """The shipped model's decoder with its fidelity branch, accelerated and not: strips are all that the wing does there."""
-    from vdd_model.checkpoint import load
+    from vdd_model.checkpoint.store import load
     from vdd_model.networks.fidelity import BlurGuide
     width, height = size
     model = load("small", "cpu", common.DTYPES[name])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ..vdd_model import checkpoint
+from ..vdd_model.checkpoint import store as checkpoint
 from ..vdd_model.checkpoint.maxim import FILE_NAME
 from ..vdd_model.errors import UserError
 from ..vdd_model.inference import prior

@@ -12,8 +12,6 @@ from ..vdd_model.diffusion import sampler as samplers
 from ..vdd_model.diffusion.schedule import Schedule
 from .progress import Bar
 
-Spacing = Callable[[int, int], list[int]]
-
 
 def schedule_of(model_sampling) -> Schedule:
     """The schedule that the host's model has (its last alpha_bar is 5e-8 instead of 0)."""
@@ -21,10 +19,10 @@ def schedule_of(model_sampling) -> Schedule:
     return Schedule(1 / (sigmas**2 + 1))
 
 
-def sigmas_of(model_sampling, spacing: Spacing, steps: int) -> Tensor:
+def sigmas_of(model_sampling, spacing: str, steps: int) -> Tensor:
     """Noise levels (steps + 1,), float32, ending on 0."""
     sigmas = model_sampling.sigmas.detach().float().cpu()
-    return torch.cat([sigmas[spacing(steps, len(sigmas))], sigmas.new_zeros(1)])
+    return torch.cat([sigmas[samplers.timesteps(steps, len(sigmas), spacing)], sigmas.new_zeros(1)])
 
 
 def _scaled(sigma: Tensor) -> tuple[float, float]:
@@ -79,12 +77,12 @@ class Guider(comfy.samplers.CFGGuider):
 class WindowSampler:
     """One node execution: the settings, and the progress bar over all steps of all windows."""
 
-    def __init__(self, model, guidance: float, rescale: float, interval: tuple[float, float], eta: float, steps: int, spacing: Spacing,
+    def __init__(self, model, guidance: float, rescale: float, interval: tuple[float, float], eta: float, steps: int, spacing: str,
                  seed: int, total: int):
         self.model, self.guidance, self.eta, self.seed = model, (guidance, rescale, interval), eta, seed
         model_sampling = model.get_model_object("model_sampling")
         self.schedule = schedule_of(model_sampling)
-        self.timesteps = spacing(steps, self.schedule.num_timesteps)
+        self.timesteps = samplers.timesteps(steps, self.schedule.num_timesteps, spacing)
         self.sigmas = sigmas_of(model_sampling, spacing, steps)
         self.bar = Bar(total * len(self.timesteps))
         self.preview = latent_preview.prepare_callback(model, self.bar.total)

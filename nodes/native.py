@@ -26,7 +26,7 @@ from comfy.cli_args import args
 from einops import rearrange
 from torch import Tensor
 
-from ..vdd_model import checkpoint
+from ..vdd_model.checkpoint import store as checkpoint
 from ..vdd_model.config import ModelConfig
 from ..vdd_model.cpu import accelerate
 from ..vdd_model.errors import UserError

@@ -4,8 +4,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..vdd_model.diffusion.sampler import SPACINGS
-from ..vdd_model.inference.windows import fade_in, frame_noise, steps_of
+from ..vdd_model.inference.windows import fade_in, frame_noise, window_steps
 from . import hostsampler, latents, native
 from .schema import advanced, option_input, schema, seed_input
 
@@ -48,14 +47,15 @@ class DeblurSampler(io.ComfyNode):
         masked = latents.with_mask_per_frame(latent, layout.spacial_downscale_ratio)
         frames, (height, width) = samples.shape[2], samples.shape[-2:]
         window = window if 0 < window < frames else frames
-        scenes = [(scene, steps_of(len(scene), window, min(overlap, window // 2))) for scene in latents.scenes_of(latent)]
+        scenes = [(scene, list(window_steps(lambda count, scene=scene: min(count, len(scene)), window, min(overlap, window // 2))))
+                  for scene in latents.scenes_of(latent)]
         total = sum(len(found) for _, found in scenes)
         if (steps == 1 and guidance == 1 and spacing == "trailing" and not denoise_at_one_step and latent.get("noise_mask") is None
                 and native.gives_estimate(model, positive) and positive[0][1][latents.BLUR].shape[2:] == samples.shape[2:]):
             result = native.estimate(model, positive).to(samples)        # as in the one-node way: the UNet moves it by hardly anything
             return io.NodeOutput({**latent, "samples": result, latents.ONE_STEP: result})
         positive, negative = ([[text, latents.with_pictures(extra)] for text, extra in each] for each in (positive, negative))
-        run = hostsampler.WindowSampler(model, guidance, guidance_rescale, (guidance_from, guidance_to), eta, steps, SPACINGS[spacing],
+        run = hostsampler.WindowSampler(model, guidance, guidance_rescale, (guidance_from, guidance_to), eta, steps, spacing,
                                         seed, total)
         parts = []
         for scene, found in scenes:                 # each as if it were alone, its noise too
@@ -90,4 +90,4 @@ class DeblurSigmas(io.ComfyNode):
     @classmethod
     def execute(cls, model, steps, spacing="trailing") -> io.NodeOutput:
         native.need_deblur_model(model)
-        return io.NodeOutput(hostsampler.sigmas_of(model.get_model_object("model_sampling"), SPACINGS[spacing], steps))
+        return io.NodeOutput(hostsampler.sigmas_of(model.get_model_object("model_sampling"), spacing, steps))

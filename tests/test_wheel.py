@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from media_tools import pattern, save_clip
 
-from vdd_model.checkpoint import BUILT_IN
+from vdd_model.checkpoint.store import BUILT_IN
 from vdd_model.media.video import probe
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from vdd_model import checkpoint
+from vdd_model.checkpoint import store as checkpoint
 from vdd_model.config import ConfigError
 from vdd_model.errors import UserError
 from vdd_model.measure.report import align, save_text

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vdd_model import checkpoint
+from vdd_model.checkpoint import store as checkpoint
 from vdd_model.config import ModelConfig
 from vdd_model.errors import UserError
 

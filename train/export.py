@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from vdd_model import checkpoint
+from vdd_model.checkpoint import store as checkpoint
 from vdd_model.errors import UserError
 
 from . import state as states

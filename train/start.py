@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vdd_model import checkpoint
+from vdd_model.checkpoint import store as checkpoint
 from vdd_model.config import ConfigError, ModelConfig, TowerConfig
 from vdd_model.cpu import cpu_has_bfloat16
 from vdd_model.errors import UserError

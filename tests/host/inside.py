@@ -170,7 +170,7 @@ def checks(folder, checkpoint):
                                     disable_pbar=True)
             v = sampler.guided(lambda x, t: package.unet(x, t, package.context(image), concat),
                                lambda x, t: package.unet(x, t, package.context(image, True), concat), guidance)
-            c = sampler.ddim(v, noise, schedule, sampler.trailing_timesteps(steps))
+            c = sampler.ddim(v, noise, schedule, sampler.timesteps(steps))
             scale = a.std().item()
             table[f"{steps} steps, guidance {guidance}"] = {
                 "ksampler_rms": (a - b).square().mean().sqrt().item() / scale, "ksampler_max": (a - b).abs().max().item() / scale,

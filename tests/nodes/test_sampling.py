@@ -136,8 +136,7 @@ def test_cancel_is_looked_at_in_every_step(pack, monkeypatch):
     monkeypatch.setattr(pack.host["comfy.model_management"], "throw_exception_if_processing_interrupted", cancel)
     network = SimpleNamespace(sigmas=torch.linspace(0.03, 4000, 1000), num_blocks=3, tick=None)
     model = SimpleNamespace(get_model_object=lambda name: network)
-    spacing = pack.module("vdd_model.diffusion.sampler").trailing_timesteps
-    run = hostsampler.WindowSampler(model, 1.0, 0.0, (0.0, 1.0), 0.0, 1, spacing, 0, 1)
+    run = hostsampler.WindowSampler(model, 1.0, 0.0, (0.0, 1.0), 0.0, 1, "trailing", 0, 1)
     with pytest.raises(Cancelled):
         run.window([], [], {"samples": torch.zeros(1, 4, 2, 8, 8)}, lambda step: torch.zeros(1, 4, 2, 8, 8))
     assert network.tick is None

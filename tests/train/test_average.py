@@ -8,7 +8,7 @@ import torch
 from conftest import tiny_config
 
 from train.average import average, main
-from vdd_model import checkpoint
+from vdd_model.checkpoint import store as checkpoint
 from vdd_model.errors import UserError
 from vdd_model.networks.model import DeblurModel
 

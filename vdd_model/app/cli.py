@@ -291,9 +291,9 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _convert(arguments: argparse.Namespace) -> int:
     import torch
 
-    from ..checkpoint import BUILT_IN
     from ..checkpoint.convert import convert
     from ..checkpoint.maxim import FILE_NAME, convert_maxim
+    from ..checkpoint.store import BUILT_IN
     from ..errors import UserError
     from .description import info
     is_prior = len(arguments.files) == 2 and arguments.files[0] == "maxim"

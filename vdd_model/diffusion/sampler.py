@@ -13,26 +13,22 @@ from .schedule import Schedule
 VModel = Callable[[Tensor, Tensor], Tensor]
 
 
-def trailing_timesteps(steps: int, num_timesteps: int = 1000) -> list[int]:
-    """`steps` timesteps, descending, evenly spaced and starting at the last one (Lin et al. 2023, "trailing")."""
-    _check(steps, num_timesteps)
-    return [round(num_timesteps * (steps - i) / steps) - 1 for i in range(steps)]
+def timesteps(steps: int, num_timesteps: int = 1000, spacing: str = "trailing") -> list[int]:
+    """Descending timesteps. "trailing": so many, evenly spaced and starting at the last one (Lin et al. 2023); "vgen": the official
+    sampler's, from T + 1 - stride to 1, of which there can be more (30 -> 31).
 
-
-def vgen_timesteps(steps: int, num_timesteps: int = 1000) -> list[int]:
-    """The official sampler's timesteps, descending from T + 1 - stride to 1; there can be more than `steps` of them (30 -> 31).
-
-    Raises UserError for fewer than VGEN_MIN_STEPS: with one step the only timestep would be 1, where pure noise passes for the result.
+    Raises ValueError for less than 1 or more than T steps, UserError for fewer than VGEN_MIN_STEPS with "vgen": with one step the only
+    timestep would be 1, where pure noise passes for the result.
     """
-    _check(steps, num_timesteps)
+    if not 1 <= steps <= num_timesteps:
+        raise ValueError(f"steps must be 1 to {num_timesteps}, not {steps}")
+    if spacing == "trailing":
+        return [round(num_timesteps * (steps - i) / steps) - 1 for i in range(steps)]
     if steps < VGEN_MIN_STEPS:
         raise UserError(f"the spacing 'vgen' needs at least {VGEN_MIN_STEPS} steps, not {steps}: with fewer it starts where pure noise "
                         "passes for a nearly finished picture; take more steps, or the spacing 'trailing'")
     ascending = range(1, num_timesteps + 1, num_timesteps // steps)
     return sorted({min(t, num_timesteps - 1) for t in ascending}, reverse=True)
-
-
-SPACINGS: dict[str, Callable[[int, int], list[int]]] = {"trailing": trailing_timesteps, "vgen": vgen_timesteps}
 
 
 def guided(conditional: VModel, unconditional: VModel, scale: float, rescale: float = 0.0,
@@ -91,8 +87,3 @@ def ddim(v_model: VModel, x: Tensor, schedule: Schedule, timesteps: Sequence[int
         if callback is not None:
             callback(i, t, x, x0)
     return x
-
-
-def _check(steps: int, num_timesteps: int) -> None:
-    if not 1 <= steps <= num_timesteps:
-        raise ValueError(f"steps must be 1 to {num_timesteps}, not {steps}")

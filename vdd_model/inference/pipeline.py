@@ -19,7 +19,6 @@ from ..checkpoint.store import BUILT_IN, load
 from ..cpu import accelerate, cpu_has_bfloat16
 from ..cpu.allocator import give_back_memory
 from ..cpu.frames import compact
-from ..diffusion.schedule import make_schedule
 from ..errors import UserError
 from ..networks.layers import channels_last
 from ..networks.model import DeblurModel, drop_untrained_branch
@@ -44,7 +43,6 @@ from .window import (
     sample_window,
     to_frames,
     to_pixels,
-    window_v_model,
 )
 from .windows import Box, Step, blend, fade_in, window_steps
 
@@ -319,19 +317,14 @@ class _Pass:
 
     def _denoised(self, view: _View, window: range, tiling: Tiling) -> Tensor:
         self.meter.tick()
-        options, latents = self.options, torch.cat([view.latents[i] for i in window], dim=2)
+        latents = torch.cat([view.latents[i] for i in window], dim=2)
         if not self.calls:
             return latents.float()
         centre = window[len(window) // 2]
         whole, = Tiling().boxes((1, *self._padded(view.orientation)), 1)
         with torch.no_grad():
             image = self.model.encoder1.semantic(view.codes.pixels(range(centre, centre + 1), whole)[:, :, 0])
-        v_model = window_v_model(self.model, latents, image, guidance=options.guidance, guidance_rescale=options.guidance_rescale,
-                                 guidance_interval=options.guidance_interval, tiling=tiling, tick=self.meter.tick)
-        shape = (1, self.model.config.vae.latent_channels, *latents.shape[2:])
-        return sample_window(v_model, make_schedule(self.model.config.diffusion), shape, window, steps=options.steps, eta=options.eta,
-                             spacing=options.spacing, seed=options.seed, device=self.device,
-                             callback=lambda i, t, x, x0: self.meter.tick(x0))
+        return sample_window(self.model, latents, image, window, self.options, tiling, self.meter.tick)
 
     def _decode(self, x0: list[Tensor | None], step: Step) -> Iterator[Tensor]:
         """The pictures step.ready, each decoded once, a chunk at a time, and given as often as they are shown; the mean over all

@@ -15,11 +15,12 @@ from einops import rearrange
 from torch import Tensor
 
 from ..cpu.frames import to_float
-from ..diffusion.sampler import SPACINGS, VModel, ddim, guided
-from ..diffusion.schedule import Schedule
+from ..diffusion.sampler import VModel, ddim, guided, timesteps
+from ..diffusion.schedule import make_schedule
 from ..errors import UserError
 from ..networks.layers import joined
 from ..networks.model import Condition, DeblurModel, fold_time, unfold_time
+from ..options import DeblurOptions
 from .codes import Source
 from .color import levels_for, wavelet_color_transfer
 from .windows import Box, blend, boxes, frame_noise
@@ -28,10 +29,10 @@ WHOLE_FRAME_PIXELS = 1280 * 768      # larger frames are cut into tiles unless t
 DEFAULT_TILE = 768
 CHUNK_PIXELS = 4 * 256 * 256         # frames are decoded in chunks of about this many pixels
 SMALLEST_TILE = 128
-Tick = Callable[[], None]
+Tick = Callable[..., None]
 
 
-def no_tick() -> None:
+def no_tick(*_) -> None:
     """Called between pieces of work; a caller's own may report progress, or raise to cancel."""
 
 
@@ -136,19 +137,25 @@ def reads_pictures(model: DeblurModel, fidelity: float) -> bool:
     return bool(fidelity) and model.vae.fidelity is not None and gives_estimate(model)
 
 
+def gives_estimate(model: DeblurModel) -> bool:
+    """Whether encoder 2's latents estimate x0, so that one step, whose noisy state tells nothing, is them: the UNet moves what one step
+    shows by hardly anything."""
+    return model.config.unet.estimate and model.config.diffusion.zero_terminal_snr
+
+
 @torch.no_grad()
-def window_v_model(model: DeblurModel, latents: Tensor, image: Tensor, *, guidance: float = 1.0, guidance_rescale: float = 0.0,
-                   guidance_interval: tuple[float, float] = (0.0, 1.0), tiling: Tiling = Tiling(), tick: Tick = no_tick) -> VModel:
-    """The guided v of one window as a function of (x, t) alone, x float32 (1, 4, F, h, w).
+def sample_window(model: DeblurModel, latents: Tensor, image: Tensor, frames: Sequence[int], options: DeblurOptions,
+                  tiling: Tiling = Tiling(), tick: Tick = no_tick) -> Tensor:
+    """Clean latents x0 (1, 4, F, h, w), float32, of one window; `frames`: their numbers, by which noise is keyed.
 
     latents: encoder 2's, of the window's blurred frames, those of `encode_pictures` behind them or not; image (1, E): the semantic vector
-    of its centre frame.
-    All that stays the same from step to step (the adapter's output, keys and values of the context) is computed here, once.
-    With several tiles v is blended between them at every step, and therefore so is x0.
+    of its centre frame. tick() comes between pieces of work, tick(x0) behind each step.
+    All that stays the same from step to step (the adapter's output, keys and values of the context) is computed once. With several
+    tiles v is blended between them at every step, and therefore so is x0.
     """
-    config, dtype = model.config, model.null_text.dtype
-    latents = latents.to(dtype)
-    pieces = tiling.boxes(tuple(latents.shape[-3:]), config.divisor, config.vae.factor, time=True)
+    config, latents = model.config, latents.to(model.null_text.dtype)
+    height, width = latents.shape[-2:]
+    pieces = tiling.boxes((len(frames), height, width), config.divisor, config.vae.factor, time=True)
     conditions = {}
     for box in pieces:
         tick()
@@ -157,49 +164,23 @@ def window_v_model(model: DeblurModel, latents: Tensor, image: Tensor, *, guidan
     def branch(drop: bool) -> VModel:
         """The conditional model of v, or with `drop` the unconditional one."""
         context = model.unet.cache_context(model.context(image, drop=drop))
-
-        def v_model(x: Tensor, t: Tensor) -> Tensor:
-            """v of x's shape."""
-            def part(box: Box) -> Tensor:
-                """v of one tile, float32."""
-                model.unet.tick = tick
-                try:
-                    return model.predict_v(box.of(x).to(dtype), t, conditions[box], context).float()
-                finally:
-                    model.unet.tick = None
-            return blend(pieces, part)
-
-        return v_model
-
-    conditional = branch(False)
-    if guidance == 1.0:
-        return conditional
-    return guided(conditional, branch(True), guidance, guidance_rescale, guidance_interval, config.diffusion.num_timesteps)
-
-
-def gives_estimate(model: DeblurModel) -> bool:
-    """Whether encoder 2's latents estimate x0, so that one step, whose noisy state tells nothing, is them: the UNet moves what one step
-    shows by hardly anything."""
-    return model.config.unet.estimate and model.config.diffusion.zero_terminal_snr
-
-
-@torch.no_grad()
-def sample_window(v_model: VModel, schedule: Schedule, shape: Sequence[int], frames: Sequence[int], *, steps: int = 1, eta: float = 0.0,
-                  spacing: str = "trailing", seed: int = 0, device: torch.device | str = "cpu",
-                  callback: Callable[[int, int, Tensor, Tensor], None] | None = None) -> Tensor:
-    """Clean latents x0 (1, 4, F, h, w), float32, of the frames with these absolute indices; shape is the latents'.
-
-    spacing: "trailing" ends exactly on x0; "vgen" takes the official sampler's timesteps and, as it does, leaves a little noise.
-    callback: as `ddim` calls it.
-    """
-    _, channels, _, height, width = shape
+        return lambda x, t: blend(pieces, lambda box: model.predict_v(box.of(x).to(latents), t, conditions[box], context).float())
 
     def noise(step: int) -> Tensor:
-        """The noise of one step, keyed by the frames' absolute indices."""
-        return frame_noise(seed, frames, channels, height, width, step).to(device)
+        """The noise of one step."""
+        return frame_noise(options.seed, frames, config.vae.latent_channels, height, width, step).to(latents.device)
 
-    return ddim(v_model, noise(0), schedule, SPACINGS[spacing](steps, schedule.num_timesteps), eta=eta,
-                step_noise=lambda i: noise(i + 1), final_x0=spacing == "trailing", callback=callback)
+    v_model, schedule = branch(False), make_schedule(config.diffusion)
+    if options.guidance != 1:
+        v_model = guided(v_model, branch(True), options.guidance, options.guidance_rescale, options.guidance_interval,
+                         schedule.num_timesteps)
+    model.unet.tick = tick
+    try:
+        # "vgen", as the official sampler does, leaves a little noise
+        return ddim(v_model, noise(0), schedule, timesteps(options.steps, schedule.num_timesteps, options.spacing), eta=options.eta,
+                    step_noise=lambda i: noise(i + 1), final_x0=options.spacing == "trailing", callback=lambda i, t, x, x0: tick(x0))
+    finally:
+        model.unet.tick = None
 
 
 @torch.no_grad()

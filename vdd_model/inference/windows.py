@@ -151,11 +151,6 @@ def window_steps(reach: Callable[[int], int], window: int, overlap: int, first: 
         begin, seen = begin + stride, ahead
 
 
-def steps_of(frames: int, window: int, overlap: int) -> list[Step]:
-    """All `window_steps` of so many frames."""
-    return list(window_steps(lambda count: min(count, frames), window, overlap))
-
-
 def fade_in(new: Tensor, step: Step, old: Tensor | None, old_window: range) -> Tensor:
     """`new` (B, C, F, h, w), the frames of step.window, where those of step.shared fade in from `old`, the frames of the window before
     (None: there is none). It is changed in place."""

@@ -183,33 +183,42 @@ class Decoder(nn.Module):
         return self.pixels(self.features(z)[-1])
 
 
-def add_thumbnail(latents: Tensor, x: Tensor, config: AutoencoderConfig) -> Tensor:
-    """Unscaled latents plus, where configured, the frame averaged over factor x factor pixels in the first three channels.
+class SpatialHead(nn.Module):
+    """The encoder and its quantisation convolution: pixels -> latents and the features of its levels."""
 
-    A shortcut without weights (in the spirit of DC-AE's, arXiv 2410.10733): color and layout need not be learned.
-    """
-    if not config.thumbnail:
-        return latents
-    small = F.avg_pool2d(x, config.factor)
-    return torch.cat([latents[:, :3] + small, latents[:, 3:]], dim=1)
+    def __init__(self, config: AutoencoderConfig, operations=nn):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config, operations)
+        self.quant_conv = operations.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """x (N, 3, H, W) in [-1, 1], H and W multiples of the factor -> mean, logvar, each (N, latent_channels, h, w), unscaled, and the
+        features, fine to coarse.
+
+        With `config.thumbnail` the mean's first three channels hold the frame, averaged over factor x factor pixels: a shortcut without
+        weights (in the spirit of DC-AE's, arXiv 2410.10733), so that color and layout need not be learned.
+        """
+        hidden, features = self.encoder(x)
+        mean, logvar = self.quant_conv(hidden).chunk(2, dim=1)
+        if self.config.thumbnail:
+            mean = torch.cat([mean[:, :3] + F.avg_pool2d(x, self.config.factor), mean[:, 3:]], dim=1)
+        return mean, logvar.clamp(*LOGVAR_RANGE), features
 
 
-class AutoencoderKL(nn.Module):
+class AutoencoderKL(SpatialHead):
     """Encoder, decoder, quantisation convolutions: official keys. `fidelity.*`, `detail.*`, `informed.*` and `fusion.*` are ours and may be
     absent.
 
     The first three are fidelity branches: one for the latents of one step, a mean that holds what is known and no more; one for those of
     several steps, samples, whose detail it draws; one for the mean where a pretrained prior's frames are there too. One for mean and
     samples would have to doubt the samples for the sake of the mean, one with and without a prior forgets what to do without.
-    With `config.thumbnail` the decoder's output is a correction of the enlarged thumbnail (see `add_thumbnail`).
+    With `config.thumbnail` the decoder's output is a correction of the enlarged thumbnail (see `SpatialHead`).
     """
 
     def __init__(self, config: AutoencoderConfig, *, operations=nn):
-        super().__init__()
-        self.config = config
-        self.encoder = Encoder(config, operations)
+        super().__init__(config, operations)
         self.decoder = Decoder(config, operations)
-        self.quant_conv = operations.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
         self.post_quant_conv = operations.Conv2d(config.latent_channels, config.latent_channels, 1)
         self.fidelity = None if config.fidelity is None else FidelityBranch(config.fidelity, config, operations)
         self.detail = FidelityBranch(config.fidelity, config, operations) if config.fidelity is not None and config.detail else None
@@ -224,9 +233,7 @@ class AutoencoderKL(nn.Module):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (N, 3, H, W) in [-1, 1], H and W multiples of the factor -> mean, logvar, each (N, latent_channels, h, w), unscaled."""
-        hidden, _ = self.encoder(x)
-        mean, logvar = self.quant_conv(hidden).chunk(2, dim=1)
-        return add_thumbnail(mean, x, self.config), logvar.clamp(*LOGVAR_RANGE)
+        return self(x)[:2]
 
     def decode(self, z: Tensor, guide: BlurGuide | None = None) -> Tensor:
         """Unscaled latents z (N, latent_channels, h, w) -> pixels (N, 3, H, W), about [-1, 1], not clamped.

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import AutoencoderConfig, TowerConfig
-from .autoencoder import Encoder, add_thumbnail
+from .autoencoder import SpatialHead
 from .tower import VisionTransformer
 
 # open_clip.constants OPENAI_DATASET_MEAN / _STD, RGB of [0, 1] images
@@ -28,22 +28,6 @@ def preprocess(images: Tensor, size: int) -> Tensor:
     return (x[..., top:top + size, left:left + size] * 0.5 + 0.5 - mean) / std
 
 
-class SpatialHead(nn.Module):
-    """The autoencoder's encoder: pixels -> latents and the features of its levels. Keys as in the autoencoder."""
-
-    def __init__(self, config: AutoencoderConfig, operations=nn):
-        super().__init__()
-        self.config = config
-        self.encoder = Encoder(config, operations)
-        self.quant_conv = operations.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(N, 3, H, W) in [-1, 1] -> unscaled posterior mean (N, latent_channels, h, w), features fine to coarse."""
-        hidden, features = self.encoder(images)
-        mean, _ = self.quant_conv(hidden).chunk(2, dim=1)
-        return add_thumbnail(mean, images, self.config), features
-
-
 class ImageEncoder(nn.Module):
     """One class, two instances that start from the same weights (paper 4.1); `heads` says which heads an instance has."""
 
@@ -60,4 +44,5 @@ class ImageEncoder(nn.Module):
 
     def spatial(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(N, 3, H, W) in [-1, 1] -> unscaled latents (N, latent_channels, h, w), features fine to coarse."""
-        return self.spatial_head(images.to(self.spatial_head.quant_conv.weight.dtype))
+        mean, _, features = self.spatial_head(images.to(self.spatial_head.quant_conv.weight.dtype))
+        return mean, features

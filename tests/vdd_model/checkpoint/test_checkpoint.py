@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vdd_model import checkpoint
 from vdd_model.app.description import info
+from vdd_model.checkpoint import store as checkpoint
 from vdd_model.checkpoint.store import CheckpointError, load, read_config, read_training, save
 from vdd_model.checkpoint.tensorfile import read_file, write_tensors
 

@@ -4,7 +4,7 @@ import torch
 from safetensors.torch import load_file
 
 from vdd_model.config import DiffusionConfig
-from vdd_model.diffusion.sampler import SPACINGS, ddim
+from vdd_model.diffusion.sampler import ddim, timesteps
 from vdd_model.diffusion.schedule import Schedule, make_schedule, offset_noise, precondition, q_sample, v_target, x0_from_v
 
 
@@ -119,7 +119,7 @@ def test_samples_about_an_estimate_have_its_std_at_every_point(schedule):
 
     def sampled(steps: int) -> torch.Tensor:
         v_model = lambda x, t: precondition(schedule, x, t, mean, log_std).v_mean          # noqa: E731
-        x0 = ddim(v_model, torch.randn_like(mean), schedule, SPACINGS["trailing"](steps, schedule.num_timesteps))
+        x0 = ddim(v_model, torch.randn_like(mean), schedule, timesteps(steps, schedule.num_timesteps))
         return (x0 - mean) / log_std.exp()
 
     torch.testing.assert_close(sampled(1), torch.zeros_like(mean))

@@ -4,7 +4,8 @@ import torch
 from safetensors.torch import load_file
 
 from vdd_model.config import DiffusionConfig
-from vdd_model.diffusion.sampler import ddim, guided, trailing_timesteps, vgen_timesteps
+from vdd_model.diffusion.sampler import ddim, guided
+from vdd_model.diffusion.sampler import timesteps as spaced
 from vdd_model.diffusion.schedule import Schedule, make_schedule, x0_from_v
 from vdd_model.errors import UserError
 
@@ -40,7 +41,7 @@ def trace(v_model, x, timesteps, **options):
 
 @pytest.mark.parametrize("steps", [50, 10])
 def test_vgen_trace_golden(traces, guided_toy, steps):
-    timesteps = vgen_timesteps(steps)
+    timesteps = spaced(steps, spacing="vgen")
     assert timesteps == traces[f"ddim{steps}.t"].tolist()
     xs, x0s = trace(guided_toy, traces["ddim_noise"].double(), timesteps)
     assert (xs - traces[f"ddim{steps}.x_f64"]).abs().max() < 1e-12
@@ -51,7 +52,7 @@ def test_vgen_trace_golden(traces, guided_toy, steps):
 
 
 def test_vgen_trace_golden_with_31_timesteps(traces, guided_toy):
-    timesteps = vgen_timesteps(30)
+    timesteps = spaced(30, spacing="vgen")
     assert timesteps == traces["ddim30.t"].tolist()
     x = ddim(guided_toy, traces["ddim_noise"].double(), SCHEDULE, timesteps, final_x0=False)
     assert (x - traces["ddim30.final"]).abs().max() < 3e-6
@@ -59,13 +60,13 @@ def test_vgen_trace_golden_with_31_timesteps(traces, guided_toy):
 
 def test_vgen_trace_golden_eta(traces, guided_toy):
     torch.manual_seed(5)
-    xs, _ = trace(guided_toy, traces["ddim_noise"].double(), vgen_timesteps(10), eta=0.5,
+    xs, _ = trace(guided_toy, traces["ddim_noise"].double(), spaced(10, spacing="vgen"), eta=0.5,
                   step_noise=lambda i: torch.randn(traces["ddim_noise"].shape))
     assert (xs - traces["ddim10_eta0.5_seed5.x"]).abs().max() < 1e-6
 
 
 def test_vgen_trace_golden_without_guidance(traces):
-    xs, _ = trace(toy_model(traces["ddim_cond"]), traces["ddim_noise"].double(), vgen_timesteps(10))
+    xs, _ = trace(toy_model(traces["ddim_cond"]), traces["ddim_noise"].double(), spaced(10, spacing="vgen"))
     assert (xs - traces["ddim10_noguide.x"]).abs().max() < 1e-6
 
 
@@ -82,14 +83,14 @@ def test_guidance_rescale_golden(shared, traces, rescale):
 def test_one_trailing_step_returns_minus_v_whatever_eta():
     x, v = torch.randn(2, 4, 3, 5, 5), torch.randn(2, 4, 3, 5, 5)
     for eta in (0.0, 0.5, 1.0):
-        out = ddim(lambda x, t: v, x, SCHEDULE, trailing_timesteps(1), eta=eta, step_noise=lambda i: torch.randn_like(x))
+        out = ddim(lambda x, t: v, x, SCHEDULE, spaced(1), eta=eta, step_noise=lambda i: torch.randn_like(x))
         assert torch.equal(out, -v)
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("steps", [1, 2, 7, 50, 1000])
 def test_trailing_starts_at_the_end_and_stays_finite(steps, eta):
-    timesteps = trailing_timesteps(steps)
+    timesteps = spaced(steps)
     assert timesteps[0] == 999 and len(set(timesteps)) == steps and timesteps == sorted(timesteps, reverse=True)
     x = torch.randn(1, 4, 2, 3, 3)
     x = ddim(lambda x, t: 0.1 * x, x, SCHEDULE, timesteps, eta=eta, step_noise=lambda i: torch.randn_like(x))
@@ -105,20 +106,20 @@ def test_the_true_v_gives_the_true_x0():
         return (a * x - x0) / s
 
     for steps in (1, 3, 20):
-        torch.testing.assert_close(ddim(exact, torch.randn(x0.shape).double(), SCHEDULE, trailing_timesteps(steps)), x0)
+        torch.testing.assert_close(ddim(exact, torch.randn(x0.shape).double(), SCHEDULE, spaced(steps)), x0)
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1001])
 def test_impossible_step_counts_are_refused(steps):
     with pytest.raises(ValueError, match="steps must be 1 to 1000"):
-        trailing_timesteps(steps)
+        spaced(steps)
     with pytest.raises(ValueError, match="steps must be 1 to 1000"):
-        vgen_timesteps(steps)
+        spaced(steps, spacing="vgen")
 
 
 def test_vgen_timesteps_are_distinct_for_every_count():
     for steps in (4, 5, 7, 333, 999, 1000):
-        timesteps = vgen_timesteps(steps)
+        timesteps = spaced(steps, spacing="vgen")
         assert len(set(timesteps)) == len(timesteps) and max(timesteps) <= 999
 
 
@@ -126,11 +127,11 @@ def test_vgen_timesteps_are_distinct_for_every_count():
 def test_too_few_vgen_steps_are_refused(steps):
     """The only timestep of one step would be 1: pure noise would pass for the result."""
     with pytest.raises(UserError, match=f"at least 4 steps, not {steps}: .*'trailing'"):
-        vgen_timesteps(steps)
+        spaced(steps, spacing="vgen")
 
 
 def test_vgen_starts_nearly_in_noise():
-    assert max(SCHEDULE.alpha_bar[vgen_timesteps(steps)[0]].sqrt() for steps in range(4, 1001)) < 0.2
+    assert max(SCHEDULE.alpha_bar[spaced(steps, spacing="vgen")[0]].sqrt() for steps in range(4, 1001)) < 0.2
 
 
 def test_guidance_one_never_runs_the_unconditional_branch():
@@ -163,7 +164,7 @@ def test_guidance_everywhere_never_reads_the_timestep():
 
 def test_eta_without_noise_is_refused():
     with pytest.raises(ValueError, match="step_noise"):
-        ddim(lambda x, t: x, torch.randn(1, 4, 1, 2, 2), SCHEDULE, trailing_timesteps(2), eta=0.5)
+        ddim(lambda x, t: x, torch.randn(1, 4, 1, 2, 2), SCHEDULE, spaced(2), eta=0.5)
 
 
 def test_callback_can_cancel():
@@ -175,4 +176,4 @@ def test_callback_can_cancel():
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        ddim(lambda x, t: x, torch.randn(1, 4, 1, 2, 2), SCHEDULE, trailing_timesteps(5), callback=callback)
+        ddim(lambda x, t: x, torch.randn(1, 4, 1, 2, 2), SCHEDULE, spaced(5), callback=callback)

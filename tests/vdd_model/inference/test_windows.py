@@ -14,7 +14,6 @@ from vdd_model.inference.windows import (
     ramp,
     span_weight,
     spans,
-    steps_of,
     window_steps,
 )
 
@@ -75,8 +74,7 @@ def test_box_scaling():
 
 
 def steps(total, window, overlap, first=0):
-    found = list(window_steps(lambda count: min(count, total), window, overlap, first))
-    return found if first else steps_of(total, window, overlap)
+    return list(window_steps(lambda count: min(count, total), window, overlap, first))
 
 
 @pytest.mark.parametrize("total, windows", [

@@ -14,7 +14,8 @@ from torch import nn
 
 from vdd_model.config import DiffusionConfig, UNetConfig, preset
 from vdd_model.cpu import accelerate, onednn
-from vdd_model.diffusion.sampler import ddim, guided, vgen_timesteps
+from vdd_model.diffusion.sampler import ddim, guided
+from vdd_model.diffusion.sampler import timesteps as spaced
 from vdd_model.diffusion.schedule import make_schedule
 from vdd_model.networks.layers import SpatialTransformer, channels_last
 from vdd_model.networks.model import DeblurModel
@@ -122,7 +123,7 @@ def test_golden_guided_ddim(golden, dtype):
     model = golden.model(dtype)
     conditional, unconditional = (model.cache_context(golden.input(name, dtype)[:1]) for name in ("y", "y_neg"))
     v_model = guided(lambda x, t: model(x, t, conditional), lambda x, t: model(x, t, unconditional), 9.0)
-    x = ddim(v_model, golden.input("x", dtype)[:1], make_schedule(DiffusionConfig()), vgen_timesteps(10), final_x0=False)
+    x = ddim(v_model, golden.input("x", dtype)[:1], make_schedule(DiffusionConfig()), spaced(10, spacing="vgen"), final_x0=False)
     assert golden.error("ddim10_cfg9", x, calls=20) <= 1
 
 
