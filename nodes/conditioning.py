@@ -11,10 +11,11 @@ from comfy_api.latest import io
 from einops import rearrange
 
 from ..vdd_model.errors import UserError
+from ..vdd_model.inference.pipeline import checked
 from ..vdd_model.inference.scenes import pictures
 from ..vdd_model.inference.window import encode_frames, encode_pictures, make_tiling, reads_pictures, to_pixels
 from . import latents, native
-from .frames import checked
+from .frames import need_prior_of, rgb_of
 from .progress import Bar
 from .schema import Encoders, option_input, schema
 
@@ -50,9 +51,7 @@ class EncodeBlurredClip(io.ComfyNode):
         decoder = native.need_deblur_vae(vae)
         if decoder.encoders.config.vae != config.vae:
             raise UserError("encoders and VAE are of different checkpoints: connect both from the same 'Load Deblur Checkpoint'")
-        if prior is not None and prior.shape[:3] != frames.shape[:3]:
-            raise UserError(f"prior has {len(prior)} frames of {prior.shape[2]} x {prior.shape[1]} pixels, frames {len(frames)} of "
-                            f"{frames.shape[2]} x {frames.shape[1]}: give Deblur Prior the same frames")
+        need_prior_of(frames, prior, "frames")
         height, width = frames.shape[1:3]
         tiling = make_tiling(None, None, height, width, config.divisor)
         native.use([encoders.semantic, encoders.spatial], native.encode_memory(config, tiling, height, width, encoders.dtype))
@@ -60,7 +59,7 @@ class EncodeBlurredClip(io.ComfyNode):
         bar, tiles = Bar(len(frames)), len(tiling.boxes((1, *padded), config.divisor))
         at_once = tiling.chunk(*(min(n, tiling.tile or n) for n in padded))
         found, blur, image = [], [], []
-        ahead = pictures(checked(frames), scenes=scenes == "auto", repeats=repeats == "auto")
+        ahead = pictures(checked(rgb_of(frames)), scenes=scenes == "auto", repeats=repeats == "auto")
         with bar.watch(encoders.spatial.model):
             while part := list(islice(ahead, native.FRAMES_PER_CHUNK)):
                 pixels = to_pixels([picture.rgb for picture in part], config.divisor, encoders.device)

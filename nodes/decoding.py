@@ -9,7 +9,7 @@ from ..vdd_model.errors import UserError
 from ..vdd_model.inference.prior import NO_FUSION
 from ..vdd_model.inference.window import decode_frames, make_tiling, need_numbers, to_frames
 from . import latents, native
-from .frames import rgb_of
+from .frames import need_prior_of, rgb_of
 from .notices import Notices, sampled_by
 from .progress import Bar
 from .schema import advanced, option_input, schema
@@ -65,9 +65,8 @@ class DecodeDeblurredFrames(io.ComfyNode):
             raise UserError(f"blurred has {len(blurred)} frames of {width} x {height} pixels, the latent {frames} of {padded[1]} x "
                             f"{padded[0]}: connect the frames that were encoded")
         prior = latent.get(latents.PRIOR) if prior is None else prior
-        if prior is not None and blurred is not None and prior.shape[:3] != blurred.shape[:3]:
-            raise UserError(f"prior has {len(prior)} frames of {prior.shape[2]} x {prior.shape[1]} pixels, blurred {frames} of {width} x "
-                            f"{height}: give Deblur Prior the frames that were encoded")
+        if blurred is not None:
+            need_prior_of(blurred, prior, "blurred")
         if prior is not None and model.vae.fusion is None:
             Notices()(NO_FUSION)
             prior = None

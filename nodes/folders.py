@@ -45,11 +45,6 @@ def find_prior() -> Path | None:
     return prior.find_prior(folder_paths.get_folder_paths(KEY))
 
 
-def need_prior() -> Path:
-    """`find_prior`. Raises UserError that says how to get it."""
-    return prior.need_prior(find_prior())
-
-
 def mark_of_prior() -> tuple:
     """(path, mtime) of the prior, () where there is none."""
     path = find_prior()

@@ -1,8 +1,6 @@
 """The host's IMAGE: (F, H, W, 3 or 4) in [0, 1]."""
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -15,12 +13,12 @@ def rgb_of(frames: Tensor) -> Tensor:
     return rgb.float()
 
 
-def checked(frames: Tensor) -> Iterator[Tensor]:
-    """The `rgb_of` frames one after another. Raises UserError for the first with NaN or infinite values, naming it."""
-    for index, frame in enumerate(rgb_of(frames)):
-        if not torch.isfinite(frame).all():
-            raise UserError(f"frame {index} holds NaN or infinite values; replace it or cut it out")
-        yield frame
+def need_prior_of(frames: Tensor, prior: Tensor | None, name: str) -> None:
+    """Raise UserError where the prior's frames are not those of `frames`, the input called `name`."""
+    if prior is not None and prior.shape[:3] != frames.shape[:3]:
+        (count, height, width), (others, rows, columns) = prior.shape[:3], frames.shape[:3]
+        raise UserError(f"prior has {count} frames of {width} x {height} pixels, {name} {others} of {columns} x {rows}: "
+                        "give Deblur Prior the same frames")
 
 
 def with_alpha(frames: Tensor, source: Tensor) -> Tensor:

@@ -89,9 +89,6 @@ class HostConfig(comfy.supported_models_base.BASE):
         self.latent_format.scale_factor = config.vae.latent_scale
         self.latent_format.spacial_downscale_ratio = config.vae.factor
 
-    def get_model(self, state_dict, prefix="", device=None):
-        return HostModel(self, device=device)
-
 
 class HostUNet(UNet3D):
     """UNet3D behind the host's calling convention; keys stay the UNet's own, so that LoRA files map. The adapter is its child: it
@@ -229,7 +226,8 @@ def load(path: str, dtype: str = "auto") -> tuple[comfy.model_patcher.ModelPatch
     config, state = checkpoint.read_state(path)
     rest = {k: v for k, v in state.items() if not k.startswith(DENOISER)}
     device = mm.vae_device()
-    side = _sides(config, rest, autoencoder_dtype(device))
+    side = _assign(config, rest, autoencoder_dtype(device))
+    side.encoder1.spatial_head = None                # used in training only
     encoders = Encoders(config, _patcher(_part(side, "encoder1"), device), _patcher(_part(side, "encoder2"), device),
                         rest["null_text"].float().clone(), side.null_text.dtype, device)
     vae = _video_vae(_part(side, "vae"), Decoder(encoders, side))
@@ -240,11 +238,24 @@ def load_denoiser(path: str, dtype: str, rgb, disable_dynamic: bool = False) -> 
     """The MODEL alone; `rgb` are its preview colors. The host calls it again for a copy with weights of its own: on another GPU, or
     outside of its dynamic VRAM (`disable_dynamic`), which knows no hooks."""
     config, state = checkpoint.read_state(path)
-    unet = {k.removeprefix("unet."): v for k, v in state.items() if k.startswith(DENOISER)}
-    patcher = _unet_patcher(config, unet, DTYPES[dtype], rgb, disable_dynamic)
+    state = {k.removeprefix("unet."): v for k, v in state.items() if k.startswith(DENOISER)}
+    host, device = HostConfig(config), mm.get_torch_device()
+    kind = DTYPES[dtype] or mm.unet_dtype(model_params=sum(t.numel() for t in state.values()),
+                                          supported_dtypes=host.supported_inference_dtypes)
+    host.set_inference_dtype(kind, mm.unet_manual_cast(kind, device, host.supported_inference_dtypes))
+    host.latent_format.latent_rgb_factors, host.latent_format.latent_rgb_factors_bias = rgb
+    model, plain = HostModel(host), comfy.model_patcher.ModelPatcher
+    make = plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)      # 0.12.0
+    patcher = make(model, load_device=device, offload_device=mm.unet_offload_device())
+    dynamic = getattr(patcher, "is_dynamic", lambda: False)()
+    if disable_dynamic:      # a host with dynamic VRAM otherwise: its linear layers take over the type of what they are given
+        state = {name: t.to(kind) for name, t in state.items()}
+    model.load_model_weights(state, "", **({"assign": True} if dynamic else {}))
+    if device.type == "cpu":
+        accelerate(model.diffusion_model, packed=False)
     patcher.cached_patcher_init = (load_denoiser, (path, dtype, rgb))
     patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, PICTURES, _with_pictures)
-    patcher.model.checkpoint = path
+    model.checkpoint = path
     return patcher
 
 
@@ -275,9 +286,9 @@ def use(patchers: list, memory_required: int = 0) -> None:
                     parameter.data = parameter.data.to(patcher.load_device)
 
 
-class HostDeblurrer(Deblurrer):
-    """Deblurrer whose weights the host's memory manager holds, with the host's progress bar, preview and Cancel: `deblur` and jobs take
-    its frames from `stream` here."""
+class HostDeblurrer:
+    """A Deblurrer whose weights the host's memory manager holds, with the host's progress bar, preview and Cancel: jobs take its frames
+    from `stream`."""
 
     def __init__(self, path: str, prior: str | os.PathLike | None = None):
         config, state = checkpoint.read_state(path)
@@ -287,19 +298,22 @@ class HostDeblurrer(Deblurrer):
             accelerate(model.unet, packed=False)
         self.patcher = _patcher(model, device)                     # of which the host keeps only a weak reference
         use([self.patcher], WORKING_MEMORY)
-        super().__init__(model, device=self.patcher.load_device, prior=prior, move=False)
+        self.deblurrer = Deblurrer(model, device=self.patcher.load_device, prior=prior, move=False)
+        self.deblurrer.prior.load = self._load_prior
 
-    def load_prior(self, path: str | os.PathLike) -> Prior:
+    def _load_prior(self, path: str | os.PathLike) -> Prior:
         prior = load_prior(path)
         use([self.patcher, prior.patcher], WORKING_MEMORY)
         return prior
+
+    deblur = Deblurrer.deblur                                      # the same, of this stream
 
     def stream(self, frames, options=None, *, total=None, progress=None, **keywords):
         bar = Bar(total or 1)
 
         @functools.cache
         def colors():
-            return [torch.tensor(part) for part in latent_rgb(self.model)]
+            return [torch.tensor(part) for part in latent_rgb(self.deblurrer.model)]
 
         def tick(state):
             picture = None
@@ -310,7 +324,7 @@ class HostDeblurrer(Deblurrer):
             bar.move(state.position, picture, total)
 
         done = keywords.get("first_frame", 0)
-        for chunk in super().stream(frames, options, total=total, progress=tick, **keywords):
+        for chunk in self.deblurrer.stream(frames, options, total=total, progress=tick, **keywords):
             done += len(chunk)
             bar.move(done, chunk[-1], total)
             yield chunk
@@ -343,12 +357,6 @@ def _assign(config: ModelConfig, state: dict[str, Tensor], dtype: torch.dtype) -
     return model.eval().requires_grad_(False)
 
 
-def _sides(config: ModelConfig, state: dict[str, Tensor], dtype: torch.dtype) -> DeblurModel:
-    model = _assign(config, state, dtype)
-    model.encoder1.spatial_head = None               # used in training only
-    return model
-
-
 def _part(model: DeblurModel, name: str) -> DeblurModel:
     """A DeblurModel that shares the child `name` and has no other part: what of it the host loads and unloads together."""
     part = copy.copy(model)
@@ -358,27 +366,6 @@ def _part(model: DeblurModel, name: str) -> DeblurModel:
 
 def _patcher(model: torch.nn.Module, device: torch.device) -> comfy.model_patcher.ModelPatcher:
     return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=mm.vae_offload_device())
-
-
-def _unet_patcher(config: ModelConfig, state: dict[str, Tensor], dtype: torch.dtype | None, rgb,
-                  disable_dynamic: bool = False) -> comfy.model_patcher.ModelPatcher:
-    host = HostConfig(config)
-    device = mm.get_torch_device()
-    parameters = sum(t.numel() for t in state.values())
-    dtype = dtype or mm.unet_dtype(model_params=parameters, supported_dtypes=host.supported_inference_dtypes)
-    host.set_inference_dtype(dtype, mm.unet_manual_cast(dtype, device, host.supported_inference_dtypes))
-    host.latent_format.latent_rgb_factors, host.latent_format.latent_rgb_factors_bias = rgb
-    model = host.get_model(state)
-    plain = comfy.model_patcher.ModelPatcher
-    kind = plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)      # 0.12.0
-    patcher = kind(model, load_device=device, offload_device=mm.unet_offload_device())
-    dynamic = getattr(patcher, "is_dynamic", lambda: False)()
-    if disable_dynamic:      # a host with dynamic VRAM otherwise: its linear layers take over the type of what they are given
-        state = {name: t.to(dtype) for name, t in state.items()}
-    model.load_model_weights(state, "", **({"assign": True} if dynamic else {}))
-    if device.type == "cpu":
-        accelerate(model.diffusion_model, packed=False)
-    return patcher
 
 
 def _video_vae(model: DeblurModel, decoder: Decoder) -> comfy.sd.VAE:

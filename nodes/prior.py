@@ -5,9 +5,11 @@ import comfy.model_management as mm
 import torch
 from comfy_api.latest import io
 
+from ..vdd_model.inference.pipeline import checked
+from ..vdd_model.inference.prior import need_prior
 from ..vdd_model.inference.scenes import pictures
 from . import folders, native
-from .frames import checked, with_alpha
+from .frames import rgb_of, with_alpha
 from .progress import Bar
 from .schema import schema
 
@@ -31,11 +33,11 @@ class DeblurPrior(io.ComfyNode):
 
     @classmethod
     def execute(cls, frames: torch.Tensor) -> io.NodeOutput:
-        prior = native.load_prior(folders.need_prior())
+        prior = native.load_prior(need_prior(folders.find_prior()))
         native.use([prior.patcher], native.prior_memory(prior, *frames.shape[1:3]))
         bar, out = Bar(len(frames)), torch.empty(*frames.shape[:3], 3, device=mm.intermediate_device())
         shown = []
-        for picture in pictures(checked(frames), scenes=False):               # a frame that is shown again is not computed again
+        for picture in pictures(checked(rgb_of(frames)), scenes=False):               # a frame that is shown again is not computed again
             shown.append(picture)
             bar.begin(picture.index + 1 - bar.done, prior.ticks(*frames.shape[1:3]))
             out[picture.index] = prior(picture.rgb[None], bar.tick)[0]

@@ -275,9 +275,8 @@ def frames():
 def vae_and_encoders(pack):
     """The loader without its first output, which needs the host's model classes."""
     native, checkpoint = pack.module("nodes.native"), pack.module("vdd_model.checkpoint.store")
-    denoiser = SimpleNamespace(model=SimpleNamespace(), add_wrapper_with_key=lambda *_: None)
-    kept, native._unet_patcher = native._unet_patcher, lambda *_: denoiser
+    kept, native.load_denoiser = native.load_denoiser, lambda *_: None
     try:
         return native.load(str(checkpoint.resolve(pack.models / "vdd" / TINY)))[1:]
     finally:
-        native._unet_patcher = kept
+        native.load_denoiser = kept

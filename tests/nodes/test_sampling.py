@@ -42,7 +42,7 @@ def test_parts_without_weights_are_never_filled(pack, monkeypatch):
         return load(self, *arguments, **keywords)
 
     monkeypatch.setattr(model, "load_state_dict", watched)
-    native._sides(config, rest, torch.float32)
+    native._assign(config, rest, torch.float32)
     assert held == ["encoder1", "encoder2", "vae"]
 
 

@@ -119,7 +119,7 @@ class Deblurrer:
             options = replace(options, window=min(options.window, ALONE), overlap=0)
             needed = first_input_frame(first_frame, options, moments)
         starts = windows_from(first_frame, options, moments)
-        found = pictures(_checked(islice(frames, needed - input_start, None), needed), needed, scenes=options.scenes == "auto",
+        found = pictures(checked(islice(frames, needed - input_start, None), needed), needed, scenes=options.scenes == "auto",
                          repeats=options.repeats == "auto", moment=starts[0] if starts else None, uncut=starts[-1].index if starts else 0)
         if first_frame and not starts:
             starts, found = seek(found, first_frame, options.stride)
@@ -134,7 +134,7 @@ def unet_calls(model: DeblurModel, options: DeblurOptions) -> int:
     return options.steps * (1 if options.guidance == 1 else 2)
 
 
-def _checked(frames: Iterable[Tensor], start: int) -> Iterator[Tensor]:
+def checked(frames: Iterable[Tensor], start: int = 0) -> Iterator[Tensor]:
     """The frames, from index `start` on. Raises UserError, naming it, for one that cannot be used."""
     size = None
     for index, frame in enumerate(frames, start):

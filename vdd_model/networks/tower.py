@@ -21,6 +21,23 @@ def _random(*shape: int, std: float) -> nn.Parameter:
     return nn.Parameter(nn.init.uniform_(torch.empty(shape), -bound, bound))
 
 
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with torch.nn.MultiheadAttention's parameters."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(3 * width, width)))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = rearrange(qkv, "n l (qkv h d) -> qkv n h l d", qkv=3, h=self.heads)
+        return self.out_proj(rearrange(F.scaled_dot_product_attention(q, k, v), "n h l d -> n l (h d)"))
+
+
 class ResidualBlock(nn.Module):
     """LayerNorm and self-attention, LayerNorm and a feed-forward with GELU, each around a shortcut."""
 
@@ -28,13 +45,12 @@ class ResidualBlock(nn.Module):
         super().__init__()
         inner = int(width * mlp_ratio)
         self.ln_1 = nn.LayerNorm(width)
-        self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.attn = SelfAttention(width, heads)
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = nn.ModuleDict({"c_fc": nn.Linear(width, inner), "c_proj": nn.Linear(inner, width)})
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.ln_1(x)
-        x = x + self.attn(y, y, y, need_weights=False)[0]
+        x = x + self.attn(self.ln_1(x))
         return x + self.mlp.c_proj(F.gelu(self.mlp.c_fc(self.ln_2(x))))
 
 
