@@ -75,8 +75,9 @@ class DeblurOptions:
                                        low=0, unset="chosen by the tile size", widget=(0, 1024, 1), advanced=True, group=WORK)
     color: str = _option("wavelet", "wavelet: large areas whose brightness or color has drifted from the input are brought back.",
                          choices=("wavelet", "none"))
-    ensemble: int = _option(1, "With one step: the mean over so many orientations (mirrored, turned). More faithful still, as many times "
-                               "the work.", low=1, high=8, widget=(1, 8, 1), advanced=True)
+    ensemble: int | None = _option(None, "With one step: the mean over so many orientations (mirrored, turned). More faithful still, as "
+                                         "many times the work.", low=1, high=8, widget=(1, 8, 1), advanced=True,
+                                   unset="4 beside the prior, which takes longer than all of them, else 1")
     scenes: str = _option("auto", "auto: hard cuts are found, and no frame is mixed with those of another scene. off: all is one scene.",
                           choices=("auto", "off"), advanced=True)
     repeats: str = _option("auto", "auto: frames that show the one before again are found and deblurred once. off: each for itself.",
@@ -95,7 +96,7 @@ class DeblurOptions:
                 raise ConfigError(f"{each.name} must be {allowed}, not {value!r}")
         if self.spacing == "vgen" and self.steps < VGEN_MIN_STEPS:
             raise ConfigError(f"steps must be at least {VGEN_MIN_STEPS} with the spacing 'vgen', not {self.steps}")
-        if self.ensemble > 1 and self.steps > 1:
+        if (self.ensemble or 1) > 1 and self.steps > 1:
             raise ConfigError(f"ensemble must be 1 with more than one step, whose detail a mean of several loses, not {self.ensemble}")
 
     @property

@@ -13,7 +13,7 @@ from vdd_model.checkpoint.tensorfile import CheckpointError
 from vdd_model.config import FusionConfig
 from vdd_model.errors import UserError
 from vdd_model.inference import prior as module
-from vdd_model.inference.pipeline import Deblurrer
+from vdd_model.inference.pipeline import BESIDE_PRIOR, Deblurrer
 from vdd_model.inference.prior import Prior, find_prior, need_prior, prior_is_wanted
 from vdd_model.networks.fidelity import BlurGuide
 from vdd_model.networks.maxim import Maxim
@@ -158,7 +158,7 @@ CLIP = torch.stack([picture(32, 48, seed) for seed in range(11)])
 
 
 def test_the_fusion_joins_the_priors_frames_with_ours(deblurrer):
-    options = DeblurOptions(window=4, overlap=2, color="none")
+    options = DeblurOptions(window=4, overlap=2, color="none", ensemble=1)
     plain = deblurrer.deblur(CLIP, options, prior="none")
     joined = deblurrer.deblur(CLIP, options, prior="maxim")
     expected = (plain + Stretch()(CLIP)) / 2
@@ -189,7 +189,7 @@ def test_a_branch_that_reads_the_priors_features_gets_those_of_neighbours_too(re
         shown = reader.model.decode(code.latents, BlurGuide(x[:, :, frames], code.features, prior=prior[:, :, frames]))
         return (shown[0].movedim(0, 3) / 2 + 0.5).clamp(0, 1)
 
-    options = DeblurOptions(window=4, overlap=2, color="none", prior="maxim", scenes="off", repeats="off")
+    options = DeblurOptions(window=4, overlap=2, color="none", ensemble=1, prior="maxim", scenes="off", repeats="off")
     whole = at_once(slice(None))
     assert (reader.deblur(CLIP, options, **change) - whole).abs().max() < 1e-5
     assert (at_once(slice(5, 6)) - whole[5:6]).abs().max() > 1e-3
@@ -208,6 +208,14 @@ def test_behind_several_steps_the_detail_branch_reads_none_of_them(reader):
 def test_each_frame_passes_the_prior_once(deblurrer, change):
     deblurrer.deblur(CLIP, DeblurOptions(window=4, overlap=2, prior="maxim"), **change)
     assert sorted(deblurrer.prior.prior.seen) == sorted(round(float(frame.mean()), 6) for frame in CLIP)
+
+
+@pytest.mark.parametrize("change, count", [({"prior": "none"}, 1), ({}, BESIDE_PRIOR), ({"steps": 2}, 1)], ids=str)
+def test_beside_the_prior_one_step_is_a_mean_over_orientations(deblurrer, change, count):
+    options = DeblurOptions(window=4, overlap=2, **{"prior": "maxim"} | change)
+    found = deblurrer.deblur(CLIP, options)
+    assert torch.equal(found, deblurrer.deblur(CLIP, options, ensemble=count))
+    assert options.steps > 1 or not torch.equal(found, deblurrer.deblur(CLIP, options, ensemble=5 - count))
 
 
 def test_a_run_that_goes_on_asks_for_no_frame_in_vain(deblurrer):
