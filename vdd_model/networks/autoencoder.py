@@ -212,7 +212,7 @@ class AutoencoderKL(SpatialHead):
 
     The first three are fidelity branches: one for the latents of one step, a mean that holds what is known and no more; one for those of
     several steps, samples, whose detail it draws; one for the mean where a pretrained prior's frames are there too. One for mean and
-    samples would have to doubt the samples for the sake of the mean, one with and without a prior forgets what to do without.
+    samples would have to doubt the samples for the sake of the mean; beside a prior a branch reads more, and leaves more to the fusion.
     With `config.thumbnail` the decoder's output is a correction of the enlarged thumbnail (see `SpatialHead`).
     """
 
