@@ -48,7 +48,7 @@ from .windows import Box, Step, blend, fade_in, window_steps
 
 T = TypeVar("T")
 SELDOM = ("unet", "adapter", "encoder1", "vae.detail", "vae.informed", "vae.fusion")     # parts that one step without a prior does not call
-BESIDE_PRIOR = 4                         # orientations in one step: +0.07 to 0.1 dB for a tenth of the prior's time
+BESIDE_PRIOR = 4                         # orientations in one step: +0.07 to 0.1 dB
 ALONE = 3                                # pictures of a window without the UNet, of which small ones are decoded together
 
 
