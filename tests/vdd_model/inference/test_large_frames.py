@@ -50,13 +50,13 @@ def test_a_picture_is_encoded_when_it_is_decoded(tiny_model, monkeypatch, room, 
     deblurrer, clip = Deblurrer(tiny_model, device="cpu"), noise(9, 32, 48)
     kept = deblurrer.deblur(clip, options)
     one = codes.feature_bytes(tiny_model.config, 32, 48)
-    monkeypatch.setattr(codes, "CPU_FEATURE_BYTES", 2 * one * options.ensemble if room else 0)
+    monkeypatch.setattr(codes, "CPU_FEATURE_BYTES", 2 * one * (options.ensemble or 1) if room else 0)
     monkeypatch.setattr(window, "CHUNK_PIXELS", 1)
     encoded, encode = [], tiny_model.encode_each
     monkeypatch.setattr(tiny_model, "encode_each", lambda pixels, *more: encoded.append(pixels[..., 0, 0].numel()) or encode(pixels, *more))
     again = deblurrer.deblur(clip, options)
     torch.testing.assert_close(again, kept, rtol=0, atol=1e-5)
-    tiles = (2 if tiled else 1) * options.ensemble
+    tiles = (2 if tiled else 1) * (options.ensemble or 1)
     assert len(encoded) == tiles * (9 if room else 9 + 8)
     later = torch.cat(list(deblurrer.stream(clip, options, first_frame=5, total=9)))
     assert torch.equal(later, again[5:])
