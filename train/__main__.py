@@ -23,6 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     def work() -> None:
+        """Train as the command line says. Raises UserError, ConfigError."""
         config = load(options.config, options.set)
         config = dataclasses.replace(config, **{key: getattr(options, key) for key in ("root", "out", "init") if getattr(options, key)})
         if options.total_minutes:

@@ -137,6 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     def work() -> None:
+        """Train the variants and print the table. Raises UserError, ConfigError."""
         config = load(options.config, options.set)
         config = dataclasses.replace(config, **{key: getattr(options, key) for key in ("root", "init") if getattr(options, key)})
         if options.total_minutes:

@@ -70,6 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     def work() -> None:
+        """Write the mean of the checkpoints. Raises UserError, CheckpointError."""
         config, state = average(options.checkpoints, options.weights, options.only)
         names = [Path(path).name for path in options.checkpoints]
         record = {**checkpoint.read_training(options.checkpoints[0]), "average_of": names}

@@ -342,6 +342,7 @@ def main(arguments: list[str] | None = None) -> int:
     a = parser.parse_args(arguments)
 
     def work() -> None:
+        """Evaluate as the command line says. Raises UserError."""
         if a.download_lpips:
             metrics.lpips_model(download=True)
         options = from_flags(argparse.Namespace(**{name: getattr(a, name) for name in (*OPTIONS, "color")}))

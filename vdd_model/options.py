@@ -84,7 +84,7 @@ class DeblurOptions:
                            choices=("auto", "off"), advanced=True)
 
     prior: str = _option("auto", "A pretrained network for photographs (MAXIM) helps: single pictures and long blur become much sharper; "
-                                 "on a CPU a clip takes about 30 times as long. auto: where its file is there, on a GPU, "
+                                 "on a CPU a clip takes more than 20 times as long. auto: where its file is there, on a GPU, "
                                  "and on a CPU for one or two frames.", choices=("auto", "none", "maxim"), file_means="maxim")
 
     def __post_init__(self):

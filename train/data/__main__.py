@@ -128,6 +128,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def work() -> int:
+        """Do what the command says; returns the exit code. Raises UserError, ConfigError."""
         if args.command == "check":
             return check(args.root, args.layout, args.split, args.blur_folder, max(1, args.every))
         if args.command == "pack":

@@ -68,11 +68,12 @@ def load(path: str | os.PathLike = "small", device: torch.device | str | None = 
     until somebody asks for them by name, and their weights stay on the disk; `ready` is called with every part, and with the model,
     when they have their weights. Raises CheckpointError, naming the file, what was expected and what was found.
     """
-    state, model = fitting(path)
     path = resolve(path)
-    changed = path.stat().st_mtime_ns
+    changed = path.stat().st_mtime_ns if path.is_file() else 0     # `fitting` says what is wrong with one that is not there
+    state, model = fitting(path)
 
     def filled(part: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
+        """The part with these weights, on the device and in the type asked for."""
         for name in list(tensors):                                 # one at a time: no second copy of the whole model
             to = dtype if dtype is not None and tensors[name].is_floating_point() else None
             tensors[name] = tensors[name].to(device=device, dtype=to)
@@ -81,6 +82,7 @@ def load(path: str | os.PathLike = "small", device: torch.device | str | None = 
         return part
 
     def read(part: nn.Module, prefix: str) -> nn.Module:
+        """The part with its weights from the file, where they are called so. Raises CheckpointError where the file has changed."""
         file = read_file(path, prefix)
         if path.stat().st_mtime_ns != changed:
             raise CheckpointError(f"{path} is another file than the one that this model was loaded from: load it again")
@@ -102,6 +104,20 @@ class _Waits(nn.Module):
             setattr(self, name, waiting[name]())
             del waiting[name]
         return super().__getattr__(name)
+
+    def _apply(self, *arguments, **keywords):
+        """Another device or type is for all children."""
+        return self._whole()._apply(*arguments, **keywords)
+
+    def state_dict(self, *arguments, **keywords):
+        """Nothing is missing in what is saved."""
+        return self._whole().state_dict(*arguments, **keywords)
+
+    def _whole(self):
+        """What this is without waiting: the module below, with all children made."""
+        for name in [*vars(self)["waiting"]]:
+            getattr(self, name)
+        return super()
 
 
 def put_off(module: nn.Module, name: str, make: Callable[[], nn.Module]) -> None:

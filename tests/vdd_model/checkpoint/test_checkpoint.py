@@ -50,7 +50,7 @@ def test_parts_that_are_not_asked_for_stay_on_the_disk(tiny_checkpoint, tmp_path
     path, made = tmp_path / "model.safetensors", []
     path.write_bytes(tiny_checkpoint.read_bytes())
     whole, lazy = load(path), load(path, dtype=torch.bfloat16, later=("unet", "vae.detail", "vae.none"), ready=made.append)
-    assert made == [lazy] and not any(name.startswith(("unet.", "vae.detail.")) for name in lazy.state_dict())
+    assert made == [lazy] and not any(name.startswith(("unet.", "vae.detail.")) for name, _ in lazy.named_parameters())
     detail = lazy.vae.detail
     assert made == [lazy, detail] and lazy.vae.detail is detail and not detail.training
     assert all(torch.equal(detail.state_dict()[k], v.bfloat16()) for k, v in whole.vae.detail.state_dict().items())
@@ -60,6 +60,15 @@ def test_parts_that_are_not_asked_for_stay_on_the_disk(tiny_checkpoint, tmp_path
     path.write_bytes(tiny_checkpoint.read_bytes())
     with pytest.raises(CheckpointError, match="another file"):
         lazy.unet  # noqa: B018
+
+
+def test_a_model_whose_parts_wait_moves_and_is_saved_whole(tiny_checkpoint, tmp_path):
+    whole, lazy, moved = load(tiny_checkpoint), *(load(tiny_checkpoint, later=("unet", "vae.detail")) for _ in range(2))
+    save(lazy, tmp_path / "saved.safetensors")
+    saved = read_file(tmp_path / "saved.safetensors").tensors
+    assert all(torch.equal(saved.pop(k), v) for k, v in whole.state_dict().items()) and not saved
+    assert {p.dtype for p in moved.double().parameters()} == {torch.float64}
+    assert {name for name, _ in moved.named_parameters()} == {name for name, _ in whole.named_parameters()}
 
 
 def test_mixed_types_stay_aligned_and_empty_tensors_survive(tmp_path):
