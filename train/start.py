@@ -22,7 +22,6 @@ from vdd_model.networks.model import DeblurModel
 
 from . import state as states
 from . import validate as checks
-from .backend.groupnorm import use_rows
 from .config import TrainConfig, blur_config, differences, model_config
 from .log import Journal
 from .stages import trainable_names
@@ -208,8 +207,6 @@ def prepare_model(model: DeblurModel, config: TrainConfig, device: torch.device)
         use_open_clip(model, config.gradient_checkpointing)
     if config.channels_last:
         channels_last(model)
-    if device.type == "cpu" and not config.compile:          # inductor makes a fast one by itself
-        use_rows(model)
     if device.type == "cuda":                                # its bfloat16 backward is reported to give NaNs in large batches
         torch.backends.cuda.enable_cudnn_sdp(False)
     model.unet.gradient_checkpointing = config.gradient_checkpointing

@@ -1,1 +1,1 @@
-"""Optimizer, sharding, caches: nothing of the method."""
+"""Optimizer, sharding, signals: nothing of the method."""
