@@ -9,7 +9,8 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import takewhile
@@ -34,7 +35,6 @@ from ..media.sound import check_sound
 from ..media.video import part_folder, probe, read
 from .preview import preview_paths, write_preview
 from .shares import Share, Team, attempt, divide, held, is_free, shares
-from .threads import WriteBehind, read_ahead
 
 READ_AHEAD_BYTES, LARGE_FRAME_BYTES = 16 * 2**20, 4 * 2**20          # as frames are kept
 PROCESSING = 5                # raised when the same frames, weights and settings give other pictures: old results and new ones do not mix
@@ -315,6 +315,24 @@ class _Moments(list):
             sync(file)
 
 
+def read_ahead(items: Iterable, depth: int) -> Iterator:
+    """The same items, made by another thread at most `depth` ahead. An exception is raised where the item would have come.
+
+    Closing the iterator stops the thread and waits for it.
+    """
+    iterator, end = iter(items), object()
+    pool = ThreadPoolExecutor(1, "reader")
+    try:
+        waiting = deque(pool.submit(next, iterator, end) for _ in range(max(1, depth)))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(pool.submit(next, iterator, end))
+            yield item
+    finally:
+        pool.shutdown(cancel_futures=True)
+        if hasattr(iterator, "close"):
+            iterator.close()
+
+
 def _work(job: Job, clip: VideoClip, sink, stop: int | None, moments: list[Moment], make_deblurrer: Callable, options: DeblurOptions,
           quiet: bool, say: Callable[[str], None], tick: Callable[[], None]) -> dict:
     """Read, deblur and write, all three at once, up to the frame `stop`. Returns what to tell of it: frames of the input that were lost,
@@ -330,8 +348,7 @@ def _work(job: Job, clip: VideoClip, sink, stop: int | None, moments: list[Momen
             raise InterruptedError
     reader = read(clip, start, passing)
     waiting: deque = deque()                                   # alpha and times of the frames inside the model
-    bad: list[int] = []
-    beyond: list[int] = []
+    bad, beyond = [], []                                      # indices of frames
     done = first = sink.done
     floating = "f32" in clip.pix_fmt or "f16" in clip.pix_fmt
 
@@ -369,28 +386,30 @@ def _work(job: Job, clip: VideoClip, sink, stop: int | None, moments: list[Momen
             yield frame.rgb
 
     bar = FrameBar(Path(job.label).name, stop or clip.num_frames, sink.done, quiet=quiet)
-    writer = WriteBehind(sink.write, depth=2 if frame_bytes < LARGE_FRAME_BYTES else 0)
-    finished = False
-    try:
-        with contextlib.closing(feed()) as frames:
-            for chunk in deblurrer.stream(frames, options, first_frame=first, input_start=start, moments=moments, total=clip.num_frames,
-                                          progress=lambda state: bar.to(state.position), notice=say):
-                chunk = chunk[:None if stop is None else stop - done]
-                sides = [waiting.popleft() for _ in range(len(chunk))]
-                writer.put(chunk.float().clamp_(0, 1).cpu().numpy(), [a for a, _ in sides], [t for _, t in sides])
-                done += len(chunk)
-                del chunk                                      # before the next is made
-                bar.to(done)
-                if done == stop:
-                    break
-        if waiting:
-            raise UserError(f"{job.label}: {len(waiting)} frames did not come back from the model")
-        finished = True
-    finally:
-        ended.set()
-        ahead.close()
-        writer.close(wait_for_all=finished)
-        bar.close()
+    written = Future()                                         # the chunk before; what is under way is written also where this ends early
+    written.set_result(None)
+    with contextlib.closing(bar), ThreadPoolExecutor(1, "writer") as writer:
+        try:
+            with contextlib.closing(feed()) as frames:
+                for chunk in deblurrer.stream(frames, options, first_frame=first, input_start=start, moments=moments,
+                                              total=clip.num_frames, progress=lambda state: bar.to(state.position), notice=say):
+                    chunk = chunk[:None if stop is None else stop - done]
+                    sides = [waiting.popleft() for _ in range(len(chunk))]
+                    written.result()
+                    written = writer.submit(sink.write, chunk.float().clamp_(0, 1).cpu().numpy(), *zip(*sides))
+                    if frame_bytes >= LARGE_FRAME_BYTES:
+                        written.result()
+                    done += len(chunk)
+                    del chunk                                  # before the next is made
+                    bar.to(done)
+                    if done == stop:
+                        break
+            written.result()
+        finally:
+            ended.set()
+            ahead.close()
+    if waiting:
+        raise UserError(f"{job.label}: {len(waiting)} frames did not come back from the model")
     return {"lost": reader.lost, "notes": reader.notes, "bad": bad, "beyond": beyond}
 
 

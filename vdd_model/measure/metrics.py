@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
@@ -80,31 +79,17 @@ def ssim_matlab(output: Tensor, truth: Tensor) -> Tensor:
     """SSIM of the MATLAB family, per frame (F,): the RGB frame is one H x W x 3 volume, window 11 x 11 x 11, sigma 1.5, edges repeated.
 
     Equals MATLAB's `ssim(A, ref)` on uint8 RGB arrays, which most deblurring tables since MPRNet report; its values are higher than the
-    Gaussian family's, so the two must not be mixed. kornia's `ssim3d` reflects its borders, so it takes no volume of three slices; of one
-    whose edges were repeated before, its `padding="valid"` gives these values, in minutes a frame.
+    Gaussian family's, so the two must not be mixed. kornia's `ssim3d` reflects its borders, so it takes no volume of three slices.
     """
-    from kornia.filters import get_gaussian_kernel1d
-
-    kernel = get_gaussian_kernel1d(11, 1.5, dtype=torch.float64)[0]
-    # the 11 taps along the three channels, with the edge channels repeated beyond the ends
-    across = torch.stack([kernel.new_zeros(3).index_add_(0, (torch.arange(-5, 6) + row).clamp(0, 2), kernel) for row in range(3)])
-
-    def smooth(x: Tensor) -> Tensor:
-        """Mean of volumes (N, 3, H, W) over the window, in shifted sums: eight times faster than a float64 convolution on a CPU."""
-        x = F.pad(x, (5, 5, 5, 5), mode="replicate")
-        for dim in (-2, -1):
-            parts = [x.narrow(dim, shift, x.shape[dim] - 10) for shift in range(11)]
-            x = parts[0] * kernel[0].item()
-            for part, weight in zip(parts[1:], kernel[1:].tolist()):
-                x.add_(part, alpha=weight)
-        return torch.einsum("rc,nchw->nrhw", across.to(x), x)
+    from scipy.ndimage import gaussian_filter
 
     def ssim(a: Tensor, b: Tensor) -> Tensor:
         """With K = (0.01, 0.03) and biased covariances (Wang et al. 2004, eq. 13)."""
         c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-        mu_a, mu_b, aa, bb, ab = smooth(torch.cat([a, b, a * a, b * b, a * b]))
+        a, b = a[0].cpu().numpy(), b[0].cpu().numpy()
+        mu_a, mu_b, aa, bb, ab = (gaussian_filter(x, 1.5, mode="nearest", truncate=3.5) for x in (a, b, a * a, b * b, a * b))
         var_a, var_b, cov = aa - mu_a**2, bb - mu_b**2, ab - mu_a * mu_b
-        return ((2 * mu_a * mu_b + c1) * (2 * cov + c2) / ((mu_a**2 + mu_b**2 + c1) * (var_a + var_b + c2))).mean()
+        return torch.tensor(((2 * mu_a * mu_b + c1) * (2 * cov + c2) / ((mu_a**2 + mu_b**2 + c1) * (var_a + var_b + c2))).mean())
 
     return _framewise(ssim, output, truth)
 

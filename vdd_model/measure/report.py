@@ -78,19 +78,11 @@ def _size(frame: Tensor) -> str:
     return f"{frame.shape[1]} x {frame.shape[0]}"
 
 
-def font(size: int) -> ImageFont.ImageFont:
-    """Pillow's own font, scaled where this Pillow can."""
-    try:
-        return ImageFont.load_default(size)
-    except (TypeError, OSError):                       # before Pillow 10.1, or built without FreeType
-        return ImageFont.load_default()
-
-
 def _with_scale(picture: Image.Image, limit: float) -> Image.Image:
     height = max(16, picture.height // 24)
     sheet = Image.new("RGB", (picture.width, picture.height + height + 2), "white")
     sheet.paste(picture, (0, 0))
-    text = font(int(height * 0.75))
+    text = ImageFont.load_default(int(height * 0.75))
     draw = ImageDraw.Draw(sheet)
     top = picture.height + 2
     right = f"{limit * 255:.0f}/255 and more"
@@ -148,7 +140,7 @@ def panel(images: Sequence[Picture], labels: Sequence[str], zoom_box: Sequence[i
     width = width or min(full_width, 480)
     scale = width / full_width
     height, zoom_height = max(1, round(full_height * scale)), max(1, round(box.height * width / box.width))
-    text = font(max(12, width // 22))
+    text = ImageFont.load_default(max(12, width // 22))
     strip, gap = max(18, width // 14), 4
     sheet = Image.new("RGB", (len(pictures) * (width + gap) - gap, strip + height + gap + zoom_height), "white")
     draw = ImageDraw.Draw(sheet)
@@ -178,7 +170,7 @@ def grid(rows: Sequence[Sequence[Picture]], labels: Sequence[str] = ()) -> Image
     sheet = Image.new("RGB", (wide, y + sum(row[0].height + gap for row in pictures) - gap), "white")
     left = 0
     for label, picture in zip(labels, pictures[0]):
-        ImageDraw.Draw(sheet).text((left + 2, 1), label, "black", font=font(16))
+        ImageDraw.Draw(sheet).text((left + 2, 1), label, "black", font=ImageFont.load_default(16))
         left += picture.width + gap
     for row in pictures:
         left = 0

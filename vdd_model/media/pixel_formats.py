@@ -26,15 +26,6 @@ LUMA = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 5: (0.299, 0.114), 6: (0.299, 0.11
         9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}
 KNOWN_MATRICES = {RGB, UNSPECIFIED, YCGCO, *LUMA}
 
-# grey and opacity by turns
-YA = {"ya8", "ya16le", "ya16be"}
-# packed in one value: its type, then first bit and number of bits of red, green, blue. libswscale widens these by shifting: white is 248
-_BITS = {"rgb565": ((11, 5), (5, 6), (0, 5)), "rgb555": ((10, 5), (5, 5), (0, 5)), "rgb444": ((8, 4), (4, 4), (0, 4)),
-         "rgb8": ((5, 3), (2, 3), (0, 2)), "x2rgb10": ((20, 10), (10, 10), (0, 10)), "rgb4_byte": ((3, 1), (1, 2), (0, 1))}
-_BITS |= {"bgr8": ((0, 3), (3, 3), (6, 2)), "bgr4_byte": ((0, 1), (1, 2), (3, 1)),
-          **{name.replace("rgb", "bgr"): _BITS[name][::-1] for name in ("rgb565", "rgb555", "rgb444", "x2rgb10")}}
-FEW_BITS = {name + end: ("u1" if not end else ("<" if end == "le" else ">") + ("u4" if name.startswith("x2") else "u2"), bits)
-            for name, bits in _BITS.items() for end in ([""] if name in ("rgb8", "bgr8", "rgb4_byte", "bgr4_byte") else ["le", "be"])}
 _PLANAR = re.compile(r"(yuvj|yuva|yuv|gbra|gbr|gray)(4\d\d)?p?(f32|f16|\d+)?(le|be)?")
 
 
@@ -62,17 +53,18 @@ class Layout:
 @functools.cache
 def read_as(pix_fmt: str) -> str:
     """The format that is read in the place of `pix_fmt`: itself, or one of the same kind and depth, for which libswscale only rearranges
-    the values; rare RGB is widened to 16 bits. Raises ValueError for a format that is not known.
+    the values; rare RGB is widened to 8 or 16 bits, grey with opacity to RGB. Raises ValueError for a format that is not known.
     """
-    if pix_fmt in YA or pix_fmt in FEW_BITS or _PLANAR.fullmatch(pix_fmt):
+    if _PLANAR.fullmatch(pix_fmt):
         return pix_fmt
     if pix_fmt in ("pal8", "monob", "monow"):
         return "gbrap" if pix_fmt == "pal8" else "gray"
     format = av.VideoFormat(pix_fmt, 16, 16)
     alpha, size = any(part.is_alpha for part in format.components), (format.chroma_width(), format.chroma_height())
     depth = max((part.bits for part in format.components), default=16)
-    if format.is_rgb or format.is_bayer or pix_fmt.startswith("xyz"):
-        return ("gbrap" if alpha else "gbrp") + "16le" * (depth != 8 or format.is_bayer)
+    if format.is_rgb or format.is_bayer or pix_fmt.startswith(("xyz", "ya")):
+        bits = "10le" if pix_fmt.startswith("x2") else "16le" * (depth > 8 or format.is_bayer)
+        return ("gbrap" if alpha else "gbrp") + bits
     steps = {(8, 8): "420", (8, 16): "422", (4, 16): "411"}.get(size, "444")
     planar = f"yuv{'a' if alpha else ''}{steps}p" + (f"{depth}le" if depth > 8 else "")
     return planar if planar in av.video.format.names else "yuva444p16le" if alpha else "yuv444p16le"
@@ -84,7 +76,7 @@ def layout(pix_fmt: str) -> Layout:
     name = read_as(pix_fmt)
     format = av.VideoFormat(name, 16, 16)
     alpha = any(part.is_alpha for part in format.components)
-    kind = "gray" if len(format.components) - alpha == 1 else "gbr" if format.is_rgb else "yuv"
+    kind = "gray" if len(format.components) - alpha == 1 or pix_fmt.startswith("ya") else "gbr" if format.is_rgb else "yuv"
     depth = max(8, *(part.bits for part in format.components))
     return Layout(kind, alpha, depth, bool(re.search("f(16|32)", name)), (16 // format.chroma_height(), 16 // format.chroma_width()))
 
@@ -112,19 +104,18 @@ def _scales(depth: int, full_range: bool) -> tuple[float, float, float, float]:
     return 16 * unit, 219 * unit, 128 * unit, 224 * unit
 
 
-def _plane(frame: av.VideoFrame, index: int, dtype: np.dtype, values: int = 1) -> np.ndarray:
-    """A plane's values (height, width x values), a view."""
+def _plane(frame: av.VideoFrame, index: int, dtype: np.dtype) -> np.ndarray:
+    """A plane's values (height, width), a view."""
     plane = frame.planes[index]
     rows = np.frombuffer(plane, np.uint8)[: plane.height * plane.line_size].reshape(plane.height, plane.line_size)
-    return rows[:, : plane.width * values * dtype.itemsize].view(dtype)
+    return rows[:, : plane.width * dtype.itemsize].view(dtype)
 
 
 def planes_of(frame: av.VideoFrame) -> list[np.ndarray]:
-    """Every plane's bytes (height, bytes of a row)."""
+    """Every plane's values (height, width) in the format that is read."""
     frame = plain(frame)
-    packed = len(frame.planes) == 1 and max(1, frame.format.padded_bits_per_pixel // 8)
-    size = packed or _type_of(frame, layout(frame.format.name)).itemsize
-    return [_plane(frame, i, np.dtype("u1"), size) for i in range(len(frame.planes))]
+    dtype = _type_of(frame, layout(frame.format.name))
+    return [_plane(frame, i, dtype) for i in range(len(frame.planes))]
 
 
 def differ(one: av.VideoFrame, other: av.VideoFrame) -> bool:
@@ -148,7 +139,7 @@ def beyond_limits(frame: av.VideoFrame, tags: ColorTags) -> bool:
     """Whether half a percent of the picture is clearly brighter than limited range's white or darker than its black (235 and 16 of 255)."""
     frame = plain(frame)
     kind = layout(frame.format.name)
-    if kind.kind == "gbr" or kind.floating or frame.format.name in YA or tags.full_range:
+    if kind.kind == "gbr" or kind.floating or tags.full_range:
         return False
     luma, unit = _plane(frame, 0, _type_of(frame, kind)), 2 ** (kind.depth - 8)
     return int(np.count_nonzero((luma > 239 * unit) | (luma < 12 * unit))) > luma.size / 200
@@ -212,22 +203,20 @@ def to_rgb(frame: av.VideoFrame, tags: ColorTags, *, chroma: str = "left") -> tu
 
     `tags` must be complete (see `complete_tags`). `chroma`: where 4:2:0's samples lie, a key of `CHROMA`.
     """
-    frame = plain(frame)
-    if frame.format.name in FEW_BITS:
-        return _unpack_bits(frame), None
+    bits, frame = [part.bits for part in frame.format.components], plain(frame)
     kind, height, width = layout(frame.format.name), frame.height, frame.width
     dtype = _type_of(frame, kind)
     top = 1.0 if kind.floating else float(2 ** kind.depth - 1)
-    if frame.format.name in YA:
-        gray, alpha = _plane(frame, 0, dtype, 2).reshape(height, width, 2).transpose(2, 0, 1) * np.float32(1 / top)
-        return gray[..., None].repeat(3, 2), alpha
     out = np.empty((height, width, 3), np.float32)
     alpha = None
     if kind.alpha:
         alpha = _plane(frame, 3, dtype).astype(np.float32) / np.float32(top)
     if kind.kind == "gbr":
         for channel, index in enumerate((2, 0, 1)):            # stored as G, B, R
-            np.multiply(_plane(frame, index, dtype), np.float32(1 / top), out=out[..., channel], casting="unsafe")
+            values, most = _plane(frame, index, dtype), top
+            if len(bits) > 2 and bits[channel] < 8:            # libswscale widens these by shifting: white is 248
+                values, most = values >> 8 - bits[channel], 2 ** bits[channel] - 1
+            np.multiply(values, np.float32(1 / most), out=out[..., channel], casting="unsafe")
         return out, alpha
     y0, y_span, c0, c_span = (0.0, 1.0, 0.0, 1.0) if kind.floating else _scales(kind.depth, tags.full_range)
     luma, chromas = _plane(frame, 0, dtype), []
@@ -267,16 +256,6 @@ def _join(luma: np.ndarray, cb: np.ndarray, cr: np.ndarray, matrix: int, out: np
     np.add(luma, np.float32(2 * (1 - kr)) * cr, out=out[..., 0])
     np.add(luma, np.float32(2 * (1 - kb)) * cb, out=out[..., 2])
     np.add(luma, np.float32(-2 * (1 - kb) * kb / kg) * cb + np.float32(-2 * (1 - kr) * kr / kg) * cr, out=out[..., 1])
-
-
-def _unpack_bits(frame: av.VideoFrame) -> np.ndarray:
-    """A picture with all channels in one value -> RGB."""
-    name, channels = FEW_BITS[frame.format.name]
-    values = _plane(frame, 0, np.dtype(name))
-    rgb = np.empty((frame.height, frame.width, 3), np.float32)
-    for i, (first, count) in enumerate(channels):
-        np.multiply(values >> first & 2 ** count - 1, np.float32(1 / (2 ** count - 1)), out=rgb[..., i], casting="unsafe")
-    return rgb
 
 
 def luma_of(rgb: np.ndarray, matrix: int = BT709) -> np.ndarray:
