@@ -16,7 +16,7 @@ import torch
 
 from benchmarks import common
 from benchmarks.score import clips_of
-from train.evaluate import exit_code
+from train import exit_code
 from vdd_model.checkpoint.store import load
 from vdd_model.inference.codes import Codes
 from vdd_model.inference.window import encode_pictures, to_pixels

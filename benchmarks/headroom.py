@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks import common
 from benchmarks.score import clips_of
-from train.evaluate import exit_code
+from train import exit_code
 from vdd_model.measure.metrics import psnr
 
 LENGTHS = (2.0, 3.0, 4.0, 5.5, 7.5, 10.0, 13.0, 17.0, 22.0, 28.0)    # pixels

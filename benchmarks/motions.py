@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import common
+from train import exit_code
 from train.data.photos import read_photos
 from train.data.readers import find
-from train.evaluate import exit_code, pairs_of
+from train.evaluate import pairs_of
 from train.synthesis.blur import synthesize
 from train.synthesis.scene import BlurConfig
 from vdd_model.inference.pipeline import DeblurOptions, Deblurrer

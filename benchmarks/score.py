@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import common
+from train import exit_code
 from train.data.photos import read_photos
 from train.data.readers import find
-from train.evaluate import Pair, Scored, exit_code, fingerprint_of, pairs_of, run, settings_of, steps_curve, steps_name
+from train.evaluate import Pair, Scored, fingerprint_of, pairs_of, run, settings_of, steps_curve, steps_name
 from train.synthesis.blur import synthesize
 from train.synthesis.scene import BlurConfig
 from vdd_model.errors import UserError

@@ -1,4 +1,5 @@
 """Training: data, synthetic blur, losses, stages, the loop and the evaluation (`python -m train CONFIG`)."""
+import functools
 import sys
 from collections.abc import Callable
 
@@ -17,3 +18,8 @@ def exit_code(work: Callable[[], int | object], failed: int = 1) -> int:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
     return found if isinstance(found, int) else 0
+
+
+def command(failed: int = 1):
+    """For a command line, a function of its arguments (None: the program's): it returns an exit status, as `exit_code` has it."""
+    return lambda main: functools.wraps(main)(lambda arguments=None: exit_code(lambda: main(arguments), failed))

@@ -5,11 +5,12 @@ import argparse
 import dataclasses
 import sys
 
-from . import exit_code
+from . import command
 from .config import load, scale_minutes
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command(2)
+def main(arguments: list[str] | None = None) -> None:
     """The command line. Returns the exit status: 0 finished or stopped in time, 2 for a user's error, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="python -m train", description="Train a model: the stages of CONFIG, one after the other.")
     parser.add_argument("config", help="a YAML file, such as configs/small.yaml")
@@ -21,18 +22,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--total-minutes", type=float, help="scale the stages' minutes so that they sum to this")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key, e.g. stages.0.lr=1e-4")
     options = parser.parse_args(arguments)
+    config = load(options.config, options.set)
+    config = dataclasses.replace(config, **{key: getattr(options, key) for key in ("root", "out", "init") if getattr(options, key)})
+    if options.total_minutes:
+        config = scale_minutes(config, options.total_minutes)
+    from .loop import run  # takes seconds: a mistake in the configuration is told at once
 
-    def work() -> None:
-        """Train as the command line says. Raises UserError, ConfigError."""
-        config = load(options.config, options.set)
-        config = dataclasses.replace(config, **{key: getattr(options, key) for key in ("root", "out", "init") if getattr(options, key)})
-        if options.total_minutes:
-            config = scale_minutes(config, options.total_minutes)
-        from .loop import run  # takes seconds: a mistake in the configuration is told at once
-
-        run(config, resume=options.resume, minutes=options.minutes)
-
-    return exit_code(work, failed=2)
+    run(config, resume=options.resume, minutes=options.minutes)
 
 
 if __name__ == "__main__":

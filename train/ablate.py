@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import dataclasses
 import io
 import json
 import sys
@@ -26,9 +25,10 @@ import torch
 from vdd_model.checkpoint import store as checkpoint
 from vdd_model.config import ConfigError
 from vdd_model.errors import UserError
+from vdd_model.measure import metrics
 from vdd_model.measure.report import align, save_text
 
-from . import exit_code
+from . import command
 from . import validate as checks
 from .config import StageConfig, TrainConfig, load, scale_minutes
 
@@ -100,8 +100,10 @@ def _score(config: TrainConfig, path: Path, records: list[dict]) -> dict[str, fl
     has_branch = any(stage.kind == "stage3" for stage in config.stages)
     shown = ("plain", "output", "gain") if has_branch else ("plain",)          # an untrained branch says nothing
     row = {f"{group}_{key}": found[key] for group, found in scores.items() for key in shown}
-    errors = [checks.temporal_error(checks.restore(model, c.blurred[None].to(device), fidelity=float(has_branch))[0].cpu(), c.sharp)
-              for c in clips]
+    errors = []
+    for clip in clips:
+        output = checks.restore(model, clip.blurred[None].to(device), fidelity=float(has_branch))[0].cpu()
+        errors.append(metrics.temporal_error(output.movedim(0, -1), clip.sharp.movedim(0, -1)).mean().nan_to_num().item())
     losses = [r["v"] for r in records if r["type"] == "step" and "v" in r]
     last = losses[-max(1, len(losses) // 10):]
     return row | {"temporal": sum(errors) / max(1, len(errors)), "v": sum(last) / len(last)}
@@ -124,7 +126,8 @@ def write(rows: list[dict], out: Path) -> None:
         save_text(content, out / f"ablation.{name}")
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command(2)
+def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m train.ablate", description=__doc__.splitlines()[0])
     parser.add_argument("config")
@@ -135,17 +138,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args(arguments)
-
-    def work() -> None:
-        """Train the variants and print the table. Raises UserError, ConfigError."""
-        config = load(options.config, options.set)
-        config = dataclasses.replace(config, **{key: getattr(options, key) for key in ("root", "init") if getattr(options, key)})
-        if options.total_minutes:
-            one = sum(stage.minutes or 0 for stage in variants(config)["two stages"])
-            config = scale_minutes(config, options.total_minutes * sum(stage.minutes or 0 for stage in config.stages) / (one or 1))
-        print("\n" + table(ablate(config, Path(options.out), resume=options.resume)))
-
-    return exit_code(work, failed=2)
+    config = load(options.config, options.set)
+    config = replace(config, **{key: getattr(options, key) for key in ("root", "init") if getattr(options, key)})
+    if options.total_minutes:
+        one = sum(stage.minutes or 0 for stage in variants(config)["two stages"])
+        config = scale_minutes(config, options.total_minutes * sum(stage.minutes or 0 for stage in config.stages) / (one or 1))
+    print("\n" + table(ablate(config, Path(options.out), resume=options.resume)))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from vdd_model.checkpoint import store as checkpoint
 from vdd_model.config import ModelConfig
 from vdd_model.errors import UserError
 
-from . import exit_code
+from . import command
 from .start import model_differences
 
 
@@ -58,7 +58,8 @@ def average(paths: Sequence[str | Path], weights: Sequence[float] | None = None,
     return first, {name: mean[name].to(tensor.dtype) if name in mean else tensor for name, tensor in state.items()}
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command(2)
+def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m train.average", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -68,20 +69,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", default=[""], metavar="PREFIX",
                         help="average only what is called so, such as vae.fidelity.; the rest is the first's")
     options = parser.parse_args(arguments)
-
-    def work() -> None:
-        """Write the mean of the checkpoints. Raises UserError, CheckpointError."""
-        config, state = average(options.checkpoints, options.weights, options.only)
-        names = [Path(path).name for path in options.checkpoints]
-        record = {**checkpoint.read_training(options.checkpoints[0]), "average_of": names}
-        if options.weights:
-            record["average_weights"] = options.weights
-        if any(options.only):
-            record["average_only"] = options.only
-        checkpoint.save_state(state, config, options.out, training=record)
-        print(f"wrote {options.out}, the mean of {', '.join(names)}")
-
-    return exit_code(work, failed=2)
+    config, state = average(options.checkpoints, options.weights, options.only)
+    names = [Path(path).name for path in options.checkpoints]
+    record = {**checkpoint.read_training(options.checkpoints[0]), "average_of": names}
+    if options.weights:
+        record["average_weights"] = options.weights
+    if any(options.only):
+        record["average_only"] = options.only
+    checkpoint.save_state(state, config, options.out, training=record)
+    print(f"wrote {options.out}, the mean of {', '.join(names)}")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
@@ -33,10 +34,11 @@ from vdd_model.errors import UserError
 from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
 from vdd_model.inference.window import to_frames, to_pixels
 from vdd_model.measure import metrics, report
+from vdd_model.media.files import written_aside
 from vdd_model.media.images import read_image
 from vdd_model.options import add_flags, from_flags
 
-from . import exit_code
+from . import command
 from .data.readers import Found, Frames, find
 from .published import PUBLISHED
 
@@ -142,7 +144,7 @@ def settings_of(deblurrer: Deblurrer, steps: Iterable[int], options: DeblurOptio
     table: dict[str, Callable] = {"blurred input": lambda pair: pair.blurred(),
                                   "autoencoder's round trip": lambda pair: round_trip(deblurrer, pair.sharp())}
     chosen = {steps_name(count): replace(options, steps=count) for count in steps}
-    chosen |= {ensemble_name(count): replace(options, steps=1, ensemble=count) for count in ensembles}
+    chosen |= {f"1 step, mean of {count} orientations": replace(options, steps=1, ensemble=count) for count in ensembles}
     for name, each in chosen.items():
         table[name] = lambda pair, each=each: chain.from_iterable(deblurrer.stream(pair.blurred(), each, total=pair.num_frames))
     return table | {"truth": lambda pair: pair.sharp()}
@@ -151,11 +153,6 @@ def settings_of(deblurrer: Deblurrer, steps: Iterable[int], options: DeblurOptio
 def steps_name(count: int) -> str:
     """The row of a number of steps."""
     return f"{count} step{'' if count == 1 else 's'}"
-
-
-def ensemble_name(count: int) -> str:
-    """The row of one step in several orientations."""
-    return f"1 step, mean of {count} orientations"
 
 
 def run(pairs: list[Pair], settings: dict[str, Callable], *, parts: Path | None = None, fingerprint: str = "", lpips: bool = True,
@@ -193,7 +190,7 @@ def _known(part: Path | None, fingerprint: str, need_picture: bool) -> tuple[dic
 
 
 def write_figures(scored: Scored, folder: Path) -> list[Path]:
-    """Panel (Fig. 3), error maps (Fig. 4) and, where matplotlib is there, the distortion-over-steps curve."""
+    """Panel (Fig. 3), error maps (Fig. 4) and the distortion-over-steps curve."""
     pictures = scored.pictures
     steps = [name for name in pictures if name.endswith(("step", "steps"))]            # a mean of orientations is no number of steps
     shown = ["blurred input", *steps[:1], *steps[-1:]] if len(steps) > 1 else ["blurred input", *steps]
@@ -208,40 +205,31 @@ def write_figures(scored: Scored, folder: Path) -> list[Path]:
 def steps_curve(sets: dict[str, dict[str, dict]], path: Path, columns: tuple[str, ...] = ("psnr", "sharpness", "lpips")) -> Path | None:
     """Draw measures over the number of steps, a line for each set of totals, with the blurred input and the truth as level lines.
 
-    None when matplotlib is not installed or there are no steps.
+    None when there are no steps.
     """
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError:
-        return None
     points = {name: [(int(setting.split()[0]), row) for setting, row in totals.items() if setting.endswith(("step", "steps"))]
               for name, totals in sets.items()}
     columns = tuple(c for c in columns if any(row.get(c) is not None for found in points.values() for _, row in found))
     if not columns:
         return None
-    figure, axes = pyplot.subplots(1, len(columns), figsize=(5 * len(columns), 3.6), squeeze=False)
-    for axis, column in zip(axes[0], columns):
-        for color, (name, found) in zip(pyplot.rcParams["axes.prop_cycle"].by_key()["color"], points.items()):
+    figure = Figure(figsize=(5 * len(columns), 3.6), layout="tight")
+    for axis, column in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns):
+        for number, (name, found) in enumerate(points.items()):
             known = [(s, row[column]) for s, row in found if row.get(column) is not None]
-            axis.plot(*zip(*known), marker="o", color=color, label=name or "model")
+            axis.plot(*zip(*known), marker="o", color=f"C{number}", label=name or "model")
             for other, style in (("blurred input", ":"), ("truth", "--")):
                 level = sets[name].get(other, {}).get(column)
                 if level is not None and not (column == "psnr" and other == "truth"):
-                    axis.axhline(level, linestyle=style, color=color, linewidth=1, label=f"{name} {other}".strip())
-        axis.set(xscale="log", xlabel="steps", title=metrics.COLUMNS[column][0])
+                    axis.axhline(level, linestyle=style, color=f"C{number}", linewidth=1, label=f"{name} {other}".strip())
         ticks = sorted({s for found in points.values() for s, _ in found})
+        axis.set(xscale="log", xlabel="steps", title=metrics.COLUMNS[column][0])
         axis.set_xticks(ticks, [str(s) for s in ticks])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
-    figure.tight_layout()
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=110)
-    pyplot.close(figure)
-    return report.write_file(path, data.getvalue())
+    with written_aside(path) as aside:
+        figure.savefig(aside, format="png", dpi=110)
+    return path
 
 
 def write_tables(scored: Scored, folder: Path, head: dict, notes: list[str]) -> list[Path]:
@@ -318,8 +306,9 @@ def code_version() -> str:
     return digest.hexdigest()
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+@command(1)
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m train.evaluate", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("checkpoint", help="a checkpoint file, or a built-in name (small)")
     parser.add_argument("root", help="folder of the test set")
@@ -340,17 +329,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--no-warp", action="store_true", help="leave the flow-warped error out (the slowest measure)")
     parser.add_argument("--download-lpips", action="store_true", help="allow the AlexNet weights of LPIPS to be fetched once")
     a = parser.parse_args(arguments)
-
-    def work() -> None:
-        """Evaluate as the command line says. Raises UserError."""
-        if a.download_lpips:
-            metrics.lpips_model(download=True)
-        options = from_flags(argparse.Namespace(**{name: getattr(a, name) for name in (*OPTIONS, "color")}))
-        evaluate(a.checkpoint, a.root, a.out, layout=a.layout, split=a.split, blur=a.blur, steps=a.steps, ensembles=a.ensemble,
-                 options=options, crop=a.crop, limit=a.frames, chosen=a.sequences, device=a.device,
-                 dtype=getattr(torch, a.dtype) if a.dtype else None, lpips=not a.no_lpips, warp=not a.no_warp)
-
-    return exit_code(work, failed=1)
+    if a.download_lpips:
+        metrics.lpips_model(download=True)
+    options = from_flags(argparse.Namespace(**{name: getattr(a, name) for name in (*OPTIONS, "color")}))
+    evaluate(a.checkpoint, a.root, a.out, layout=a.layout, split=a.split, blur=a.blur, steps=a.steps, ensembles=a.ensemble,
+             options=options, crop=a.crop, limit=a.frames, chosen=a.sequences, device=a.device,
+             dtype=getattr(torch, a.dtype) if a.dtype else None, lpips=not a.no_lpips, warp=not a.no_warp)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from torch.distributed.tensor import DTensor
 from vdd_model.checkpoint.tensorfile import CheckpointError, read_file, write_tensors
 from vdd_model.errors import UserError
 
-from .backend.muon import Muon, is_matrix
 from .config import TRAINABLE
 
 
@@ -170,12 +169,9 @@ def restore(state: State, model: nn.Module, work) -> None:
     position = state.position
     if not position.step:
         return                                          # saved between two stages
-    parts, average = {key: state.part(key) for key in MOMENTS}, state.part("ema")
-    seconds = {name for name, p in work.parameters.items() if not (isinstance(work.optimizer, Muon) and is_matrix(p))}
-    same = _chosen(state, state.record["config"]["stages"][position.stage]) == _chosen(state, asdict(work.stage))
-    first, second = set(parts["exp_avg"]), set(parts["exp_avg_sq"])
-    same = same and first <= work.parameters.keys() and second == first & seconds
-    if not same or (work.average.values and average.keys() != work.parameters.keys()):
+    parts, average, then = {key: state.part(key) for key in MOMENTS}, state.part("ema"), state.record["config"]["stages"][position.stage]
+    same = (_chosen(state, then), then.get("optimizer", "adamw")) == (_chosen(state, asdict(work.stage)), work.stage.optimizer)
+    if not same or work.average.values and average.keys() != work.parameters.keys():
         raise UserError(f"{state.path}: its stage trains other parameters, or keeps other averages or moments, than this configuration's "
                         f"stage {position.stage}; start a new run with `init` instead")
     if work.average.values:
@@ -184,7 +180,7 @@ def restore(state: State, model: nn.Module, work) -> None:
     work.average.updates = position.averaged
     # states of older versions have no counts
     held = {name: {"step": torch.tensor(float(position.step))} | {key: parts[key][name].clone() for key in MOMENTS if name in parts[key]}
-            for name in first}                          # copies: the state's file must not stay mapped
+            for name in parts["exp_avg"]}               # copies: the state's file must not stay mapped
     groups = get_optimizer_state_dict(model, work.optimizer, options=FULL)["param_groups"]
     set_optimizer_state_dict(model, work.optimizer, {"state": held, "param_groups": groups}, options=FULL)
     for name, parameter in work.parameters.items():

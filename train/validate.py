@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from einops import rearrange
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
@@ -20,7 +21,9 @@ from .config import TrainConfig, blur_config
 from .data import readers
 from .data.pool import is_pool
 from .stages import centre, generator
+from .synthesis.blur import synthesize
 
+PANEL_HEIGHT = 256         # of its pictures, pixels
 SEED = 20_250_101          # of the validation's blur and noise: never a training seed
 
 
@@ -38,23 +41,14 @@ def psnr(a: Tensor, b: Tensor) -> float:
     return metrics.psnr(a.movedim(0, -1), b.movedim(0, -1)).clamp(max=100).mean().item()
 
 
-def temporal_error(a: Tensor, b: Tensor) -> float:
-    """Difference of frame differences of clips (3, F, H, W), in 1/255; 0 for a single frame."""
-    return metrics.temporal_error(a.movedim(0, -1), b.movedim(0, -1)).mean().item() if a.shape[1] > 1 else 0.0
-
-
 def load_clips(config: TrainConfig, divisor: int) -> list[ValidationClip]:
     """The validation clips of a run, on the CPU; frames cut to multiples of `divisor`. Raises ConfigError for a missing folder."""
-    validation, clips = config.validation, []
-    pairs, photos = _sets(config)
-    clips += [_pair_clip(sequence, validation.frames, validation.pairs_crop, divisor) for sequence in _spread(pairs, validation.clips)]
-    if photos:
-        from .synthesis.blur import synthesize
-
-        for number, photo in enumerate(_spread(photos, validation.clips)):   # one at a time: whichever sample is drawn, it shows this one
-            blurred, sharp = synthesize([photo.sharp.read(range(1))[0]], SEED, [number], num_frames=validation.frames,
-                                        size=validation.crop, config=blur_config(config), device="cpu")
-            clips.append(ValidationClip("photos", photo.name, blurred[0], sharp[0]))
+    validation, (pairs, photos) = config.validation, _sets(config)
+    clips = [_pair_clip(sequence, validation.frames, validation.pairs_crop, divisor) for sequence in _spread(pairs, validation.clips)]
+    for number, photo in enumerate(_spread(photos, validation.clips)):     # one at a time: whatever is drawn, it shows this one
+        blurred, sharp = synthesize([photo.sharp.read(range(1))[0]], SEED, [number], num_frames=validation.frames, size=validation.crop,
+                                    config=blur_config(config), device="cpu")
+        clips.append(ValidationClip("photos", photo.name, blurred[0], sharp[0]))
     return clips
 
 
@@ -147,7 +141,9 @@ def validate(model: nn.Module, clips: list[ValidationClip], kind: str, device, p
         rows.setdefault(clip.group, []).append(row)
         pictures.append([centre(x)[0].cpu() for x in (blurred, shown, sharp)])
     if panel is not None and pictures:
-        report.save_image(report.grid([[_of_height(p) for p in row] for row in pictures]), panel)
+        images = [[report.to_image(rearrange(p, "c h w -> h w c")) for p in row] for row in pictures]
+        sized = [[i.resize((round(i.width * PANEL_HEIGHT / i.height), PANEL_HEIGHT), Image.LANCZOS) for i in row] for row in images]
+        report.save_image(report.grid(sized), panel)
     return {group: {key: sum(r[key] for r in found) / len(found) for key in found[0]} for group, found in rows.items()}
 
 
@@ -158,20 +154,10 @@ def table(scores: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines + [f"  {group:<10}" + "".join(f"{row[column]:>13.2f}" for column in columns) for group, row in scores.items()])
 
 
-def _of_height(picture: Tensor, height: int = 256):
-    """A picture (3, H, W) in [0, 1] as a Pillow image of this height."""
-    image = report.to_image(rearrange(picture, "c h w -> h w c"))
-    return image if image.height == height else image.resize((round(image.width * height / image.height), height), Image.LANCZOS)
-
-
 def save_curve(records: list[dict], path: Path) -> None:
     """Loss over steps (smoothed, log scale) and validation PSNR as one PNG from the log's records."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    figure = Figure(figsize=(11, 4))
+    left, right = figure.subplots(1, 2)
     steps = [r for r in records if r["type"] == "step"]
     colors: dict[str, str] = {}                                # one for each kind of stage
     for stage, kind in dict.fromkeys((r["stage"], r["kind"]) for r in steps):
@@ -182,9 +168,6 @@ def save_curve(records: list[dict], path: Path) -> None:
         left.plot([p[-1]["total"] for p in parts], [sum(r["loss"] for r in p) / len(p) for p in parts],
                   color=colors.setdefault(kind, f"C{len(colors)}"), label=label)
     left.set(xlabel="step", ylabel="loss", yscale="log" if all(r["loss"] > 0 for r in steps) else "linear")
-    below = {"fontsize": 7, "ncol": 4, "loc": "upper center", "bbox_to_anchor": (0.5, -0.13)}
-    if steps:
-        left.legend(**below)
     checks = [r for r in records if r["type"] == "validation"]
     for group in ("pairs", "photos"):
         for column, style in (("blurred", ":"), ("autoencoder", "--"), ("plain", "-."), ("output", "-")):
@@ -192,8 +175,8 @@ def save_curve(records: list[dict], path: Path) -> None:
             if points:
                 right.plot(*zip(*points), style, label=f"{group}: {column}")
     right.set(xlabel="step", ylabel="PSNR, dB")
-    if checks:
-        right.legend(**below)
+    for axis in (left, right):
+        if axis.lines:
+            axis.legend(fontsize=7, ncol=4, loc="upper center", bbox_to_anchor=(0.5, -0.13))
     with written_aside(path) as aside:
         figure.savefig(aside, format="png", dpi=100, bbox_inches="tight")
-    plt.close(figure)

@@ -11,7 +11,7 @@ import shutil
 import pytest
 import torch
 
-from train import evaluate
+from train import evaluate, exit_code
 from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
 from vdd_model.measure import metrics, report
 from vdd_model.media.video import read_clip
@@ -164,4 +164,4 @@ def test_sizes_that_differ_are_one_sentence_and_a_mistake_of_ours_is_not(gopro, 
     assert quick(tiny_checkpoint, root, tmp_path) == 1
     assert "SEQ_A: its blurred and sharp frames differ in size (32 x 20 and 32 x 24 pixels)" in capsys.readouterr().err
     with pytest.raises(ValueError, match="of ours"):
-        evaluate.exit_code(lambda: (_ for _ in ()).throw(ValueError("a mistake of ours")))
+        exit_code(lambda: (_ for _ in ()).throw(ValueError("a mistake of ours")))
