@@ -17,7 +17,7 @@ from vdd_model.networks.fidelity import BlurGuide
 from vdd_model.networks.model import BlurCode, fold_time
 
 from . import losses
-from .config import TRAINABLE, ConfigError, StageConfig
+from .config import ConfigError, StageConfig
 
 # Terms of stage 3 that compare output and truth as they are, by the name of their weight.
 PICTURE_LOSSES = {"psnr": losses.psnr_loss, "gradient": losses.gradient_loss, "fft": losses.fft_loss,
@@ -33,13 +33,12 @@ def generator(device: torch.device | str, *key: int | str) -> torch.Generator:
 def trainable_names(model: nn.Module, stage: StageConfig) -> list[str]:
     """Names of the parameters that `stage` trains, in the model's order. Raises ConfigError for a prefix that matches none."""
     names = [name for name, _ in model.named_parameters()]
-    prefixes = stage.trainable or tuple(p for p in TRAINABLE[stage.kind] if any(n.startswith(p) for n in names))
-    for prefix in prefixes:
+    for prefix in stage.trainable:
         if not any(name.startswith(prefix) for name in names):
             raise ConfigError(f"trainable: no parameter's name starts with {prefix!r}")
-    if not prefixes:
+    if not (found := [name for name in names if name.startswith(stage.prefixes)]):
         raise ConfigError(f"this model has nothing that a stage of kind {stage.kind!r} could train")
-    return [name for name in names if name.startswith(tuple(prefixes))]
+    return found
 
 
 def centre(clips: Tensor) -> Tensor:
@@ -50,9 +49,8 @@ def centre(clips: Tensor) -> Tensor:
 def set_trainable(model: nn.Module, stage: StageConfig) -> list[str]:
     """Switch gradients on for the stage's parameters and off for all others; returns their names."""
     names = trainable_names(model, stage)
-    chosen = set(names)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in chosen)
+        parameter.requires_grad_(name in names)
         parameter.grad = None
     return names
 
@@ -222,15 +220,14 @@ def prepare_weights(model: nn.Module, stage: StageConfig, clips: Callable[[], Se
 
 def settle_weights(model: nn.Module, stage: StageConfig, clips: Callable[[], Sequence]) -> list[str]:
     """The same behind a stage's last step."""
-    if stage.kind == "autoencoder":
-        std = latent_std(model, [pair.sharp for pair in clips()])
-        set_latent_scale(model, 1 / std)
-        start_encoders(model)
-        return [f"latents: standard deviation {std:.4f}, latent_scale {1 / std:.4f}; "
-                "both image encoders start as the autoencoder's encoder"]
     if stage.kind == "denoiser" and model.config.unet.estimate:
         start_from_estimate(model)
-    return []
+    if stage.kind != "autoencoder":
+        return []
+    std = latent_std(model, [pair.sharp for pair in clips()])
+    set_latent_scale(model, 1 / std)
+    start_encoders(model)
+    return [f"latents: standard deviation {std:.4f}, latent_scale {1 / std:.4f}; both image encoders start as the autoencoder's encoder"]
 
 
 @torch.no_grad()

@@ -147,8 +147,7 @@ def find_state(config: TrainConfig, folder: Path, resume: bool, say) -> states.S
     if kinds != [s.kind for s in config.stages][:len(kinds)]:
         raise UserError(f"{found.path} has done the stages {', '.join(kinds)}, which this configuration does not begin with; "
                         "start a new run with `init` instead")
-    changed = [key for key in differences(old, new) if not key.startswith(FREE_TO_CHANGE)]
-    if changed:
+    if changed := [key for key in differences(old, new) if not key.startswith(FREE_TO_CHANGE)]:
         say(f"the configuration has changed since that state: {', '.join(changed)}")
     return found
 
@@ -158,19 +157,18 @@ def make_model(config: TrainConfig, restored: states.State | None, say=print) ->
     wanted = model_config(config)
     torch.manual_seed(config.seed)
     if restored is not None:
-        wanted = ModelConfig.from_json(restored.record["model"])
+        wanted, values = ModelConfig.from_json(restored.record["model"]), restored.part("model")
+        said = f"resuming {restored.path.name}: stage {restored.position.stage}, step {restored.position.step}"
     elif config.init:
         found = checkpoint.read_config(config.init)
         if different := model_differences(found, wanted):
             raise UserError(f"{config.init} is a checkpoint of another model: {different} (checkpoint against this run)")
-        wanted = found
+        wanted, values = found, checkpoint.load(config.init, dtype=torch.float32).state_dict()
+        said = f"starting from {config.init}"
     model = DeblurModel(wanted)
-    if restored is not None:
-        fill(model, restored.part("model"))
-        say(f"resuming {restored.path.name}: stage {restored.position.stage}, step {restored.position.step}")
-    elif config.init:
-        fill(model, checkpoint.load(config.init, dtype=torch.float32).state_dict())
-        say(f"starting from {config.init}")
+    if restored is not None or config.init:
+        fill(model, values)
+        say(said)
     for number, stage in enumerate(config.stages):
         try:
             trainable_names(model, stage)
@@ -212,12 +210,12 @@ def prepare_model(model: DeblurModel, config: TrainConfig, device: torch.device)
     model.unet.gradient_checkpointing = config.gradient_checkpointing
     model = model.to(device).train()
     if config.compile:                                   # in place: parameter names stay; a stage's shapes stay too, so none is dynamic
-        for module in (model.unet, model.encoder1.spatial_head.encoder, model.encoder2.spatial_head.encoder, model.vae.encoder):
-            module.compile(dynamic=False)
-        model.vae.decoder.features = torch.compile(model.vae.decoder.features, dynamic=False)
-        for branch in (model.vae.fidelity, model.vae.detail, model.vae.informed):
-            if branch is not None:
-                branch.compile(dynamic=False)
+        vae = model.vae
+        for module in (model.unet, model.encoder1.spatial_head.encoder, model.encoder2.spatial_head.encoder, vae.encoder, vae.fidelity,
+                       vae.detail, vae.informed):
+            if module is not None:
+                module.compile(dynamic=False)
+        vae.decoder.features = torch.compile(vae.decoder.features, dynamic=False)
     return model
 
 
@@ -237,8 +235,7 @@ def model_differences(found: ModelConfig, wanted: ModelConfig) -> str:
 
 def computable(config: TrainConfig) -> TrainConfig:
     """`config`, in float32 where the run is on a CPU that only emulates bfloat16."""
-    emulated = config.precision == "bfloat16" and _on_cpu() and not cpu_has_bfloat16()
-    return dataclasses.replace(config, precision="float32") if emulated else config
+    return dataclasses.replace(config, precision="float32") if _on_cpu() and not cpu_has_bfloat16() else config
 
 
 def _on_cpu() -> bool:
