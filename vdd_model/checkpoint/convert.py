@@ -1,11 +1,9 @@
 """Build a checkpoint from official files: TF-T2V or ModelScopeT2V, Stable Diffusion's autoencoder, OpenCLIP ViT-H/14."""
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import pickle
-import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -17,7 +15,7 @@ from torch import Tensor
 
 from ..config import ModelConfig, preset
 from ..networks.spatial_conditions import SPATIAL_CONDITIONS
-from .store import save_state
+from .store import misfits, save_state
 from .tensorfile import CheckpointError, read_file
 
 # Names of the files by what they hold: the first key that is there tells.
@@ -34,6 +32,11 @@ WANTED = {"denoiser": "TF-T2V or ModelScopeT2V .pth", "autoencoder": "Stable Dif
 OURS = ("adapter.", "vae.fidelity.", "vae.detail.", "vae.informed.", "vae.fusion.")
 TEXT_PREFIXES = ("", "cond_stage_model.model.")          # OpenCLIP's own file, Stable Diffusion 2.x
 START, END = 49406, 49407                                # OpenCLIP's tokens: "" is START END, padded with 0
+
+
+class ModelCheckpoint:
+    """Stands for the class that Lightning's .ckpt files have as a dictionary key; it can do nothing."""
+    __module__ = "pytorch_lightning.callbacks.model_checkpoint"
 
 
 def convert(files: Iterable[str | os.PathLike], out: str | os.PathLike, *, config: ModelConfig | None = None,
@@ -73,9 +76,9 @@ def convert(files: Iterable[str | os.PathLike], out: str | os.PathLike, *, confi
     text = next((s for s in (clip, found["autoencoder"]) if _text_prefix(s) is not None), None)
     if text is None:
         raise CheckpointError("no file holds OpenCLIP's text tower, which the stored embedding of \"\" comes from")
-    state = {prefix + key: t for prefix, part in (("unet.", unet), ("vae.", autoencoder), ("encoder1.spatial_head.", spatial),
-                                                  ("encoder2.spatial_head.", spatial), ("encoder1.semantic_head.", semantic))
-             for key, t in part.items()}
+    parts = {"unet.": unet, "vae.": autoencoder, "encoder1.spatial_head.": spatial, "encoder2.spatial_head.": spatial,
+             "encoder1.semantic_head.": semantic}
+    state = {prefix + key: t for prefix, part in parts.items() for key, t in part.items()}
     state["null_text"] = null_text(text, config.null_tokens)
     training["untrained"] = _complete(state, config, seed)
     save_state(state, config, out, training, dtype)
@@ -92,7 +95,8 @@ def read_official(path: str | os.PathLike) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return read_file(path).tensors
     try:
-        with warnings.catch_warnings(), _known_to_torch():
+        torch.serialization.add_safe_globals([ModelCheckpoint])
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")                    # of torch's own storages
             data = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError, OSError, AttributeError) as error:
@@ -106,14 +110,6 @@ def read_official(path: str | os.PathLike) -> dict[str, Tensor]:
     if not isinstance(data, Mapping):
         raise CheckpointError(f"{path} holds a {type(data).__name__}, a dictionary of tensors was expected")
     return {str(k).removeprefix("module."): t for k, t in data.items() if isinstance(t, Tensor)}
-
-
-def _known_to_torch():
-    """Inside, torch.load accepts by its name the class that Lightning's .ckpt files have as a dictionary key. An empty one stands for it,
-    which can do nothing."""
-    named = type("ModelCheckpoint", (), {"__module__": "pytorch_lightning.callbacks.model_checkpoint"})
-    allow = getattr(torch.serialization, "safe_globals", None)         # torch >= 2.5
-    return allow([named]) if allow else contextlib.nullcontext()
 
 
 def _kind(path: Path, state: Mapping[str, Tensor]) -> str:
@@ -148,24 +144,21 @@ def null_text(state: Mapping[str, Tensor], length: int = 77, head_width: int = 6
     As Stable Diffusion 2.x and VGen's FrozenOpenCLIPEmbedder (layer "penultimate") compute it. `state` holds OpenCLIP's keys, bare or
     under `cond_stage_model.model.`; ViT-H/14 has heads of 64 channels. Raises CheckpointError for a tower of another length.
     """
-    from open_clip.transformer import ResidualAttentionBlock
+    from open_clip.transformer import TextTransformer
 
     prefix = _text_prefix(state)
-    tower = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
+    weights = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
     try:
-        positions, words = tower["positional_embedding"].float(), tower["token_embedding.weight"]
-        if length > len(positions) or len(words) <= END:
-            raise CheckpointError(f"OpenCLIP's text tower has {len(positions)} positions and {len(words)} words; "
+        (positions, width), words = weights["positional_embedding"].shape, len(weights["token_embedding.weight"])
+        if length > positions or words <= END:
+            raise CheckpointError(f"OpenCLIP's text tower has {positions} positions and {words} words; "
                                   f"{length} positions and at least {END + 1} words were expected")
-        tokens = torch.tensor([START, END] + [0] * (length - 2))[:length]
-        x = (words[tokens].float() + positions[:length])[None]
-        width, layers = x.shape[-1], sum(re.fullmatch(r"transformer\.resblocks\.\d+\.ln_1\.weight", key) is not None for key in tower)
-        block = ResidualAttentionBlock(width, max(1, width // head_width))         # one, given each layer's weights in turn
-        causal = torch.full((length, length), -torch.inf).triu(1)
-        for i in range(layers - 1):
-            block.load_state_dict({key: tower[f"transformer.resblocks.{i}.{key}"].float() for key in block.state_dict()})
-            x = block(x, attn_mask=causal)
-        return F.layer_norm(x, (width,), tower["ln_final.weight"].float(), tower["ln_final.bias"].float())
+        layers = len({key.split(".")[2] for key in weights if key.startswith("transformer.resblocks.")})
+        with torch.device("meta"):
+            tower = TextTransformer(positions, words, width, max(1, width // head_width), layers - 1, output_tokens=True)
+        tower.attn_mask, tower.text_projection = tower.build_causal_mask(), None
+        tower.load_state_dict({key: weights[key].float() for key in tower.state_dict()}, assign=True)
+        return tower.eval()(torch.tensor([[START, END] + [0] * (positions - 2)]))[1][:, :length]
     except KeyError as error:
         raise CheckpointError(f"OpenCLIP's text tower lacks the tensor {prefix + error.args[0]!r}") from None
 
@@ -179,23 +172,19 @@ def _complete(state: dict[str, Tensor], config: ModelConfig, seed: int) -> list[
     from ..networks.model import DeblurModel
 
     with torch.device("meta"):
-        expected = {k: t.shape for k, t in DeblurModel(config).state_dict().items()}
-    missing = [k for k in expected if k not in state]
-    lost = [k for k in missing if not k.startswith(OURS) and not k.startswith("unet.pre_image_condition.")]
-    wrong = [f"{k} is {tuple(state[k].shape)}, expected {tuple(shape)}" for k, shape in expected.items()
-             if k in state and state[k].shape != shape]
-    if lost or wrong:
-        what = f"lack {len(lost)} tensors ({', '.join(lost[:3])})" if lost else f"do not fit the model: {'; '.join(wrong[:3])}"
-        raise CheckpointError(f"the official files {what}")
+        model = DeblurModel(config)
+    expected = model.state_dict()
+    missing = [k for k in expected if k not in state and k.startswith((*OURS, "unet.pre_image_condition."))]
     for key in [k for k in state if k not in expected]:
         del state[key]
     if missing:
-        u = config.unet
-        small = dataclasses.replace(u, dim=u.norm_groups, dim_mult=(1,), blocks_per_level=1, attn_scales=(), num_heads=1,
-                                    spatial_conditions=())
+        small = dataclasses.replace(config.unet, dim=config.unet.norm_groups, dim_mult=(1,), blocks_per_level=1, attn_scales=(),
+                                    num_heads=1, spatial_conditions=())
         tower = dataclasses.replace(config.tower, layers=1, width=config.tower.head_width)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             donor = DeblurModel(dataclasses.replace(config, unet=small, tower=tower)).state_dict()
         state.update({k: donor[k].clone() for k in missing})
+    if misfit := misfits(state, model):
+        raise CheckpointError(f"the official files do not fit the model: tensors {misfit}")
     return sorted({".".join(k.split(".")[:2]) if k.startswith(("vae.", "unet.")) else k.split(".")[0] for k in missing})

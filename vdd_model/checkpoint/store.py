@@ -25,12 +25,9 @@ BUILT_IN = {"small": Path(__file__).parents[1] / "weights" / "vdd-small.safetens
 
 def resolve(name: str | os.PathLike) -> Path:
     """The file of a built-in name ("small") or of a path. Raises CheckpointError when there is none."""
-    path = BUILT_IN.get(str(name))
-    if path is not None:
-        if not path.exists():
-            raise CheckpointError(f"the built-in model {str(name)!r} is not part of this installation (expected at {path})")
-        return path
-    path = Path(name).expanduser()
+    path = BUILT_IN.get(str(name)) or Path(name).expanduser()
+    if not path.exists() and str(name) in BUILT_IN:
+        raise CheckpointError(f"the built-in model {str(name)!r} is not part of this installation (expected at {path})")
     if not path.exists():
         raise CheckpointError(f"there is no checkpoint {path}; the built-in ones are: {', '.join(BUILT_IN)}")
     return path
@@ -74,10 +71,8 @@ def load(path: str | os.PathLike = "small", device: torch.device | str | None = 
 
     def filled(part: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
         """The part with these weights, on the device and in the type asked for."""
-        for name in list(tensors):                                 # one at a time: no second copy of the whole model
-            to = dtype if dtype is not None and tensors[name].is_floating_point() else None
-            tensors[name] = tensors[name].to(device=device, dtype=to)
-        part.load_state_dict(tensors, assign=True)
+        part.load_state_dict({name: t.to(device=device, dtype=dtype if t.is_floating_point() else None) for name, t in tensors.items()},
+                             assign=True)
         ready(part.eval())
         return part
 
@@ -129,10 +124,7 @@ def put_off(module: nn.Module, name: str, make: Callable[[], nn.Module]) -> None
 
 
 def read_state(path: str | os.PathLike) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """The configuration and the tensors of a checkpoint, mapped from the file, for a caller that builds the modules itself.
-
-    Names and shapes are those of the configuration. Raises CheckpointError as `load` does.
-    """
+    """The configuration and the tensors of a checkpoint, mapped, for a caller that builds the modules itself. Raises as `load` does."""
     state, model = fitting(path)
     return model.config, state
 
@@ -193,12 +185,16 @@ def fitting(path: str | os.PathLike) -> tuple[dict[str, Tensor], DeblurModel]:
     except (ValueError, ZeroDivisionError, RuntimeError, TypeError, IndexError) as error:
         raise CheckpointError(f"{file.path} has a configuration of which no model can be built ({error}): "
                               "the file is damaged or was written by another program") from None
-    expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    found = {name: tuple(t.shape) for name, t in file.tensors.items()}
+    if misfit := misfits(file.tensors, model):
+        raise CheckpointError(f"{file.path} does not fit its own configuration: tensors {misfit}")
+    return file.tensors, model
+
+
+def misfits(tensors: Mapping[str, Tensor], model: nn.Module) -> str:
+    """Which of these are not the model's by name or shape, "" where all are, and which it lacks."""
+    expected, found = ({name: tuple(t.shape) for name, t in each.items()} for each in (model.state_dict(), tensors))
     problems = {"of the wrong shape": [f"{name} is {found[name]}, expected {shape}" for name, shape in expected.items()
                                        if found.get(name, shape) != shape],
                 "missing": [name for name in expected if name not in found], "unknown": [name for name in found if name not in expected]}
-    if found := [f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-                 for what, names in problems.items() if names]:
-        raise CheckpointError(f"{file.path} does not fit its own configuration: tensors {', '.join(found)}")
-    return file.tensors, model
+    return ", ".join(f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+                     for what, names in problems.items() if names)

@@ -106,7 +106,7 @@ def test_a_folder_that_cannot_be_written(tiny_model, tmp_path):
         save(tiny_model, tmp_path / "file" / "model.safetensors")
 
 
-@pytest.mark.parametrize("keep, words", [(0, "is empty"), (5, "is truncated"), (100, "its header alone needs"), (-10, "its tensors need")])
+@pytest.mark.parametrize("keep, words", [(0, "is empty"), (5, "truncated or damaged .5"), (100, "is truncated"), (-10, "is truncated")])
 def test_truncated(tiny_checkpoint, tmp_path, keep, words):
     path = tmp_path / "cut.safetensors"
     path.write_bytes(tiny_checkpoint.read_bytes()[:keep])
@@ -133,7 +133,7 @@ def test_not_safetensors(tmp_path, head, words):
 def test_damaged_header(tmp_path, header):
     path = tmp_path / "model.safetensors"
     path.write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 8)
-    with pytest.raises(CheckpointError, match="damaged header"):
+    with pytest.raises(CheckpointError, match="is truncated or damaged .* bytes; "):
         load(path)
 
 
