@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import logging
 
+from ..vdd_model.config import ConfigError
 from ..vdd_model.errors import UserError
 
 _marked: set[str] = set()         # nodes that show notices of an earlier run
@@ -17,6 +18,7 @@ def name_errors_plainly() -> None:
 
     UserError.__init_subclass__ = classmethod(rename)          # of those that are imported later
     rename(UserError)
+    rename(ConfigError)
 
 
 class Notices:

@@ -301,6 +301,7 @@ def test_errors_are_titled_by_their_own_name(host):
     assert host.fail(graph(checkpoint="broken.safetensors")).startswith("CheckpointError: ")
     (host.base / "input" / "broken.mp4").write_bytes(b"no video" * 100)
     assert host.fail(ours_alone("broken.mp4")).startswith("MediaError: ")
+    assert host.fail(ours_alone("blurred.mp4", steps=2, ensemble=4)).startswith("ConfigError: ensemble must be 1 with more than one step")
 
 
 PATCHES = {
