@@ -5,6 +5,7 @@ import hashlib
 import inspect
 import logging
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,8 +19,7 @@ from ..vdd_model.app import jobs
 from ..vdd_model.errors import UserError
 from ..vdd_model.media.clip import VideoClip
 from ..vdd_model.media.files import written_aside
-from ..vdd_model.media.sinks import remove
-from ..vdd_model.media.sound import unsupported_sound
+from ..vdd_model.media.joining import unsupported_sound
 from ..vdd_model.media.video import OutputOptions, part_folder, probe
 from ..vdd_model.options import DeblurOptions
 from . import folders, native, results
@@ -105,7 +105,7 @@ class DeblurVideo(io.ComfyNode):
         target = results.target_of(source.name, source.key, f"{jobs.PROCESSING} {identity} {precision} {options} {output.quality}", suffix)
         part = part_folder(target)
         if target.exists():          # it appears under its name whole or not at all, made with exactly these settings
-            remove(part)
+            shutil.rmtree(part, ignore_errors=True)
         else:
             for text in results.clear_unfinished(target):
                 notices(f"{source.name}: {text}", logging.INFO)
@@ -205,7 +205,7 @@ def _cut(video, folder: Path) -> Path:
             with written_aside(path, ending=".mp4") as aside:
                 video.save_to(str(aside), **({"crf": CUT_CRF} if "crf" in known else {}))
         except BaseException as error:
-            remove(folder)
+            shutil.rmtree(folder, ignore_errors=True)
             if isinstance(error, ValueError):
                 raise UserError(f"ComfyUI cannot write what is left of this video ({error}): "
                                 "trim or crop it with another program") from error

@@ -29,9 +29,9 @@ from ..media.clip import Frame, MediaError, VideoClip
 from ..media.encoding import Encoding, OutputOptions, choose_encoding, no_room, without_effect
 from ..media.files import in_bytes, sync, write_whole
 from ..media.images import gaps
+from ..media.joining import check_sound
 from ..media.png import png_chunks
-from ..media.sinks import NUMBERED_PICTURE, SEGMENT, ImageSink, VideoSink, remove
-from ..media.sound import check_sound
+from ..media.sinks import NUMBERED_PICTURE, SEGMENT, ImageSink, VideoSink
 from ..media.video import part_folder, probe, read
 from .preview import preview_paths, write_preview
 from .shares import Share, Team, attempt, divide, held, is_free, shares
@@ -265,7 +265,7 @@ def _empty(folder: Path) -> None:
     """Delete what an earlier run left, except the lock that this run holds."""
     for path in folder.iterdir():
         if path.is_dir():
-            remove(path)
+            shutil.rmtree(path, ignore_errors=True)
         elif path.name != "lock":
             path.unlink()
 
@@ -446,7 +446,7 @@ def _check_journal(folder: Path, job: Job, clip: VideoClip, options: DeblurOptio
     except (OSError, ValueError):
         for old in [*folder.glob("*.bin"), *folder.glob("*.raw"), *folder.glob("moments-*")]:
             old.unlink()                                       # no journal: whose frames these are is not known
-        remove(folder / "pictures")
+        shutil.rmtree(folder / "pictures", ignore_errors=True)
         write_whole(path, json.dumps(journal, indent=1), durable=True)         # it must not be lost where the frames are not
         return
     changed = [k for k in journal if before.get(k) != json.loads(json.dumps(journal[k]))]

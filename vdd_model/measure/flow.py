@@ -15,12 +15,6 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=True)
 
 
-def _gradients(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Central differences along x and y, edges repeated; x (N, 1, H, W)."""
-    padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
-    return (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2, (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
-
-
 def _window(x: Tensor, radius: int) -> Tensor:
     """Mean over a square window, twice: nearly a Gaussian."""
     for _ in range(2):
@@ -48,6 +42,8 @@ def dense_flow(first: Tensor, second: Tensor, *, levels: int = 6, iterations: in
     the picture is flat. Levels with a side beyond `finest` are left out: the flow is enlarged from the next one. No occlusion handling:
     callers weigh by how well the warped picture fits.
     """
+    from kornia.filters import spatial_gradient
+
     size = first.shape[-2:]
     pyramid = [(first.float(), second.float())]
     while max(pyramid[-1][0].shape[-2:]) > finest:
@@ -57,7 +53,7 @@ def dense_flow(first: Tensor, second: Tensor, *, levels: int = 6, iterations: in
     flow = first.new_zeros(len(first), 2, *pyramid[-1][0].shape[-2:], dtype=torch.float32)
     for a, b in reversed(pyramid):
         flow = _resize_flow(flow, a.shape[-2:])
-        gx, gy = _gradients(a)
+        gx, gy = spatial_gradient(a, "diff").unbind(2)
         xx, xy, yy = _window(torch.cat([gx * gx, gx * gy, gy * gy], dim=1), radius).split(1, dim=1)
         damping = 1e-4
         determinant = (xx + damping) * (yy + damping) - xy * xy

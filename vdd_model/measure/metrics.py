@@ -44,15 +44,11 @@ def to_levels(frames: Tensor) -> Tensor:
     return frames.double().clamp(0, 1).mul(255).round()
 
 
-def _pair(output: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    if output.shape != truth.shape or output.dim() != 4 or output.shape[-1] != 3:
-        raise ValueError(f"two clips (F, H, W, 3) of one size were expected, found {tuple(output.shape)} and {tuple(truth.shape)}")
-    return to_levels(output), to_levels(truth)
-
-
 def _framewise(measure: Callable[[Tensor, Tensor], Tensor], output: Tensor, truth: Tensor) -> Tensor:
     """`measure` of levels (1, 3, H, W), frame by frame: the maps of one frame are all that is in memory."""
-    return torch.stack([measure(*(rearrange(x, "h w c -> 1 c h w") for x in pair)) for pair in zip(*_pair(output, truth))])
+    if output.shape != truth.shape or output.dim() != 4 or output.shape[-1] != 3:
+        raise ValueError(f"two clips (F, H, W, 3) of one size were expected, found {tuple(output.shape)} and {tuple(truth.shape)}")
+    return torch.stack([measure(*(rearrange(to_levels(x), "h w c -> 1 c h w") for x in pair)) for pair in zip(output, truth)])
 
 
 def psnr(output: Tensor, truth: Tensor) -> Tensor:
@@ -112,12 +108,12 @@ def lpips_model(download: bool = False) -> tuple[torch.nn.Module | None, str]:
         return None, f"its weights cannot be read ({error})"
 
 
-def lpips_alex(output: Tensor, truth: Tensor, download: bool = False) -> Tensor | None:
+def lpips_alex(output: Tensor, truth: Tensor) -> Tensor | None:
     """LPIPS 0.1 with the alex backbone per frame (F,), or None where its weights are not at hand (see `lpips_model`).
 
     Frames below 32 pixels a side, which the network cannot take, are NaN.
     """
-    model, _ = lpips_model(download)
+    model, _ = lpips_model()
     if model is None:
         return None
     if min(output.shape[1:3]) < 32:
@@ -170,11 +166,6 @@ def color_shift(output: Tensor, reference: Tensor) -> Tensor:
     """How far a frame's mean color is from the reference's (the input's), per frame (F,): the largest channel, in 1/255."""
     means = output.double().clamp(0, 1).mean(dim=(1, 2)) - reference.double().clamp(0, 1).mean(dim=(1, 2))
     return means.abs().amax(dim=1) * 255
-
-
-def error_map(output: Tensor, truth: Tensor) -> Tensor:
-    """Mean absolute difference over the channels, (..., H, W, 3) -> (..., H, W) in [0, 1]."""
-    return (output.float().clamp(0, 1) - truth.float().clamp(0, 1)).abs().mean(dim=-1)
 
 
 def mean(values: list[float]) -> float | None:

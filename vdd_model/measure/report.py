@@ -70,7 +70,8 @@ def error_map(output: Tensor, truth: Tensor, limit: float = ERROR_LIMIT, scale: 
     """
     if output.shape != truth.shape:
         raise UserError(f"an error map needs two frames of one size, found {_size(output)} and {_size(truth)}")
-    picture = to_image(color_map(metrics.error_map(output, truth) / limit))
+    error = (output.float().clamp(0, 1) - truth.float().clamp(0, 1)).abs().mean(dim=-1)
+    picture = to_image(color_map(error / limit))
     return _with_scale(picture, limit) if scale else picture
 
 

@@ -1,20 +1,22 @@
-"""Put the encoded pictures together with the sound, and with what else the clip's file holds."""
+"""Put the encoded pictures together with what else the clip's file holds. Sound and subtitles are copied where the container takes them;
+PCM, and what no container here takes, is converted without loss, else said.
+"""
 from __future__ import annotations
 
 import contextlib
 import heapq
+import io
 import os
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from itertools import chain, islice
 from pathlib import Path
 
 import av
 
 from .clip import MediaError, VideoClip
-from .container import is_telemetry, open_container, track_tags
-from .encoding import CODECS, MUXERS, Encoding, configure, no_room
-from .packets import with_decoding_times
-from .sound import Timed, add_converted, converted, copied, loss_of, name_of, ways
+from .container import TRIED, Joins, is_telemetry, name_of_data, open_container, track_tags
+from .encoding import CODECS, CONTAINERS, MUXERS, Encoding, OutputOptions, configure, no_room, with_decoding_times
 
 # tags for which .mp4 and .mov have a place of their own, where every program looks; others need Apple's, which takes all
 _OWN_PLACE = {"title", "artist", "album", "date", "comment", "copyright", "genre", "location", "creation_time"}
@@ -24,6 +26,8 @@ _OWN_PLACES = {"mov": _OWN_PLACE | {"make", "model"},
 # names of languages (ISO 639) that FFmpeg does not know when it writes .mov, and those by which it does: of either list, or its own
 _OF_MOV = dict(pair.split("/") for pair in "sqi/alb hye/arm zho/chi nld/dut kat/geo deu/ger ell/gre isl/ice mkd/mac msa/may fas/per "
                "cym/wel cze/ces fre/fra rum/ron slo/slk swe/sve".split()) | {"hrv": "hr ", "srp": "sr "}
+_PCM = {"u8": "pcm_u8", "s16": "pcm_s16le", "s32": "pcm_s32le", "flt": "pcm_f32le", "dbl": "pcm_f64le"}
+Timed = tuple[Fraction, int, av.Packet]                        # seconds, order among those of one time, packet
 
 
 def _tags(track: tuple[tuple[str, str], ...], muxer: str) -> dict[str, str]:
@@ -103,3 +107,161 @@ def _video_packets(packet_files: Sequence[Path], encoding: Encoding, stream) -> 
         packet.pts, packet.dts, packet.duration, packet.time_base = item.pts, dts, item.duration, encoding.time_base
         packet.is_keyframe, packet.stream = item.key, stream
         yield dts * encoding.time_base, 0, packet
+
+
+def ways(path: Path, muxer: str) -> dict[int, str]:
+    """How the container takes each stream of sound, subtitles and data: "" copied, or the codec it is converted to. What it refuses lacks.
+
+    The first packets of each are put into one in memory, since some containers refuse only then what they list as supported.
+    """
+    with contextlib.closing(open_container(path)) as source:
+        streams = {s.index: s for s in source.streams if s.type in ("audio", "subtitle") and s.codec_context or is_telemetry(s)}
+        first: dict[int, list[av.Packet]] = {index: [] for index in streams}
+        with contextlib.suppress(av.FFmpegError):
+            for packet in islice(source.demux(list(streams.values())), TRIED if streams else 0):
+                if packet.size and packet.dts is not None and len(first[packet.stream_index]) < 3:
+                    first[packet.stream_index].append(packet)
+                if all(len(packets) == 3 for packets in first.values()):
+                    break
+        found = {index: "" for index, stream in streams.items() if _fits(stream, first[index], muxer)}
+        anywhere = {index for index in streams if any(_fits(streams[index], first[index], other) for other in {*MUXERS.values()} - {muxer}
+                                                      if index not in found)}
+        return found | {index: codec for index, stream in streams.items() if index not in found
+                        and (codec := _lossless(stream, muxer, index in anywhere))}
+
+
+def _fits(stream, packets: Sequence[av.Packet], muxer: str) -> bool:
+    try:
+        trial = av.open(io.BytesIO(), "w", format=muxer)
+        copy = trial.add_stream_from_template(stream)
+        trial.start_encoding()
+        for packet in packets:
+            packet.stream = copy
+            trial.mux_one(packet)
+        trial.close()
+    except (av.FFmpegError, ValueError):
+        return False
+    return True
+
+
+def _lossless(stream, muxer: str, anywhere: bool) -> str:
+    """The codec that holds a stream's values in this container, "" for one that is compressed and stays so `anywhere` else."""
+    context = stream.codec_context
+    if stream.type != "audio" or not context or not context.format:
+        return ""
+    kind, plain = context.format.name.rstrip("p"), context.name.startswith("pcm_")
+    if anywhere and not plain:
+        return ""
+    # LPCM of disks and cameras has 16, 20 or 24 bits; players of .mp4 know FLAC better than PCM
+    deep = kind == "s32" and any(word in context.name for word in ("24", "bluray", "dvd", "302")) or not plain and kind not in ("u8", "s16")
+    if (muxer == "mp4" or not plain and muxer == "matroska") and (kind in ("u8", "s16") or deep) and context.layout.nb_channels <= 8:
+        return "flac"
+    return "pcm_s24le" if deep else _PCM.get(kind, "")
+
+
+def unsupported_sound(clip: VideoClip, path: Path) -> list[str]:
+    """Codecs of the clip's audio streams if the container of `path` cannot hold any of them, else nothing."""
+    if not clip.sound:
+        return []
+    fitting = ways(clip.path, MUXERS[path.suffix.lower()])
+    with contextlib.closing(open_container(clip.path)) as source:
+        lacking = [name_of(s) for s in source.streams.audio if s.index not in fitting]
+        return lacking if len(lacking) == len(source.streams.audio) else []
+
+
+def loss_of(stream, codec: str) -> str:
+    """What a stream of `ways` loses as `codec`, in words."""
+    rounded = stream.codec_context.format.name.startswith(("flt", "dbl")) and codec in ("flac", "pcm_s24le")
+    return "nothing" + " that can be heard" * rounded
+
+
+def check_sound(clip: VideoClip, label: str, target: Path, options: OutputOptions) -> None:
+    """Refuse a container that takes none of the clip's sound; what is advised instead is tried before. Raises MediaError."""
+    if not (options.audio and (lacking := unsupported_sound(clip, target))):
+        return
+    able = [suffix for suffix in (".mkv", ".mov", ".mp4") if suffix != target.suffix.lower()
+            and suffix in CONTAINERS.get(options.codec, MUXERS) and not unsupported_sound(clip, Path("x" + suffix))]
+    advice = f"choose an output ending in {' or '.join(able)}, or --no-audio" if able else "leave it away with --no-audio"
+    raise MediaError(f"{label}: its sound ({', '.join(lacking)}) cannot be stored in {target.suffix}; {advice}")
+
+
+def name_of(stream) -> str:
+    """A stream's codec, of data its own name."""
+    return stream.codec_context.name if stream.codec_context else name_of_data(stream) if stream.type == "data" else "of an unknown kind"
+
+
+def add_converted(output, stream, codec: str):
+    """A stream of `codec` in the output, for what `converted` makes of `stream`."""
+    context = stream.codec_context
+    # some files tell only how many channels there are, which some containers refuse
+    usual = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}.get(context.layout.nb_channels, context.layout.name)
+    layout = usual if context.layout.name.endswith("channels") else context.layout.name
+    copy = output.add_stream(codec, rate=context.sample_rate, layout=layout)
+    kind = context.format.name.rstrip("p")
+    kind = "s32" if codec == "pcm_s24le" or codec == "flac" and kind not in ("u8", "s16") else "s16" if codec == "flac" else kind
+    copy.codec_context.format = kind
+    if codec == "flac" and kind == "s32":
+        copy.codec_context.options = {"bits_per_raw_sample": "24"}
+    copy.codec_context.time_base = Fraction(1, context.sample_rate)
+    return copy
+
+
+def converted(clip: VideoClip, index: int, copy) -> Iterator[Timed]:
+    """The sound of stream `index`, encoded anew into `copy`."""
+    with contextlib.closing(open_container(clip.path)) as source:
+        stream, encoder, following = source.streams[index], copy.codec_context, 0
+
+        def encoded(frame: av.AudioFrame | None) -> Iterator[Timed]:
+            """Packets of one frame, of what is left at the end for None."""
+            return ((packet.dts * packet.time_base, 1, packet) for packet in copy.encode(frame))
+
+        for packet in chain(_audible(source, [stream], clip), [None]):
+            with contextlib.suppress(av.FFmpegError):
+                for frame in stream.codec_context.decode(packet):
+                    pts = frame.pts if frame.pts is not None else packet.pts if packet else None       # a decoder may be packets behind
+                    if frame.layout.name != encoder.layout.name:
+                        frame = av.AudioFrame.from_ndarray(frame.to_ndarray(), frame.format.name, encoder.layout.name)
+                        frame.sample_rate = encoder.sample_rate
+                    frame.time_base = Fraction(1, encoder.sample_rate)
+                    frame.pts = following if pts is None else round(pts * stream.time_base / frame.time_base)
+                    following = frame.pts + frame.samples
+                    yield from encoded(frame)
+        yield from encoded(None)
+
+
+def copied(source, copies: dict, clip: VideoClip) -> Iterator[Timed]:
+    """The packets of the streams in `copies`, each for the stream that takes its place."""
+    for packet in _audible(source, [source.streams[i] for i in copies], clip):
+        when, packet.stream = packet.dts * packet.time_base, copies[packet.stream_index]
+        yield when, 1, packet
+
+
+def _audible(source, streams: Sequence, clip: VideoClip) -> Iterator[av.Packet]:
+    """The streams' packets that are to be heard or read, at their times in the output."""
+    latest: dict[int, int] = {}
+    before: dict[int, av.Packet] = {}                          # the last one that an edit list hides
+    joins = Joins(source, -1, clip.joins)
+    try:
+        for packet in source.demux(streams):
+            if packet.dts is None or not packet.size:
+                continue
+            joins.correct(packet)
+            index = packet.stream_index
+            if packet.stream.type == "audio":                  # no file takes sound that steps back, as where recordings overlap
+                if packet.dts < latest.get(index, packet.dts):
+                    continue
+                latest[index] = packet.dts
+            back = round(clip.shift / packet.time_base)
+            if packet.pts is not None:
+                packet.pts -= back
+            packet.dts -= back
+            if packet.is_discard:
+                before[index] = packet
+                continue
+            # what is hidden stays hidden, but a decoder needs what comes right before 0 to begin
+            lead = before.pop(index, None)
+            if lead is not None and packet.dts >= 0 and lead.dts + (lead.duration or 0) >= packet.dts:
+                yield lead
+            yield packet
+    except av.FFmpegError:
+        return                                                 # the source breaks off here; the reader has said so

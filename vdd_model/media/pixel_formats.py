@@ -152,46 +152,33 @@ def _type_of(frame: av.VideoFrame, kind: Layout) -> np.dtype:
 
 
 def _upsample(c: np.ndarray, step: int, size: int, centred: bool, axis: int) -> np.ndarray:
-    """Linear interpolation of a plane along `axis` by 2 (repetition for other steps), cut to `size` samples."""
+    """Linear interpolation of a plane along `axis` by 2 (repetition for other steps), cut to `size` samples. `centred`: the samples lie
+    between two luma samples, not on every second one.
+    """
     if step == 1:
         return c
     c = c.swapaxes(0, axis)
     if step != 2:
         return np.repeat(c, step, 0)[:size].swapaxes(0, axis)
-    shape = list(c.shape)
-    shape[0] *= 2
-    out = np.empty(shape if axis == 0 else shape[::-1], c.dtype).swapaxes(0, axis)
-    even, odd = out[::2], out[1::2]
-    if centred:                                                # samples lie between two luma samples
-        near, far = c * np.float32(0.75), c * np.float32(0.25)
-        even[0] = c[0]
-        np.add(near[1:], far[:-1], out=even[1:])
-        np.add(near[:-1], far[1:], out=odd[:-1])
-    else:                                                      # samples lie on every second luma sample
-        even[...] = c
-        half = c * np.float32(0.5)
-        np.add(half[:-1], half[1:], out=odd[:-1])
-    odd[-1] = c[-1]
-    return out[:size].swapaxes(0, axis)
+    before, after = np.concatenate([c[:1], c[:-1]]), np.concatenate([c[1:], c[-1:]])
+    near, far = (np.float32(0.75), np.float32(0.25)) if centred else (np.float32(0.5), np.float32(0.5))
+    even, odd = c * near + before * far if centred else c, c * near + after * far
+    return np.stack([even, odd], 1).reshape(-1, c.shape[1])[:size].swapaxes(0, axis)
+
+
+# low-passes that give back exactly the samples that `_upsample` has interpolated: a picture that is not changed keeps its chroma
+_TAPS = {(2, True): (-0.25, 0.75, 0.75, -0.25), (2, False): (-0.125, 0.25, 0.75, 0.25, -0.125)}
 
 
 def _downsample(c: np.ndarray, step: int, centred: bool, axis: int) -> np.ndarray:
-    """The inverse of `_upsample`: low-passes that give back exactly the samples that were interpolated, so that a picture that is
-    not changed keeps its chroma: (-1 3 3 -1)/4 for samples in between, (-1 2 6 2 -1)/8 for samples on luma positions.
-    """
+    """The inverse of `_upsample`; the mean of each `step` samples for other steps than 2."""
     if step == 1:
         return c
-    c = c.swapaxes(0, axis)
+    c, taps = c.swapaxes(0, axis), np.float32(_TAPS.get((step, centred), [1 / step] * step))
     c = np.pad(c, ((0, -len(c) % step), (0, 0)), "edge")
-    if step != 2:
-        return (sum(c[i::step] for i in range(step)) * np.float32(1 / step)).swapaxes(0, axis)
-    c = np.pad(c, ((2, 2), (0, 0)), "symmetric" if centred else "reflect")
-    even, odd = (c[i::2].copy(order="K") for i in (0, 1))
-    if centred:
-        out = (even[1:-1] + odd[1:-1]) * np.float32(0.75) - (odd[:-2] + even[2:]) * np.float32(0.25)
-    else:
-        out = (even[1:-1] * np.float32(0.75) + (odd[:-2] + odd[1:-1]) * np.float32(0.25) - (even[:-2] + even[2:]) * np.float32(0.125))
-    return out.swapaxes(0, axis)
+    length, reach = len(c), (len(taps) - step + 1) // 2
+    c = np.pad(c, ((reach, reach), (0, 0)), "symmetric" if centred else "reflect")
+    return sum(c[i:i + length:step] * tap for i, tap in enumerate(taps)).swapaxes(0, axis)
 
 
 # where 4:2:0's chroma lies -> whether halfway between two luma samples, (down, across); JPEG, MPEG-1: center, BT.2020: topleft

@@ -1,7 +1,8 @@
-"""A video file's frames, one after the other (`VideoReader`)."""
+"""A video file's frames, one after the other (`VideoReader`): packets -> pictures (`Decoder`), and how many of them are damaged."""
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -11,9 +12,191 @@ import numpy as np
 import torch
 
 from .clip import Frame, MediaError, VideoClip
-from .container import open_container, reason, video_stream
-from .decoder import Decoder
-from .pixel_formats import RGB, UNSPECIFIED, ColorTags, beyond_limits, complete_tags, layout, to_rgb
+from .container import Joins, decoder_of, open_container, reason, video_stream
+from .jpeg import END_OF_JPEG, MORE, is_unended
+from .pixel_formats import RGB, UNSPECIFIED, ColorTags, beyond_limits, complete_tags, differ, layout, to_rgb
+
+# Decoders that make a whole picture of half a packet without a word: of every encoder in PyAV's wheel one packet was cut and decoded.
+# What stands here is put behind each packet for a second decoder: bytes that are no marker and of all kinds, so that a decoder which
+# reads on makes another picture of them.
+_BEHIND = dict.fromkeys(("asv2", "cfhd", "exr", "ffvhuff", "h264", "hevc", "huffyuv", "msvideo1", "qoi", "qtrle", "roqvideo",
+                         "sunrast", "vp8", "vp9"), MORE) | {"snow": bytes(4) + MORE}       # FFmpeg 9 leaves zeros at the end away
+# JPEG's tell when they are asked to be strict, and then of a missing end marker too, which many cameras leave away
+_STRICT = dict.fromkeys(("amv", "jpegls", "mjpeg"), END_OF_JPEG)
+_COMPARED = {*_BEHIND, "mjpeg"}
+_SLICES = ("h264", "hevc")                                     # every packet shows one picture, but for fields
+_NEAR = 3                                                      # packets before a join that are called corrupt and are not
+
+
+class Decoder:
+    """The pictures of a stream in order: iterate. An error stands in the place of what could not be decoded; decoding goes on behind it.
+
+    `damaged` tells how many pictures hold damage. Most decoders say so; of bytes missing in a transport stream only the demuxer knows;
+    those of `_BEHIND` and `_STRICT` are watched by a second decoder, given the `clip`.
+    """
+
+    def __init__(self, container, stream, clip: VideoClip | None = None):
+        self.container, self.stream, self.clip = container, stream, clip
+        self.decoder = decoder_of(stream)
+        self.joins = Joins(container, stream.index, clip.joins if clip else ())
+        self._pictures = self._waiting = 0                     # damaged ones; packets of one picture each that gave none
+        self._shown, self._ended = 0, False                    # packets of `_SLICES` that gave none; whether all were read
+        self._suspects: list[int] = []                         # numbers of the packets that the demuxer calls corrupt
+
+    @property
+    def damaged(self) -> int:
+        """Pictures so far that hold damage, or are missing where others refer to what is not there."""
+        return max(self._pictures + max(0, self._waiting), len(self._suspects), self._shown if self._ended else 0)
+
+    def __iter__(self) -> Iterator[av.VideoFrame | Exception]:
+        packets, number = self.container.demux(self.stream), 0
+        alone = self.decoder.codec.intra_only and "jpeg" not in self.decoder.name       # every packet is a picture, of AV1 is shown as one
+        alone = alone or self.decoder.name in ("av1", "libdav1d") and not (self.clip and self.clip.headless)
+        sliced, fields = self.decoder.name in _SLICES and not (self.clip and self.clip.headless), False
+        with contextlib.ExitStack() as stack:
+            watcher = self._watcher(stack)
+            while True:
+                try:
+                    packet = next(packets)
+                except StopIteration:
+                    self._ended = sliced and not fields
+                    return
+                except av.FFmpegError as error:
+                    yield error
+                    packet = None                              # the file ends here: flush the decoder
+                # an empty packet with a time repeats a picture or stands for one that was dropped; it would end the decoder
+                if packet is not None and not packet.size and packet.dts is not None:
+                    continue
+                data = packet if packet is not None and packet.size else None
+                number += 1
+                if data and self.joins.correct(data):          # the last packets before such a place are whole, and yet called corrupt
+                    self._suspects = [n for n in self._suspects if n < number - _NEAR]
+                try:
+                    pictures = self.decoder.decode(data)
+                    if data and data.is_corrupt:
+                        self._suspects.append(number)
+                    self._pictures += bool(data) and _is_short(bytes(data), self.decoder)
+                    self._waiting += bool(data and alone and not data.is_discard) - len(pictures)
+                    fields = fields or any(getattr(picture, "interlaced_frame", False) for picture in pictures)
+                    if data and sliced and not data.is_discard and not fields:
+                        coded = bytes(data)
+                        self._shown += any(_is_slice(coded[start], self.decoder) for start, end in nal_units(coded, self.decoder)[1]
+                                           if start < end)
+                    self._shown -= len(pictures)
+                except av.EOFError:
+                    pictures = []
+                except av.FFmpegError as error:
+                    yield error
+                    pictures = []
+                others = self._watch(watcher, data) if watcher else pictures
+                strict = others is None and self.decoder.name in _STRICT
+                if others is None or len(others) != len(pictures):
+                    watcher, others = watcher if strict else None, pictures                # else the two are no longer in step
+                for picture, other in zip(pictures, others):
+                    self._pictures += bool(strict or getattr(picture, "is_corrupt", False) or picture is not other
+                                           and self.decoder.name in _COMPARED and differ(picture, other))
+                    yield picture
+                if packet is None:
+                    return
+
+    def _watcher(self, stack: contextlib.ExitStack):
+        """The decoder that watches over a silent one, or None."""
+        context = self.decoder
+        if self.clip is None or context is not self.stream.codec_context or context.name not in _BEHIND | _STRICT:
+            return None
+        container = stack.enter_context(contextlib.closing(open_container(self.clip.path)))
+        watcher = video_stream(container, self.clip.path).codec_context
+        if context.name in _STRICT:
+            watcher.options = {"err_detect": "explode"}
+        return watcher
+
+    def _watch(self, watcher, data: av.Packet | None) -> list[av.VideoFrame] | None:
+        packet = None
+        if data is not None:
+            more = MORE + END_OF_JPEG if is_unended(data, self.decoder.name) else (_BEHIND | _STRICT)[self.decoder.name]
+            packet = av.Packet(_longer(bytes(data), more, self.decoder))
+            packet.pts, packet.dts, packet.time_base, packet.is_keyframe = data.pts, data.dts, data.time_base, data.is_keyframe
+        try:
+            return watcher.decode(packet)
+        except av.EOFError:
+            return []
+        except av.FFmpegError:
+            return None
+
+
+def _is_short(data: bytes, context) -> bool:
+    """Whether a packet tells by its own figures that it was longer, where no decoder looks at them."""
+    place, size = 0, len(data)
+    match context.name:
+        case "cinepak" | "rpza":                               # a byte, then the length; a few files are off by a few bytes
+            return int.from_bytes(data[1:4], "big") > size + 16
+        case "dirac":                                          # from each part to the next
+            while data[place:place + 4] == b"BBCD" and (step := int.from_bytes(data[place + 5:place + 9], "big")):
+                place += step
+            return place > size
+        case "gif":
+            return gif_pictures(data)[1]
+        case "h261":                                           # groups of blocks: 3, or 12 of the larger size; none may be left away
+            bits = f"{int.from_bytes(data, 'big'):0{8 * size}b}"
+            return len(re.findall("0{15}1(?!0000)", bits)) < (3 if context.width < 352 else 12)
+        case "dpx":                                            # FFmpeg's parser has joined the rest of a picture and the next one
+            return data.count(data[:16]) > 1
+        case "speedhq":                                        # the other field, and four slices, each with its length
+            place = 4
+            for _ in range(3):
+                place += int.from_bytes(data[place:place + 3], "little")
+            return max(place, int.from_bytes(data[1:4], "little")) + 3 > size
+    return False
+
+
+def nal_units(data: bytes, context) -> tuple[int, list[tuple[int, int]]]:
+    """(bytes of the length that stands before each part, 0 for start codes; start and end of each) of a packet of H.264 or HEVC."""
+    head = context.extradata or b""
+    if head[:1] != b"\1" or len(head) < 7:
+        starts = [found.end() for found in re.finditer(b"\0\0\1", data)]
+        return 0, list(zip(starts, [*starts[1:], len(data)]))
+    size = (head[21 if context.name == "hevc" and len(head) > 22 else 4] & 3) + 1
+    units, end = [], 0
+    while (start := end + size) < len(data):
+        end = start + int.from_bytes(data[end:start], "big")
+        units.append((start, end))
+    return size, units
+
+
+def _is_slice(part: int, context) -> bool:
+    """Whether the part of a packet of H.264 or HEVC with this first byte is one of a picture."""
+    return part >> 1 & 63 < 32 if context.name == "hevc" else 1 <= part & 31 <= 5
+
+
+def gif_pictures(data: bytes) -> tuple[int, bool]:
+    """(whole pictures, whether it breaks off or holds something else behind them) of a GIF file or of a part of one."""
+    place = whole = 0
+    try:
+        if data[:3] == b"GIF":                                 # its head and colors
+            place = 13 + (3 << (data[10] & 7) + 1 if data[10] & 128 else 0)
+        while place < len(data) and data[place] != 0x3B:
+            kind, colors = data[place], data[place + 9] if data[place] == 0x2C else 0
+            if kind not in (0, 0x21, 0x2C):
+                return whole, True
+            place += {0: 1, 0x21: 2, 0x2C: 11}[kind] + (3 << (colors & 7) + 1 if colors & 128 else 0)
+            while kind and data[place]:                        # blocks of up to 255 bytes, an empty one is the last
+                place += data[place] + 1
+            place += kind != 0
+            whole += kind == 0x2C
+    except IndexError:
+        return whole, True
+    return whole, place > len(data)
+
+
+def _longer(data: bytes, more: bytes, context) -> bytes:
+    """`data` with `more` bytes at the end of the picture in it."""
+    size, units = nal_units(data, context) if context.name in _SLICES else (0, [])
+    if not size:
+        return data + more
+    start, end = next((unit for unit in reversed(units) if _is_slice(data[unit[0]], context)), (0, len(data) + 1))
+    if end > len(data):                                        # what is shorter than it says is told by the decoder
+        return data
+    return data[:start - size] + (end - start + len(more)).to_bytes(size, "big") + data[start:end] + more + data[end:]
 
 
 class VideoReader:

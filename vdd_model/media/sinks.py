@@ -18,10 +18,9 @@ import av
 import numpy as np
 
 from .clip import VideoClip
-from .encoding import Encoding, SegmentEncoder, picture_bytes, picture_from_bytes
+from .encoding import Encoding, SegmentEncoder, finished_segments, picture_bytes, picture_from_bytes, segment_bytes
 from .files import sync, write_whole, written_aside
 from .joining import join
-from .packets import finished_segments, segment_bytes
 from .pixel_formats import from_rgb
 from .png import encode_png, texts_of
 
@@ -43,13 +42,12 @@ class VideoSink:
         self.segment, frames, size = finished_segments(self.packet_file)
         with self.packet_file.open("ab") as file:
             file.truncate(size)
-        self.encoder: SegmentEncoder | None = None
+        self.encoder = SegmentEncoder(encoding)                # what it refuses is refused before the work
         self.in_segment = 0
         self.done = first + frames
         self._spool = None
         if not encoding.intra:
             self._replay()
-        self.encoder = self.encoder or SegmentEncoder(encoding)      # what it refuses is refused before the work
 
     def _spool_path(self) -> Path:
         return self.folder / f"spool-{self.segment:06d}.raw"
@@ -73,8 +71,6 @@ class VideoSink:
             self._end_segment()
 
     def _encode(self, picture, pts: int, duration: int) -> None:
-        if self.encoder is None:
-            self.encoder = SegmentEncoder(self.encoding)
         self.encoder.frame(picture, pts, duration)
         self.in_segment += 1
 
@@ -103,7 +99,7 @@ class VideoSink:
             sync(file)
         self.close()
         self._spool_path().unlink(missing_ok=True)
-        self.segment, self.in_segment, self.encoder = self.segment + 1, 0, None
+        self.segment, self.in_segment, self.encoder = self.segment + 1, 0, SegmentEncoder(self.encoding)
 
     def close(self) -> None:
         """Stop without finishing; what was written stays."""
@@ -216,8 +212,3 @@ def naming(names: Iterable[str]) -> re.Pattern:
         places = [next(iter(seen)) if len(seen) == 1 else r"\d+" for seen in map(set, zip(*numbers))]
         patterns.append("".join(re.escape(text) + place for text, place in zip(texts, [*places, ""])))
     return re.compile("|".join(patterns))
-
-
-def remove(folder: Path) -> None:
-    """Delete a job's folder."""
-    shutil.rmtree(folder, ignore_errors=True)

@@ -107,7 +107,6 @@ def test_sharpness_falls_with_blur_and_color_shift_is_in_levels(clips):
     smooth = torch.nn.functional.avg_pool2d(a.movedim(-1, 1), 3, 1, 1).movedim(1, -1)
     assert (metrics.sharpness(smooth) < 0.5 * metrics.sharpness(a)).all()
     assert metrics.color_shift(b * 0.5 + torch.tensor([0, 0.01, 0]), b * 0.5).tolist() == pytest.approx([2.55] * 3, abs=1e-3)
-    assert metrics.error_map(a, a).shape == (3, 40, 52) and metrics.error_map(a, b).max() <= 1
 
 
 def test_scorer_in_pieces_equals_whole(clips):

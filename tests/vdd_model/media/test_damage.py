@@ -10,8 +10,8 @@ import pytest
 from media_tools import add_video, eight_bits, noisy, pattern, save_clip, save_packets, seen
 from PIL import Image
 
-from vdd_model.media.decoder import _is_short
 from vdd_model.media.pixel_formats import ColorTags, from_rgb
+from vdd_model.media.reader import _is_short
 from vdd_model.media.video import probe
 
 HAS = av.codecs_available

@@ -16,8 +16,8 @@ from media_tools import add_video, chart, eight_bits, encode, pattern, remuxed, 
 
 from vdd_model.media.clip import MediaError
 from vdd_model.media.container import dump
-from vdd_model.media.decoder import Decoder
 from vdd_model.media.pixel_formats import ColorTags, complete_tags, from_rgb, layout, to_rgb
+from vdd_model.media.reader import Decoder
 from vdd_model.media.video import probe, read, read_clip
 
 HAS = av.codecs_available
