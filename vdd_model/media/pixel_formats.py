@@ -178,7 +178,11 @@ def _downsample(c: np.ndarray, step: int, centred: bool, axis: int) -> np.ndarra
     c = np.pad(c, ((0, -len(c) % step), (0, 0)), "edge")
     length, reach = len(c), (len(taps) - step + 1) // 2
     c = np.pad(c, ((reach, reach), (0, 0)), "symmetric" if centred else "reflect")
-    return sum(c[i:i + length:step] * tap for i, tap in enumerate(taps)).swapaxes(0, axis)
+    parts, middle = [c[i:i + length:step] for i in range(len(taps))], len(taps) // 2
+    out = parts[middle] * taps[middle] if len(taps) % 2 else np.float32(0)
+    for i in reversed(range(middle)):                          # both halves are alike
+        out = out + (parts[i] + parts[-1 - i]) * taps[i]
+    return out.swapaxes(0, axis)
 
 
 # where 4:2:0's chroma lies -> whether halfway between two luma samples, (down, across); JPEG, MPEG-1: center, BT.2020: topleft
