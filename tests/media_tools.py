@@ -191,6 +191,18 @@ def heard(path: Path, bits: int) -> tuple[str, float, np.ndarray]:
         return stream.codec_context.name, float(frames[0].pts * frames[0].time_base), np.concatenate(parts) >> (0 if bits == 16 else 8)
 
 
+def encoded(path: Path, codec: str, pix_fmt: str, values: np.ndarray, aspect: Fraction = Fraction(1)) -> Path:
+    """A picture as FFmpeg writes it, of uint8 RGB, or of float32 that are not clipped where `pix_fmt` holds floats."""
+    context = av.CodecContext.create(codec, "w")
+    context.height, context.width = values.shape[:2]
+    context.pix_fmt, context.time_base, context.sample_aspect_ratio = pix_fmt, Fraction(1, 25), aspect
+    floating = values.dtype.kind == "f"
+    frame = av.VideoFrame.from_ndarray(values, pix_fmt if floating else "rgb24")
+    frame = frame if floating else frame.reformat(format=pix_fmt)
+    path.write_bytes(b"".join(bytes(p) for p in [*context.encode(frame), *context.encode(None)]))
+    return path
+
+
 def save_packets(path: Path, frames: Sequence[np.ndarray], codec: str, pix_fmt: str, options: dict, cut: int | None = None) -> Path:
     """A clip of which packet `cut` ends in its middle."""
     with av.open(str(path), "w") as out:

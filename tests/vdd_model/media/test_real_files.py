@@ -1,10 +1,7 @@
 """What files of cameras, capture programs and cutters really do, and one would not guess: every frame, its time, its colors."""
 from __future__ import annotations
 
-import base64
-import re
 import struct
-import zlib
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -247,21 +244,6 @@ def test_an_empty_packet_repeats_a_frame(tmp_path):
         assert [type(item) for item in Decoder(container, stream)] == [av.VideoFrame] * 6
 
 
-def test_theora_that_repeats_frames(tmp_path, shared):
-    """A clip by libtheora, which PyAV's wheel does not have."""
-    script = shared / "repro" / "b04-theora-repeated-frames.py"
-    if not script.exists():
-        pytest.skip(f"needs {script}")
-    source = tmp_path / "in.ogv"
-    source.write_bytes(zlib.decompress(base64.b85decode(re.search(r'CLIP = """(.*?)"""', script.read_text(), re.S)[1].replace("\n", ""))))
-    clip = probe(source)
-    reader = read(clip)
-    times = [round(float(frame.pts * clip.time_base * clip.rate)) for frame in reader]
-    with av.open(str(source)) as file:
-        packets = [packet for packet in file.demux(video=0) if packet.dts is not None]
-    assert len(packets) == 14 and times == [i for i, p in enumerate(packets) if p.size] and reader.lost == 0
-
-
 def test_frames_dropped_while_an_avi_was_captured_are_no_damage(tmp_path):
     times = [0, 1, 2, 3, 6, 7, 8, 9]
     source = save_clip(tmp_path / "in.avi", [pattern(i) for i in range(8)], codec="mjpeg", pix_fmt="yuvj420p", times=times,
@@ -352,34 +334,6 @@ def test_a_second_layer_of_hevc_is_said(tmp_path, suffix):
                 out.mux(more)
     clip = probe(tmp_path / f"in{suffix}")
     assert len(list(read(clip))) == 3 and "its second layer of HEVC" in clip.remarks[0]
-
-
-# two frames by libx265 4.2 with its alpha layer, which not every build of it has: opacity rises from left to right
-ALPHA_LAYER = """
-c-muNU=T?wsVpcgQBYuDU}AvK3>@W|DX9z$%!;`wi6ubs`5KJtITKF2yeIo<`x7VK-cR~V**!M(&NTbF@6qX3bC%7XnVY^#CP?f=aB)D_)&p-
-h*~R=W**#yUYW~UH(hcP`a}x4JM3(m&a~v{Pm1Ox|xQjWqC}#D$mzB@l1Y5h)_S{wYd;U%6Tkq2QG4CIJ@$x+T($_nsGW`YjTJxIiKCIVk<)Q)(2PDa}z2DBj_i5(TKT(?}I
-9=CCWKIxsy|#ZsXt()lX~`vL{T~YUEN?m=oWSzq-~G#5zv{mT_~c}h%<lIzfHjMAtD)@9g(*f2?mpR9Iz?u`xGq&LAh06SRBd9=ouY?FrcT-SNoT8WW!TLBk)1yuZ0_6tldt
-@=!kSZG<}`7>i3v6SGwoPtSMaJmQLTy}TRiLk?&VpTzvBGzBHi*gTxR;m&s{t@YoqtvtJ4dTm(AN@Vj<XEqt7I28p##NXUexibiTy9U3~J4bNjy<h!}I)<<1Xvv;FKHzp-
-0j-{z(J-pQNHH*vN(zU6$B!_ue4NtV$rD-K_>W?)unoNC;Xu+(wF+78a2ttO7K3gy~IB&Q$jZ)5q*cbs=yhg{aT4Hph9+Z$H2RqwUx?-??D!tE=s?m7N}^Ht&^-
-^HQDk78deEfan4fNSxEn0$7b=IF#lMY&S8EakcJ^3(s_y4rGeLn5Eo41wcC9fdnDdK|tyBjlov!_{XlYEn66YdamjD|lreVg8tqU{SbuisjzJRbopvoWFL*Ay1{w^zDD{qqT
-NlGbU_fP;z0*<yRD+miaILPVQC%DSnm9(&ZdA>!n2GrH?0hntZA{eaW<qHFd+JWxHbL>wo>;!EwR$ckl-O`zoG3kz4l7bDbh!W<P6(-
-%FSKwhy<x6qwVziC=nY5O>7v{23)R=9AZ0I4^uwA)WK`gZ;B>Yi$(1Y^$i4x^_z9Yoq!GV3L*4;GBFY;%9=lTRz|C(<xh?PSNPf%eMQy3Ml8v#CU<TPEf*o7i)$~t)s^l2hP
-2H+o#|3)KdGn;kjVPkEka>-3If$5{zzti!M8UTVT?yb;cQcR>gccP-nt)ZQo?`o>R{kzF5t30caQ}6Xz19_!-
-{6Yk(P~GdDlK3@DhBTb7Z+fC89b0EqwwMg|Z<07g_*=zIqTynqR4u4qY7Vm6Q+Q<4p~lNpO?0T?=ovDX3a0F~5~l42k&lbTapf}|q=p_i#QHzhL>$WX{lLHD~65VJ7U{|9q)
-Gg5MjK#bgsoT4&t!GZuhVL*X=kHox`oK&D9CX3w6yfmP=NLen}P-JK7zzj+O8dO@8qkwD>w@YG4BHSDXl@y3MGATu=X-
-FR6f$9TA%bDVmq#PjaQ(RJ<f>6U~lTnszh#X9AZoUEFum@oWAoKt-
-Jzy$$d=kr&6>>6@DvZobu|=B1e^5Z20h;Q}$d~|RP5=wbePH<W_s0(g27Z<WKzqy`7<mN${|6~x2B}~MA-SnDMEA={Ffg*SSXgiX1NDysSmsLx69W?~L!j4LkA*--X*e-
-5qG?>9(8xM1EK}vw2eF0*kO+|AX<?9e;zU>J!J*)oI(3$((H_<XEQ^4qvAZxHEZU;v0Az4_h-
-)*cr~{qH>BqQ~g@K`d0w}X_rDdk(fP+S$AhEar8crZAQCtE}IIyr|f`l7`2r!J1#X(pGD3**S#)KqSg_`i0_5<lCh*`<`NcvO&`)&8G
-"""
-
-
-def test_the_alpha_layer_of_x265_is_read_or_said(tmp_path):
-    """FFmpeg 8.1 passes over it, 9.0 decodes it."""
-    (tmp_path / "in.mov").write_bytes(zlib.decompress(base64.b85decode(ALPHA_LAYER.replace("\n", ""))))
-    clip = probe(tmp_path / "in.mov")
-    assert seen(clip)[:2] == (2, 0)
-    assert clip.has_alpha != any("its second layer of HEVC" in remark for remark in clip.remarks)
 
 
 def test_an_unknown_matrix_is_said(tmp_path):

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from media_tools import add_video, chart, deblur, encode, packets, pattern, pictures, save_clip, seen, shifted
-from PIL import Image, ImageOps
+from PIL import Image
 
 from vdd_model.media import images
 from vdd_model.media.clip import MediaError
-from vdd_model.media.images import find_images, read_image
+from vdd_model.media.images import find_images
 from vdd_model.media.pixel_formats import ColorTags, _downsample, _upsample, complete_tags, from_rgb, layout, read_as, to_rgb
 from vdd_model.media.video import OutputOptions, probe, read, read_clip, write_image, write_video
 
@@ -197,18 +197,6 @@ def test_rotation_is_applied(tmp_path, degrees, turns):
     assert np.array_equal(frames[0].numpy(), upright)
     after = probe(write_video(tmp_path / "out.mp4", frames, like=clip))
     assert after.quarter_turns == 0 and (after.width, after.height) == (clip.width, clip.height)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_photographs_are_turned_upright(tmp_path, orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray((pattern(0) * 255).astype(np.uint8)).save(tmp_path / "a.jpg", quality=95, exif=exif)
-    rgb, _ = read_image(tmp_path / "a.jpg")
-    with Image.open(tmp_path / "a.jpg") as picture:
-        upright = np.asarray(ImageOps.exif_transpose(picture))
-    assert np.abs(rgb.numpy() * 255 - upright).max() < 8       # decoders differ in how they interpolate chroma
-    assert (probe(tmp_path / "a.jpg").height, probe(tmp_path / "a.jpg").width) == upright.shape[:2]
 
 
 @pytest.mark.parametrize("suffix, codec", [(".mov", "prores"), (".mkv", "ffv1")])

@@ -261,17 +261,6 @@ def test_targa_pictures(tmp_path):
     assert not probe(tmp_path / "0.tga").has_alpha and torch.isfinite(read_clip(tmp_path / "0.tga")).all()
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_jpeg_in_tiff_is_not_black(tmp_path, mode):
-    picture = Image.fromarray((pattern(0) * 255).astype(np.uint8)).convert(mode)
-    try:
-        picture.save(tmp_path / "a.tif", compression="jpeg")
-    except OSError:
-        pytest.skip("this Pillow writes no JPEG in TIFF")
-    assert np.abs(read_clip(tmp_path / "a.tif")[0].numpy() * 255 - np.asarray(picture.convert("RGB"))).mean() < 4
-    assert probe(tmp_path / "a.tif").gray == (mode == "L")
-
-
 def test_animations_are_not_taken_for_pictures(tmp_path):
     frames = [Image.fromarray((pattern(i) * 255).astype(np.uint8)) for i in range(4)]
     for name, text in (("a.png", "name ending in .apng"), ("a.webp", "animated WebP")):
