@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..networks import maxim
+from .norms import normalized, scaled
 from .onednn import _onednn, _product, computes, hooked
 
 STRIP_BYTES = 2**20             # of one tensor of a strip; about ten are alive at a time
@@ -24,17 +25,8 @@ def _plainly(module: nn.Module, x: Tensor) -> bool:
     return not computes(next(module.parameters()), x) or any(map(hooked, list(module.modules())[1:]))
 
 
-def _scaled(x: Tensor) -> Tensor:
-    """x (..., C) times what makes its deviation from the mean over C as long as 1; the mean stays in it."""
-    wide, channels = x.float(), x.shape[-1]
-    length, total = torch.linalg.vector_norm(wide, dim=-1, keepdim=True), wide.sum(-1, keepdim=True)
-    least = channels * maxim.EPS
-    spread = length.square_().add_(least).addcmul_(total, total, value=-1 / channels).clamp_(min=least).rsqrt_()
-    return wide * spread if wide is x else wide.mul_(spread).to(x.dtype)
-
-
 def _behind(norm: nn.LayerNorm, layer: nn.Linear) -> tuple[Tensor, Tensor]:
-    """Weight (out, in) and bias of a layer behind `_scaled` that equals norm and layer."""
+    """Weight (out, in) and bias of a layer behind `scaled` that equals norm and layer."""
     weight = layer.weight.double() * norm.weight
     weight = (weight - weight.mean(1, keepdim=True)) * norm.weight.numel() ** 0.5
     bias = layer.bias + layer.weight.double() @ norm.bias.double()
@@ -68,8 +60,8 @@ class _Gated:
         self.norm, self.mix = mlp.norm_v, _Mixed(mlp.mix, 1.0)
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = _scaled(x)
-        v = self.norm(_gelu(self.to_v, y))
+        y = scaled(x, maxim.EPS)
+        v = torch.addcmul(self.norm.bias, normalized(_gelu(self.to_v, y), maxim.EPS), self.norm.weight)
         return _product(*self.out, _gelu(self.to_u, y).mul_(self.mix(v)), x)
 
 
@@ -95,7 +87,7 @@ class _SplitHead:
             for axis, side, enter, inner, leave in self.halves:
                 for given, made in zip(_strips(image, axis, side), _strips(result, axis, side)):
                     rows = given.reshape(side**2, -1, x.shape[-1])
-                    h = inner(_gelu(enter, _scaled(rows)))
+                    h = inner(_gelu(enter, scaled(rows, maxim.EPS)))
                     if axis == "grid":
                         made.copy_(_product(*leave, h, rows if self.adds else None).view(made.shape))
                     else:
@@ -121,7 +113,7 @@ class _CrossGating:
         return _in_pieces(self._leave, x, y, a, b, module.gate_x(a), module.gate_y(b))
 
     def _enter(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return _gelu(self.in_x, _scaled(x)), _gelu(self.in_y, _scaled(y))
+        return _gelu(self.in_x, scaled(x, maxim.EPS)), _gelu(self.in_y, scaled(y, maxim.EPS))
 
     def _leave(self, x: Tensor, y: Tensor, a: Tensor, b: Tensor, from_x: Tensor, from_y: Tensor) -> tuple[Tensor, Tensor]:
         y = _product(*self.out_y, b * from_x, y)

@@ -1,29 +1,33 @@
-"""The fidelity branch on a CPU, its blocks a strip of rows at a time: between one layer and the next a strip stays in the cache.
+"""The picture path on a CPU: nothing is joined or enlarged before it is multiplied, and the fidelity branch's blocks run a strip of rows
+at a time, which stays in the cache between one layer and the next.
 
 Layer after layer over whole frames, a block waits for memory more than it computes. Here its norms' weights become part of the layers
-behind them, its pointwise convolutions are oneDNN's products, gates and sums included, and nothing is joined or enlarged before it is
-multiplied; the result agrees with the layers' to rounding.
+behind them, and its pointwise convolutions are oneDNN's products, gates and sums included; the result agrees with the layers' to rounding.
 """
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..networks.autoencoder import Upsample
 from ..networks.fidelity import FidelityBranch, GatedBlock
 from . import maxim
+from .norms import normalized
 from .onednn import _onednn, _product, hooked, supports
 
 WORTH = 1 << 16                 # positions of a picture of features, times their type's bytes, from which strips save time
+PHASES = torch.tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], dtype=torch.float64)     # taps of 3 that see one of two pixels
 STRIP_BYTES = 2**22             # of a block's widest tensor, for each thread: all of a strip fits in the cache that the cores share
 
 
 def in_strips(model: nn.Module) -> nn.Module:
-    """Let all fidelity branches, `GatedBlock`s and blocks of the prior, of a float32 or bfloat16 model on a CPU, run in strips. Their
-    weights are taken as they are now: the model is for inference from here on. Where oneDNN does not compute in the type, nothing
-    changes. Returns the model."""
+    """Let all fidelity branches, `GatedBlock`s, the decoder's `Upsample` and the prior's blocks, of a float32 or bfloat16 model on a CPU,
+    run as said above. Their weights are taken as they are now: the model is for inference from here on. Where oneDNN does not compute in
+    the type, nothing changes. Returns the model."""
     for module in model.modules():
         fast = FORWARDS.get(type(module))
         weight = next(module.parameters(), None) if fast else None
@@ -86,7 +90,7 @@ class _Strips:
             self.project, self.ff_out = (_pack(layer.weight[:, :, 0, 0], layer.bias) for layer in (block.project, block.ff_out))
             layer = block.depthwise
             self.halo = layer.padding[0]
-            self.geometry = [0, self.halo], [1, 1], [1, 1], layer.groups            # padding, stride, dilation, groups: rows are given
+            self.geometry = list(layer.padding), [1, 1], [1, 1], layer.groups            # padding, stride, dilation, groups
             self.depthwise = _onednn._reorder_convolution_weight(layer.weight, *self.geometry), layer.bias
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -96,35 +100,52 @@ class _Strips:
         images, height, width = _rows(x), *x.shape[2:]
         out, halo = torch.empty_like(images), self.halo
         rows = max(4, halo, torch.get_num_threads() * STRIP_BYTES // (width * 2 * self.channels * x.element_size()))
-        beyond = images.new_zeros(halo, width, 2 * self.channels)                  # what the convolution sees above and below an image
         for image, result in zip(images, out):
-            wide = torch.cat([beyond, self._expanded(image[:halo])])
             for start in range(0, height, rows):
-                stop = min(start + rows, height)
-                below = self._expanded(image[start + halo:stop + halo]), beyond[:max(0, stop + halo - max(height, start + halo))]
-                wide = torch.cat([wide, *below])
-                result[start:stop] = self._rest(self._gated(wide), image[start:stop])
-                wide = wide[-2 * halo:]                                            # the next strip's first rows
+                low, stop = max(0, start - halo), min(start + rows, height)
+                gated = self._gated(image[low:stop + halo])[start - low:stop - low]
+                result[start:stop] = self._rest(gated, image[start:stop])
         return out.permute(0, 3, 1, 2)
 
-    def _expanded(self, rows: Tensor) -> Tensor:
-        """Norm and expansion of rows (H, W, C)."""
-        return _product(*self.expand, F.layer_norm(rows, (self.channels,), eps=self.eps))
-
-    def _gated(self, wide: Tensor) -> Tensor:
-        """Depthwise convolution and gate of expanded rows (H, W, 2 C); `halo` of them at either end are given for the others' sake."""
+    def _gated(self, rows: Tensor) -> Tensor:
+        """Norm, expansion, depthwise convolution and gate of rows (H, W, C)."""
         weight, bias = self.depthwise
-        h = _onednn._convolution_pointwise(wide[None].permute(0, 3, 1, 2), weight, bias, *self.geometry, "none", [], "")
-        h = h.permute(0, 2, 3, 1)[0]
+        wide = _product(*self.expand, normalized(rows, self.eps))[None].permute(0, 3, 1, 2)
+        h = _onednn._convolution_pointwise(wide, weight, bias, *self.geometry, "none", [], "").permute(0, 2, 3, 1)[0]
         return h[..., :self.channels] * h[..., self.channels:]
 
     def _rest(self, gated: Tensor, rows: Tensor) -> Tensor:
         """Projection and sum, then norm, gated product and sum."""
         x = _product(*self.project, gated, rows)
-        h = F.layer_norm(x, (self.channels,), eps=self.eps)
+        h = normalized(x, self.eps)
         gate, bias = self.value
         h = _onednn._linear_pointwise.binary(h, _product(*self.gate, h), gate, bias, "mul")
         return _product(*self.ff_out, h, x)
+
+
+class _Enlarging:
+    """`forward` of the decoder's `Upsample`. Of 3 x 3 taps on an enlarged picture at most 2 x 2 see different pixels: each of the four
+    pixels that one becomes is a convolution of the small picture."""
+
+    def __init__(self, up: Upsample):
+        self.up, self.kernels = up, []
+        with torch.no_grad():
+            for of_rows, of_columns in product(PHASES, PHASES):
+                kernel = torch.einsum("iy,ocyx,jx->ocij", of_rows, up.conv.weight.double(), of_columns)
+                self.kernels.append(kernel.to(up.conv.weight.dtype, memory_format=torch.channels_last))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The module's output for x (N, C, H, W)."""
+        conv = self.up.conv
+        if _plainly(self.up, x, [conv]):
+            return type(self.up).forward(self.up, x)
+        height, width = x.shape[2:]
+        like = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+        out = torch.empty(len(x), conv.out_channels, 2 * height, 2 * width, dtype=x.dtype, memory_format=like)
+        for (row, column), kernel in zip(product((0, 1), (0, 1)), self.kernels):
+            made = F.conv2d(x, kernel, conv.bias, padding=1)
+            out[:, :, row::2, column::2] = made[:, :, row:row + height, column:column + width]
+        return out
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -142,4 +163,4 @@ def _pack(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     return _onednn._reorder_linear_weight(weight.contiguous()), bias.contiguous()
 
 
-FORWARDS = {FidelityBranch: _Branch, GatedBlock: _Strips, **maxim.FORWARDS}
+FORWARDS = {FidelityBranch: _Branch, GatedBlock: _Strips, Upsample: _Enlarging, **maxim.FORWARDS}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..config import ModelConfig
 from ..cpu.frames import apart
-from ..networks.fidelity import BlurGuide, with_neighbours
+from ..networks.fidelity import BlurGuide
 from ..networks.layers import joined
 from ..networks.model import DeblurModel
 from .windows import Box, Span
@@ -65,9 +65,8 @@ class Codes:
     def _features(self, numbers: range, near: range, tile: Box) -> list[Tensor]:
         """Of the pictures `numbers`, the coarsest joined with their neighbours'. What the next pictures need stays, where there is room."""
         codes = {i: self.of(i, tile, 2 if i in numbers else 1) for i in near}
-        coarsest = with_neighbours(torch.cat([codes[i][-1] for i in near], dim=2))
-        fine = zip(*(codes[i][1:-1] for i in numbers))
-        features = [*(joined(level, dim=2) for level in fine), coarsest[:, :, numbers.start - near.start:numbers.stop - near.start]]
+        coarsest = [torch.cat([codes[min(max(i + k, near[0]), near[-1])][-1] for k in (-1, 0, 1)], dim=1) for i in numbers]
+        features = [joined(level, dim=2) for level in (*zip(*(codes[i][1:-1] for i in numbers)), coarsest)]
         for i in near:
             if i < numbers.stop - 1:
                 del self.kept[i][tile.rows, tile.columns]

@@ -1,4 +1,4 @@
-"""The fidelity branch in strips equals the plain one."""
+"""The picture path as the CPU runs it, in strips, equals the plain layers."""
 import copy
 
 import pytest
@@ -7,7 +7,9 @@ from torch import nn
 
 from vdd_model.config import AutoencoderConfig, FidelityConfig
 from vdd_model.cpu import strips
+from vdd_model.cpu.norms import normalized
 from vdd_model.cpu.onednn import supports
+from vdd_model.networks.autoencoder import Upsample
 from vdd_model.networks.fidelity import FidelityBranch, GatedBlock
 
 
@@ -42,6 +44,37 @@ def test_strips_equal_whole_frames(dtype, least, height, width, monkeypatch):
     assert found.dtype == dtype and found.shape == x.shape and found.is_contiguous(memory_format=torch.channels_last)
     noise = (found.double() - exact).square().mean((0, 1, 3)) / exact.square().mean()       # row by row: no seam
     assert -10 * noise.max().log10() > least
+
+
+@pytest.mark.parametrize("dtype, least", [(torch.float32, 120), (torch.bfloat16, 44)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_enlarging_behind_the_product_equals_enlarging_before(dtype, least, layout):
+    """Borders too; in the layout that is given."""
+    if not supports(dtype):
+        pytest.skip(f"oneDNN does not compute in {dtype} here")
+    torch.manual_seed(0)
+    plain = Upsample(8, nn).to(dtype).requires_grad_(False)
+    fast = strips.in_strips(copy.deepcopy(plain))
+    x = torch.randn(2, 8, 5, 6).to(dtype).contiguous(memory_format=layout)
+    exact = plain.double()(x.double())
+    with torch.no_grad():
+        found = fast(x)
+    assert found.dtype == dtype and found.shape == exact.shape and found.is_contiguous(memory_format=layout)
+    assert -10 * ((found.double() - exact).square().amax((0, 1)) / exact.square().mean()).max().log10() > least - 10
+    assert type(strips.out_of_strips(fast)) is Upsample and "forward" not in vars(fast)
+
+
+@pytest.mark.parametrize("dtype, least", [(torch.float32, 110), (torch.bfloat16, 50)])
+def test_norms_of_short_rows(dtype, least):
+    """Also of rows whose mean is far from 0, of flat ones, and of those that are all zero."""
+    torch.manual_seed(0)
+    x = torch.randn(64, 48) * torch.rand(64, 1) + 3 * torch.randn(64, 1)
+    x[0], x[1] = 0, 0.5
+    x = x.to(dtype)
+    exact = nn.functional.layer_norm(x.double(), (48,), eps=1e-6)
+    found = normalized(x, 1e-6)
+    assert found.dtype == dtype and not found[:2].any()
+    assert -10 * ((found.double() - exact).square().mean()).log10() > least
 
 
 def test_gradients_go_through_the_layers():
