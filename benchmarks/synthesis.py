@@ -35,7 +35,7 @@ def texture(count: int = 6) -> list[torch.Tensor]:
 def main() -> None:
     """Print one row per case."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--photos", type=Path, help="folder or pack of photographs; noise pictures when left out")
+    parser.add_argument("--photos", type=Path, help="folder of photographs; noise pictures when left out")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--samples", type=int, default=24)

@@ -113,13 +113,12 @@ def check_split(config: TrainConfig, processes: int) -> None:
 
     Raises ConfigError.
     """
-    photos = config.data.layout == "photos" or (Path(config.root) / config.data.folder).is_file()
     for number, stage in enumerate(config.stages):
         if stage.batch % (stage.accumulation * processes):
             raise ConfigError(f"stages[{number}].batch: {stage.batch} cannot be shared by {processes} processes "
                               f"x {stage.accumulation} parts")
         share, scene = stage.batch // (stage.accumulation * processes), blur_config(config, stage).cut ** 2
-        if photos and share % scene:
+        if config.data.layout == "photos" and share % scene:
             raise ConfigError(f"stages[{number}].batch: {stage.batch} leaves {share} clips to each of {processes} processes "
                               f"x {stage.accumulation} parts, no multiple of the {scene} that a scene is cut into; take another batch "
                               "or a smaller blur.cut")

@@ -68,7 +68,7 @@ def _sets(config: TrainConfig) -> tuple[list[readers.Sequence], list[readers.Seq
 def seen_in_training(config: TrainConfig) -> list[str]:
     """Names of validation clips whose sharp frames the run trains on. Raises ConfigError, DataError."""
     data, folder = config.data, Path(config.root) / config.data.folder
-    if folder.is_file() or is_pool(folder):                    # a pack's and a pool's photographs have no files any more
+    if is_pool(folder):                                        # its photographs have no files any more
         return []
     trained = set().union(*map(_files, readers.find(folder, data.layout, data.split, data.blur_folder).sequences))
     return [sequence.name for sequences in _sets(config) for sequence in sequences if _files(sequence) & trained]

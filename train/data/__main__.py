@@ -1,4 +1,4 @@
-"""`python -m train.data`: check a folder, look at samples, pack photographs, make a pool with a prior's frames."""
+"""`python -m train.data`: check a folder, look at samples, make a pool with a prior's frames."""
 from __future__ import annotations
 
 import argparse
@@ -21,14 +21,14 @@ from .. import command
 from ..synthesis.scene import BlurConfig
 from . import readers
 from .clips import PhotoClips, open_clips
-from .photos import Photos, read_photos, write_pack
+from .photos import Photos, read_photos
 from .pool import write_pool
 
 
 def check(root: Path, layout: str, split: str, blur_folder: str, every: int) -> int:
     """Read everything (or every n-th frame), print what was found; returns 1 when something is missing or unreadable."""
-    found = None if root.is_file() else readers.find(root, layout, split, blur_folder)
-    if found is None or found.layout == "photos":
+    found = readers.find(root, layout, split, blur_folder)
+    if found.layout == "photos":
         return _report_photos(root, read_photos(root, split)[1])
     problems, values, rows = list(found.problems), [], []
     print(f"{root}: layout {found.layout}, {len(found.sequences)} clips, {sum(map(len, found.sequences))} frames")
@@ -85,10 +85,10 @@ def sheet(blurred: Tensor, sharp: Tensor, zoom: int = 2) -> Image.Image:
 @command(2)
 def main(argv: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m train.data", description="Check, look at and pack training data.")
+    parser = argparse.ArgumentParser(prog="python -m train.data", description="Check and look at training data; make a pool of samples.")
     commands = parser.add_subparsers(dest="command", required=True)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("root", type=Path, help="folder of clips or photographs, or a pack of photographs")
+    common.add_argument("root", type=Path, help="folder of clips or photographs")
     common.add_argument("--layout", default="auto", help=f"auto, {', '.join(readers.LAYOUTS)}")
     common.add_argument("--split", default="", help="train, val or test; all when left out")
     common.add_argument("--blur-folder", default="blur", help="GoPro: blur (plain average, as in papers) or blur_gamma")
@@ -98,9 +98,6 @@ def main(argv: list[str] | None = None) -> int:
     made.add_argument("-o", "--output", type=Path, required=True)
     contact = commands.add_parser("contact", parents=[common, made], help="samples as a picture, blurred over sharp")
     contact.add_argument("--zoom", type=int, default=2)
-    each = commands.add_parser("pack", parents=[made], help="put photographs into one file")
-    each.add_argument("root", type=Path)
-    each.add_argument("--max-side", type=int, default=0, metavar="N", help="reduce larger photographs; 0 keeps every file's bytes")
     pool = commands.add_parser("pool", parents=[made],
                                help="samples of synthesised blur with a pretrained prior's frames, for stage 3 of the fusion")
     pool.add_argument("root", type=Path)
@@ -112,10 +109,6 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.command == "check":
         return check(args.root, args.layout, args.split, args.blur_folder, max(1, args.every))
-    if args.command == "pack":
-        count, unreadable = write_pack(args.root, args.output, args.max_side)
-        print(f"{args.output}: {count} photographs")
-        return _problems(list(unreadable.values()))
     pairs = [text.partition("=") for text in args.set]
     blur = from_dict(BlurConfig, {key: yaml.safe_load(value) for key, _, value in pairs}, "--set ")
     if args.command == "pool":

@@ -240,9 +240,7 @@ def between(pair: Tensor, flow: Tensor, a: float) -> Tensor:
 
 
 def open_clips(folder: str | Path, layout: str = "auto", split: str = "", *, blur_folder: str = "blur", blur: BlurConfig | None = None):
-    """The clips of a folder (or a pack of photographs) for training, in any of `train.data.readers.LAYOUTS`. Raises DataError."""
-    if layout == "photos" or Path(folder).is_file():
-        return PhotoClips(folder, blur, split)
+    """The clips of a folder for training, in any of `train.data.readers.LAYOUTS`. Raises DataError."""
     found = readers.find(folder, layout, split, blur_folder)
     if found.layout == "photos":
         return PhotoClips(folder, blur, split)

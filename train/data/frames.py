@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import io
 import os
 import re
 import threading
@@ -36,27 +35,26 @@ class DataError(UserError):
 CropBox = tuple[int, int, int, int]          # x0, y0, x1, y1
 
 
-def read_picture(file: Path | io.BytesIO, box: CropBox | None = None, name: str = "", size: tuple[int, int] | None = None) -> Tensor:
+def read_picture(path: Path, box: CropBox | None = None, size: tuple[int, int] | None = None) -> Tensor:
     """(3, H, W) uint8 RGB, upright; `box` cuts. Raises DataError naming the file, also when the whole picture is not of `size` (w, h)."""
-    picture = _looked_at(images.read_picture, file, name).permute(2, 0, 1)
+    picture = _looked_at(images.read_picture, path).permute(2, 0, 1)
     height, width = picture.shape[1:]
     if size and (width, height) != size:
-        raise DataError("{}: {} x {} pixels, the clip's first frame has {} x {}".format(name or file, width, height, *size))
+        raise DataError("{}: {} x {} pixels, the clip's first frame has {} x {}".format(path, width, height, *size))
     x0, y0, x1, y1 = box or (0, 0, width, height)
     return picture[:, y0:y1, x0:x1].contiguous()
 
 
-def picture_size(file: Path | io.BytesIO, name: str = "") -> tuple[int, int]:
+def picture_size(path: Path) -> tuple[int, int]:
     """(width, height) in pixels, upright, mostly from the picture's header. Raises DataError naming the file."""
-    return _looked_at(images.picture_size, file, name)
+    return _looked_at(images.picture_size, path)
 
 
-def _looked_at(look: Callable, file: Path | io.BytesIO, name: str):
+def _looked_at(look: Callable, path: Path):
     try:
-        return look(file.getvalue() if isinstance(file, io.BytesIO) else file, name)
+        return look(path)
     except UserError as error:
-        label = name or str(file)
-        raise DataError(f"{label}: cannot be read as a picture ({str(error).removeprefix(label).strip()})") from None
+        raise DataError(f"{path}: cannot be read as a picture ({str(error).removeprefix(str(path)).strip()})") from None
 
 
 @dataclass

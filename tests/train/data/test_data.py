@@ -361,30 +361,6 @@ def test_between_ends_at_the_frames():
     assert torch.allclose(between(pair, flow, 1.0), pair[1], atol=1e-5)
 
 
-def test_photographs_folder_and_pack_give_the_same_samples(tmp_path):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for i in range(3):
-        picture(i, 160, 120).save(folder / f"{i}.webp", lossless=True)
-    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff")
-    pack = tmp_path / "photos.safetensors"
-    count, unreadable = photos.write_pack(folder, pack)
-    assert count == 3 and list(unreadable) == ["broken.jpg"]
-    a, b = PhotoClips(folder), PhotoClips(pack)
-    assert list(a.unreadable) == ["broken.jpg"] and not b.unreadable
-    x, y = (s.batch(0, [0, 1], num_frames=2, size=32, device="cpu") for s in (a, b))
-    assert torch.equal(x.blurred, y.blurred) and torch.equal(x.sharp, y.sharp)
-    photos.write_pack(folder, pack, max_side=80)
-    assert {p.shape[-1] for p in photos.read_photos(pack)[1]} == {80}
-
-
-def test_a_file_that_is_no_pack_is_refused(tmp_path):
-    path = tmp_path / "x.safetensors"
-    path.write_bytes(b"nothing of the kind")
-    with pytest.raises(DataError, match="cannot be read as a pack"):
-        PhotoClips(path)
-
-
 def test_check_prints_what_is_there(tmp_path, capsys):
     root = gopro(tmp_path)
     assert contact.main(["check", str(root), "--split", "train"]) == 0
