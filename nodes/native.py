@@ -41,7 +41,6 @@ from ..vdd_model.networks.unet3d import UNet3D
 from .frames import rgb_of
 from .latents import BLUR, IMAGE, PICTURES, with_pictures
 from .patches import Patched
-from .preview import latent_rgb
 from .progress import Bar
 
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
@@ -257,6 +256,24 @@ def load_denoiser(path: str, dtype: str, rgb, disable_dynamic: bool = False) -> 
     patcher.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, PICTURES, _with_pictures)
     model.checkpoint = path
     return patcher
+
+
+@torch.no_grad()
+def latent_rgb(model: DeblurModel) -> tuple[list[list[float]], list[float]]:
+    """Colors for the host's latent previews: the linear map from latents to RGB that fits the autoencoder best.
+
+    Least squares over a few smooth colored pictures: (factors (channels, 3), bias (3,)) from scaled latents to RGB in [-1, 1].
+    """
+    generator = torch.Generator().manual_seed(0)
+    weight = model.vae.post_quant_conv.weight
+    factor = model.config.vae.factor
+    coarse = torch.rand(8, 3, 5, 5, generator=generator) * 2 - 1
+    images = torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bicubic", align_corners=True).clamp(-1, 1)
+    latents = model.vae.encode(images.to(weight))[0].float() * model.config.vae.latent_scale
+    target, rows = (rearrange(x, "n c h w -> (n h w) c") for x in (torch.nn.functional.avg_pool2d(images, factor), latents.cpu()))
+    rows = torch.cat([rows, torch.ones(len(rows), 1)], dim=1)
+    solution = torch.linalg.lstsq(rows, target).solution
+    return solution[:-1].tolist(), solution[-1].tolist()
 
 
 def _with_pictures(execute, model, noise_shape, conds: dict, *arguments, **keywords):

@@ -9,9 +9,11 @@ import contextlib
 import dataclasses
 import functools
 import math
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +28,6 @@ from . import state as states
 from . import validate as checks
 from .backend.muon import Muon
 from .backend.shard import shard
-from .backend.signals import StopSignal
 from .config import StageConfig, TrainConfig
 from .data.source import Batches, open_source
 from .stages import StageLoss, generator, prepare_weights, set_trainable, settle_weights
@@ -54,11 +55,11 @@ def run(config: TrainConfig, *, resume: bool = False, minutes: float | None = No
     end = time.monotonic() + 60 * minutes if minutes is not None else math.inf
     this = start.prepare(config, resume, _print if say is print else say)
     config, position = this.config, this.position
-    with StopSignal(this.say) as stop, _trackers(this), _stance(config.compile, "force_eager"):       # only steps run compiled
+    with _signals(this.say) as asked, _trackers(this), _stance(config.compile, "force_eager"):       # only steps run compiled
         export.catch_up(this)
         while position.stage < len(config.stages):
             work = begin_stage(this, config.stages[position.stage])
-            if not train_stage(this, work, lambda: bool(stop) or time.monotonic() > end):
+            if not train_stage(this, work, lambda: bool(asked) or time.monotonic() > end):
                 save(this, work)
                 this.say(f"stopping at step {position.step} of stage {work.number}; go on with --resume")
                 export.export(this, work, "stopped before the end")
@@ -236,6 +237,27 @@ def _sharing(this: Run, work: Work, last: bool):
 def _stance(wanted: bool, stance: str):
     """How what is compiled runs, where that is `wanted`."""
     return torch.compiler.set_stance(stance) if wanted else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _signals(say: Callable[[str], None]) -> Iterator[list]:
+    """While entered, the SIGTERM and SIGINT that came; a second one raises KeyboardInterrupt at once."""
+    asked: list[int] = []
+
+    def receive(number: int, _) -> None:
+        """One came."""
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        say("stopping after this step; once more to stop at once")
+
+    main = threading.current_thread() is threading.main_thread()             # others may not set handlers
+    handlers = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT) if main}
+    try:
+        yield asked
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

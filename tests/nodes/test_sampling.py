@@ -152,6 +152,6 @@ def test_preview_colors_follow_the_autoencoder(pack):
 
     model = SimpleNamespace(vae=SimpleNamespace(encode=encode, post_quant_conv=torch.nn.Conv2d(4, 4, 1)),
                             config=SimpleNamespace(vae=SimpleNamespace(factor=8, latent_scale=5)))
-    factors, bias = pack.module("nodes.preview").latent_rgb(model)
+    factors, bias = pack.module("nodes.native").latent_rgb(model)
     colors = torch.rand(10, 3) * 2 - 1
     torch.testing.assert_close((colors @ mixture.T + shift) @ torch.tensor(factors) + torch.tensor(bias), colors, rtol=0, atol=1e-4)

@@ -1,1 +1,1 @@
-"""Optimizer, sharding, signals: nothing of the method."""
+"""Optimizer, sharding: nothing of the method."""

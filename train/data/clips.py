@@ -106,24 +106,22 @@ class RecordedClips:
     def _candidates(self, needed: int, size: int) -> list:
         """Sequences that are long and large enough."""
         if (needed, size) not in self._fitting:
-            fitting, unusable, small = [], {}, []
+            fitting, unusable, small, total = [], {}, [], len(self.sequences)
             for sequence in self.sequences:
                 try:
                     sequence.check_sizes()
-                    fits = len(sequence) >= needed and min(sequence.sharp.size) >= size
-                    (fitting if fits else small).append(sequence)
+                    (fitting if len(sequence) >= needed and min(sequence.sharp.size) >= size else small).append(sequence)
                 except DataError as error:
                     unusable[sequence.name] = str(error)
             self.unreadable |= unusable
-            if not fitting and len(unusable) == len(self.sequences):
-                raise DataError(f"none of the {len(unusable)} clips can be used; the first: {next(iter(unusable.values()))}")
+            if len(unusable) == total:
+                raise DataError(f"none of the {total} clips can be used; the first: {next(iter(unusable.values()))}")
             if not fitting:
-                raise DataError(f"none of the {len(self.sequences)} clips has {needed} frames of at least {size} x {size} pixels; "
-                                f"ask for fewer frames or a smaller crop (the first is {self.sequences[0].name})")
+                raise DataError(f"none of the {total} clips has {needed} frames of at least {size} x {size} pixels; ask for fewer frames "
+                                f"or a smaller crop (the first is {small[0].name})")
             if small:
-                self.unreadable[f"below {needed} x {size}"] = (
-                    f"{len(small)} of {len(self.sequences)} clips have fewer than {needed} frames or a side below {size} pixels "
-                    f"(the first is {small[0].name})")
+                self.unreadable[f"below {needed} x {size}"] = (f"{len(small)} of {total} clips have fewer than {needed} frames or a side "
+                                                               f"below {size} pixels (the first is {small[0].name})")
             self._fitting[needed, size] = fitting
         return self._fitting[needed, size]
 

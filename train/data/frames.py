@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -178,17 +178,17 @@ class VideoFrames:
         """The frames, decoded from the file's first on, or from where this thread stopped: as many as there are before any damage, behind
         which numbers no longer hold.
         """
-        walk = getattr(_thread, "walk", None)
-        if walk is None or walk.clip is not self or walk.following > numbers.start:
+        clip, following, reader, walk = getattr(_thread, "walk", (None, 0, None, None))
+        if clip is not self or following > numbers.start:
             reader = VideoReader(self._clip)
-            walk = Walk(self, reader, iter(reader))
-        _thread.walk, walk.reader.start, frames = None, numbers.start, []
-        for frame in walk.frames:
-            if walk.reader.notes:
-                return frames
+            walk = iter(reader)
+        _thread.walk, reader.start, frames = (None, 0, None, None), numbers.start, []
+        for frame in walk:
+            if reader.notes:
+                break
             frames.append(picture(frame.rgb.numpy()))
             if frame.index == numbers.stop - 1:
-                _thread.walk, walk.following = walk, numbers.stop
+                _thread.walk = self, numbers.stop, reader, walk
                 break
         return frames
 
@@ -204,18 +204,8 @@ class Index(NamedTuple):
     keys: set[int]
 
 
-@dataclass
-class Walk:
-    """A video that is read from its start on: the next frame that its reader gives is `following`."""
-
-    clip: VideoFrames
-    reader: VideoReader
-    frames: Iterator
-    following: int = 0
-
-
-_thread = threading.local()              # the last `walk` of each thread, so that reading on is not starting anew
-atexit.register(lambda: setattr(_thread, "walk", None))        # while PyAV is still there to close the file
+_thread = threading.local()              # `walk`: clip, number of its next frame, reader and frames, to read on from there
+atexit.register(lambda: _thread.__dict__.clear())              # while PyAV is still there to close the file
 
 
 @cache

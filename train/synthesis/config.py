@@ -1,11 +1,12 @@
 """What a run's configuration says of synthesised blur (`data.blur`, `stages.N.blur`)."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from vdd_model.config import ConfigError
 
 LOGARITHMIC = ("extent", "duty", "scale", "exposure", "layer_size", "relief_size", "relief_motion")
+LENGTHS = ("max_step", "sub_step", "shot", "read")       # numbers that are no probabilities
 
 
 @dataclass(frozen=True)
@@ -49,19 +50,16 @@ class BlurConfig:
                                                          # intervals, without noise and codec
 
     def __post_init__(self) -> None:
-        for name in ("extent", "duty", "scale", "exposure", "highlight", "layer_size", "noise_gain", "quality", "crf", "relief_size",
-                     "relief_motion"):
-            bounds = getattr(self, name)
-            if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] or name in LOGARITHMIC and bounds[0] == 0:
-                raise ConfigError(f"blur.{name}: two numbers (low, high) above 0 are needed, found {list(bounds)}")
-        for name in ("near_sharp", "kinks", "relief", "linear", "saturation", "layers", "noise", "codec", "h264", "single", "repeats",
-                     "hard_cuts", "still", "gopro"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"blur.{name}: a probability in [0, 1] is needed, found {getattr(self, name)}")
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.type == "tuple[float, ...]" and each.name != "layer_counts":
+                if len(value) != 2 or not 0 <= value[0] <= value[1] or each.name in LOGARITHMIC and value[0] == 0:
+                    raise ConfigError(f"blur.{each.name}: two numbers (low, high) above 0 are needed, found {list(value)}")
+            elif each.type == "float" and each.name not in LENGTHS and not 0 <= value <= 1:
+                raise ConfigError(f"blur.{each.name}: a probability in [0, 1] is needed, found {value}")
         if self.single + self.repeats > 1:
             raise ConfigError(f"blur.single and blur.repeats are shares of one whole, found {self.single} and {self.repeats}")
         if not self.repeat_lengths or min(self.repeat_lengths) < 2:
             raise ConfigError(f"blur.repeat_lengths: whole numbers of at least 2 are needed, found {list(self.repeat_lengths)}")
-        positive = (self.sub_step, self.max_subsamples, self.max_step, self.candidates, sum(self.layer_counts))
-        if min(positive) <= 0:
+        if min(self.sub_step, self.max_subsamples, self.max_step, self.candidates, sum(self.layer_counts)) <= 0:
             raise ConfigError("blur: sub_step, max_subsamples, max_step, candidates and layer_counts must be positive")
