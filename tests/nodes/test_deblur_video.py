@@ -4,6 +4,7 @@ from __future__ import annotations
 import io
 import os
 import shutil
+from fractions import Fraction
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,12 +18,26 @@ from vdd_model.media.video import probe, read_clip, write_video
 WIDGETS = {"checkpoint": TINY, "steps": 1, "guidance": 1.0, "fidelity": 1.0, "color": "wavelet", "seed": 0, "window": 4, "overlap": 1}
 
 
-def test_deblur_video_writes_once_and_finds_it_again(pack, tmp_path, monkeypatch):
-    from fractions import Fraction
-    source = tmp_path / "clip.mp4"
-    write_video(source, list(torch.rand(5, 32, 48, 3, generator=torch.Generator().manual_seed(0))), Fraction(30000, 1001))
-    node, video = pack.nodes["VDDDeblurVideo"], pack.host["comfy_api.latest"].InputImpl.VideoFromFile
-    found = node.execute(video(str(source)), **WIDGETS).result[0].file
+def write_clip(folder, frames: int = 3, width: int = 48, rate=24):
+    """A clip of noise."""
+    return write_video(folder / "clip.mp4", list(torch.rand(frames, 32, width, 3, generator=torch.Generator().manual_seed(0))), rate)
+
+
+@pytest.fixture()
+def video(pack):
+    """The host's class of videos in files."""
+    return pack.host["comfy_api.latest"].InputImpl.VideoFromFile
+
+
+@pytest.fixture()
+def deblur(pack):
+    """Deblur Video: the file that it hands on."""
+    return lambda video, **changes: pack.nodes["VDDDeblurVideo"].execute(video, **{**WIDGETS, **changes}).result[0].file
+
+
+def test_deblur_video_writes_once_and_finds_it_again(pack, video, deblur, tmp_path, monkeypatch):
+    source = video(str(write_clip(tmp_path, 5, rate=Fraction(30000, 1001))))
+    found = deblur(source)
     clip = probe(found)
     assert (clip.num_frames, clip.width, clip.height, clip.rate) == (5, 48, 32, Fraction(30000, 1001))
     assert str(pack.models / "output" / "deblurred") in found
@@ -31,14 +46,15 @@ def test_deblur_video_writes_once_and_finds_it_again(pack, tmp_path, monkeypatch
         raise AssertionError("computed again")
 
     monkeypatch.setattr(pack.module("nodes.native"), "HostDeblurrer", never)
-    assert node.execute(video(str(source)), **WIDGETS).result[0].file == found
-    with pytest.raises(AssertionError, match="again"):
-        node.execute(video(str(source)), **{**WIDGETS, "seed": 1})
-    with pytest.raises(AssertionError, match="again"):
-        node.execute(video(str(source)), **WIDGETS, ensemble=2)
-    monkeypatch.setattr(pack.module("nodes.native"), "autoencoder_dtype", lambda device: torch.float16)
-    with pytest.raises(AssertionError, match="again"):               # the host was started with another precision
-        node.execute(video(str(source)), **WIDGETS)
+    assert deblur(source) == found
+    for changes in ({"seed": 1}, {"ensemble": 2}):
+        with pytest.raises(AssertionError, match="again"):
+            deblur(source, **changes)
+    for module, name, value in (("vdd_model.app.jobs", "PROCESSING", 1000),
+                                ("nodes.native", "autoencoder_dtype", lambda device: torch.float16)):      # the host's precision is another
+        with monkeypatch.context() as patch, pytest.raises(AssertionError, match="again"):
+            patch.setattr(pack.module(module), name, value)
+            deblur(source)
 
 
 @pytest.fixture()
@@ -64,47 +80,44 @@ def cancel_after(pack, monkeypatch, chunks: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["trim", "buffer", "trimmed buffer"])
-def test_a_trimmed_video_and_a_buffer_go_on_and_are_found_again(pack, deblurred, tmp_path, monkeypatch, kind, caplog):
+def test_a_trimmed_video_and_a_buffer_go_on_and_are_found_again(pack, video, deblur, deblurred, tmp_path, monkeypatch, kind, caplog):
     """Cancelled twice they leave one folder; the third run goes on, the fourth finds the result, also after the host emptied its temp."""
-    source = tmp_path / "clip.mp4"
-    write_video(source, list(torch.rand(9, 32, 48, 3, generator=torch.Generator().manual_seed(0))), 24)
-    node, VideoFromFile = pack.nodes["VDDDeblurVideo"], pack.host["comfy_api.latest"].InputImpl.VideoFromFile
-    cuts = []
+    source, cuts = write_clip(tmp_path, 9), []
 
-    class Video(VideoFromFile):
+    class Video(video):
         def save_to(self, path, crf=23):
             assert crf <= 4                                                    # what the model sees should be what was filmed
             cuts.append(path)
             with open(path, "wb") as file:
                 file.write(source.read_bytes())
 
-    def video():
+    def given():
         return Video(str(source) if kind == "trim" else io.BytesIO(source.read_bytes()), start_time=0.0 if kind == "buffer" else 0.01)
 
     for _ in range(2):
         with monkeypatch.context() as patch, pytest.raises(Cancelled):
             cancel_after(pack, patch, 1)
-            node.execute(video(), **WIDGETS)
+            deblur(given())
         (part,) = deblurred.iterdir()
         assert part.name.startswith("clip-" if kind == "trim" else "video-") and part.suffix == ".part"
         shutil.rmtree(pack.models / "temp", ignore_errors=True)
     caplog.set_level("INFO")
-    found = node.execute(video(), **WIDGETS).result[0].file
+    found = deblur(given())
     assert "goes on after" in caplog.text
     assert probe(found).num_frames == 9 and [str(p) for p in deblurred.iterdir()] == [found]
     assert len(cuts) == (0 if kind == "buffer" else 1)
     cancel_after(pack, monkeypatch, 0)
-    assert node.execute(video(), **WIDGETS).result[0].file == found
+    assert deblur(given()) == found
     if kind != "buffer":
         with pytest.raises(Cancelled):
-            node.execute(Video(video().file, start_time=0.02), **WIDGETS)
+            deblur(Video(given().file, start_time=0.02))
 
 
-def test_a_trim_is_seen_on_hosts_that_only_keep_it(pack, deblurred, tmp_path):
+def test_a_trim_is_seen_on_hosts_that_only_keep_it(video, deblur, deblurred, tmp_path):
     """ComfyUI 0.14 to 0.22 have Trim Video and nothing that tells of it."""
-    source = write_video(tmp_path / "clip.mp4", list(torch.rand(6, 32, 48, 3, generator=torch.Generator().manual_seed(0))), 24)
+    source = write_clip(tmp_path, 6)
 
-    class Older(pack.host["comfy_api.latest"].InputImpl.VideoFromFile):
+    class Older(video):
         get_active_trim_window = property()                                    # an AttributeError, as if it were not there
 
         def __init__(self, file, start_time=0, duration=0):
@@ -114,17 +127,15 @@ def test_a_trim_is_seen_on_hosts_that_only_keep_it(pack, deblurred, tmp_path):
         def save_to(self, path):
             write_video(path, read_clip(self.file)[round(24 * self.__start_time):][:round(24 * self.__duration)], 24)
 
-    run = pack.nodes["VDDDeblurVideo"].execute
-    counts = [probe(run(Older(str(source), *trim), **WIDGETS).result[0].file).num_frames for trim in ((), (1 / 24, 4 / 24), (0, 3 / 24))]
+    counts = [probe(deblur(Older(str(source), *trim))).num_frames for trim in ((), (1 / 24, 4 / 24), (0, 3 / 24))]
     assert counts == [6, 4, 3]
 
 
-def test_cancel_is_looked_at_while_a_resumed_run_passes_over_frames(pack, deblurred, tmp_path, monkeypatch):
-    source = write_video(tmp_path / "clip.mp4", list(torch.rand(40, 32, 48, 3, generator=torch.Generator().manual_seed(0))), 24)
-    node, video = pack.nodes["VDDDeblurVideo"], pack.host["comfy_api.latest"].InputImpl.VideoFromFile(str(source))
+def test_cancel_is_looked_at_while_a_resumed_run_passes_over_frames(pack, video, deblur, deblurred, tmp_path, monkeypatch):
+    source = video(str(write_clip(tmp_path, 40)))
     with monkeypatch.context() as patch, pytest.raises(Cancelled):
         cancel_after(pack, patch, 9)
-        node.execute(video, **WIDGETS)
+        deblur(source)
     passed, reader = [], pack.module("vdd_model.media.reader")
     convert = reader.upright_rgb
 
@@ -133,23 +144,14 @@ def test_cancel_is_looked_at_while_a_resumed_run_passes_over_frames(pack, deblur
     monkeypatch.setattr(reader, "upright_rgb", lambda *given: passed.append(given) or convert(*given))
     monkeypatch.setattr(pack.host["comfy.model_management"], "throw_exception_if_processing_interrupted", interrupt)
     with pytest.raises(Cancelled):
-        node.execute(video, **WIDGETS)
+        deblur(source)
     assert not passed and list(deblurred.glob("*.part/*"))                     # the first frame that it had to look at was not reached
 
 
-def test_other_processing_is_another_result(pack, deblurred, tmp_path, monkeypatch):
-    source = write_video(tmp_path / "clip.mp4", list(torch.rand(3, 32, 48, 3)), 24)
-    video = pack.host["comfy_api.latest"].InputImpl.VideoFromFile(str(source))
-    before = pack.nodes["VDDDeblurVideo"].execute(video, **WIDGETS).result[0].file
-    monkeypatch.setattr(pack.module("vdd_model.app.jobs"), "PROCESSING", 1000)
-    assert pack.nodes["VDDDeblurVideo"].execute(video, **WIDGETS).result[0].file != before
-
-
-def test_a_cropped_video_is_deblurred_cropped(pack, deblurred, tmp_path):
+def test_a_cropped_video_is_deblurred_cropped(video, deblur, deblurred, tmp_path):
     """Newer hosts crop without a new file; two parts of one size are two videos."""
-    source = write_video(tmp_path / "clip.mp4", list(torch.rand(3, 32, 64, 3, generator=torch.Generator().manual_seed(0))), 24)
-    node, video = pack.nodes["VDDDeblurVideo"], pack.host["comfy_api.latest"].InputImpl.VideoFromFile
-    found = [node.execute(video(str(source), crop=(x, 0, 32, 32)), **WIDGETS).result[0].file for x in (0, 32)]
+    source = write_clip(tmp_path, width=64)
+    found = [deblur(video(str(source), crop=(x, 0, 32, 32))) for x in (0, 32)]
     assert len(set(found)) == 2
     for path, x in zip(found, (0, 32)):
         clip = probe(path)
@@ -158,40 +160,34 @@ def test_a_cropped_video_is_deblurred_cropped(pack, deblurred, tmp_path):
         assert errors[0] < errors[1]
 
 
-def test_a_cut_that_fails_leaves_nothing(pack, deblurred, tmp_path):
-    source = tmp_path / "clip.mp4"
-    write_video(source, list(torch.rand(3, 32, 48, 3)), 24)
-
-    class Fails(pack.host["comfy_api.latest"].InputImpl.VideoFromFile):
+def test_a_cut_that_fails_leaves_nothing(video, deblur, deblurred, tmp_path):
+    class Fails(video):
         def save_to(self, path):
             open(path, "wb").close()
             raise ValueError("no frames")
 
     with pytest.raises(RuntimeError, match="no frames"):
-        pack.nodes["VDDDeblurVideo"].execute(Fails(str(source), start_time=9.0), **WIDGETS)
+        deblur(Fails(str(write_clip(tmp_path)), start_time=9.0))
     assert list(deblurred.iterdir()) == []
 
 
 @pytest.mark.parametrize("codec, bits, suffix", [("pcm_bluray", 16, ".mts"), ("pcm_bluray", 24, ".m2ts"), ("pcm_dvd", 16, ".vob")])
-def test_uncompressed_sound_of_camcorders_and_disks_goes_along(pack, deblurred, tmp_path, codec, bits, suffix, caplog):
+def test_uncompressed_sound_of_camcorders_and_disks_goes_along(video, deblur, deblurred, tmp_path, codec, bits, suffix, caplog):
     samples = lpcm(tmp_path / f"in{suffix}", codec, bits)
-    video = pack.host["comfy_api.latest"].InputImpl.VideoFromFile(str(tmp_path / f"in{suffix}"))
-    found = pack.nodes["VDDDeblurVideo"].execute(video, **WIDGETS).result[0].file
+    found = deblur(video(str(tmp_path / f"in{suffix}")))
     stored, _, after = heard(found, bits)
     assert found.endswith(".mp4") and stored == "flac" and np.array_equal(after[:len(samples)], samples)
     assert f"its sound ({codec}) is stored as flac, which loses nothing" in caplog.text
 
 
-def test_what_a_kill_at_the_end_left_does_not_lock_the_node_out(pack, deblurred, tmp_path, monkeypatch):
-    source = tmp_path / "clip.mp4"
-    write_video(source, list(torch.rand(3, 32, 48, 3)), 24)
-    node, video = pack.nodes["VDDDeblurVideo"], pack.host["comfy_api.latest"].InputImpl.VideoFromFile
+def test_what_a_kill_at_the_end_left_does_not_lock_the_node_out(pack, video, deblur, deblurred, tmp_path, monkeypatch):
+    source = video(str(write_clip(tmp_path)))
     with monkeypatch.context() as patch:
         patch.setattr(pack.module("vdd_model.app.jobs"), "_discard", lambda folder: None)
-        found = node.execute(video(str(source)), **WIDGETS).result[0].file
+        found = deblur(source)
     assert len(list(deblurred.iterdir())) == 2
     cancel_after(pack, monkeypatch, 0)
-    assert node.execute(video(str(source)), **WIDGETS).result[0].file == found
+    assert deblur(source) == found
     assert [str(p) for p in deblurred.iterdir()] == [found]
 
 
@@ -212,20 +208,17 @@ def test_another_checkpoint_under_the_same_name_is_noticed(pack, node_id, checkp
         os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))
 
 
-def test_a_deleted_result_is_noticed_once(pack, deblurred, tmp_path, monkeypatch):
+def test_a_deleted_result_is_noticed_once(pack, video, deblur, deblurred, tmp_path, monkeypatch):
     """The host keeps a node's output while its fingerprint stays: it changes when a result is gone, and then stays again."""
     monkeypatch.setattr(pack.module("nodes.streaming"), "_handed_on", {})
-    source = tmp_path / "clip.mp4"
-    write_video(source, list(torch.rand(3, 32, 48, 3)), 24)
-    node, video = pack.nodes["VDDDeblurVideo"], pack.host["comfy_api.latest"].InputImpl.VideoFromFile
-    widgets = {**WIDGETS, "seed": 77}
+    source = video(str(write_clip(tmp_path)))
 
     def mark(**changed):
-        return node.fingerprint_inputs(video=None, **{**widgets, **changed})
+        return pack.nodes["VDDDeblurVideo"].fingerprint_inputs(video=None, **{**WIDGETS, "seed": 77, **changed})
 
     seen = [mark()]
     for _ in range(2):
-        found = node.execute(video(str(source)), **widgets).result[0].file
+        found = deblur(source, seed=77)
         assert mark() == mark(seed=None) == seen[-1]
         os.remove(found)
         other = mark(seed=78)
@@ -241,16 +234,8 @@ def test_a_new_seed_stays_fixed(pack, monkeypatch):
     assert schema.seed_input().keywords["control_after_generate"] == "fixed"
 
 
-def test_a_video_in_memory_stays_there(pack):
-    latest = pack.host["comfy_api.latest"]
-    parts = latest.Types.VideoComponents(images=torch.rand(3, 32, 48, 3), audio={"a": 1}, frame_rate=25)
-    video = latest.InputImpl.VideoFromComponents(parts)
-    out = pack.nodes["VDDDeblurVideo"].execute(video, **WIDGETS).result[0].components
-    assert out.images.shape == (3, 32, 48, 3) and out.audio == {"a": 1} and out.frame_rate == 25
-
-
 @pytest.mark.parametrize("space", ["HDR", "auto", None])
-def test_a_video_in_memory_keeps_what_the_hosts_class_takes(pack, monkeypatch, space):
+def test_a_video_in_memory_stays_there_and_keeps_what_the_hosts_class_takes(pack, monkeypatch, space):
     """Bit depth since 0.22, color space since 0.34; components had no metadata and no alpha at first."""
     latest = pack.host["comfy_api.latest"]
 
@@ -267,10 +252,11 @@ def test_a_video_in_memory_keeps_what_the_hosts_class_takes(pack, monkeypatch, s
     extra = {"metadata": {"camera": "x"}, "alpha": torch.rand(3, 32, 48)} if space else {}
     video, given = (Newest, {"color_space": None if space == "auto" else space}) if space else (Older, {})
     monkeypatch.setattr(latest.InputImpl, "VideoFromComponents", video)
-    parts = latest.Types.VideoComponents(images=torch.rand(3, 32, 48, 3), audio=None, frame_rate=25, **extra)
+    parts = latest.Types.VideoComponents(images=torch.rand(3, 32, 48, 3), audio={"a": 1}, frame_rate=25, **extra)
     out = pack.nodes["VDDDeblurVideo"].execute(video(parts, bit_depth=10, **given), **WIDGETS).result[0]
     assert out.get_bit_depth() == 10 and (not space or out.get_color_space() == space)
-    assert {k: v for k, v in vars(out.components).items() if k not in ("images", "audio", "frame_rate")} == extra
+    assert out.components.images.shape == (3, 32, 48, 3)
+    assert {k: v for k, v in vars(out.components).items() if k != "images"} == {"audio": {"a": 1}, "frame_rate": 25, **extra}
 
 
 def test_of_other_clips_the_new_unfinished_jobs_stay(pack, deblurred, monkeypatch):
@@ -295,11 +281,9 @@ def test_of_other_clips_the_new_unfinished_jobs_stay(pack, deblurred, monkeypatc
     assert {p for p in (*new, old, older_version, *others, busy) if p.exists()} == {*new[:3], *others, busy}
 
 
-def test_of_a_clips_results_the_newest_stay(pack, deblurred, tmp_path, monkeypatch):
+def test_of_a_clips_results_the_newest_stay(pack, video, deblur, deblurred, tmp_path, monkeypatch):
     """Those that this run of the graph hands on too, however many."""
-    streaming, prompts = pack.module("nodes.streaming"), iter("aaabbbbbc")
-    source = write_video(tmp_path / "clip.mp4", list(torch.rand(3, 32, 48, 3)), 24)
-    node, video = pack.nodes["VDDDeblurVideo"], pack.host["comfy_api.latest"].InputImpl.VideoFromFile(str(source))
+    streaming, prompts, source = pack.module("nodes.streaming"), iter("aaabbbbbc"), video(str(write_clip(tmp_path)))
     monkeypatch.setattr(streaming, "_handed_on", {})
     (deblurred / "clip-0123abcd.mp4").parent.mkdir(parents=True)
     for other in ("clip-0123abcd.mp4", "clip.mp4", "clip-of-mine.mp4"):
@@ -307,7 +291,7 @@ def test_of_a_clips_results_the_newest_stay(pack, deblurred, tmp_path, monkeypat
     made, counts = [], []
     for seed, prompt in enumerate(prompts):
         monkeypatch.setattr(streaming, "prompt_id", lambda now=prompt: now)
-        made.append(node.execute(video, **{**WIDGETS, "seed": seed}).result[0].file)
+        made.append(deblur(source, seed=seed))
         os.utime(made[-1], (seed, seed))
         counts.append(len(list(deblurred.iterdir())) - 3)
     assert counts == [1, 2, 3, 3, 3, 3, 4, 5, 3]
@@ -320,3 +304,14 @@ def test_a_path_on_windows_is_shortened(pack, monkeypatch):
     monkeypatch.setattr(results.folder_paths, "get_output_directory", lambda: "C:/" + "x" * 150)
     target = results.target_of("y" * 200 + ".mp4", "key", "settings", ".mp4")
     assert len(f"{target}.part/spool-000000.raw") == 259
+
+
+def test_checkpoint_folder(pack):
+    folders, paths = pack.module("nodes.folders"), pack.host["folder_paths"]
+    paths.add_model_folder_path("vdd", "/extra/place")
+    folders.register()
+    folders.register()
+    assert paths.get_folder_paths("vdd") == [str(pack.models / "vdd"), "/extra/place"]
+    assert folders.names() == [folders.BUILT_IN, TINY]
+    with pytest.raises(RuntimeError, match="put the file .* into .*vdd"):
+        folders.path_of("nothing.safetensors")

@@ -9,25 +9,16 @@ import torch
 from tests.nodes.conftest import TINY, Cancelled
 
 
-def test_the_hosts_unet_is_the_models(pack, tiny_model):
-    native = pack.module("nodes.native")
-    unet = native.HostUNet(tiny_model.config)
-    state = {**tiny_model.unet.state_dict(), **{f"adapter.{k}": v for k, v in tiny_model.adapter.state_dict().items()}}
-    unet.load_state_dict(state)
-    x, blur, images = torch.randn(1, 4, 5, 8, 8), torch.randn(1, 4, 5, 8, 8), torch.randn(1, 1, 5, 16)
-    t = torch.tensor([500.0])
-    from vdd_model.networks.model import Condition
+def test_the_hosts_unet_knows_windows_of_hosts_that_cut_no_conditioning(pack, tiny_model):
+    unet = pack.module("nodes.native").HostUNet(tiny_model.config)
+    unet.load_state_dict({**tiny_model.unet.state_dict(), **{f"adapter.{k}": v for k, v in tiny_model.adapter.state_dict().items()}})
+    x, blur, images, t = torch.randn(1, 4, 3, 8, 8), torch.randn(1, 4, 5, 8, 8), torch.randn(1, 1, 5, 16), torch.tensor([500.0])
+    options = {"context_window": SimpleNamespace(index_list=[1, 2, 3])}
     with torch.no_grad():
-        expected = tiny_model.predict_v(x, t, Condition(tiny_model.adapter(blur), images[:, 0, 2]))
-        found = unet(x, t, tiny_model.null_text, vdd_blur=blur, vdd_image=images)
-        torch.testing.assert_close(found, expected)
-        window = type("Window", (), {"index_list": [1, 2, 3]})()
-        cut = unet(x[:, :, 1:4], t, tiny_model.null_text, transformer_options={"context_window": window}, vdd_blur=blur, vdd_image=images)
-        torch.testing.assert_close(cut, unet(x[:, :, 1:4], t, tiny_model.null_text, vdd_blur=blur[:, :, 1:4], vdd_image=images[:, :, 1:4]))
-        with pytest.raises(RuntimeError, match="Encode Blurred Clip"):
-            unet(x, t, tiny_model.null_text)
-        with pytest.raises(RuntimeError, match="4 frames"):
-            unet(x[:, :, :4], t, tiny_model.null_text, vdd_blur=blur, vdd_image=images)
+        cut = unet(x, t, tiny_model.null_text, transformer_options=options, vdd_blur=blur, vdd_image=images)
+        torch.testing.assert_close(cut, unet(x, t, tiny_model.null_text, vdd_blur=blur[:, :, 1:4], vdd_image=images[:, :, 1:4]))
+        with pytest.raises(RuntimeError, match="3 frames"):
+            unet(x, t, tiny_model.null_text, vdd_blur=blur, vdd_image=images)
 
 
 def test_parts_without_weights_are_never_filled(pack, monkeypatch):
