@@ -16,7 +16,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TgaImagePlugin import TgaImageFile
@@ -234,7 +234,7 @@ def _decode_heif(data: bytes, name: str) -> Picture:
     try:
         if several:
             return _with_pillow(data)
-    except (ImportError, UnidentifiedImageError) as error:
+    except (ImportError, SyntaxError) as error:
         if tiles and isinstance(error, ImportError):
             raise MediaError(f"{name} is stored in tiles, which the package pillow-heif reads; install it, or save the picture as JPEG or "
                              "PNG") from None
@@ -246,12 +246,14 @@ def _decode_heif(data: bytes, name: str) -> Picture:
 
 
 def _with_pillow(data: bytes) -> Picture:
-    if data[8:12] != b"avif":
-        import pillow_heif
-        pillow_heif.register_heif_opener()
-    with Image.open(io.BytesIO(data)) as picture:
+    if data[8:12] == b"avif":
+        from PIL.AvifImagePlugin import AvifImageFile as Reader
+    else:
+        from pillow_heif import HeifImageFile as Reader
+    with Reader(io.BytesIO(data)) as picture:                  # not Image.open, which refuses large pictures
         mode, pix_fmt = ("RGBA", "rgba") if picture.has_transparency_data else ("RGB", "rgb24")
-        return Picture(av.VideoFrame.from_ndarray(np.asarray(picture.convert(mode)), pix_fmt), "heif", mode == "RGBA")
+        turned = _EXIF.get(picture.getexif().get(tiff.ORIENTATION), (0, False))
+        return Picture(av.VideoFrame.from_ndarray(np.asarray(picture.convert(mode)), pix_fmt), "heif", mode == "RGBA", *turned)
 
 
 def _decode_tga(data: bytes) -> av.VideoFrame:
