@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice, tee, zip_longest
+from itertools import tee, zip_longest
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from ..media.clip import VideoClip
     from ..media.reader import VideoReader
 
-CHUNK = 4                             # frames scored together by `compare`
 ERROR_LIMIT = 48 / 255                # error that gets the brightest color of an error map
 BOX_COLOR = (255, 64, 32)
 # A dark-to-bright map, monotone in lightness: black, violet, red, orange, pale yellow.
@@ -247,7 +246,7 @@ def lpips_note() -> str:
 def compare_frames(output: Iterable[Tensor], truth: Iterable[Tensor], blurred: Iterable[Tensor] | None = None, *, shown: int = 0,
                    score_blurred: bool = True, lpips: bool = True, warp: bool = True, perceptual: bool = False, rate: float = RATE,
                    progress: Callable[[int], None] | None = None) -> tuple[dict[str, metrics.Scorer], list[Tensor], int, bool]:
-    """Score frames (H, W, 3) of one or two clips against `truth`, a few at a time.
+    """Score frames (H, W, 3) of one or two clips against `truth`, one at a time.
 
     Returns the scorers ("output", and "blurred" where it is given and `score_blurred`), the frames of index `shown` (the last one of a
     shorter clip) in the order of the arguments, the number of frames, and whether one clip went on longer. Raises UserError for frames of
@@ -257,24 +256,18 @@ def compare_frames(output: Iterable[Tensor], truth: Iterable[Tensor], blurred: I
     scorers = {name: metrics.Scorer(lpips=lpips, warp=warp, perceptual=perceptual, rate=rate)
                for name in ("output", "blurred")[:1 if blurred is None or not score_blurred else 2]}
     middle: list[Tensor] = []
-    count, uneven, together = 0, False, zip_longest(*clips)
-    while not uneven and (some := list(islice(together, CHUNK))):
-        common = [frames for frames in some if all(frame is not None for frame in frames)]
-        uneven = len(common) < len(some)
-        if not common:
+    count, uneven = 0, False
+    for frames in zip_longest(*clips):
+        if uneven := any(frame is None for frame in frames):
             break
-        try:
-            batch = [torch.stack(frames) for frames in zip(*common)]
-        except RuntimeError as error:
-            raise UserError(f"the frame size changes within a clip after frame {count} ({error})") from None
-        if len({b.shape for b in batch}) != 1:
-            raise UserError("the clips have frames of different sizes: " + ", ".join(_size(b[0]) for b in batch))
-        scorers["output"].add(batch[0], batch[1], batch[2] if blurred is not None else None)
+        if len({frame.shape for frame in (*frames, *middle)}) != 1:
+            raise UserError(f"frames of different sizes after frame {count}: " + ", ".join(map(_size, frames)))
+        scorers["output"].add(*(frame[None] for frame in frames))
         if "blurred" in scorers:
-            scorers["blurred"].add(batch[2], batch[1])
+            scorers["blurred"].add(frames[2][None], frames[1][None])
         if count <= shown:
-            middle = [b[min(shown - count, len(b) - 1)].clone() for b in batch]
-        count += len(batch[0])
+            middle = [frame.clone() for frame in frames]
+        count += 1
         if progress is not None:
             progress(count)
     return scorers, middle, count, uneven
