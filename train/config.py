@@ -146,17 +146,13 @@ def load(path: str | Path, overrides: list[str] | None = None) -> TrainConfig:
 
     Raises ConfigError with one sentence that names the file and the key.
     """
-    path = Path(path)
     try:
-        data = parse(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    for text in overrides or []:
-        _override(data, text)
-    try:
+        data = parse(Path(path).read_text())
+        for text in overrides or []:
+            override(data, text)
         return check(from_dict(TrainConfig, data))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot read the configuration: {getattr(error, 'strerror', None) or error}") from None
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     except TypeError as error:                     # a required key is missing
@@ -172,8 +168,27 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.012345
 
 
 def parse(text: str):
-    """YAML text as plain Python values."""
-    return yaml.load(text, _Loader)  # a SafeLoader
+    """YAML text as plain Python values. Raises ConfigError."""
+    try:
+        return yaml.load(text, _Loader)  # a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not YAML: {' '.join(str(error).split())}") from None
+
+
+def override(data: dict, text: str) -> None:
+    """Set what "a.b=value" says, list items by number. Raises ConfigError."""
+    key, separator, value = text.partition("=")
+    _require(bool(separator), f"--set {text}: expected KEY=VALUE")
+    node, names = data, key.split(".")
+    for place, name in enumerate(names):
+        _require(isinstance(node, (dict, list)), f"--set {text}: {'.'.join(names[:place])} has no keys")
+        if isinstance(node, list):
+            _require(name.isdecimal() and int(name) < len(node), f"--set {text}: {name!r} is no item of a list of {len(node)}")
+            name = int(name)
+        if place == len(names) - 1:
+            node[name] = parse(value)
+        else:
+            node = node[name] if isinstance(node, list) else node.setdefault(name, {})
 
 
 def check(config: TrainConfig) -> TrainConfig:
@@ -235,22 +250,6 @@ def _merge(base: dict, changes: dict) -> dict:
         inside = isinstance(value, dict) and isinstance(base.get(key), dict)
         merged[key] = _merge(base[key], value) if inside else value
     return merged
-
-
-def _override(data: dict, text: str) -> None:
-    key, separator, value = text.partition("=")
-    _require(bool(separator), f"--set {text}: expected KEY=VALUE")
-    *parents, last = key.split(".")
-    node = data
-    for name in parents:
-        node = node[_item(node, name, text)] if isinstance(node, list) else node.setdefault(name, {})
-    _require(isinstance(node, (dict, list)), f"--set {text}: {'.'.join(parents)} has no keys")
-    node[_item(node, last, text) if isinstance(node, list) else last] = parse(value)
-
-
-def _item(node: list, name: str, text: str) -> int:
-    _require(name.isdecimal() and int(name) < len(node), f"--set {text}: {name!r} is no item of a list of {len(node)}")
-    return int(name)
 
 
 def _require(condition: bool, message: str) -> None:

@@ -69,6 +69,8 @@ def test_not_yaml_missing_file_and_missing_stages(tmp_path, capsys):
     for text, words in (("stages: [", "not YAML"), ("seed: 1", "stages"), ("", "expected a mapping")):
         (tmp_path / "bad.yaml").write_text(text)
         assert main([str(tmp_path / "bad.yaml")]) == 2 and words in capsys.readouterr().err
+    (tmp_path / "bad.yaml").write_bytes(b"\x89PNG\xff")
+    assert main([str(tmp_path / "bad.yaml")]) == 2 and capsys.readouterr().err.count("\n") == 1
 
 
 def test_set_changes_one_key(tmp_path):
@@ -76,7 +78,8 @@ def test_set_changes_one_key(tmp_path):
     config = configs.load(path, ["stages.1.lr=2e-3", "validation.clips=3", "data.blur.extent=[1, 2]"])
     assert config.stages[1].lr == 2e-3 and config.validation.clips == 3
     assert configs.blur_config(config).extent == (1.0, 2.0)
-    for text, words in (("stages.9.lr=1", "no item"), ("seed", "KEY=VALUE"), ("stages.0.lr.x=1", "no keys")):
+    for text, words in (("stages.9.lr=1", "no item"), ("seed", "KEY=VALUE"), ("stages.0.lr.x=1", "stages.0.lr has no keys"),
+                        ("threads.x.y=1", "threads has no keys"), ("data.blur.extent=[1", "not YAML")):
         with pytest.raises(ConfigError, match=words):
             configs.load(path, [text])
 

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import einops
-import yaml
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -18,6 +17,7 @@ from vdd_model.inference.prior import Prior, find_prior, need_prior
 from vdd_model.measure import metrics, report
 
 from .. import command
+from ..config import override
 from ..synthesis.scene import BlurConfig
 from . import readers
 from .clips import PhotoClips, open_clips
@@ -109,8 +109,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.command == "check":
         return check(args.root, args.layout, args.split, args.blur_folder, max(1, args.every))
-    pairs = [text.partition("=") for text in args.set]
-    blur = from_dict(BlurConfig, {key: yaml.safe_load(value) for key, _, value in pairs}, "--set ")
+    values: dict = {}
+    for text in args.set:
+        override(values, text)
+    blur = from_dict(BlurConfig, values, "--set ")
     if args.command == "pool":
         device = default_device()
         prior = Prior.load(need_prior(find_prior(path=args.prior)), device, default_dtype(device))

@@ -379,8 +379,9 @@ def test_contact_sheet(tmp_path, capsys):
     sheet = tmp_path / "sheet.png"
     assert contact.main(["contact", str(root), "-o", str(sheet), "--count", "2", "--frames", "3", "--size", "16", "--zoom", "2"]) == 0
     assert Image.open(sheet).size == (3 * 16 * 2, 2 * 2 * 16 * 2)
-    assert contact.main(["contact", str(root), "-o", str(sheet), "--set", "extnt=3"]) == 2
-    assert "did you mean 'extent'" in capsys.readouterr().err
+    for text, words in (("extnt=3", "did you mean 'extent'"), ("extent=[1", "not YAML"), ("extent", "expected KEY=VALUE")):
+        assert contact.main(["contact", str(root), "-o", str(sheet), "--set", text]) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_scenes_are_cut_into_samples_that_depend_on_their_index_alone(tmp_path):
