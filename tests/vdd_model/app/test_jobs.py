@@ -230,15 +230,6 @@ def test_signals_leave_nothing_under_the_name(tmp_path, clip_150, how, code, cap
     assert [p.name for p in tmp_path.iterdir()] == ["o.mp4"]
 
 
-def test_unfinished_work_lies_beside_the_folder_one_stands_in(tmp_path, monkeypatch):
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path / "a" / "b")
-    assert part_folder(Path(".")) == tmp_path / "a" / "b.part" and part_folder(Path("..")) == tmp_path / "a.part"
-    assert part_folder(Path("c/o.mp4")) == Path("c/o.mp4.part")
-    with pytest.raises(MediaError, match="choose a folder inside it"):
-        part_folder(Path("/"))
-
-
 def test_mixed_pictures_come_out_whole(tmp_path):
     """A black lead-in that is stored in grey, then colors, then transparency: every picture keeps its own."""
     folder = tmp_path / "in"
@@ -284,13 +275,6 @@ def test_what_an_encoder_refuses_costs_no_work_and_leaves_nothing(tmp_path):
     with pytest.raises(MediaError, match="h264 cannot store frames of 17000x16"):
         deblur([tmp_path / "in.png"], tmp_path / "o.mp4", stand_in=IdentityDeblurrer(stop_after=0, error=AssertionError()))
     assert [p.name for p in tmp_path.iterdir()] == ["in.png"]
-
-
-def test_notes_tell_what_is_not_carried_over(tmp_path):
-    source = save_clip(tmp_path / "in.mov", [pattern(i) for i in range(3)], codec="prores_ks", pix_fmt="yuva444p10le",
-                       alpha=np.full((48, 64), 0.5, np.float32), options={"profile": "4"})
-    assert any("transparency" in note for note in deblur(source, tmp_path / "o.mp4").notes)
-    assert deblur(source, tmp_path / "o.mov").notes == []
 
 
 def test_room_is_checked_beforehand(tmp_path, clip_150, monkeypatch):

@@ -11,7 +11,6 @@ from media_tools import IdentityDeblurrer, deblur, pattern, pictures, save_clip
 
 from vdd_model.app.cli import main
 from vdd_model.media import sinks
-from vdd_model.media.clip import MediaError
 from vdd_model.media.video import part_folder, read_clip, read_image, write_image
 
 
@@ -28,18 +27,6 @@ def test_pictures_keep_names_depth_and_alpha(tmp_path):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [f.name for f in files]
     assert all(a.read_bytes() == b.read_bytes() for a, b in zip(files, sorted((tmp_path / "out").iterdir())))
     assert not part_folder(tmp_path / "out").exists()
-
-
-def test_other_files_of_an_output_folder_stay(tmp_path):
-    pictures(tmp_path, 0, name="a.png")
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "keep.txt").write_text("mine")
-    deblur([tmp_path / "a.png"], out)
-    with pytest.raises(MediaError, match="--force"):
-        deblur([tmp_path / "a.png"], out)
-    deblur([tmp_path / "a.png"], out, force=True)
-    assert sorted(p.name for p in out.iterdir()) == ["a.png", "keep.txt"]
 
 
 def test_a_longer_run_before_leaves_no_pictures(tmp_path):

@@ -13,7 +13,7 @@ from media_tools import add_video, chart, eight_bits, encode, pattern, remuxed, 
 
 from vdd_model.media.clip import MediaError
 from vdd_model.media.container import dump
-from vdd_model.media.pixel_formats import ColorTags, complete_tags, from_rgb, layout, to_rgb
+from vdd_model.media.pixel_formats import ColorTags, from_rgb, to_rgb
 from vdd_model.media.reader import Decoder
 from vdd_model.media.video import probe, read, read_clip
 
@@ -195,40 +195,6 @@ def test_the_fourth_byte_of_a_packed_avi(tmp_path, alpha):
     frames = list(read(probe(tmp_path / "in.avi")))
     assert [frame.alpha is not None for frame in frames] == [alpha > 0] * 2
     assert np.array_equal(np.rint(frames[0].rgb.numpy() * 255), eight_bits())
-
-
-def formats() -> list[str]:
-    """Pixel formats that libswscale writes, those of hardware left out."""
-    found = []
-    for name in sorted(av.video.format.names):
-        try:
-            if av.VideoFrame(16, 16, "rgb24").reformat(format=name).reformat(format="rgb24").planes:
-                found.append(name)
-        except (ValueError, av.FFmpegError, OSError, RuntimeError):
-            pass
-    return found
-
-
-def test_white_is_white_in_every_format():
-    white = av.VideoFrame.from_ndarray(np.full((16, 16, 3), 255, np.uint8), "rgb24")
-    for name in formats():
-        frame = white.reformat(format=name, dst_color_range=1)
-        tags = complete_tags(ColorTags(6, 1, 1, name.startswith("yuvj")), layout(frame.format.name).kind, 16, 16)
-        if layout(frame.format.name).kind == "gray" or name.startswith("xyz"):
-            continue                                           # of either range; of another white
-        assert to_rgb(frame, tags)[0].min() > 0.99, name
-
-
-@pytest.mark.parametrize("name", ["rgb565le", "rgb565be", "bgr555le", "rgb444be", "rgb8", "bgr8", "bgr4_byte", "x2rgb10le"])
-def test_few_bits_hold_their_colors(name):
-    source = av.VideoFrame.from_ndarray(np.rint(chart() * 255).astype(np.uint8), "rgb24")
-    try:
-        packed = source.reformat(format=name)
-    except OSError:
-        pytest.skip("libswscale does not write it")
-    rgb = to_rgb(packed, ColorTags(0))[0][8::16, 8::16]
-    steps = [2 ** part.bits - 1 for part in packed.format.components]
-    assert (np.abs(rgb - chart()[8::16, 8::16]) <= np.maximum(1.6 / np.array(steps), 1.2 / 255)).all()
 
 
 # packets and frames are not one to one

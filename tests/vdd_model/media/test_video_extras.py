@@ -19,7 +19,7 @@ from vdd_model.media.clip import MediaError
 from vdd_model.media.encoding import choose_encoding
 from vdd_model.media.pixel_formats import ColorTags
 from vdd_model.media.probe import _frame_rate
-from vdd_model.media.video import OutputOptions, describe, probe, read, read_clip
+from vdd_model.media.video import OutputOptions, describe, probe, read, read_clip, write_video
 
 LIGHT = "master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1):max-cll=1000,400"
 CHAPTERS = pytest.mark.skipif(not hasattr(av.container.OutputContainer, "set_chapters"), reason="this PyAV knows no chapters")
@@ -66,15 +66,19 @@ def test_hdr10_metadata_are_kept(tmp_path, capfd, suffix):
 
 @pytest.mark.parametrize("matrix, expected", [
     ((-1, 0, 0, 1), lambda x: x[:, ::-1]), ((1, 0, 0, -1), lambda x: x[::-1]), ((0, 1, 1, 0), lambda x: x.transpose(1, 0, 2)),
-    ((0, -1, -1, 0), lambda x: x[::-1, ::-1].transpose(1, 0, 2)), ((0, 1, -1, 0), lambda x: np.rot90(x, 3))])
-def test_mirrored_pictures_are_put_right(tmp_path, matrix, expected):
+    ((0, -1, -1, 0), lambda x: x[::-1, ::-1].transpose(1, 0, 2)), ((0, 1, -1, 0), lambda x: np.rot90(x, 3)),
+    ((-1, 0, 0, -1), lambda x: np.rot90(x, 2)), ((0, -1, 1, 0), np.rot90)])
+def test_turned_and_mirrored_pictures_are_put_right(tmp_path, matrix, expected):
     source = save_clip(tmp_path / "in.mp4", [pattern(0)] * 2)
     plain = read_clip(source)[0].numpy()
     data = bytearray(source.read_bytes())
     a, b, c, d = (n << 16 for n in matrix)
     struct.pack_into(">9i", data, data.find(b"tkhd") + 44, a, b, 0, c, d, 0, 0, 0, 1 << 30)
     source.write_bytes(data)
-    assert np.array_equal(read_clip(source)[0].numpy(), expected(plain))
+    clip, frames = probe(source), read_clip(source)
+    assert np.array_equal(frames[0].numpy(), expected(plain)) and (clip.height, clip.width) == expected(plain).shape[:2]
+    after = probe(write_video(tmp_path / "out.mp4", frames, like=clip))
+    assert (after.quarter_turns, after.mirrored, after.width, after.height) == (0, False, clip.width, clip.height)
 
 
 @CHAPTERS
