@@ -50,7 +50,7 @@ def test_ssim_matlab_agrees_with_kornia_on_repeated_edges(clips):
     small = [metrics.to_levels(v[0, :16, :16]).movedim(-1, 0)[None, None] for v in (a, b)]
     theirs = ssim3d(*(torch.nn.functional.pad(v, (5,) * 6, mode="replicate") for v in small), 11, max_val=255.0, padding="valid").mean()
     assert abs(metrics.ssim_matlab(a[:1, :16, :16], b[:1, :16, :16])[0] - theirs) < 1e-6
-    assert (metrics.ssim_matlab(a, b) > metrics.ssim_gaussian(a, b) + 0.01).all()       # the family with the higher values: never mix the two
+    assert (metrics.ssim_matlab(a, b) > metrics.ssim_gaussian(a, b) + 0.01).all()     # the family with the higher values: never mix the two
 
 
 def test_lpips_never_downloads(clips, tmp_path, monkeypatch):

@@ -65,9 +65,9 @@ def test_every_format_is_read(name):
     assert alpha is None or (alpha == 1).all()
     if kind == "gray":
         expected = np.repeat(expected @ np.float32([0.299, 0.587, 0.114])[..., None], 3, 2)
-    if name.startswith(("xyz", "mono", "bayer")):              # of another white, of black and white, of one color at each place
+    if name.startswith(("xyz", "mono", "bayer", "grayf")):     # of another white, of two colors, of one at each place, of limited range
         return
-    limit = 1.6 / (2 ** bits - 1) if bits.min() < 8 else 0.08 if kind == "gray" else 0.015          # grey: of either range
+    limit = 1.6 / (2 ** bits - 1) if bits.min() < 8 else 0.015
     assert (np.abs(centres(rgb) - expected) <= limit).all()
 
 
