@@ -4,12 +4,10 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import folders
-from .conditioning import EncodeBlurredClip
-from .decoding import DecodeDeblurredFrames
-from .loading import LoadDeblurCheckpoint
+from .conditioning import EncodeBlurredClip, LoadDeblurCheckpoint
+from .decoding import DeblurPrior, DecodeDeblurredFrames
 from .measuring import CompareDeblurring, SynthesizeMotionBlur
 from .notices import name_errors_plainly
-from .prior import DeblurPrior
 from .sampling import DeblurSampler, DeblurSigmas
 from .streaming import DeblurFrames, DeblurVideo
 
