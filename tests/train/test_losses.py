@@ -51,15 +51,6 @@ def test_pixel_losses_of_known_errors():
     assert abs(losses.frame_difference_loss(a, b) - slow) < 1e-6
 
 
-def test_psnr_loss_averages_decibels_over_frames():
-    torch.manual_seed(0)
-    a = torch.rand(2, 3, 3, 8, 8) * 2 - 1
-    b = a + torch.tensor([0.2, 0.6]).view(2, 1, 1, 1, 1) * torch.randn_like(a)
-    psnr = torch.stack([10 * torch.log10(4 / (a[i, :, f] - b[i, :, f]).square().mean()) for i in range(2) for f in range(3)]).mean()
-    loss = losses.psnr_loss(a, b, floor=0.0)
-    torch.testing.assert_close(loss, (10 * torch.log10(torch.tensor(4.0)) - psnr) / 10 * torch.log(torch.tensor(10.0)))
-
-
 def test_gaussian_nll_is_least_at_the_errors_own_size():
     mean, error = pair(1, 4, 2, 16, 16)
     x, sizes = mean + 0.3 * error, [math.log(0.3) + shift for shift in (-0.3, 0.0, 0.3)]

@@ -18,20 +18,13 @@ from vdd_model.errors import UserError
 from vdd_model.inference.pipeline import Deblurrer
 
 
-@pytest.mark.parametrize("precision, has_bfloat16, trains_in", [
-    ("bfloat16", False, "float32"), ("bfloat16", True, "bfloat16"), ("float32", False, "float32")])
-def test_a_processor_without_bfloat16_trains_in_float32(tmp_path, monkeypatch, precision, has_bfloat16, trains_in):
-    monkeypatch.setattr(start, "_on_cpu", lambda: True)
-    monkeypatch.setattr(start, "cpu_has_bfloat16", lambda: has_bfloat16)
-    config = configs.load(write_config(tmp_path, precision=precision))
-    assert start.computable(config).precision == trains_in
-
-
-def test_the_change_of_precision_is_said_and_nothing_runs_in_bfloat16(tmp_path, monkeypatch):
+def test_a_processor_without_bfloat16_trains_in_float32_and_says_so(tmp_path, monkeypatch):
     said, types = [], set()
     monkeypatch.setattr(start, "_on_cpu", lambda: True)
-    monkeypatch.setattr(start, "cpu_has_bfloat16", lambda: False)
     path = write_config(tmp_path, [STAGES[0]], precision="bfloat16", validation=NO_VALIDATION)
+    monkeypatch.setattr(start, "cpu_has_bfloat16", lambda: True)
+    assert start.computable(configs.load(path)).precision == "bfloat16"
+    monkeypatch.setattr(start, "cpu_has_bfloat16", lambda: False)
     with register_module_forward_hook(lambda module, _, output: types.add(output.dtype) if isinstance(module, torch.nn.Conv2d) else None):
         run(configs.load(path), say=said.append)
     assert any("only emulates bfloat16" in text and "training in float32" in text for text in said)

@@ -38,16 +38,6 @@ def test_a_matrix_moves_by_the_learning_rate_and_the_rest_as_with_adamw():
         assert torch.equal(bias, twin)
 
 
-def test_a_momentum_is_made_once(monkeypatch):
-    weight = torch.nn.Parameter(torch.randn(32, 32))
-    optimizer, made, zeros = Muon([weight], lr=1e-3), [], torch.zeros_like
-    monkeypatch.setattr(torch, "zeros_like", lambda p, **options: made.append(p) or zeros(p, **options))
-    for _ in range(3):
-        weight.grad = torch.randn_like(weight)
-        optimizer.step()
-    assert len(made) == 1
-
-
 def test_which_parameters_are_matrices():
     model = make_tiny_model()
     chosen = {name for name, p in model.named_parameters() if is_matrix(p)}
