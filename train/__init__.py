@@ -1,4 +1,5 @@
 """Training: data, synthetic blur, losses, stages, the loop and the evaluation (`python -m train CONFIG`)."""
+import argparse
 import functools
 import sys
 from collections.abc import Callable
@@ -23,3 +24,13 @@ def exit_code(work: Callable[[], int | object], failed: int = 1) -> int:
 def command(failed: int = 1):
     """For a command line, a function of its arguments (None: the program's): it returns an exit status, as `exit_code` has it."""
     return lambda main: functools.wraps(main)(lambda arguments=None: exit_code(lambda: main(arguments), failed))
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """argparse's type of whole numbers from `least` on."""
+    def number(text: str) -> int:
+        """One of them."""
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is below {least}")
+        return int(text)
+    return number

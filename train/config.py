@@ -197,8 +197,10 @@ def check(config: TrainConfig) -> TrainConfig:
     _require(config.precision in ("float32", "bfloat16"), f"precision: float32 or bfloat16, found {config.precision!r}")
     _require(config.export_dtype in ("float32", "float16", "bfloat16"), f"export_dtype: unknown dtype {config.export_dtype!r}")
     _require(0 <= config.ema < 1, f"ema: a decay in [0, 1), found {config.ema}")
-    for key in ("keep", "save_every", "log_every"):
-        _require(getattr(config, key) >= 1, f"{key}: at least 1, found {getattr(config, key)}")
+    bounds = {"keep": (1, config.keep), "save_every": (1, config.save_every), "log_every": (1, config.log_every),
+              "threads": (0, config.threads), "data.workers": (0, config.data.workers), "validation.frames": (1, config.validation.frames)}
+    for key, (least, found) in bounds.items():
+        _require(found >= least, f"{key}: at least {least}, found {found}")
     _require(not (config.fsdp and config.channels_last), "channels_last: not with fsdp, which shares out contiguous weights only")
     divisor = model_config(config).divisor
     _require(not config.validation.photos or config.validation.crop > 0 and config.validation.crop % divisor == 0,

@@ -38,7 +38,7 @@ from vdd_model.media.files import written_aside
 from vdd_model.media.images import read_image
 from vdd_model.options import add_flags, from_flags
 
-from . import command
+from . import at_least, command
 from .data.readers import Found, Frames, find
 
 WHOLE = {"gopro": 1111, "dvd": 1000}     # frames of the published test sets
@@ -331,12 +331,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--layout", default="auto", help="gopro, dvd, reds, bsd, pairs, or auto")
     parser.add_argument("--split", default="test", help="train, val or test, where the folders name one; '' for all that is there")
     parser.add_argument("--blur", default="blur", help="GoPro's input folder: blur (as papers do) or blur_gamma")
-    parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS))
-    parser.add_argument("--ensemble", type=int, nargs="*", default=[], help="also one step in so many orientations, e.g. 2 8")
+    parser.add_argument("--steps", type=at_least(1), nargs="+", default=list(STEPS))
+    parser.add_argument("--ensemble", type=at_least(1), nargs="*", default=[], help="also one step in so many orientations, e.g. 2 8")
     add_flags(parser, *OPTIONS)
     parser.add_argument("--color", default="wavelet", help="wavelet or none")
-    parser.add_argument("--crop", type=int, default=0, help="score centred crops of this side instead of full frames")
-    parser.add_argument("--frames", type=int, default=0, help="only the first frames of every sequence")
+    parser.add_argument("--crop", type=at_least(0), default=0, help="score centred crops of this side instead of full frames")
+    parser.add_argument("--frames", type=at_least(0), default=0, help="only the first frames of every sequence")
     parser.add_argument("--sequences", nargs="*", default=[], help="only these")
     parser.add_argument("--device", default=None)
     parser.add_argument("--dtype", default=None, choices=["float32", "bfloat16", "float16"])

@@ -55,6 +55,8 @@ def one(**changes) -> dict:
     ({"ema": 1.5}, "ema"),
     ({"save_every": 0}, "save_every: at least 1"),
     ({"log_every": 0}, "log_every: at least 1"),
+    ({"data": {"workers": -1}}, "data.workers: at least 0"),
+    ({"validation": {"frames": 0}}, "validation.frames: at least 1"),
     ({"init": "/nowhere.safetensors"}, "no checkpoint /nowhere.safetensors"),
 ])
 def test_mistakes_are_named_before_any_work(tmp_path, capsys, changes, words):

@@ -16,7 +16,7 @@ from vdd_model.inference.pipeline import default_device, default_dtype
 from vdd_model.inference.prior import Prior, find_prior, need_prior
 from vdd_model.measure import metrics, report
 
-from .. import command
+from .. import at_least, command
 from ..config import override
 from ..synthesis.scene import BlurConfig
 from . import readers
@@ -93,22 +93,22 @@ def main(argv: list[str] | None = None) -> int:
     common.add_argument("--split", default="", help="train, val or test; all when left out")
     common.add_argument("--blur-folder", default="blur", help="GoPro: blur (plain average, as in papers) or blur_gamma")
     each = commands.add_parser("check", parents=[common], help="what is there, what is missing, PSNR of the blurred frames")
-    each.add_argument("--every", type=int, default=1, metavar="N", help="read every N-th frame only")
+    each.add_argument("--every", type=at_least(1), default=1, metavar="N", help="read every N-th frame only")
     made = argparse.ArgumentParser(add_help=False)
     made.add_argument("-o", "--output", type=Path, required=True)
     contact = commands.add_parser("contact", parents=[common, made], help="samples as a picture, blurred over sharp")
-    contact.add_argument("--zoom", type=int, default=2)
+    contact.add_argument("--zoom", type=at_least(1), default=2)
     pool = commands.add_parser("pool", parents=[made],
                                help="samples of synthesised blur with a pretrained prior's frames, for stage 3 of the fusion")
     pool.add_argument("root", type=Path)
     pool.add_argument("--prior", type=Path, help="the prior's file; else the one in the model folder")
     for each, *defaults in ((contact, 6, 5, 128, 0), (pool, 600, 4, 256, 0)):
-        for name, default in zip(("count", "frames", "size", "seed"), defaults):
-            each.add_argument(f"--{name}", type=int, default=default)
+        for name, least, default in zip(("count", "frames", "size", "seed"), (1, 1, 1, 0), defaults):
+            each.add_argument(f"--{name}", type=at_least(least), default=default)
         each.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the blur's configuration")
     args = parser.parse_args(argv)
     if args.command == "check":
-        return check(args.root, args.layout, args.split, args.blur_folder, max(1, args.every))
+        return check(args.root, args.layout, args.split, args.blur_folder, args.every)
     values: dict = {}
     for text in args.set:
         override(values, text)

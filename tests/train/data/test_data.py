@@ -382,6 +382,10 @@ def test_contact_sheet(tmp_path, capsys):
     for text, words in (("extnt=3", "did you mean 'extent'"), ("extent=[1", "not YAML"), ("extent", "expected KEY=VALUE")):
         assert contact.main(["contact", str(root), "-o", str(sheet), "--set", text]) == 2
         assert words in capsys.readouterr().err
+    for name in ("count", "frames", "size"):
+        with pytest.raises(SystemExit):
+            contact.main(["contact", str(root), "-o", str(sheet), f"--{name}", "0"])
+        assert f"--{name}: 0 is below 1" in capsys.readouterr().err
 
 
 def test_scenes_are_cut_into_samples_that_depend_on_their_index_alone(tmp_path):
