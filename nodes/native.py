@@ -50,7 +50,7 @@ DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "f
 # for copies and work space of a device's own kernels. The host makes room for them.
 UNET_VALUES = 21              # per latent position and channel of the widest layer at full resolution, the first transformer's feed-forward
 ENCODER_VALUES, DECODER_VALUES = 6, 8            # per pixel of a chunk and channel of the autoencoder at full resolution
-FIDELITY_VALUES = 5, 12       # per pixel of a chunk and its neighbour, and channel: the autoencoder's and the fidelity branch's
+FIDELITY_VALUES = 5, 12       # per pixel of a chunk and half a neighbour, and channel: the autoencoder's and the fidelity branch's
 WORKING_MEMORY = 2 * 2**30    # what the one-node way asks the host to keep free beside the weights; it cuts smaller pieces when short
 PRIOR_VALUES = 600            # per pixel of a tile: what the prior's network holds at once
 DENOISER = ("unet.", "adapter.")                 # what of a checkpoint the MODEL holds
@@ -427,7 +427,7 @@ def decode_memory(config: ModelConfig, frames: int, height: int, width: int, dty
     if fidelity:
         of_vae, of_branch = FIDELITY_VALUES
         branch = config.vae.fidelity.channels[-1] if config.vae.fidelity else 0
-        values = max(values, (frames + 1) * (of_vae * config.vae.channels + of_branch * branch))
+        values = max(values, (frames + 0.5) * (of_vae * config.vae.channels + of_branch * branch))
     return values / config.vae.patch_size**2 * height * width * mm.dtype_size(dtype)
 
 
