@@ -15,6 +15,7 @@ from torch import Tensor
 from .config import BlurConfig
 
 CLEAN: dict = {"noise": None, "quality": None, "crf": None}      # arguments of `degrade`: neither noise nor a codec
+ROUNDED = 0x4 | 0x2000 | 0x40000      # SWS_BICUBIC, FULL_CHR_H_INT, ACCURATE_RND: without them libswscale darkens 4:2:0 by 1 of 255
 NOISE_BANK = 1 << 22      # normals drawn once; every frame reads a stretch of them from a random place
 
 
@@ -105,11 +106,12 @@ def h264(x: Tensor, crf: float) -> Tensor:
         stream = container.add_stream("libx264", rate=30, options={"crf": f"{crf:.2f}", "preset": "veryfast", "threads": "1"})
         stream.width, stream.height, stream.pix_fmt = padded.shape[-1], padded.shape[-2], "yuv420p"
         for picture in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            container.mux(stream.encode(frame.reformat(format="yuv420p", interpolation=ROUNDED)))
         container.mux(stream.encode(None))
     buffer.seek(0)
     with av.open(buffer) as container:
-        decoded = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+        decoded = np.stack([frame.to_ndarray(format="rgb24", interpolation=ROUNDED) for frame in container.decode(video=0)])
     return torch.from_numpy(decoded).permute(0, 3, 1, 2)[:frames, :, :height, :width].to(x.device, x.dtype) / 255
 
 

@@ -215,9 +215,10 @@ def test_jpeg_agrees_with_libjpeg(photos):
 
 def test_h264_keeps_shape_and_degrades_more_at_higher_crf(photos):
     x = photos[0][:, :65, :97].float()[None].repeat(3, 1, 1, 1) / 255
-    errors = [(camera.h264(x, crf) - x).square().mean().item() for crf in (12, 34)]
+    errors = [camera.h264(x, crf) - x for crf in (4, 12, 34)]
     assert camera.h264(x, 20).shape == x.shape
-    assert errors[0] < errors[1]
+    assert errors[1].square().mean() < errors[2].square().mean()
+    assert errors[0].mean((0, 2, 3)).abs().max() < 0.2 / 255           # no color is darker behind it
 
 
 def test_homographies_are_rotations_and_translations_before_a_plane():
