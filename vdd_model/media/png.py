@@ -22,22 +22,19 @@ _OF_THE_FILE = re.compile(rb"hdrgm:|GCamera:|GContainer|Container:")          # 
 _COLOR_CHUNKS = (b"cICP", b"gAMA", b"cHRM", b"sRGB", b"mDCV", b"cLLI")
 
 
-def write_image(path: str | Path, rgb: torch.Tensor, alpha: torch.Tensor | None = None, *, bit_depth: int = 8, gray: bool = False,
-                compression: int = 3) -> None:
+def write_image(path: str | Path, rgb: torch.Tensor, alpha: torch.Tensor | None = None, *, bit_depth: int = 8, gray: bool = False) -> None:
     """Save (H,W,3) float32 in [0,1] as PNG with 8 or 16 bits; written aside and renamed. `gray` stores one channel."""
-    data = encode_png(rgb.numpy(), None if alpha is None else alpha.numpy(), bit_depth=bit_depth, gray=gray, compression=compression)
-    write_whole(path, data)
+    write_whole(path, encode_png(rgb.numpy(), None if alpha is None else alpha.numpy(), bit_depth=bit_depth, gray=gray))
 
 
-def encode_png(rgb: np.ndarray, alpha: np.ndarray | None, *, bit_depth: int = 8, gray: bool = False, compression: int = 3,
-               chunks: bytes = b"") -> bytes:
+def encode_png(rgb: np.ndarray, alpha: np.ndarray | None, *, bit_depth: int = 8, gray: bool = False, chunks: bytes = b"") -> bytes:
     """(H,W,3) float32 RGB in [0,1], alpha (H,W) or None -> the bytes of a PNG file. `chunks`, whole ones, go behind the header."""
     layout = (1 if gray else 3) + (alpha is not None), 16 if bit_depth > 8 else 8
     pix_fmt = next(name for name, found in OF_PNG.items() if found == layout)
     context = av.CodecContext.create("png", "w")
     context.height, context.width = rgb.shape[:2]
     context.pix_fmt, context.time_base, context.framerate = pix_fmt, Fraction(1, 25), Fraction(25)
-    context.options = {"compression_level": str(compression), "pred": "mixed"}
+    context.options = {"compression_level": "3", "pred": "mixed"}
     frame = from_rgb(rgb, alpha, pix_fmt, ColorTags(full_range=True), gray=gray)
     data = b"".join(bytes(p) for p in [*context.encode(frame), *context.encode(None)])
     rest = data[33 + 21:] if data[37:41] == b"pHYs" else data[33:]             # FFmpeg's says that the shape of pixels is not known

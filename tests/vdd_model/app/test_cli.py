@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import time
@@ -131,23 +130,11 @@ def test_a_comparison_of_damaged_clips_is_partial(tmp_path, capsys):
     assert main(command) == 3 and "left out" in capsys.readouterr().out
 
 
-def test_only_what_can_be_resumed_says_so(tmp_path, capsys, monkeypatch):
+def test_only_what_can_be_resumed_says_so(capsys, monkeypatch):
     def stop(*args, **options):
         raise KeyboardInterrupt
     monkeypatch.setattr("vdd_model.measure.report.compare", stop)
     assert main(["compare", "a", "b"]) == 130 and "resume" not in capsys.readouterr().err
-    source = clip(tmp_path / "a.mp4", 12)
-    assert main(["deblur", str(source), "-o", str(tmp_path / "o.mp4")], IdentityDeblurrer(stop_after=0)) == 130
-    assert "--resume" in capsys.readouterr().err
-
-
-def test_a_resumed_run_counts_its_own_frames(tmp_path, capsys):
-    source, target = clip(tmp_path / "a.mp4", 40), str(tmp_path / "o.mp4")
-    assert main(["deblur", str(source), "-o", target], IdentityDeblurrer(stop_after=20)) == 130
-    assert main(["deblur", str(source), "-o", target, "--resume"], IdentityDeblurrer()) == 0
-    found = capsys.readouterr()
-    begun = int(re.search(r"goes on after (\d+)", found.err)[1])
-    assert 0 < begun < 40 and f"40 frames, {40 - begun} of them in" in found.out
 
 
 def test_several_inputs(tmp_path, capsys):
@@ -190,8 +177,9 @@ def test_resume_of_many_leaves_the_finished_ones(tmp_path, capsys):
     assert main(command, Second()) == 130
     first = (tmp_path / "out" / "a.mp4").stat().st_mtime_ns
     assert main([*command, "--resume"], IdentityDeblurrer()) == 0
-    error = capsys.readouterr().err
-    assert "a.mp4 is there already" in error and "b.mp4: goes on after 8 finished frames" in error
+    said = capsys.readouterr()
+    assert "a.mp4 is there already" in said.err and "b.mp4: goes on after 8 finished frames" in said.err
+    assert "12 frames, 4 of them in" in said.out
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.mp4", "b.mp4", "c.mp4"]
     assert (tmp_path / "out" / "a.mp4").stat().st_mtime_ns == first
 

@@ -166,9 +166,10 @@ def test_grey_targa_with_transparency(tmp_path):
 
 @pytest.mark.parametrize("suffix, bits", [(".tga", 0), (".tga", 8), (".bmp", 0)])
 def test_an_empty_fourth_byte_is_no_transparency(tmp_path, suffix, bits):
-    """Programs that know only 32 bits write 0 there; nothing would be seen."""
+    """Programs that know only 32 bits write 0 there; nothing would be seen. A targa file may say that it means nothing."""
     height, width = GRAIN.shape[:2]
-    rows = np.dstack([GRAIN[::-1, :, ::-1], np.zeros((height, width), np.uint8)]).tobytes()
+    fourth = np.full((height, width), 255 * (suffix == ".tga" and not bits) // 2, np.uint8)
+    rows = np.dstack([GRAIN[::-1, :, ::-1], fourth]).tobytes()
     head = bytes([0, 0, 2]) + bytes(9) + struct.pack("<HHBB", width, height, 32, bits) if suffix == ".tga" else (
         struct.pack("<2sIIIIiiHHIIiiII", b"BM", 54 + len(rows), 0, 54, 40, width, height, 1, 32, 0, len(rows), 2835, 2835, 0, 0))
     (tmp_path / f"a{suffix}").write_bytes(head + rows)
