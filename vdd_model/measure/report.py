@@ -2,20 +2,19 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import tee, zip_longest
+from itertools import chain, repeat, tee, zip_longest
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from ..errors import UserError
@@ -80,8 +79,7 @@ def _size(frame: Tensor) -> str:
 
 def _with_scale(picture: Image.Image, limit: float) -> Image.Image:
     height = max(16, picture.height // 24)
-    sheet = Image.new("RGB", (picture.width, picture.height + height + 2), "white")
-    sheet.paste(picture, (0, 0))
+    sheet = ImageOps.expand(picture, (0, 0, 0, height + 2), "white")
     text = ImageFont.load_default(int(height * 0.75))
     draw = ImageDraw.Draw(sheet)
     top = picture.height + 2
@@ -168,13 +166,10 @@ def grid(rows: Sequence[Sequence[Picture]], labels: Sequence[str] = ()) -> Image
     pictures, gap, y = [[to_image(picture) for picture in row] for row in rows], 4, 22 if labels else 0
     wide = max(sum(picture.width + gap for picture in row) for row in pictures) - gap
     sheet = Image.new("RGB", (wide, y + sum(row[0].height + gap for row in pictures) - gap), "white")
-    left = 0
-    for label, picture in zip(labels, pictures[0]):
-        ImageDraw.Draw(sheet).text((left + 2, 1), label, "black", font=ImageFont.load_default(16))
-        left += picture.width + gap
     for row in pictures:
         left = 0
-        for picture in row:
+        for picture, label in zip(row, chain(labels if row is pictures[0] else (), repeat(""))):
+            ImageDraw.Draw(sheet).text((left + 2, 1), label, "black", font=ImageFont.load_default(16))
             sheet.paste(picture, (left, y))
             left += picture.width + gap
         y += row[0].height + gap
@@ -382,9 +377,7 @@ def compare(a: str | os.PathLike, b: str | os.PathLike, out_dir: str | os.PathLi
 def frames_csv(scorer: metrics.Scorer) -> str:
     """A scorer's values per frame as CSV. Measures of pairs of frames stand in the row of the first of the two."""
     columns = [c for c, values in scorer.values.items() if values]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["frame", *columns])
-    for i in range(max((len(v) for v in scorer.values.values()), default=0)):
-        writer.writerow([i, *(f"{scorer.values[c][i]:.6f}" if i < len(scorer.values[c]) else "" for c in columns)])
-    return text.getvalue()
+    rows = [["frame", *columns]]
+    for i, values in enumerate(zip_longest(*(scorer.values[c] for c in columns))):
+        rows.append([str(i), *("" if value is None else f"{value:.6f}" for value in values)])
+    return "\n".join(map(",".join, rows))

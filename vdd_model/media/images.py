@@ -114,19 +114,13 @@ class Picture:
 
 
 def _decode_image(source: str | Path | bytes, name: str = "") -> Picture:
-    """The picture in a file, or in the bytes of one called `name`."""
-    if isinstance(source, bytes):
-        return _decode(source, name)
+    """The picture in a file, or in the bytes of one called `name`. Raises MediaError, also for what is damaged or cut off."""
     try:
-        return _decode(Path(source).read_bytes(), str(source))
+        data, name = (source, name) if isinstance(source, bytes) else (Path(source).read_bytes(), str(source))
     except FileNotFoundError:
         raise MediaError(f"{source} does not exist") from None
     except OSError as error:
         raise MediaError(f"{source} cannot be read ({error.strerror})") from None
-
-
-def _decode(data: bytes, name: str) -> Picture:
-    """The picture in a file's bytes. Raises MediaError, also for what is damaged or cut off."""
     if not data:
         raise MediaError(f"{name} is empty (0 bytes)")
     codec = "targa" if name.lower().endswith(".tga") else _codec(data)         # nothing in such a file tells FFmpeg what it is
@@ -371,11 +365,9 @@ def _peek(path: Path) -> tuple[str, bool] | None:
 
 def _transparent(path: Path) -> bool:
     """Whether any pixel of a picture with a palette is."""
-    try:
-        alpha = read_image(path)[1]
-    except MediaError:                                         # the reader will say so when it gets there
-        return False
-    return alpha is not None and bool(alpha.min() < 1)
+    with contextlib.suppress(MediaError):                      # the reader will say so when it gets there
+        return (alpha := read_image(path)[1]) is not None and bool(alpha.min() < 1)
+    return False
 
 
 def probe_images(files: Sequence[Path], rate: Fraction = Fraction(24), name: Path | None = None) -> VideoClip:

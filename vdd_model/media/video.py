@@ -6,7 +6,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -46,12 +46,7 @@ def read(clip: VideoClip, start: int = 0, passing: Callable[[], None] = lambda: 
 def read_clip(source: str | Path | VideoClip, limit: int | None = None) -> torch.Tensor:
     """All frames (or the first `limit`) as one float32 tensor (F,H,W,3) in [0,1]: for short clips."""
     clip = source if isinstance(source, VideoClip) else probe(source)
-    frames = []
-    for frame in read(clip):
-        frames.append(frame.rgb)
-        if limit and len(frames) >= limit:
-            break
-    return torch.stack(frames)
+    return torch.stack([frame.rgb for frame in islice(read(clip), limit or None)])
 
 
 def write_video(path: str | Path, frames: Iterable[torch.Tensor], rate: Fraction | int | float = 24, *,
