@@ -22,14 +22,14 @@ import torch
 from benchmarks import common
 from vdd_model.config import UNetConfig
 from vdd_model.cpu import accelerate, blocks, onednn
-from vdd_model.networks import attention
+from vdd_model.networks import layers
 from vdd_model.networks.unet3d import UNet3D
 
 ATTENTION, PACKED, MEMORY, STRIPS = "attention in plain steps", "packed weights", "kept memory", "strips"        # the first: of bfloat16
 PARTS = {
     "Winograd's filtering": lambda: [mock.patch.object(onednn, "_can_filter", lambda layer: False)],
     "feed-forward by rows": lambda: [mock.patch.object(blocks, "FEED_FORWARD_ROWS", 1 << 40)],
-    ATTENTION: lambda: [mock.patch.object(kind, "attend", staticmethod(attention.attention))
+    ATTENTION: lambda: [mock.patch.object(kind, "attend", staticmethod(layers.attention))
                                          for kind in (blocks.Attention, blocks.AdapterTransformer)],
 }
 

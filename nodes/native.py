@@ -164,7 +164,7 @@ class HostModel(comfy.model_base.BaseModel):
         if not own.keys() <= (unet_state_dict or {}).keys():      # an older host has put its patches into the weights and names others here
             unet_state_dict = own
         denoiser = {name if name.startswith("adapter.") else f"unet.{name}": t for name, t in unet_state_dict.items()}
-        return {**state, **denoiser, checkpoint.CONFIG: checkpoint.config_tensor(config)}
+        return {**state, **denoiser, checkpoint.CONFIG: torch.frombuffer(bytearray(config.to_json().encode()), dtype=torch.uint8)}
 
     def extra_conds_shapes(self, **kwargs):
         return {key: list(kwargs[key].shape) for key in (BLUR, IMAGE) if kwargs.get(key) is not None}

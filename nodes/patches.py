@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..vdd_model.errors import UserError
-from ..vdd_model.networks.layers import SpatialTransformer, frames_as_images, images_as_frames, norm_frames
+from ..vdd_model.networks.layers import SpatialTransformer, frames_as_images, images_as_frames
 from ..vdd_model.networks.unet3d import ContextCache
 
 PATCHES = {"attn1_patch", "attn1_output_patch", "attn2_patch", "attn2_output_patch", "middle_patch",
@@ -76,7 +76,7 @@ class Patched(ContextCache):
         """`layer` of x, its attention changed."""
         extra = {key: value for key, value in self.options.items() if key not in ("patches", "patches_replace")}
         block, height = layer.transformer_blocks[0], x.shape[2]
-        h = layer.proj_in(rearrange(norm_frames(layer.norm, x), "b f h w c -> (b f) (h w) c"))
+        h = layer.proj_in(rearrange(layer.norm(frames_as_images(x)), "n c h w -> n (h w) c"))
         h = h + self._attend("attn1", block.attn1, block.norm1(h), None, place, extra)
         for patch in self.patches.get("middle_patch", ()):
             h = patch(h, extra)

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import ModelConfig, preset
-from ..networks.spatial_conditions import SPATIAL_CONDITIONS
+from ..networks.model import DeblurModel
+from ..networks.unet3d import SPATIAL_CONDITIONS
 from .store import misfits, save_state
 from .tensorfile import CheckpointError, read_file
 
@@ -22,7 +23,7 @@ from .tensorfile import CheckpointError, read_file
 KINDS = {
     "input_blocks.0.0.weight": "denoiser",
     "visual.conv1.weight": "OpenCLIP",
-    "first_stage_model.encoder.conv_in.weight": "Stable Diffusion",
+    "first_stage_model.encoder.conv_in.weight": "autoencoder",
     "encoder.conv_in.weight": "autoencoder",
 }
 DIFFUSERS = ("down_blocks.0.resnets.0.conv1.weight", "encoder.down_blocks.0.resnets.0.conv1.weight")
@@ -54,12 +55,11 @@ def convert(files: Iterable[str | os.PathLike], out: str | os.PathLike, *, confi
     for file in map(Path, files):
         state = read_official(file)
         kind = _kind(file, state)
-        role = "autoencoder" if kind == "Stable Diffusion" else kind
-        if role in found:
-            raise CheckpointError(f"{file} is a second {role} file; give one of each")
-        found[role] = state
+        if kind in found:
+            raise CheckpointError(f"{file} is a second {kind} file; give one of each")
+        found[kind] = state
         sources.append({"file": file.name, "kind": kind, "bytes": file.stat().st_size})
-    if missing := [f"{role} ({what})" for role, what in WANTED.items() if role not in found]:
+    if missing := [f"{kind} ({what})" for kind, what in WANTED.items() if kind not in found]:
         raise CheckpointError(f"to build a checkpoint these files are missing: {', '.join(missing)}")
 
     unet, clip, training = dict(found["denoiser"]), found["OpenCLIP"], {"sources": sources}
@@ -70,7 +70,8 @@ def convert(files: Iterable[str | os.PathLike], out: str | os.PathLike, *, confi
     if config.unet.latent_channels == first.shape[1] < wanted:         # without concat channels: zeros, so that it computes what it did
         unet["input_blocks.0.0.weight"] = F.pad(first, (0, 0, 0, 0, 0, wanted - first.shape[1]))
         training["note"] = f"input convolution padded with zeros from {first.shape[1]} to {wanted} channels"
-    autoencoder = _autoencoder(found["autoencoder"])
+    named = ((k.removeprefix("first_stage_model."), t) for k, t in found["autoencoder"].items())
+    autoencoder = {k: t for k, t in named if k.startswith(("encoder.", "decoder.", "quant_conv.", "post_quant_conv."))}
     spatial = {k: t for k, t in autoencoder.items() if k.startswith(("encoder.", "quant_conv."))}
     semantic = {k.removeprefix("visual."): t for k, t in clip.items() if k.startswith("visual.")}
     text = next((s for s in (clip, found["autoencoder"]) if _text_prefix(s) is not None), None)
@@ -127,12 +128,6 @@ def spatial_conditions_of(unet: Mapping[str, object]) -> tuple[str, ...]:
     return tuple(name for name, (_, module, _) in SPATIAL_CONDITIONS.items() if f"{module}.0.weight" in unet)
 
 
-def _autoencoder(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    prefix = "first_stage_model." if "first_stage_model.encoder.conv_in.weight" in state else ""
-    heads = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
-    return {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(tuple(prefix + h for h in heads))}
-
-
 def _text_prefix(state: Mapping[str, Tensor]) -> str | None:
     return next((p for p in TEXT_PREFIXES if p + "token_embedding.weight" in state), None)
 
@@ -169,8 +164,6 @@ def _complete(state: dict[str, Tensor], config: ModelConfig, seed: int) -> list[
     The values come from a model whose denoiser and towers are shrunk: what is missing does not depend on their width, so nothing of
     the full size is ever built. Raises CheckpointError when something is missing that official files do hold, or has another shape.
     """
-    from ..networks.model import DeblurModel
-
     with torch.device("meta"):
         model = DeblurModel(config)
     expected = model.state_dict()

@@ -6,16 +6,13 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..config import ConfigError, ModelConfig
+from ..networks.model import DeblurModel
 from .tensorfile import CheckpointError, TensorFile, read_file, write_tensors
-
-if TYPE_CHECKING:
-    from ..networks.model import DeblurModel
 
 FORMAT = 1
 CONFIG = "vdd.config"          # in the metadata; a tensor in a file that ComfyUI saved, which fills the metadata itself
@@ -49,11 +46,6 @@ def save_state(state: Mapping[str, Tensor], config: ModelConfig, path: str | os.
     if training is not None:
         metadata["vdd.training"] = json.dumps(training)
     write_tensors(path, state, metadata, dtype)
-
-
-def config_tensor(config: ModelConfig) -> Tensor:
-    """The configuration as bytes, for a writer that has no metadata of ours."""
-    return torch.frombuffer(bytearray(config.to_json().encode()), dtype=torch.uint8)
 
 
 def load(path: str | os.PathLike = "small", device: torch.device | str | None = None, dtype: torch.dtype | None = None,
@@ -162,9 +154,7 @@ def config_of(file: TensorFile) -> ModelConfig:
         some = ", ".join(list(file.tensors)[:2]) or "no tensors"
         raise CheckpointError(f"{file.path} is of another model: it holds no `vdd.config` (it holds {some}, ...); "
                               "`vdd convert` builds a checkpoint from official files")
-    if not version.isdigit():
-        raise CheckpointError(f"{file.path} has the format {version!r}, a number was expected")
-    if int(version) > FORMAT:
+    if not version.isdigit() or int(version) > FORMAT:
         raise CheckpointError(f"{file.path} has format {version}, this version reads up to {FORMAT}: update the package")
     try:
         return ModelConfig.from_json(text)
@@ -175,8 +165,6 @@ def config_of(file: TensorFile) -> ModelConfig:
 
 def fitting(path: str | os.PathLike) -> tuple[dict[str, Tensor], DeblurModel]:
     """The tensors of a checkpoint and its model on the meta device, whose names and shapes are theirs."""
-    from ..networks.model import DeblurModel
-
     file = open_checkpoint(path)
     config = config_of(file)
     try:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import UserError
@@ -40,8 +41,6 @@ class TensorFile(NamedTuple):
 def read_file(path: str | os.PathLike, prefix: str = "") -> TensorFile:
     """Open a safetensors file; of its tensors those whose names begin with `prefix`. Raises CheckpointError when it is missing, empty,
     truncated, damaged, or another kind of file."""
-    from safetensors import SafetensorError, safe_open
-
     path = Path(path)
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder, a safetensors file was expected")

@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..networks.attention import attention
+from ..networks.layers import attention
 from .onednn import supports
 
 _SCORES = 1 << 21               # scores made at a time: they stay in the cache

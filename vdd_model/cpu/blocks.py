@@ -10,7 +10,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from ..networks import adapter, layers
-from ..networks.layers import frames_as_images, images_as_frames, norm_clip, norm_frames, silu
+from ..networks.layers import frames_as_images, images_as_frames, silu
 from .attention import plain_steps
 from .onednn import conv, conv_enlarged, geglu, hooked, linear
 
@@ -77,17 +77,12 @@ class TransformerBlock(layers.TransformerBlock):
 
 
 class SpatialTransformer(layers.SpatialTransformer):
-    def forward(self, x: Tensor, context: tuple[Tensor, Tensor]) -> Tensor:
-        h = self.proj_in(rearrange(norm_frames(self.norm, x), "b f h w c -> b f (h w) c"))
-        h = self.transformer_blocks[0](h, context)
-        return linear(self.proj_out, rearrange(h, "b f (h w) c -> b f h w c", h=x.shape[2]), x)
+    def added(self, h: Tensor, x: Tensor) -> Tensor:
+        return linear(self.proj_out, h, x)
 
 
 class TemporalTransformer(layers.TemporalTransformer):
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.proj_in(rearrange(norm_clip(self.norm, x), "b f h w c -> b f (h w) c"))
-        h = self.transformer_blocks[0](h)
-        return linear(self.proj_out, rearrange(h, "b f (h w) c -> b f h w c", h=x.shape[2]), x)
+    added = SpatialTransformer.added
 
 
 class TemporalConv(layers.TemporalConv):

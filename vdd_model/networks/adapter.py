@@ -9,8 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import AdapterConfig
-from .attention import attention
-from .layers import zero_init
+from .layers import attention, zero_init
 
 LOG_STD_OF_BOTH = math.log(0.8)    # the mean of both estimates of x0 errs by so much less than the adapter's own (benchmarks.estimates)
 

@@ -5,6 +5,8 @@ unshuffle before the first and a pixel shuffle behind the last convolution; with
 """
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -50,10 +52,7 @@ class AttentionBlock(nn.Module):
     def __init__(self, channels: int, groups: int, ops):
         super().__init__()
         self.norm = ops.GroupNorm(groups, channels, eps=1e-6)
-        self.q = ops.Conv2d(channels, channels, 1)
-        self.k = ops.Conv2d(channels, channels, 1)
-        self.v = ops.Conv2d(channels, channels, 1)
-        self.proj_out = ops.Conv2d(channels, channels, 1)
+        self.q, self.k, self.v, self.proj_out = (ops.Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(x)
@@ -73,36 +72,24 @@ class Downsample(nn.Module):
         return conv_stride_2(self.conv, F.pad(x, (0, 1, 0, 1)))
 
 
-class Upsample(nn.Module):
+class Upsample(nn.Sequential):
     """Nearest neighbour x 2, then 3x3."""
 
     def __init__(self, channels: int, ops):
-        super().__init__()
-        self.conv = ops.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        super().__init__(OrderedDict(enlarge=nn.Upsample(scale_factor=2.0), conv=ops.Conv2d(channels, channels, 3, padding=1)))
 
 
-class Level(nn.Module):
-    """The blocks of one resolution and the change to the next; only names, so that keys equal the official ones."""
-
-    def __init__(self, c_in: int, c_out: int, count: int, groups: int, ops):
-        super().__init__()
-        self.block = nn.ModuleList(ResBlock(c_out if i else c_in, c_out, groups, ops) for i in range(count))
+def level(c_in: int, c_out: int, count: int, groups: int, ops) -> nn.ModuleDict:
+    """The blocks of one resolution; the change to the next comes beside them."""
+    return nn.ModuleDict({"block": nn.ModuleList(ResBlock(c_out if i else c_in, c_out, groups, ops) for i in range(count))})
 
 
-class Middle(nn.Module):
+def middle(channels: int, config: AutoencoderConfig, ops) -> nn.Sequential:
     """Residual block, attention (where configured), residual block at the coarsest resolution."""
-
-    def __init__(self, channels: int, config: AutoencoderConfig, ops):
-        super().__init__()
-        self.block_1 = ResBlock(channels, channels, config.norm_groups, ops)
-        self.attn_1 = AttentionBlock(channels, config.norm_groups, ops) if config.mid_attention else nn.Identity()
-        self.block_2 = ResBlock(channels, channels, config.norm_groups, ops)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(x)))
+    return nn.Sequential(OrderedDict(
+        block_1=ResBlock(channels, channels, config.norm_groups, ops),
+        attn_1=AttentionBlock(channels, config.norm_groups, ops) if config.mid_attention else nn.Identity(),
+        block_2=ResBlock(channels, channels, config.norm_groups, ops)))
 
 
 class Encoder(nn.Module):
@@ -116,12 +103,11 @@ class Encoder(nn.Module):
         self.down = nn.ModuleList()
         width = config.channels
         for i, level_width in enumerate(widths):
-            level = Level(width, level_width, config.blocks_per_level, groups, ops)
+            self.down.append(level(width, level_width, config.blocks_per_level, groups, ops))
             width = level_width
             if i < len(widths) - 1:
-                level.downsample = Downsample(width, ops)
-            self.down.append(level)
-        self.mid = Middle(width, config, ops)
+                self.down[i]["downsample"] = Downsample(width, ops)
+        self.mid = middle(width, config, ops)
         self.norm_out = ops.GroupNorm(groups, width, eps=1e-6)
         self.conv_out = ops.Conv2d(width, 2 * config.latent_channels, 3, padding=1)
 
@@ -133,7 +119,7 @@ class Encoder(nn.Module):
         for level in self.down:
             for block in level.block:
                 h = block(h)
-            if hasattr(level, "downsample"):
+            if "downsample" in level:
                 features.append(h)
                 h = level.downsample(h)
         h = self.mid(h)
@@ -150,15 +136,13 @@ class Decoder(nn.Module):
         self.patch_size = config.patch_size
         width = widths[-1]
         self.conv_in = ops.Conv2d(config.latent_channels, width, 3, padding=1)
-        self.mid = Middle(width, config, ops)
-        levels: list[Level] = []
+        self.mid = middle(width, config, ops)
+        self.up = nn.ModuleList()
         for i in reversed(range(len(widths))):
-            level = Level(width, widths[i], config.blocks_per_level + 1, groups, ops)
+            self.up.insert(0, level(width, widths[i], config.blocks_per_level + 1, groups, ops))
             width = widths[i]
             if i > 0:
-                level.upsample = Upsample(width, ops)
-            levels.insert(0, level)
-        self.up = nn.ModuleList(levels)
+                self.up[0]["upsample"] = Upsample(width, ops)
         self.norm_out = ops.GroupNorm(groups, width, eps=1e-6)
         self.conv_out = ops.Conv2d(width, 3 * config.patch_size**2, 3, padding=1)
 
@@ -170,7 +154,7 @@ class Decoder(nn.Module):
             for block in level.block:
                 h = block(h)
             features.append(h)
-            if hasattr(level, "upsample"):
+            if "upsample" in level:
                 h = level.upsample(h)
         return features
 
@@ -178,9 +162,6 @@ class Decoder(nn.Module):
         """The finest features -> pixels."""
         h = self.conv_out(silu(self.norm_out(finest)))
         return F.pixel_shuffle(h, self.patch_size) if self.patch_size > 1 else h
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.pixels(self.features(z)[-1])
 
 
 class SpatialHead(nn.Module):
@@ -220,13 +201,12 @@ class AutoencoderKL(SpatialHead):
         super().__init__(config, operations)
         self.decoder = Decoder(config, operations)
         self.post_quant_conv = operations.Conv2d(config.latent_channels, config.latent_channels, 1)
-        self.fidelity = None if config.fidelity is None else FidelityBranch(config.fidelity, config, operations)
-        self.detail = FidelityBranch(config.fidelity, config, operations) if config.fidelity is not None and config.detail else None
-        self.informed = self.fusion = None
-        if config.fidelity is not None and config.informed:
-            self.informed = FidelityBranch(config.fidelity, config, operations, informed=True)
-        if config.fidelity is not None and config.fusion is not None:
-            self.fusion = PriorFusion(config.fusion, config.fidelity.channels[-1], config.patch_size, operations)
+        self.fidelity = self.detail = self.informed = self.fusion = None
+        if branch := config.fidelity:
+            self.fidelity = FidelityBranch(branch, config, operations)
+            self.detail = FidelityBranch(branch, config, operations) if config.detail else None
+            self.informed = FidelityBranch(branch, config, operations, informed=True) if config.informed else None
+            self.fusion = PriorFusion(config.fusion, branch.channels[-1], config.patch_size, operations) if config.fusion else None
         if config.thumbnail:
             for layer in (self.quant_conv, self.decoder.conv_out):           # training starts from the thumbnail itself
                 zero_init(layer)

@@ -1,12 +1,14 @@
 """The decoder's fidelity branch: what the latents cannot carry, from the blurred frames themselves."""
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
 from ..config import AutoencoderConfig, FidelityConfig
@@ -42,15 +44,10 @@ def with_neighbours(x: Tensor) -> Tensor:
     return torch.cat([padded[:, :, :-2], x, padded[:, :, 2:]], dim=1)
 
 
-class ChannelNorm(nn.Module):
+def channel_norm(channels: int, ops) -> nn.Sequential:
     """LayerNorm over the channels of every position: no statistic crosses positions, so tiles agree."""
-
-    def __init__(self, channels: int, ops):
-        super().__init__()
-        self.norm = ops.LayerNorm(channels, eps=1e-6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return rearrange(self.norm(rearrange(x, "n c h w -> n h w c")), "n h w c -> n c h w")
+    return nn.Sequential(OrderedDict(rows=Rearrange("n c h w -> n h w c"), norm=ops.LayerNorm(channels, eps=1e-6),
+                                     images=Rearrange("n h w c -> n c h w")))
 
 
 class GatedBlock(nn.Module):
@@ -59,11 +56,11 @@ class GatedBlock(nn.Module):
 
     def __init__(self, channels: int, ops):
         super().__init__()
-        self.norm1 = ChannelNorm(channels, ops)
+        self.norm1 = channel_norm(channels, ops)
         self.expand = ops.Conv2d(channels, 2 * channels, 1)
         self.depthwise = ops.Conv2d(2 * channels, 2 * channels, 3, padding=1, groups=2 * channels)
         self.project = ops.Conv2d(channels, channels, 1)
-        self.norm2 = ChannelNorm(channels, ops)
+        self.norm2 = channel_norm(channels, ops)
         self.ff_in = ops.Conv2d(channels, 2 * channels, 1)
         self.ff_out = ops.Conv2d(channels, channels, 1)
 

@@ -6,6 +6,7 @@ as a sequence, both without a copy. Parameter names are those of the official TF
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from .attention import attention
+_CUDA_GRID = 65535              # the longest batch that CUDA's attention takes
 
 
 def silu(x: Tensor) -> Tensor:
@@ -36,25 +37,11 @@ def images_as_frames(x: Tensor, batch: int) -> Tensor:
     return rearrange(x, "(b f) c h w -> b f h w c", b=batch).contiguous()
 
 
-def norm_frames(norm: nn.Module, x: Tensor) -> Tensor:
-    """Group norm with the statistics of each frame. x: (B, F, H, W, C)."""
-    return images_as_frames(norm(frames_as_images(x)), x.shape[0])
-
-
-def norm_clip(norm: nn.Module, x: Tensor) -> Tensor:
-    """Group norm with statistics over all frames of a clip, as one tall channels-last image. x: (B, F, H, W, C)."""
-    y = norm(rearrange(x, "b f h w c -> b c (f h) w"))
-    return rearrange(y, "b c (f h) w -> b f h w c", f=x.shape[1]).contiguous()
-
-
 def channels_last(model: nn.Module) -> nn.Module:
     """Put the convolutions' weights into the layout that their inputs have (what a GPU otherwise does in every call); values, shapes and
     keys stay as they are. Returns the model."""
-    for layer in model.modules():
-        if isinstance(layer, nn.Conv2d | nn.Conv3d):
-            layout = torch.channels_last if layer.weight.ndim == 4 else torch.channels_last_3d
-            layer.weight.data = layer.weight.data.contiguous(memory_format=layout)
-    return model
+    model = nn.utils.convert_conv2d_weight_memory_format(model, torch.channels_last)
+    return nn.utils.convert_conv3d_weight_memory_format(model, torch.channels_last_3d)
 
 
 def zero_init(module: nn.Module) -> nn.Module:
@@ -66,8 +53,11 @@ def zero_init(module: nn.Module) -> nn.Module:
 
 @functools.cache
 def pointwise_conv(conv1d: type[nn.Conv1d]) -> type[nn.Conv1d]:
-    """The namespace's Conv1d as a layer of kernel 1 that takes rows (..., C), as a linear layer does."""
+    """The namespace's Conv1d as a layer of kernel 1 that is made and takes rows (..., C) as a linear layer does."""
     class PointwiseConv(conv1d):
+        def __init__(self, channels: int, out_channels: int, **kw):
+            super().__init__(channels, out_channels, 1, **kw)
+
         def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None, *_, **__) -> Tensor:
             return F.linear(input, weight[..., 0], bias)
     return PointwiseConv
@@ -83,6 +73,20 @@ def frame_conv(conv3d: type[nn.Conv3d]) -> type[nn.Conv3d]:
     return FrameConv
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor, limit: int | None = None) -> Tensor:
+    """softmax(q k' / sqrt(D)) v for q (N, H, S, D) and k, v (N, H, L, D), at most `limit` entries of the batch at a time; None: what the
+    device takes.
+
+    Attention over time has one entry per latent position of a frame: 115200 for two branches of 720 x 1280 pixels at factor 4.
+    """
+    if limit is None:
+        limit = _CUDA_GRID if q.device.type == "cuda" else len(q)
+    if len(q) <= limit:
+        return F.scaled_dot_product_attention(q, k, v)
+    parts = math.ceil(len(q) / limit)                          # of about one size: 65536 entries are no 65535 and a single one
+    return torch.cat([F.scaled_dot_product_attention(*part) for part in zip(q.chunk(parts), k.chunk(parts), v.chunk(parts))])
+
+
 class Attention(nn.Module):
     """Multi-head attention over x (B, F, S, C): F frames of S positions.
 
@@ -95,10 +99,9 @@ class Attention(nn.Module):
     def __init__(self, dim: int, head_dim: int, context_dim: int | None = None, *, over: str = "space", operations=nn, **kw):
         super().__init__()
         self.head_dim = head_dim
-        self.sequences = {"space": "(b f) s c", "time": "(b s) f c"}[over]
+        self.sequences = {"space": "(b f) h s d", "time": "(b s) h f d"}[over]
         self.to_q = operations.Linear(dim, dim, bias=False, **kw)
-        self.to_k = operations.Linear(context_dim or dim, dim, bias=False, **kw)
-        self.to_v = operations.Linear(context_dim or dim, dim, bias=False, **kw)
+        self.to_k, self.to_v = (operations.Linear(context_dim or dim, dim, bias=False, **kw) for _ in range(2))
         self.to_out = nn.Sequential(operations.Linear(dim, dim, **kw))
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,14 +111,11 @@ class Attention(nn.Module):
     def attended(self, x: Tensor, context: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """The heads' values (B, F, S, C), before the output layer."""
         b, f, s, _ = x.shape
-        q, (k, v) = self.to_q(x), context or self.keys_values(x)
-        sequences = "b (f s) c" if context else self.sequences
-        q = rearrange(q, f"b f s c -> {sequences}")
-        if not context:
-            k, v = (rearrange(y, f"b f s c -> {sequences}") for y in (k, v))
-        heads = (rearrange(y, "n l (h d) -> n h l d", d=self.head_dim) for y in (q, k, v))
-        out = rearrange(self.attend(*heads), "n h l d -> n l (h d)")
-        return rearrange(out, f"{sequences} -> b f s c", b=b, f=f, s=s)
+        sequences = "b h (f s) d" if context else self.sequences
+        own, given = f"b f s (h d) -> {sequences}", "b l (h d) -> b h l d"
+        k, v = (rearrange(y, given if context else own, d=self.head_dim) for y in context or self.keys_values(x))
+        out = self.attend(rearrange(self.to_q(x), own, d=self.head_dim), k, v)
+        return rearrange(out, f"{sequences} -> b f s (h d)", b=b, f=f, s=s)
 
     def forward(self, x: Tensor, context: tuple[Tensor, Tensor] | None = None) -> Tensor:
         return self.to_out(self.attended(x, context))
@@ -154,9 +154,7 @@ class TransformerBlock(nn.Module):
         self.attn1 = Attention(dim, head_dim, over=over, operations=operations, **kw)
         self.ff = FeedForward(dim, operations=operations, **kw)
         self.attn2 = Attention(dim, head_dim, context_dim, over=over, operations=operations, **kw)
-        self.norm1 = operations.LayerNorm(dim, **kw)
-        self.norm2 = operations.LayerNorm(dim, **kw)
-        self.norm3 = operations.LayerNorm(dim, **kw)
+        self.norm1, self.norm2, self.norm3 = (operations.LayerNorm(dim, **kw) for _ in range(3))
 
     def forward(self, x: Tensor, context: tuple[Tensor, Tensor] | None = None) -> Tensor:
         x = x + self.attn1(self.norm1(x))
@@ -164,46 +162,43 @@ class TransformerBlock(nn.Module):
         return x + self.ff(self.norm3(x))
 
 
-class SpatialTransformer(nn.Module):
-    """Transformer over the positions of each frame, with cross-attention to the context. x: (B, F, H, W, C).
+class Transformer(nn.Module):
+    """Group norm, projection, `TransformerBlock` and a projection that starts at zero, around a shortcut. x: (B, F, H, W, C)."""
 
-    `slot` is this transformer's place in the network's `ContextCache`.
-    """
+    over: str              # what attends
+    images: str            # that the norm's statistics are taken over, channels-last
 
-    def __init__(self, dim: int, head_dim: int, context_dim: int, groups: int, *, operations=nn, **kw):
+    def __init__(self, dim: int, head_dim: int, groups: int, *, inner: int | None = None, context_dim: int | None = None,
+                 operations=nn, **kw):
         super().__init__()
-        self.slot = 0
+        linear, inner = operations.Linear if self.over == "space" else pointwise_conv(operations.Conv1d), inner or dim
         self.norm = operations.GroupNorm(groups, dim, eps=1e-6, **kw)
-        self.proj_in = operations.Linear(dim, dim, **kw)
-        self.transformer_blocks = nn.ModuleList([TransformerBlock(dim, head_dim, context_dim, over="space", operations=operations, **kw)])
-        self.proj_out = zero_init(operations.Linear(dim, dim, **kw))
+        self.proj_in = linear(dim, inner, **kw)
+        block = TransformerBlock(inner, head_dim, context_dim, over=self.over, operations=operations, **kw)
+        self.transformer_blocks = nn.ModuleList([block])
+        self.proj_out = zero_init(linear(inner, dim, **kw))
 
-    def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (B, L, C) of the context tokens (B, L, context_dim)."""
-        return self.transformer_blocks[0].attn2.keys_values(context)
+    def forward(self, x: Tensor, *context: tuple[Tensor, Tensor]) -> Tensor:
+        sizes = dict(zip("bfh", x.shape))
+        h = rearrange(self.norm(rearrange(x, f"b f h w c -> {self.images}")), f"{self.images} -> b f (h w) c", **sizes).contiguous()
+        h = self.proj_in(h)
+        return self.added(rearrange(self.transformer_blocks[0](h, *context), "b f (h w) c -> b f h w c", h=sizes["h"]), x)
 
-    def forward(self, x: Tensor, context: tuple[Tensor, Tensor]) -> Tensor:
-        h = self.proj_in(rearrange(norm_frames(self.norm, x), "b f h w c -> b f (h w) c"))
-        h = rearrange(self.transformer_blocks[0](h, context), "b f (h w) c -> b f h w c", h=x.shape[2])
+    def added(self, h: Tensor, x: Tensor) -> Tensor:
+        """The projection of h and the shortcut."""
         return x + self.proj_out(h)
 
 
-class TemporalTransformer(nn.Module):
-    """Transformer over the frames of each position, self-attention only, no positional encoding. x: (B, F, H, W, C)."""
+class SpatialTransformer(Transformer):
+    """Over the positions of each frame, with cross-attention to the context, whose keys and values (B, L, C) are given to forward."""
 
-    def __init__(self, dim: int, head_dim: int, groups: int, inner: int | None = None, *, operations=nn, **kw):
-        super().__init__()
-        inner = inner or dim
-        pointwise = pointwise_conv(operations.Conv1d)
-        self.norm = operations.GroupNorm(groups, dim, eps=1e-6, **kw)
-        self.proj_in = pointwise(dim, inner, 1, **kw)
-        self.transformer_blocks = nn.ModuleList([TransformerBlock(inner, head_dim, None, over="time", operations=operations, **kw)])
-        self.proj_out = zero_init(pointwise(inner, dim, 1, **kw))
+    over, images, slot = "space", "(b f) c h w", 0           # slot: the transformer's place in the network's `ContextCache`
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.proj_in(rearrange(norm_clip(self.norm, x), "b f h w c -> b f (h w) c"))
-        h = rearrange(self.transformer_blocks[0](h), "b f (h w) c -> b f h w c", h=x.shape[2])
-        return x + self.proj_out(h)
+
+class TemporalTransformer(Transformer):
+    """Over the frames of each position, self-attention only, no positional encoding; the norm's image is the whole clip."""
+
+    over, images = "time", "b c (f h) w"
 
 
 class TemporalConv(nn.Module):

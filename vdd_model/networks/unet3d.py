@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -13,7 +14,16 @@ from torch.utils.checkpoint import checkpoint
 from ..config import DiffusionConfig, UNetConfig
 from ..diffusion.schedule import make_schedule, precondition
 from .layers import Downsample, ResBlock, SpatialTransformer, TemporalTransformer, Upsample, frames_as_images, images_as_frames, silu
-from .spatial_conditions import SPATIAL_CONDITIONS, ConditionTransformer, condition_encoder, encode_condition
+
+# name: (pixel channels, official name of the convolutions, official name of the transformer)
+SPATIAL_CONDITIONS: dict[str, tuple[int, str, str]] = {
+    "depthmap": (1, "depth_embedding", "depth_embedding_after"),
+    "motion": (2, "motion_embedding", "motion_embedding_after"),
+    "mask": (4, "masked_embedding", "mask_embedding_after"),
+    "sketch": (1, "sketch_embedding", "sketch_embedding_after"),
+    "single_sketch": (1, "single_sketch_embedding", "single_sketch_embedding_after"),
+    "local_image": (3, "local_image_embedding", "local_image_embedding_after"),
+}
 
 
 class ContextCache(NamedTuple):
@@ -22,12 +32,39 @@ class ContextCache(NamedTuple):
     keys_values: Sequence[tuple[Tensor, Tensor]]
 
 
+def condition_encoder(channels: int, out_channels: int, *, operations=nn, **kw) -> nn.Sequential:
+    """Three convolutions; the gap in the indices is a pooling (`UNet3D.spatial_condition`)."""
+    inner, conv = 4 * out_channels, operations.Conv2d
+    return nn.Sequential(conv(channels, inner, 3, padding=1, **kw), nn.SiLU(), nn.Identity(),
+                         conv(inner, inner, 3, stride=2, padding=1, **kw), nn.SiLU(),
+                         conv(inner, out_channels, 3, stride=2, padding=1, **kw))
+
+
+class ConditionTransformer(nn.Module):
+    """One pre-norm transformer layer over the frames of each position, two heads as wide as the input; its feed-forward has no norm.
+    x: (N, F, C)."""
+
+    def __init__(self, dim: int, *, operations=nn, **kw):
+        super().__init__()
+        linear = operations.Linear
+        attention = nn.ModuleDict({"to_qkv": linear(dim, 6 * dim, bias=False, **kw), "to_out": nn.Sequential(linear(2 * dim, dim, **kw))})
+        net = nn.Sequential(nn.Sequential(linear(dim, 4 * dim, **kw), nn.GELU()), nn.Identity(), linear(4 * dim, dim, **kw))
+        self.layers = nn.ModuleList([nn.ModuleList([nn.ModuleDict({"norm": operations.LayerNorm(dim, **kw), "fn": attention}),
+                                                    nn.ModuleDict({"net": net})])])
+
+    def forward(self, x: Tensor) -> Tensor:
+        attention, feed_forward = self.layers[0]
+        q, k, v = rearrange(attention["fn"]["to_qkv"](attention["norm"](x)), "n f (qkv h d) -> qkv n h f d", qkv=3, h=2)
+        x = x + attention["fn"]["to_out"](rearrange(F.scaled_dot_product_attention(q, k, v), "n h f d -> n f (h d)"))
+        return x + feed_forward["net"](x)
+
+
 def sinusoidal_embedding(t: Tensor, dim: int) -> Tensor:
     """(B,) times -> (B, dim): cosines, then sines, of t at dim/2 frequencies from 1 down to 1/10000 (excluded), in float32."""
     half = dim // 2
     frequencies = torch.pow(10000, -torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angles = t.float()[:, None] * frequencies
-    return nn.functional.pad(torch.cat([angles.cos(), angles.sin()], 1), (0, dim % 2))
+    return F.pad(torch.cat([angles.cos(), angles.sin()], 1), (0, dim % 2))
 
 
 class UNet3D(nn.Module):
@@ -59,38 +96,33 @@ class UNet3D(nn.Module):
             self.add_module(encoder, condition_encoder(channels, config.concat_channels, **kw))
             self.add_module(transformer, ConditionTransformer(config.concat_channels, **kw))
 
-        def transformers(width: int) -> list[nn.Module]:
-            """A spatial and a temporal one."""
-            return [SpatialTransformer(width, config.head_dim, config.context_dim, groups, **kw),
-                    TemporalTransformer(width, config.head_dim, groups, **kw)]
-
-        def block(width: int, out_width: int, scale: float) -> nn.ModuleList:
-            """A residual block, at the configured scales with transformers behind it."""
-            layers = transformers(out_width) if scale in config.attn_scales else []
+        def block(width: int, out_width: int, attends: bool) -> nn.ModuleList:
+            """A residual block, at the configured scales with a spatial and a temporal transformer behind it."""
+            layers = [SpatialTransformer(out_width, config.head_dim, groups, context_dim=config.context_dim, **kw),
+                      TemporalTransformer(out_width, config.head_dim, groups, **kw)] if attends else []
             return nn.ModuleList([ResBlock(width, out_width, embed_dim, groups, **kw), *layers])
 
         widths = [dim * m for m in config.dim_mult]
         last = len(widths) - 1
         self.input_blocks = nn.ModuleList([nn.ModuleList([
             operations.Conv2d(config.in_channels, dim, 3, padding=1, **leaf),
-            TemporalTransformer(dim, config.head_dim, groups, config.num_heads * config.head_dim, **kw)])])
+            TemporalTransformer(dim, config.head_dim, groups, inner=config.num_heads * config.head_dim, **kw)])])
         width, skips = dim, [dim]
         for level, out_width in enumerate(widths):
             for _ in range(config.blocks_per_level):
-                self.input_blocks.append(block(width, out_width, 0.5**level))
+                self.input_blocks.append(block(width, out_width, 0.5**level in config.attn_scales))
                 width = out_width
                 skips.append(width)
             if level < last:
                 self.input_blocks.append(Downsample(width, **kw))
                 skips.append(width)
 
-        self.middle_block = nn.ModuleList([ResBlock(width, width, embed_dim, groups, **kw), *transformers(width),
-                                           ResBlock(width, width, embed_dim, groups, **kw)])
+        self.middle_block = block(width, width, True).append(ResBlock(width, width, embed_dim, groups, **kw))
 
         self.output_blocks = nn.ModuleList()
         for level, out_width in reversed(list(enumerate(widths))):
             for _ in range(config.blocks_per_level + 1):
-                self.output_blocks.append(block(width + skips.pop(), out_width, 0.5**level))
+                self.output_blocks.append(block(width + skips.pop(), out_width, 0.5**level in config.attn_scales))
                 width = out_width
             if level > 0:
                 self.output_blocks[-1].append(Upsample(width, **kw))
@@ -115,7 +147,7 @@ class UNet3D(nn.Module):
 
     def cache_context(self, tokens: Tensor) -> ContextCache:
         """What every cross-attention needs of the tokens (B, L, C): compute it once per clip and give it to each call."""
-        return ContextCache([layer.keys_values(tokens) for layer in self._attending()])
+        return ContextCache([layer.transformer_blocks[0].attn2.keys_values(tokens) for layer in self._attending()])
 
     def _attending(self) -> list[SpatialTransformer]:
         return [layer for layer in self.modules() if isinstance(layer, SpatialTransformer)]
@@ -125,9 +157,12 @@ class UNet3D(nn.Module):
 
         pixels: (B, C, F, H, W), C as in SPATIAL_CONDITIONS. size: (h, w) of the latents, default H/8, W/8.
         """
-        _, encoder, transformer = SPATIAL_CONDITIONS[name]
-        size = size or (pixels.shape[-2] // 8, pixels.shape[-1] // 8)
-        return encode_condition(self.get_submodule(encoder), self.get_submodule(transformer), pixels, size)
+        encoder, transformer = map(self.get_submodule, SPATIAL_CONDITIONS[name][1:])
+        height, width = size or (pixels.shape[-2] // 8, pixels.shape[-1] // 8)
+        x = encoder[:2](rearrange(pixels, "b c f h w -> (b f) c h w"))
+        x = encoder[3:](F.adaptive_avg_pool2d(x, (4 * height, 4 * width)))
+        x = transformer(rearrange(x, "(b f) c h w -> (b h w) f c", b=len(pixels)))
+        return rearrange(x, "(b h w) f c -> b c f h w", b=len(pixels), h=height)
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | ContextCache, concat: Tensor | None = None) -> Tensor:
         """Predict v.
@@ -173,10 +208,8 @@ class UNet3D(nn.Module):
             self.tick()
         x = x if skip is None else torch.cat([x, skip], -1)
         for layer in block if isinstance(block, nn.ModuleList) else (block,):
-            arguments = ()
-            if isinstance(layer, ResBlock):
-                arguments = (embedding,)
-            elif isinstance(layer, SpatialTransformer):
+            arguments = (embedding,) if isinstance(layer, ResBlock) else ()
+            if isinstance(layer, SpatialTransformer):
                 arguments = (context.keys_values[layer.slot],)
             if isinstance(layer, nn.Conv2d):
                 x = images_as_frames(layer(frames_as_images(x)), x.shape[0])

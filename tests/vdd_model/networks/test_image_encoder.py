@@ -12,8 +12,7 @@ from torchvision.transforms import Compose
 
 from vdd_model.config import TowerConfig, preset
 from vdd_model.networks.autoencoder import AutoencoderKL
-from vdd_model.networks.image_encoder import MEAN, STD, ImageEncoder, preprocess
-from vdd_model.networks.tower import VisionTransformer
+from vdd_model.networks.image_encoder import MEAN, STD, ImageEncoder, VisionTransformer, preprocess
 
 
 @pytest.mark.parametrize("shape", [(90, 160), (160, 90), (64, 64), (45, 33)])

@@ -17,10 +17,9 @@ from vdd_model.cpu import accelerate, onednn
 from vdd_model.diffusion.sampler import ddim, guided
 from vdd_model.diffusion.sampler import timesteps as spaced
 from vdd_model.diffusion.schedule import make_schedule
-from vdd_model.networks.layers import SpatialTransformer, channels_last
+from vdd_model.networks.layers import Attention, SpatialTransformer, channels_last
 from vdd_model.networks.model import DeblurModel
-from vdd_model.networks.spatial_conditions import SPATIAL_CONDITIONS
-from vdd_model.networks.unet3d import UNet3D, sinusoidal_embedding
+from vdd_model.networks.unet3d import SPATIAL_CONDITIONS, UNet3D, sinusoidal_embedding
 
 TINY = UNetConfig(dim=16, dim_mult=(1, 2), blocks_per_level=1, num_heads=2, head_dim=8, attn_scales=(0.5,),
                   context_dim=16, image_dim=16, norm_groups=8)
@@ -375,11 +374,12 @@ def test_an_estimate_is_standardised_by_the_models_own_schedule(diffusion):
 
 def test_keys_and_values_only_once_per_clip(tiny, monkeypatch):
     calls = []
-    original = SpatialTransformer.keys_values
-    monkeypatch.setattr(SpatialTransformer, "keys_values", lambda self, c: calls.append(self) or original(self, c))
+    original = Attention.keys_values
+    monkeypatch.setattr(Attention, "keys_values", lambda self, c: calls.append(self) or original(self, c))
     x, t, tokens, concat = inputs()
     with torch.no_grad():
         cache = tiny.cache_context(tokens)
         for step in (999, 500):
             tiny(x, torch.tensor([step]), cache, concat)
-    assert len(calls) == len(cache.keys_values) == sum(isinstance(layer, SpatialTransformer) for layer in tiny.modules())
+    crossing = [layer.transformer_blocks[0].attn2 for layer in tiny.modules() if isinstance(layer, SpatialTransformer)]
+    assert len(cache.keys_values) == len(crossing) and all(calls.count(layer) == 1 for layer in crossing)
