@@ -172,7 +172,6 @@ class _Pass:
         if options.fidelity and not self.fidelity and self.model.config.vae.fidelity is not None:
             notice("the fidelity branch of this checkpoint is not trained: edges and details are the latents' alone")
         self.calls = unet_calls(self.model, options)     # a window
-        self.encodes_late = not self.calls and bool(self.fidelity)       # with what is decoded: nothing between needs the latents
         self.reads = bool(self.calls) and reads_pictures(self.model, self.fidelity)
         self.meter, self.notice = Meter(progress, first_frame, total), notice
         self.prior = deblurrer.prior.for_clip(options, total, deblurrer.model.vae, self.device, notice)
@@ -212,13 +211,14 @@ class _Pass:
             if step.last and self._shown_until(end) <= self.first_frame:
                 return
             self._begin(step)
-            if step.read:
+            if step.read and self.calls:                 # else latents are made with what is decoded: nothing between needs them
                 self._attempt(self._encode, step.read)
                 if self.reads:
                     self._attempt(self._encode_pictures, step.read)
             if step.ready.start >= target - options.stride:
-                x0 = [fade_in(new, step, old, before) for new, old in zip(self._attempt(self._denoise, step.window), x0)]
-                before = step.window
+                if self.calls:
+                    x0 = [fade_in(new, step, old, before) for new, old in zip(self._attempt(self._denoise, step.window), x0)]
+                    before = step.window
                 if self._shown_until(step.ready.stop) > self.first_frame:
                     yield from self._decode(x0, step)
             self._forget(step)
@@ -232,7 +232,7 @@ class _Pass:
         begin = self.pictures[step.ready.start].index
         if not self.moments or self.moments[-1].index < begin:
             self.moments.append(Moment(begin, step.ready.start))
-        encode = 0.0 if self.encodes_late else ENCODE + PICTURE * self.reads
+        encode = (ENCODE + PICTURE * self.reads) * bool(self.calls)
         self.meter.window(max(0, self._shown_until(step.ready.stop) - self.meter.done), encode * len(step.read),
                           CALL * self.calls * len(step.window), DECODE * len(step.ready))
 
@@ -278,8 +278,6 @@ class _Pass:
     @torch.no_grad()
     def _encode(self, numbers: range, tiling: Tiling) -> None:
         """Encoder 2's latents of new pictures; where a window's features have room they stay until these pictures are decoded."""
-        if self.encodes_late:
-            return
         config, pieces = self.model.config, self._pieces(tiling)
         self.meter.stage("encode", len(numbers) * pieces, stop=ENCODE / (ENCODE + PICTURE * self.reads))
 
@@ -310,23 +308,19 @@ class _Pass:
         """These pictures and the neighbours that there are."""
         return range(max(numbers.start - 1, min(self.pictures)), min(numbers.stop, max(self.pictures)) + 1)
 
-    def _denoise(self, window: range, tiling: Tiling) -> list[Tensor | None]:
-        """x0 of a window in each orientation, None where it is what encoder 2 will say."""
-        if not self.encodes_late:
-            self.meter.stage("denoise", len(self.orientations) + self._pieces(tiling, len(window), time=True)
-                             * (1 + self.calls * self.model.unet.num_blocks))
-        return [None if self.encodes_late else self._denoised(view, window, tiling) for view in self.views]
-
-    def _denoised(self, view: _View, window: range, tiling: Tiling) -> Tensor:
-        self.meter.tick()
-        latents = torch.cat([view.latents[i] for i in window], dim=2)
-        if not self.calls:
-            return latents.float()
-        centre = window[len(window) // 2]
-        whole, = Tiling().boxes((1, *self._padded(view.orientation)), 1)
-        with torch.no_grad():
+    @torch.no_grad()
+    def _denoise(self, window: range, tiling: Tiling) -> list[Tensor]:
+        """x0 of a window in each orientation."""
+        self.meter.stage("denoise", len(self.orientations) + self._pieces(tiling, len(window), time=True)
+                         * (1 + self.calls * self.model.unet.num_blocks))
+        x0, centre = [], window[len(window) // 2]
+        for view in self.views:
+            self.meter.tick()
+            latents = torch.cat([view.latents[i] for i in window], dim=2)
+            whole, = Tiling().boxes((1, *self._padded(view.orientation)), 1)
             image = self.model.encoder1.semantic(view.codes.pixels(range(centre, centre + 1), whole)[:, :, 0])
-        return sample_window(self.model, latents, image, window, self.options, tiling, self.meter.tick)
+            x0.append(sample_window(self.model, latents, image, window, self.options, tiling, self.meter.tick))
+        return x0
 
     def _decode(self, x0: list[Tensor | None], step: Step) -> Iterator[Tensor]:
         """The pictures step.ready, each decoded once, a chunk at a time, and given as often as they are shown; the mean over all
