@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from vdd_model import diffusion
+from vdd_model.diffusion import schedule as diffusion
 from vdd_model.networks.fidelity import BlurGuide
 from vdd_model.networks.model import BlurCode, fold_time
 

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
-from vdd_model import diffusion
 from vdd_model.config import ConfigError
+from vdd_model.diffusion import schedule as diffusion
 from vdd_model.measure import metrics, report
 from vdd_model.media.files import written_aside
 from vdd_model.networks.fidelity import BlurGuide
