@@ -143,7 +143,7 @@ def share_out(jobs: list[Job]) -> tuple[list[Job], Team | None]:
     """This process's jobs, and the team that does each of them together: where there are fewer of them than processes, which see each
     other's files and locks. Raises UserError."""
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    team = gather() if 0 < len(jobs) < size else None
+    team = gather(rank, size) if 0 < len(jobs) < size else None
     if team and team.sees(jobs[0].target.parent):
         return jobs, team
     return share(jobs, rank, size), None

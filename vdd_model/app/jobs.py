@@ -353,7 +353,6 @@ def _work(job: Job, clip: VideoClip, sink, stop: int | None, moments: list[Momen
     floating = "f32" in clip.pix_fmt or "f16" in clip.pix_fmt
 
     def given(frame: Frame) -> bool:
-        """Whether it is one that this share gives."""
         return first <= frame.index and (stop is None or frame.index < stop)
 
     def taken() -> Iterator[Frame]:
@@ -376,7 +375,6 @@ def _work(job: Job, clip: VideoClip, sink, stop: int | None, moments: list[Momen
     ahead = read_ahead(taken(), min(16, max(1, READ_AHEAD_BYTES // frame_bytes)))
 
     def feed() -> Iterator[torch.Tensor]:
-        """Their RGB (H, W, 3)."""
         for frame in ahead:
             if given(frame):
                 alpha = None if frame.alpha is None else frame.alpha.numpy()

@@ -177,13 +177,11 @@ class Team:
         return shared
 
 
-def gather() -> Team | None:
-    """The team that this process belongs to; None where it is alone, or nothing says where to meet the others. Raises UserError."""
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if size == 1 or not {"MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
-        return None
+def gather(rank: int, size: int) -> Team | None:
+    """The team of `size` processes that this one, number `rank`, belongs to; None where it is alone, or nothing says where to meet the
+    others. Raises UserError."""
     from torch import distributed
-    if not distributed.is_available():
+    if size == 1 or not {"MASTER_ADDR", "MASTER_PORT"} <= set(os.environ) or not distributed.is_available():
         return None
     from torch.distributed.rendezvous import rendezvous
     try:

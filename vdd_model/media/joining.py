@@ -212,7 +212,6 @@ def converted(clip: VideoClip, index: int, copy) -> Iterator[Timed]:
         stream, encoder, following = source.streams[index], copy.codec_context, 0
 
         def encoded(frame: av.AudioFrame | None) -> Iterator[Timed]:
-            """Packets of one frame, of what is left at the end for None."""
             return ((packet.dts * packet.time_base, 1, packet) for packet in copy.encode(frame))
 
         for packet in chain(_audible(source, [stream], clip), [None]):
