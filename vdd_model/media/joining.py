@@ -35,7 +35,7 @@ def _tags(track: tuple[tuple[str, str], ...], muxer: str) -> dict[str, str]:
     return {key: _OF_MOV.get(value, value) if key == "language" and muxer == "mov" else value for key, value in track}
 
 
-def join(packet_files: Sequence[Path], encoding: Encoding, target: Path, clip: VideoClip | None, *, audio: bool = True) -> list[str]:
+def join(packet_files: Sequence[Path], encoding: Encoding, target: Path, clip: VideoClip, *, audio: bool = True) -> list[str]:
     """Mux the packets of all segments in these files, and the sound and subtitles of `clip`, into `target`. Nothing is encoded again.
 
     Returns notes on what could not be carried over. Raises MediaError.
@@ -43,7 +43,7 @@ def join(packet_files: Sequence[Path], encoding: Encoding, target: Path, clip: V
     notes: list[str] = []
     muxer = MUXERS[target.suffix.lower()]
     options = {"movflags": "+faststart"} if muxer in ("mp4", "mov") else {}
-    if options and clip and any(key.lower().partition("-")[0] not in _OWN_PLACES[muxer] for key, _ in clip.metadata):
+    if options and any(key.lower().partition("-")[0] not in _OWN_PLACES[muxer] for key, _ in clip.metadata):
         options["movflags"] += "+use_metadata_tags"
     with contextlib.ExitStack() as stack:
         output = stack.enter_context(contextlib.closing(av.open(os.path.abspath(target), "w", format=muxer, options=options)))
@@ -53,17 +53,15 @@ def join(packet_files: Sequence[Path], encoding: Encoding, target: Path, clip: V
         if encoding.codec == "hevc" and muxer != "matroska":
             stream.codec_context.codec_tag = "hvc1"            # what Apple's players ask for
         sources = [_video_packets(packet_files, encoding, stream)]
-        if clip and clip.metadata:
-            output.metadata.update(dict(clip.metadata))
-        if clip:
-            stream.metadata.update(_tags(clip.track, muxer))
-        if clip and clip.timecode:
+        output.metadata.update(dict(clip.metadata))
+        stream.metadata.update(_tags(clip.track, muxer))
+        if clip.timecode:
             stream.metadata["timecode"] = clip.timecode        # in .mov and .mp4 this makes a track of it
-        if clip and clip.chapters:
+        if clip.chapters:
             output.set_chapters([{"id": i, "start": max(0, round(1000 * (start - clip.shift))),
                                   "end": max(0, round(1000 * (end - clip.shift))), "time_base": Fraction(1, 1000),
                                   "metadata": {"title": title} if title else {}} for i, (start, end, title) in enumerate(clip.chapters)])
-        if clip and audio and (clip.sound or clip.attached or clip.telemetry):
+        if audio and (clip.sound or clip.attached or clip.telemetry):
             source = stack.enter_context(contextlib.closing(open_container(clip.path)))
             copies, way = {}, ways(clip.path, muxer)
             for other in source.streams:
