@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import camera
 from .motion import apply
-from .scene import DEEPEST, BlurConfig, Plan, Relief, Texture, plan, shots
+from .scene import DEEPEST, BlurConfig, Plan, Texture, plan, shots
 
 SAME = torch.nn.Identity()     # the light of clips that are averaged in sRGB
 CHUNK_PIXELS = 1 << 17         # of sub-samples averaged at a time on a CPU: they stay in its cache
@@ -53,34 +53,22 @@ def _mask(texture: Texture, device) -> Tensor:
     return torch.sigmoid(field * slope) * border.clamp(0, 1) * texture.opacity
 
 
-def _grid(matrices: np.ndarray, xs: Tensor, ys: Tensor, relief: tuple[Tensor, np.ndarray] | None = None) -> Tensor:
-    """Homographies (K, 3, 3) at the pixels xs x ys -> sampling grid (K, h, w, 2), coordinate planes apart in memory. `relief`: depths
-    (K or 1, h, w) and what a unit of them moves, (K, 2)."""
-    m = torch.from_numpy(matrices.astype(np.float32)).to(xs.device, non_blocking=True)
-    p = (m[:, :, 0, None] * xs + m[:, :, 2, None])[:, :, None, :] + (m[:, :, 1, None] * ys)[:, :, :, None]
-    # a layer that swings towards the camera reaches behind it: what lies there is far outside, not infinitely far (0 * inf is no color)
-    p = (p[:, :2] / p[:, 2:].clamp_min(1e-4)).clamp_(-1e3, 1e3)
-    if relief:
-        depth, shift = relief
-        p.addcmul_(torch.from_numpy(shift.astype(np.float32)).to(xs.device, non_blocking=True)[:, :, None, None], depth[:, None])
-    return p.permute(0, 2, 3, 1)
-
-
-def _depths(relief: Relief, truth: np.ndarray, size: int, device) -> Tensor:
-    """Depth of what every pixel shows in the middle of every exposure, (F, size, size)."""
-    at = torch.arange(size, device=device, dtype=torch.float32) + 0.5
-    depth = relief.depth.to(device, non_blocking=True).expand(len(truth), -1, -1, -1)
-    found = F.grid_sample(depth, _grid(truth, at, at), mode="bicubic", padding_mode="border", align_corners=False)
-    return found[:, 0].clamp_(-DEEPEST, DEEPEST)
-
-
 def _warp(canvas: Tensor, matrices: np.ndarray, box: tuple[int, int, int, int], mode: str, padding: str,
           relief: tuple[Tensor, np.ndarray] | None = None) -> Tensor:
-    x0, y0, x1, y1 = box
-    xs = torch.arange(x0, x1, device=canvas.device, dtype=torch.float32) + 0.5
-    ys = torch.arange(y0, y1, device=canvas.device, dtype=torch.float32) + 0.5
-    grid = _grid(matrices, xs, ys, relief)
-    return F.grid_sample(canvas.expand(len(grid), -1, -1, -1), grid, mode=mode, padding_mode=padding, align_corners=False)
+    """A texture (1, C, ...) seen through homographies (K, 3, 3) at the pixels of a box -> (K, C, h, w). `relief`: depths (K or 1, h, w) and
+    what a unit of them moves, (K, 2)."""
+    def there(values: np.ndarray) -> Tensor:
+        """On the canvas's device, float32."""
+        return torch.from_numpy(values.astype(np.float32)).to(canvas.device, non_blocking=True)
+
+    xs, ys = (torch.arange(*ends, device=canvas.device, dtype=torch.float32) + 0.5 for ends in (box[::2], box[1::2]))
+    m = there(matrices)
+    p = (m[:, :, 0, None] * xs + m[:, :, 2, None])[:, :, None, :] + (m[:, :, 1, None] * ys)[:, :, :, None]
+    # a layer that swings towards the camera reaches behind it: what lies there is far outside, not infinitely far (0 * inf is no color)
+    p = (p[:, :2] / p[:, 2:].clamp_min(1e-4)).clamp_(-1e3, 1e3)             # coordinate planes apart in memory
+    if relief:
+        p.addcmul_(there(relief[1])[:, :, None, None], relief[0][:, None])
+    return F.grid_sample(canvas.expand(len(p), -1, -1, -1), p.permute(0, 2, 3, 1), mode=mode, padding_mode=padding, align_corners=False)
 
 
 def _footprint(matrices: np.ndarray, size: int) -> tuple[int, int, int, int] | None:
@@ -132,8 +120,10 @@ def render(sample: Plan, photos: Sequence[Tensor], size: int, device: torch.devi
         light_textures.append((energy if mask is None else torch.cat([energy * mask, mask]))[None])
 
     layered = sample.linear and bool(sample.layers)      # without layers the truth need not leave sRGB
-    relief = sample.relief
-    depths = _depths(relief, sample.background.truth, size, device) if relief else None
+    relief, depths = sample.relief, None
+    if relief:                                           # of what every pixel shows in the middle of every exposure, (F, size, size)
+        depths = _warp(relief.depth.to(device, non_blocking=True), sample.background.truth, (0, 0, size, size), "bicubic", "border")[:, 0]
+        depths.clamp_(-DEEPEST, DEEPEST)
     sharp = _compose(sharp_textures, [t.truth for t in textures], size, relief and (depths, relief.truth),
                      rgb_to_linear_rgb if layered else SAME)
     blurred = torch.empty_like(sharp)
