@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -40,7 +39,8 @@ class Batches:
         self.process, self.processes = process, processes
         self.threads = ThreadPoolExecutor(max_workers=workers) if workers else None
         self.waiting: dict[int, Future] = {}
-        self.lock, self.stream = threading.Lock(), None
+        # parts are made on a stream of their own: they would wait for the training's, and their small kernels behind its large ones
+        self.stream = torch.cuda.Stream(device, priority=-1) if workers and device.type == "cuda" else None
 
     def positions(self, part: int) -> list[int]:
         """Places in the row that this process takes for a part; all processes together take the whole batch."""
@@ -68,15 +68,10 @@ class Batches:
         return clips
 
     def _make(self, part: int) -> tuple[Clips, torch.cuda.Event | None]:
-        """A part, and from a thread on CUDA what to wait for: it is made on a stream of its own, else it would wait for the training's."""
-        shape = {"num_frames": self.stage.frames, "size": self.stage.crop, "device": self.device}
-        if self.threads is None or self.device.type != "cuda":
-            return self.source.batch(self.seed, self.indices(part), **shape), None
-        with self.lock:
-            if self.stream is None:
-                self.stream = torch.cuda.Stream(self.device, priority=-1)     # its small kernels would wait behind the training's
-        with torch.cuda.stream(self.stream):
-            return self.source.batch(self.seed, self.indices(part), **shape), self.stream.record_event()
+        """A part, and where it is made on a stream of its own what to wait for."""
+        with torch.cuda.stream(self.stream):             # of None: as if it were not there
+            clips = self.source.batch(self.seed, self.indices(part), num_frames=self.stage.frames, size=self.stage.crop, device=self.device)
+            return clips, self.stream and self.stream.record_event()
 
     def stills(self, seed: int) -> list[Clips]:
         """Clips of one frame of another stream, for what is measured once; the same in every process."""
