@@ -336,6 +336,8 @@ def ends_early(path: Path, family: str, stop: int) -> bool:
             return _matroska(file, size)
         if "mpegts" in names:
             return _transport_stream(file, size)
+        if "rm" in names:
+            return _chunks(file, size)
         if "yuv4mpegpipe" in names:                            # a frame's head and nothing behind it is the same
             file.seek(stop)
             return file.read(5) == b"FRAME"
@@ -374,3 +376,16 @@ def _transport_stream(file, size: int) -> bool:
                 file.seek(-rest, os.SEEK_END)
                 return 0 < rest < 188 and file.read(1) == b"G"         # behind 188 bytes stand sums, or the time of a next one
     return False
+
+
+def _chunks(file, size: int) -> bool:
+    """RealMedia: four letters, the chunk's length, content. FFmpeg says 10 bytes too many."""
+    place = 0
+    while place < size:
+        file.seek(place)
+        head = file.read(8)
+        length = int.from_bytes(head[4:], "big")
+        if len(head) < 8 or length < 8 or not head[:1].isascii():
+            return False
+        place += length
+    return place > size + 10
