@@ -34,7 +34,6 @@ from vdd_model.errors import UserError
 from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
 from vdd_model.inference.window import to_frames, to_pixels
 from vdd_model.measure import metrics, report
-from vdd_model.media.files import written_aside
 from vdd_model.media.images import read_image
 from vdd_model.options import add_flags, from_flags
 
@@ -242,9 +241,9 @@ def steps_curve(sets: dict[str, dict[str, dict]], path: Path, columns: tuple[str
         axis.minorticks_off()
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
-    with written_aside(path) as aside:
-        figure.savefig(aside, format="png", dpi=110)
-    return path
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=110)
+    return report.write_file(path, data.getvalue())
 
 
 def write_tables(scored: Scored, folder: Path, head: dict, notes: list[str]) -> list[Path]:
