@@ -159,7 +159,7 @@ def make_model(config: TrainConfig, restored: states.State | None, say=print) ->
         wanted, values = ModelConfig.from_json(restored.record["model"]), restored.part("model")
         said = f"resuming {restored.path.name}: stage {restored.position.stage}, step {restored.position.step}"
     elif config.init:
-        found = checkpoint.read_config(config.init)
+        found = checkpoint.read_state(config.init)[0]
         if different := model_differences(found, wanted):
             raise UserError(f"{config.init} is a checkpoint of another model: {different} (checkpoint against this run)")
         wanted, values = found, checkpoint.load(config.init, dtype=torch.float32).state_dict()

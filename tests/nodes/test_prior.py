@@ -7,7 +7,7 @@ import torch
 from vdd_model.checkpoint.maxim import FILE_NAME
 from vdd_model.checkpoint.tensorfile import write_tensors
 from vdd_model.config import FusionConfig
-from vdd_model.networks.fusion import PriorFusion
+from vdd_model.networks.fidelity import PriorFusion
 from vdd_model.networks.maxim import Maxim
 
 

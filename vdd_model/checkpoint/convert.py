@@ -114,13 +114,12 @@ def read_official(path: str | os.PathLike) -> dict[str, Tensor]:
 
 
 def _kind(path: Path, state: Mapping[str, Tensor]) -> str:
-    kind = next((kind for key, kind in KINDS.items() if key in state), None)
-    if kind is None and any(key in state for key in DIFFUSERS):
+    if kind := next((kind for key, kind in KINDS.items() if key in state), None):
+        return kind
+    if any(key in state for key in DIFFUSERS):
         raise CheckpointError(f"{path} is in the diffusers layout; the original layout was expected")
-    if kind is None:
-        some = ", ".join(list(state)[:2]) or "no tensors"
-        raise CheckpointError(f"{path} is neither a TF-T2V denoiser nor an autoencoder nor OpenCLIP (it holds {some}, ...)")
-    return kind
+    some = ", ".join(list(state)[:2]) or "no tensors"
+    raise CheckpointError(f"{path} is neither a TF-T2V denoiser nor an autoencoder nor OpenCLIP (it holds {some}, ...)")
 
 
 def spatial_conditions_of(unet: Mapping[str, object]) -> tuple[str, ...]:

@@ -31,11 +31,8 @@ def resolve(name: str | os.PathLike) -> Path:
 
 
 def save(model: DeblurModel, path: str | os.PathLike, training: Mapping | None = None, dtype: torch.dtype | None = None) -> None:
-    """Write `model` as one safetensors file, aside and then renamed.
-
-    `training` is any JSON-able mapping, kept as `vdd.training` (`vdd info` knows some of its keys); `dtype` converts floating tensors.
-    Raises CheckpointError (disk full, folder not writable); an older file of that name then stays as it was.
-    """
+    """Write `model` as one safetensors file, by `write_tensors`; `dtype` converts floating tensors. `training` is any JSON-able mapping,
+    kept as `vdd.training` (`vdd info` knows some of its keys). Raises CheckpointError."""
     save_state(model.state_dict(), model.config, path, training, dtype)
 
 
@@ -119,11 +116,6 @@ def read_state(path: str | os.PathLike) -> tuple[ModelConfig, dict[str, Tensor]]
     """The configuration and the tensors of a checkpoint, mapped, for a caller that builds the modules itself. Raises as `load` does."""
     state, model = fitting(path)
     return model.config, state
-
-
-def read_config(path: str | os.PathLike) -> ModelConfig:
-    """The configuration in a checkpoint, without its tensors. Raises CheckpointError."""
-    return config_of(open_checkpoint(path))
 
 
 def read_training(path: str | os.PathLike) -> dict:

@@ -47,8 +47,6 @@ def read_file(path: str | os.PathLike, prefix: str = "") -> TensorFile:
     try:
         with safe_open(str(path), framework="pt", device="cpu") as file:
             return TensorFile(path, {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefix)}, file.metadata() or {})
-    except FileNotFoundError:
-        raise CheckpointError(f"there is no file {path}") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
     except (SafetensorError, TypeError, AttributeError) as error:            # the latter: types that this torch does not have

@@ -15,10 +15,8 @@ VModel = Callable[[Tensor, Tensor], Tensor]
 
 def timesteps(steps: int, num_timesteps: int = 1000, spacing: str = "trailing") -> list[int]:
     """Descending timesteps. "trailing": so many, evenly spaced and starting at the last one (Lin et al. 2023); "vgen": the official
-    sampler's, from T + 1 - stride to 1, of which there can be more (30 -> 31).
-
-    Raises ValueError for less than 1 or more than T steps, UserError for fewer than VGEN_MIN_STEPS with "vgen": with one step the only
-    timestep would be 1, where pure noise passes for the result.
+    sampler's, from T + 1 - stride to 1, of which there can be more (30 -> 31). Raises ValueError for less than 1 or more than T steps,
+    UserError for fewer than VGEN_MIN_STEPS with "vgen": with one step the only timestep would be 1, where pure noise passes for the result.
     """
     if not 1 <= steps <= num_timesteps:
         raise ValueError(f"steps must be 1 to {num_timesteps}, not {steps}")

@@ -1,4 +1,4 @@
-"""Stable Diffusion's AutoencoderKL, key for key, with the fidelity branches beside its decoder (fidelity.py).
+"""Stable Diffusion's AutoencoderKL, key for key, with the picture path beside its decoder (fidelity.py).
 
 Source of the layout: CompVis latent-diffusion / SD 2.1 `first_stage_model.*` (kl-f8). `patch_size` > 1 puts a pixel
 unshuffle before the first and a pixel shuffle behind the last convolution; with 1 the network is the official one.
@@ -13,8 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import AutoencoderConfig
-from .fidelity import BlurGuide, FidelityBranch
-from .fusion import PriorFusion
+from .fidelity import BlurGuide, FidelityBranch, PriorFusion
 from .layers import conv_stride_2, silu, zero_init
 
 LOGVAR_RANGE = (-30.0, 20.0)      # clamp of the official DiagonalGaussianDistribution
@@ -188,8 +187,7 @@ class SpatialHead(nn.Module):
 
 
 class AutoencoderKL(SpatialHead):
-    """Encoder, decoder, quantisation convolutions: official keys. `fidelity.*`, `detail.*`, `informed.*` and `fusion.*` are ours and may be
-    absent.
+    """Encoder, decoder, quantisation convolutions: official keys. `fidelity`, `detail`, `informed` and `fusion` are ours and may be absent.
 
     The first three are fidelity branches: one for the latents of one step, a mean that holds what is known and no more; one for those of
     several steps, samples, whose detail it draws; one for the mean where a pretrained prior's frames are there too. One for mean and

@@ -74,11 +74,8 @@ def frame_conv(conv3d: type[nn.Conv3d]) -> type[nn.Conv3d]:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, limit: int | None = None) -> Tensor:
-    """softmax(q k' / sqrt(D)) v for q (N, H, S, D) and k, v (N, H, L, D), at most `limit` entries of the batch at a time; None: what the
-    device takes.
-
-    Attention over time has one entry per latent position of a frame: 115200 for two branches of 720 x 1280 pixels at factor 4.
-    """
+    """softmax(q k' / sqrt(D)) v for q (N, H, S, D) and k, v (N, H, L, D), at most `limit` of the batch at a time (what the device takes):
+    over time it has an entry for every latent position of a frame, 115200 for two branches of 720 x 1280 pixels at factor 4."""
     if limit is None:
         limit = _CUDA_GRID if q.device.type == "cuda" else len(q)
     if len(q) <= limit:

@@ -68,11 +68,8 @@ class DeblurModel(nn.Module):
         return unfold_time(latents, len(sharp)) * self.config.vae.latent_scale
 
     def encode_blurred(self, blurred: Tensor, prior: Tensor | None = None) -> BlurCode:
-        """Blurred frames (B, 3, F, H, W), and a prior's of the same, -> latents and features, as `decode` takes them.
-
-        Latents belong to one frame alone. The coarsest features of frame t hold those of t-1 and t+1 too: a caller that cuts
-        a longer clip gives one more frame on each side and drops their entries, or joins what `encode_each` gives.
-        """
+        """Blurred frames (B, 3, F, H, W), and a prior's of the same, -> latents, and features as `decode` takes them: the coarsest of frame
+        t hold those of t-1 and t+1 too. A caller that cuts a longer clip joins what `encode_each` gives."""
         latents, features = self.encode_each(blurred, prior)
         return BlurCode(latents, [*features[:-1], with_neighbours(features[-1])])
 

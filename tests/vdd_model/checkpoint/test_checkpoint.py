@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from vdd_model.app.description import info
 from vdd_model.checkpoint import store as checkpoint
-from vdd_model.checkpoint.store import CheckpointError, load, read_config, read_training, save
+from vdd_model.checkpoint.store import CheckpointError, load, read_state, read_training, save
 from vdd_model.checkpoint.tensorfile import read_file, write_tensors
 
 
@@ -31,7 +31,7 @@ def test_round_trip_is_exact(tiny_model, tmp_path):
     expected = tiny_model.state_dict()
     assert list(expected) == list(model.state_dict())
     assert all(torch.equal(expected[k], v) for k, v in model.state_dict().items())
-    assert model.config == tiny_model.config == read_config(path)
+    assert model.config == tiny_model.config == read_state(path)[0]
     assert not model.training and read_training(path) == {"stages": ["stage 1"], "steps": 7}
     assert os.listdir(tmp_path) == ["model.safetensors"]
     library = load_file(path)
