@@ -101,11 +101,7 @@ def precondition(schedule: Schedule, x_t: Tensor, t: Tensor, mean: Tensor, log_s
 
 def offset_noise(shape: tuple[int, ...] | torch.Size, strength: float, generator: torch.Generator | None = None, *,
                  device: torch.device | str = "cpu") -> Tensor:
-    """Noise (B, C, F, H, W) ~ N(0, 1), float32, plus `strength` times one more normal per (B, C, F), drawn after it.
-
-    Teaches the network to move a frame's mean (VGen `noise_strength`). `generator` must live on `device`.
-    """
+    """Noise (B, C, F, H, W) ~ N(0, 1), float32, plus `strength` times one more normal per (B, C, F), drawn after it, which teaches the
+    network to move a frame's mean (VGen `noise_strength`). `generator` must live on `device`."""
     noise = torch.randn(shape, generator=generator, device=device)
-    if strength:
-        noise = noise + strength * torch.randn((*shape[:3], 1, 1), generator=generator, device=device)
-    return noise
+    return noise + strength * torch.randn((*shape[:3], 1, 1), generator=generator, device=device)

@@ -103,7 +103,6 @@ class UNet3D(nn.Module):
             return nn.ModuleList([ResBlock(width, out_width, embed_dim, groups, **kw), *layers])
 
         widths = [dim * m for m in config.dim_mult]
-        last = len(widths) - 1
         self.input_blocks = nn.ModuleList([nn.ModuleList([
             operations.Conv2d(config.in_channels, dim, 3, padding=1, **leaf),
             TemporalTransformer(dim, config.head_dim, groups, inner=config.num_heads * config.head_dim, **kw)])])
@@ -113,7 +112,7 @@ class UNet3D(nn.Module):
                 self.input_blocks.append(block(width, out_width, 0.5**level in config.attn_scales))
                 width = out_width
                 skips.append(width)
-            if level < last:
+            if level < len(widths) - 1:
                 self.input_blocks.append(Downsample(width, **kw))
                 skips.append(width)
 

@@ -180,12 +180,6 @@ def test_golden_spatial_conditions(golden_vcomposer, dtype):
     assert rounding.error(concat["local_image"], reference, 4 * sum(map(rounding.operations, layers)), torch.float32) <= 1
 
 
-def test_context_cache_changes_nothing(tiny):
-    x, t, tokens, concat = inputs(batch=2)
-    with torch.no_grad():
-        assert torch.equal(tiny(x, t, tokens, concat), tiny(x, t, tiny.cache_context(tokens), concat))
-
-
 def test_inference_and_training_paths_agree(tiny):
     """In-place layers and feed-forward in chunks, used without gradients only, change nothing; inputs stay as they were."""
     arguments = inputs(batch=2, frames=5, height=8, width=8)
@@ -205,29 +199,19 @@ def test_batch_is_independent(tiny):
             assert torch.allclose(one, both[i:i + 1], atol=1e-5)
 
 
-@pytest.mark.parametrize("frames", [1, 2, 17])
-def test_any_number_of_frames(tiny, frames):
-    x, t, tokens, concat = inputs(frames=frames)
-    with torch.no_grad():
-        assert tiny(x, t, tokens, concat).shape == x.shape
-
-
 def test_size_that_does_not_fit_is_refused(tiny):
     x, t, tokens, _ = inputs(height=5)
     with pytest.raises(ValueError, match="multiples of 2"):
         tiny(x, t, tokens)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 0.04), (torch.float16, 0.005)])
-def test_half_precision(tiny, dtype, tolerance):
+def test_float16(tiny):
     x, t, tokens, concat = inputs(frames=4)
-    half = UNet3D(TINY, dtype=dtype)
+    half = UNet3D(TINY, dtype=torch.float16)
     half.load_state_dict(tiny.state_dict())
     with torch.no_grad():
-        reference = tiny(x, t, tokens, concat)
-        out = half(x.to(dtype), t, tokens.to(dtype), concat.to(dtype))
-    assert out.dtype == dtype
-    assert (out - reference).norm() < tolerance * reference.norm()
+        reference, out = tiny(x, t, tokens, concat), half(x.half(), t, tokens.half(), concat.half())
+    assert out.dtype == torch.float16 and (out - reference).norm() < 0.005 * reference.norm()
 
 
 def test_autocast_in_inference_and_training(tiny):
