@@ -21,11 +21,8 @@ LOG_STD_RANGE = (-5.0, 3.0)     # beyond it an estimate is certain, or says noth
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """alpha_bar over the timesteps 0 .. T - 1, (T,), float64.
-
-    An object beside the UNet's weights and no buffer: `.half()` or `.to(torch.bfloat16)` would cast a buffer, and 1 - alpha_bar of the
-    first timesteps would be rounding.
-    """
+    """alpha_bar over the timesteps 0 .. T - 1, (T,), float64. No buffer of the UNet's: `.half()` or `.to(torch.bfloat16)` would cast that,
+    and 1 - alpha_bar of the first timesteps would be rounding."""
 
     alpha_bar: Tensor
 

@@ -21,10 +21,8 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def preprocess(images: Tensor, size: int) -> Tensor:
-    """open_clip's evaluation transform for tensors: (N, 3, H, W) in [-1, 1] -> (N, 3, size, size), normalised.
-
-    Shorter side to `size` (bicubic, antialiased), centre crop, normalise (open_clip.transform.image_transform).
-    """
+    """open_clip.transform.image_transform of tensors: (N, 3, H, W) in [-1, 1] -> (N, 3, size, size), normalised; the shorter side becomes
+    `size` (bicubic, antialiased), then a crop of the centre."""
     height, width = images.shape[-2:]
     long = int(size * max(height, width) / min(height, width))
     resized = (size, long) if height <= width else (long, size)
