@@ -74,7 +74,7 @@ class DeblurModel(nn.Module):
         return BlurCode(latents, [*features[:-1], with_neighbours(features[-1])])
 
     def encode_each(self, blurred: Tensor, prior: Tensor | None = None) -> BlurCode:
-        """As `encode_blurred`, but every frame's features are its own: `with_neighbours` joins the coarsest. A prior's features stand behind
+        """As `encode_blurred`, but every frame's features are its own: `with_neighbours` joins the coarsest. A prior's stand behind
         the blurred frames' in every level, where a branch reads such; the latents are of the blurred frames alone."""
         latents, features = self.encoder2.spatial(fold_time(blurred))
         if prior is not None and self.config.vae.informed:
@@ -87,7 +87,7 @@ class DeblurModel(nn.Module):
         return Condition(self.adapter(latents), self.encoder1.semantic(centre))
 
     def context(self, image: Tensor, drop: Tensor | bool = False) -> Tensor:
-        """Semantic vectors (B, embed_dim) -> context tokens (B, L + 4, C). `drop` (True, or a bool mask (B,)) gives the unconditional branch
+        """Semantic vectors (B, embed_dim) -> context tokens (B, L + 4, C). `drop` (True, or a bool mask (B,)) is the unconditional branch
         of guidance: the vector becomes zero (image-embedding dropout); the spatial condition is never dropped."""
         if drop is True:
             image = torch.zeros_like(image)
