@@ -12,19 +12,20 @@ import platform
 import torch
 from torch import nn
 
+from ..networks.autoencoder import Decoder, Encoder
 from ..networks.layers import GEGLU as PlainGEGLU
 from ..networks.layers import Upsample as PlainUpsample
 from ..networks.maxim import Maxim
 from ..networks.unet3d import UNet3D
 from .blocks import BLOCKS
-from .onednn import LAYERS, Linear, pack, unpack
+from .onednn import LAYERS, Linear, pack, supports, unpack
 from .strips import in_strips, out_of_strips
 
 PACKED_FROM_DIM = 256                    # a UNet this wide is packed: a smaller one gains next to nothing
 
 
 def accelerate(model: nn.Module, packed: bool | None = None) -> nn.Module:
-    """Swap the 3D-UNet's layers and blocks, the fidelity branch's and the prior's for faster ones, in place; a host's own layers stay.
+    """Swap the 3D-UNet's layers and blocks, the picture path's and the prior's for faster ones, in place; a host's own layers stay.
 
     packed: also put the UNet's weights into oneDNN's layout, for inference only; None: where it is wide enough to gain by it. Anything but
     inference on a CPU goes through the plain layers' arithmetic as before. Forward hooks keep working. Returns the model.
@@ -43,6 +44,8 @@ def accelerate(model: nn.Module, packed: bool | None = None) -> nn.Module:
             layer.__class__ = {nn.Linear: Linear}.get(type(layer), type(layer))
     for layer in model.modules():
         layer.__class__ = BLOCKS.get(type(layer), type(layer))
+        if isinstance(layer, Encoder | Decoder):
+            layer.channels_last = supports(next(layer.parameters()).dtype)
     return in_strips(model)
 
 
@@ -51,6 +54,8 @@ def restore(model: nn.Module) -> nn.Module:
     plain = {fast: slow for slow, fast in (*LAYERS.items(), *BLOCKS.items())}
     for layer in unpack(model).modules():
         layer.__class__ = plain.get(type(layer), type(layer))
+        if isinstance(layer, Encoder | Decoder):
+            layer.channels_last = False
     return out_of_strips(model)
 
 

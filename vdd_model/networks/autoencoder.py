@@ -19,9 +19,9 @@ from .layers import conv_stride_2, silu, zero_init
 LOGVAR_RANGE = (-30.0, 20.0)      # clamp of the official DiagonalGaussianDistribution
 
 
-def fast_layout(x: Tensor) -> Tensor:
-    """Channels-last, except float32 on the CPU: there its convolution is no faster and sums five times less exactly."""
-    if x.dtype in (torch.float32, torch.float64) and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+def fast_layout(x: Tensor, always: bool = False) -> Tensor:
+    """Channels-last, except float32 on the CPU unless `always`: there its convolution sums up to five times less exactly."""
+    if not always and x.dtype in (torch.float32, torch.float64) and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
         return x
     x = x.contiguous(memory_format=torch.channels_last)
     # of a single picture any stride of the first axis passes for contiguous, yet only with this one convolutions give what is channels-last
@@ -97,7 +97,7 @@ class Encoder(nn.Module):
     def __init__(self, config: AutoencoderConfig, ops):
         super().__init__()
         groups, widths = config.norm_groups, [config.channels * m for m in config.channel_mult]
-        self.patch_size = config.patch_size
+        self.patch_size, self.channels_last = config.patch_size, False     # in float32 on a CPU: `cpu.accelerate` turns it on
         self.conv_in = ops.Conv2d(3 * config.patch_size**2, config.channels, 3, padding=1)
         self.down = nn.ModuleList()
         width = config.channels
@@ -112,7 +112,7 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Returns (hidden, features): features fine to coarse, one per level; the coarsest is taken behind the middle."""
-        x = fast_layout(x)
+        x = fast_layout(x, self.channels_last)
         h = self.conv_in(F.pixel_unshuffle(x, self.patch_size) if self.patch_size > 1 else x)
         features = []
         for level in self.down:
@@ -132,7 +132,7 @@ class Decoder(nn.Module):
     def __init__(self, config: AutoencoderConfig, ops):
         super().__init__()
         groups, widths = config.norm_groups, [config.channels * m for m in config.channel_mult]
-        self.patch_size = config.patch_size
+        self.patch_size, self.channels_last = config.patch_size, False     # in float32 on a CPU: `cpu.accelerate` turns it on
         width = widths[-1]
         self.conv_in = ops.Conv2d(config.latent_channels, width, 3, padding=1)
         self.mid = middle(width, config, ops)
@@ -147,7 +147,7 @@ class Decoder(nn.Module):
 
     def features(self, z: Tensor) -> list[Tensor]:
         """Features behind the blocks of every level, coarse to fine."""
-        h = self.mid(self.conv_in(fast_layout(z)))
+        h = self.mid(self.conv_in(fast_layout(z, self.channels_last)))
         features = []
         for level in reversed(self.up):
             for block in level.block:
