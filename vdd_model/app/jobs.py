@@ -353,6 +353,7 @@ def _work(job: Job, clip: VideoClip, sink, stop: int | None, moments: list[Momen
     floating = "f32" in clip.pix_fmt or "f16" in clip.pix_fmt
 
     def given(frame: Frame) -> bool:
+        """Whether a frame is written, and not only looked at for the sake of others."""
         return first <= frame.index and (stop is None or frame.index < stop)
 
     def taken() -> Iterator[Frame]:
@@ -375,6 +376,7 @@ def _work(job: Job, clip: VideoClip, sink, stop: int | None, moments: list[Momen
     ahead = read_ahead(taken(), min(16, max(1, READ_AHEAD_BYTES // frame_bytes)))
 
     def feed() -> Iterator[torch.Tensor]:
+        """Frames (H, W, 3) for the model; what goes past it is put aside in `waiting`."""
         for frame in ahead:
             if given(frame):
                 alpha = None if frame.alpha is None else frame.alpha.numpy()

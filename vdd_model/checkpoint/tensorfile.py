@@ -77,6 +77,8 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], metada
     types = {name: dtype if dtype is not None and t.is_floating_point() else t.dtype for name, t in tensors.items()}
     order = sorted(types, key=lambda name: (-types[name].itemsize, name))        # each aligned to its own size, as mapped reading needs
     ends = [*itertools.accumulate((tensors[name].numel() * types[name].itemsize for name in order), initial=0)]
+    if unknown := next((name for name in order if types[name] not in NAMES), None):
+        raise CheckpointError(f"{path}: tensor {unknown!r} has the type {types[unknown]}, which safetensors cannot hold")
     table = {name: {"dtype": NAMES[types[name]], "shape": list(tensors[name].shape), "data_offsets": place}
              for name, *place in zip(order, ends, ends[1:])}
     text = json.dumps({"__metadata__": dict(metadata), **table}, separators=(",", ":")).encode()

@@ -78,6 +78,7 @@ class TransformerBlock(layers.TransformerBlock):
 
 class SpatialTransformer(layers.SpatialTransformer):
     def added(self, h: Tensor, x: Tensor) -> Tensor:
+        """x + proj_out(h), rows (..., C), the sum taken in the product."""
         return linear(self.proj_out, h, x)
 
 

@@ -137,11 +137,11 @@ class _Enlarging:
     def __call__(self, x: Tensor) -> Tensor:
         """The module's output for x (N, C, H, W)."""
         conv = self.up.conv
-        if _plainly(self.up, x, [conv]):
+        if _plainly(self.up, x, self.up):
             return type(self.up).forward(self.up, x)
         height, width = x.shape[2:]
         like = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
-        out = torch.empty(len(x), conv.out_channels, 2 * height, 2 * width, dtype=x.dtype, memory_format=like)
+        out = torch.empty(len(x), conv.out_channels, 2 * height, 2 * width, dtype=x.dtype, device=x.device, memory_format=like)
         for (row, column), kernel in zip(product((0, 1), (0, 1)), self.kernels):
             made = F.conv2d(x, kernel, conv.bias, padding=1)
             out[:, :, row::2, column::2] = made[:, :, row:row + height, column:column + width]

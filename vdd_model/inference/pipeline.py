@@ -124,8 +124,7 @@ class Deblurrer:
                          repeats=options.repeats == "auto", moment=starts[0] if starts else None, uncut=starts[-1].index if starts else 0)
         if first_frame and not starts:
             starts, found = seek(found, first_frame, options.stride)
-        starts = starts or [Moment(0, 0)]
-        return _Pass(self, options, first_frame, moments, total, progress, notice).stream(found, starts)
+        return _Pass(self, options, first_frame, moments, total, progress, notice).stream(found, starts or [Moment(0, 0)])
 
 
 def unet_calls(model: DeblurModel, options: DeblurOptions) -> int:
@@ -165,8 +164,7 @@ class _Pass:
 
     def __init__(self, deblurrer: Deblurrer, options: DeblurOptions, first_frame: int, moments: MutableSequence[Moment], total: int | None,
                  progress: Callable[[Progress], None] | None, notice: Callable[[str], None]):
-        self.model, self.device = deblurrer.model, deblurrer.device
-        self.dtype = self.model.null_text.dtype
+        self.model, self.device, self.dtype = deblurrer.model, deblurrer.device, deblurrer.model.null_text.dtype
         self.options, self.first_frame, self.moments = options, first_frame, moments
         self.fidelity = options.fidelity if self.model.vae.fidelity is not None else 0.0
         if options.fidelity and not self.fidelity and self.model.config.vae.fidelity is not None:
@@ -232,8 +230,8 @@ class _Pass:
         begin = self.pictures[step.ready.start].index
         if not self.moments or self.moments[-1].index < begin:
             self.moments.append(Moment(begin, step.ready.start))
-        encode = (ENCODE + PICTURE * self.reads) * bool(self.calls)
-        self.meter.window(max(0, self._shown_until(step.ready.stop) - self.meter.done), encode * len(step.read),
+        self.meter.window(max(0, self._shown_until(step.ready.stop) - self.meter.done),
+                          (ENCODE + PICTURE * self.reads) * bool(self.calls) * len(step.read),
                           CALL * self.calls * len(step.window), DECODE * len(step.ready))
 
     def _attempt(self, work: Callable[..., T], *arguments) -> T:

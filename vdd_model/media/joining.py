@@ -210,6 +210,7 @@ def converted(clip: VideoClip, index: int, copy) -> Iterator[Timed]:
         stream, encoder, following = source.streams[index], copy.codec_context, 0
 
         def encoded(frame: av.AudioFrame | None) -> Iterator[Timed]:
+            """The packets that are ready behind a frame, with their times in seconds; None: the last ones."""
             return ((packet.dts * packet.time_base, 1, packet) for packet in copy.encode(frame))
 
         for packet in chain(_audible(source, [stream], clip), [None]):

@@ -212,3 +212,10 @@ def test_info(tiny_model, tmp_path):
     assert "source: a.pth (denoiser, 1.5 MB)" in text and "lacks trained weights for: adapter" in text
     for part in ("unet", "encoder1.semantic_head", "encoder2.spatial_head", "vae.fidelity", "null_text"):
         assert part in text
+
+
+def test_a_type_that_the_format_lacks_is_one_sentence(tmp_path):
+    """Named with its tensor, before anything is written."""
+    with pytest.raises(CheckpointError, match="tensor 'x' has the type torch.complex64"):
+        write_tensors(tmp_path / "x.safetensors", {"x": torch.zeros(2, dtype=torch.complex64)}, {})
+    assert not list(tmp_path.iterdir())
