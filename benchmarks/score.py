@@ -236,7 +236,8 @@ def measure(a: argparse.Namespace, deblurrer: Deblurrer, sets: dict[str, list[Pa
         results[name], totals[name] = (pairs, scored), scored.totals()
         frames = sum(p.num_frames for p in pairs)
         seconds = statistics.mean(r["seconds"] / r["frames"] for r in scored.rows[steps_name(a.steps[0])].values())
-        table = report.markdown_table(totals[name], f"{name}, {frames} frames", [c for c in COLUMNS if _any(totals[name], c)])
+        rows = {setting: {key: row.get(key) for key in COLUMNS} for setting, row in totals[name].items()}
+        table = report.markdown_table(rows, f"{name}, {frames} frames", always=())
         speed = f"{steps_name(a.steps[0])}: {seconds:.2f} s a frame on this machine."
         lines += [f"## {name}: {len(pairs)} clips", "", table, "", speed, ""]
         if 1 in a.steps and frames > 1:
@@ -251,10 +252,6 @@ def measure(a: argparse.Namespace, deblurrer: Deblurrer, sets: dict[str, list[Pa
     files.append(report.save_text("\n".join(lines), a.out / "score.md"))
     print("\n" + "\n".join(lines))
     print("wrote " + ", ".join(str(f) for f in files if f))
-
-
-def _any(rows: dict[str, dict], column: str) -> bool:
-    return any(row.get(column) is not None for row in rows.values())
 
 
 if __name__ == "__main__":

@@ -61,29 +61,21 @@ def color_map(values: Tensor) -> Tensor:
     return torch.lerp(anchors[low], anchors[low + 1], (position - low).unsqueeze(-1))
 
 
-def error_map(output: Tensor, truth: Tensor, limit: float = ERROR_LIMIT, scale: bool = True) -> Image.Image:
-    """Mean absolute error over the channels of two frames (H, W, 3) as a picture (paper Fig. 4): black is none, pale is `limit` or more.
-
-    `scale` adds a strip below that names the colors in 1/255.
+def error_map(output: Tensor, truth: Tensor) -> Image.Image:
+    """Mean absolute error over the channels of two frames (H, W, 3) as a picture (paper Fig. 4): black is none, pale is `ERROR_LIMIT` or
+    more. A strip below names the colors in 1/255.
     """
     if output.shape != truth.shape:
         raise UserError(f"an error map needs two frames of one size, found {_size(output)} and {_size(truth)}")
     error = (output.float().clamp(0, 1) - truth.float().clamp(0, 1)).abs().mean(dim=-1)
-    picture = to_image(color_map(error / limit))
-    return _with_scale(picture, limit) if scale else picture
-
-
-def _size(frame: Tensor) -> str:
-    return f"{frame.shape[1]} x {frame.shape[0]}"
-
-
-def _with_scale(picture: Image.Image, limit: float) -> Image.Image:
+    picture = to_image(color_map(error / ERROR_LIMIT))
+    # the strip
     height = max(16, picture.height // 24)
     sheet = ImageOps.expand(picture, (0, 0, 0, height + 2), "white")
     text = ImageFont.load_default(int(height * 0.75))
     draw = ImageDraw.Draw(sheet)
     top = picture.height + 2
-    right = f"{limit * 255:.0f}/255 and more"
+    right = f"{ERROR_LIMIT * 255:.0f}/255 and more"
     left_width, right_width = draw.textlength("0", font=text), draw.textlength(right, font=text)
     start, stop = int(left_width) + 10, picture.width - int(right_width) - 10
     draw.text((4, top), "0", "black", font=text)
@@ -92,6 +84,10 @@ def _with_scale(picture: Image.Image, limit: float) -> Image.Image:
         sheet.paste(strip, (start, top))
         draw.text((stop + 6, top), right, "black", font=text)
     return sheet
+
+
+def _size(frame: Tensor) -> str:
+    return f"{frame.shape[1]} x {frame.shape[0]}"
 
 
 def interesting_box(images: Sequence[Picture]) -> ZoomBox:
@@ -107,9 +103,7 @@ def interesting_box(images: Sequence[Picture]) -> ZoomBox:
     high, wide = max(8, round(height / 4)), max(8, round(width / 4))
     if height <= high or width <= wide:
         return ZoomBox(0, 0, width, height)
-    sums = score.double().cumsum(0).cumsum(1)
-    sums = torch.nn.functional.pad(sums, (1, 0, 1, 0))
-    total = sums[high:, wide:] - sums[:-high, wide:] - sums[high:, :-wide] + sums[:-high, :-wide]
+    total = torch.nn.functional.avg_pool2d(score.double()[None], (high, wide), 1)[0]
     dy, dx = (min(n // 16, (m - 1) // 2) for n, m in ((height, total.shape[0]), (width, total.shape[1])))
     inner = total[dy:total.shape[0] - dy, dx:total.shape[1] - dx]
     row, column = divmod(int(inner.argmax()), inner.shape[1])
@@ -138,38 +132,31 @@ def panel(images: Sequence[Picture], labels: Sequence[str], zoom_box: Sequence[i
     width = width or min(full_width, 480)
     scale = width / full_width
     height, zoom_height = max(1, round(full_height * scale)), max(1, round(box.height * width / box.width))
-    text = ImageFont.load_default(max(12, width // 22))
-    strip, gap = max(18, width // 14), 4
-    sheet = Image.new("RGB", (len(pictures) * (width + gap) - gap, strip + height + gap + zoom_height), "white")
-    draw = ImageDraw.Draw(sheet)
-    line = max(2, width // 160)
-    for column, (picture, label) in enumerate(zip(pictures, labels)):
-        x = column * (width + gap)
-        while label and draw.textlength(label, font=text) > width - 4:
-            label = label[:-1]
-        draw.text((x + 2, 2), label, "black", font=text)
-        sheet.paste(picture.resize((width, height), Image.LANCZOS) if scale != 1 else picture, (x, strip))
-        left, top = x + box.x * scale, strip + box.y * scale
-        right, bottom = (start + max(1, side * scale) - 1 for start, side in ((left, box.width), (top, box.height)))
-        draw.rectangle((left, top, right, bottom), outline=BOX_COLOR, width=line)
-        part = picture.crop((box.x, box.y, box.x + box.width, box.y + box.height))
-        # Nearest neighbour shows what is there: a smooth enlargement would hide rings and grids.
-        filter_ = Image.NEAREST if width >= 2 * box.width else Image.LANCZOS
-        below = strip + height + gap
-        sheet.paste(part.resize((width, zoom_height), filter_), (x, below))
-        draw.rectangle((x, below, x + width - 1, below + zoom_height - 1), outline=BOX_COLOR, width=line)
-    return sheet
+    # Nearest neighbour shows what is there: a smooth enlargement would hide rings and grids.
+    smooth = Image.NEAREST if width >= 2 * box.width else Image.LANCZOS
+    columns = []
+    for picture in pictures:
+        part = picture.crop((box.x, box.y, box.x + box.width, box.y + box.height)).resize((width, zoom_height), smooth)
+        whole, (left, top) = picture.resize((width, height), Image.LANCZOS), (box.x * scale, box.y * scale)
+        inside = left, top, left + max(1, box.width * scale) - 1, top + max(1, box.height * scale) - 1
+        for image, frame in ((whole, inside), (part, (0, 0, width - 1, zoom_height - 1))):
+            ImageDraw.Draw(image).rectangle(frame, outline=BOX_COLOR, width=max(2, width // 160))
+        columns.append((whole, part))
+    return grid([*zip(*columns)], labels, max(18, width // 14), max(12, width // 22))
 
 
-def grid(rows: Sequence[Sequence[Picture]], labels: Sequence[str] = ()) -> Image.Image:
-    """Pictures side by side, those of a row of one height; `labels` stand above the first row's."""
-    pictures, gap, y = [[to_image(picture) for picture in row] for row in rows], 4, 22 if labels else 0
+def grid(rows: Sequence[Sequence[Picture]], labels: Sequence[str] = (), strip: int = 22, size: int = 16) -> Image.Image:
+    """Pictures side by side, those of a row of one height; `labels`, of this size and cut to the width, stand in a strip above."""
+    pictures, gap, y = [[to_image(picture) for picture in row] for row in rows], 4, strip if labels else 0
     wide = max(sum(picture.width + gap for picture in row) for row in pictures) - gap
     sheet = Image.new("RGB", (wide, y + sum(row[0].height + gap for row in pictures) - gap), "white")
+    draw, text = ImageDraw.Draw(sheet), ImageFont.load_default(size)
     for row in pictures:
         left = 0
         for picture, label in zip(row, chain(labels if row is pictures[0] else (), repeat(""))):
-            ImageDraw.Draw(sheet).text((left + 2, 1), label, "black", font=ImageFont.load_default(16))
+            while label and draw.textlength(label, font=text) > picture.width - 4:
+                label = label[:-1]
+            draw.text((left + 2, 2), label, "black", font=text)
             sheet.paste(picture, (left, y))
             left += picture.width + gap
         y += row[0].height + gap
@@ -204,24 +191,23 @@ def format_value(key: str, value: float | None) -> str:
     return "-" if value is None else f"{value:.{metrics.COLUMNS[key][1]}f}"
 
 
-def markdown_table(rows: Mapping[str, Mapping[str, float | None]], first: str = "", columns: Sequence[str] | None = None) -> str:
-    """Rows of `metrics.Scorer.result` as a Markdown table, one clip or setting a row.
-
-    Columns that no row has are left out, but for LPIPS, whose reason the caller prints.
-    """
-    columns = columns or _filled(rows)
-    return align([[first, *(metrics.COLUMNS[c][0] for c in columns)]]
-                 + [[name, *(format_value(c, row.get(c)) for c in columns)] for name, row in rows.items()])
-
-
 def measures_table(rows: Mapping[str, Mapping[str, float | None]], first: str = "", always: Sequence[str] = ("lpips",)) -> str:
-    """The same turned round, one measure a row: narrow enough for a terminal. Those of `always` have a row also where they are empty."""
-    cells = [[metrics.COLUMNS[c][0], *(format_value(c, row.get(c)) for row in rows.values())] for c in _filled(rows, always)]
-    return align([[first, *rows], *cells])
+    """Rows of `metrics.Scorer.result`, one clip or setting each, as a Markdown table of one measure a row: narrow enough for a terminal.
+
+    Measures that none has are left out, but for those of `always`: of LPIPS the caller prints why.
+    """
+    return align(_cells(rows, first, always))
 
 
-def _filled(rows: Mapping[str, Mapping[str, float | None]], always: Sequence[str] = ("lpips",)) -> list[str]:
-    return [c for c in metrics.COLUMNS if c in always or any(row.get(c) is not None for row in rows.values())]
+def markdown_table(rows: Mapping[str, Mapping[str, float | None]], first: str = "", always: Sequence[str] = ("lpips",)) -> str:
+    """The same turned round."""
+    return align([*zip(*_cells(rows, first, always))])
+
+
+def _cells(rows: Mapping[str, Mapping[str, float | None]], first: str, always: Sequence[str]) -> list[list[str]]:
+    return [[first, *rows], *([title, *(format_value(key, row.get(key)) for row in rows.values())]
+                              for key, (title, *_) in metrics.COLUMNS.items()
+                              if key in always or any(row.get(key) is not None for row in rows.values()))]
 
 
 def align(cells: Sequence[Sequence[str]]) -> str:
