@@ -16,6 +16,7 @@ from av.codec.context import Flags
 from av.stream import Disposition
 
 from .clip import MediaError
+from .pixel_formats import CHROMA
 
 # formats that ffmpeg "plays" but that are text or sound, never a clip
 NOT_VIDEO = {"tty", "bin", "adf", "idf", "xbin", "srt", "webvtt", "ass", "lrc", "microdvd", "txt", "ffmetadata", "data", "concat"}
@@ -69,9 +70,11 @@ def is_telemetry(stream) -> bool:
     return is_own_data(stream) and stream.name == "bin_data"
 
 
-def name_of_data(stream) -> str:
-    """What a stream of data calls itself."""
-    return stream.metadata.get("handler_name", "").strip() or str(stream.index)
+def name_of(stream) -> str:
+    """A stream's codec; what a stream of data calls itself."""
+    if stream.type == "data":
+        return stream.metadata.get("handler_name", "").strip() or str(stream.index)
+    return stream.codec_context.name if stream.codec_context else "of an unknown kind"
 
 
 def video_stream(container, path: Path):
@@ -82,7 +85,8 @@ def video_stream(container, path: Path):
     clips = [s for s in known if not is_cover(s)]
     if not clips:
         if strange := [s for s in container.streams.video if s.codec_context is None]:
-            raise MediaError(f"{path} holds video in a coding that FFmpeg does not know{_coding(container, strange[0])}; "
+            name = re.search(r"Video: .*?(\(.{4}) / 0x", printed(container, strange[0]))     # four letters by which the file calls it
+            raise MediaError(f"{path} holds video in a coding that FFmpeg does not know{f' {name[1]})' if name else ''}; "
                              "convert it first, with the program or the camera maker's tool that it comes from")
         raise MediaError(f"{path} has no video in it" + (", only sound" if container.streams.audio else ""))
     if len(clips) > 1:
@@ -92,12 +96,6 @@ def video_stream(container, path: Path):
     clips[0].thread_type = "SLICE"
     clips[0].codec_context.flags |= Flags.unaligned            # else a crop at the left is taken only as far as memory likes it
     return clips[0]
-
-
-def _coding(container, stream) -> str:
-    """The four letters by which the file names the stream's coding, as FFmpeg prints them, or ""."""
-    found = re.search(rf"Stream #0:{stream.index}\b.*?Video: .*?\((.{{4}}) / 0x", dump(container))
-    return f" ({found[1]})" if found else ""
 
 
 def _stills(path: Path, streams: Sequence[int]) -> set[int]:
@@ -114,17 +112,28 @@ def _stills(path: Path, streams: Sequence[int]) -> set[int]:
 _dumping = threading.Lock()
 
 
-def dump(container) -> str:
-    """What FFmpeg prints of a file. It tells some things that PyAV has no name for, such as a crop; "" where this PyAV cannot."""
+def printed(container, stream) -> str:
+    """What FFmpeg prints of a stream. It tells some things that PyAV has no name for, such as a crop."""
     with _dumping, av.logging.Capture(False):                  # what other threads' decoders say meanwhile is nobody's business
         level = av.logging.get_level()
         try:
             av.logging.set_level(av.logging.VERBOSE)
             av.logging.set_libav_level(av.logging.VERBOSE)
-            return container.dumps_format()
+            text = container.dumps_format()
         finally:
             av.logging.set_libav_level(av.logging.INFO)
             av.logging.set_level(level)
+    found = re.search(rf"^  Stream #0:{stream.index}\b.*?(?=^  Stream #|\Z)", text, re.MULTILINE | re.DOTALL)
+    return found[0] if found else ""
+
+
+def presentation(container, stream) -> tuple[tuple[int, int, int, int], str]:
+    """(rows and columns that the container has left away at top, bottom, left, right; where 4:2:0's chroma lies)."""
+    text = printed(container, stream)
+    found = re.search(r"^\s+Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)\s*$", text, re.MULTILINE | re.IGNORECASE)
+    left, right, top, bottom = map(int, found.groups()) if found else (0, 0, 0, 0)
+    place = re.search(rf"Video: .*?\w\([^)]*\b({'|'.join(CHROMA)})\)", text.partition("\n")[0])
+    return (top, bottom, left, right), place[1] if place else "center" if stream.codec_context.name in ("mjpeg", "webp") else "left"
 
 
 def track_tags(stream) -> tuple[tuple[str, str], ...]:
@@ -142,11 +151,6 @@ def decoder_of(stream):
     return stream.codec_context
 
 
-def keeps_a_clock(container) -> bool:
-    """Whether the times of the file are those of a clock that ran before, and runs over: transport and program streams."""
-    return bool({"mpegts", "mpeg"} & set(container.format.name.split(",")))
-
-
 class Joins:
     """Puts the times of transport and program streams that were joined by copying behind one another, as players do.
 
@@ -156,13 +160,13 @@ class Joins:
 
     def __init__(self, container, leader: int, found: Sequence[Fraction] = ()):
         self.found = list(found)
-        self._used = keeps_a_clock(container)
+        self.clock = bool({"mpegts", "mpeg"} & set(container.format.name.split(",")))        # that ran before, and runs over
         self._leader = leader
         self._streams: dict[int, tuple[int, Fraction, Fraction]] = {}          # (places passed, last time, step) in seconds
 
     def correct(self, packet: av.Packet) -> bool:
         """Shift the packet's times; packets of a stream have to come in their order. Returns whether one of the places lies before it."""
-        if not self._used or packet.dts is None:
+        if not self.clock or packet.dts is None:
             return False
         time = packet.dts * packet.time_base
         passed, last, step = self._streams.get(packet.stream_index, (0, None, Fraction(0)))

@@ -86,11 +86,12 @@ def _x264(want: Want) -> tuple[str, dict[str, str]]:
     ahead = max(8, LOOKAHEAD_BYTES // (want.clip.width * want.clip.height * 3))
     if ahead < {"ultrafast": 0, "superfast": 0, "veryfast": 10, "faster": 20, "fast": 30}.get(want.options.preset, 40):
         params.append(f"rc-lookahead={ahead}")
-    return _planar(want), encoder | ({"x264-params": ":".join(params)} if params else {})
+    return _planar(want, want.chroma, want.depth), encoder | ({"x264-params": ":".join(params)} if params else {})
 
 
 def _x265(want: Want) -> tuple[str, dict[str, str]]:
-    return _planar(want), _crf(want, "hevc") | {"x265-params": ":".join(["log-level=error", *filter(None, [want.clip.light])])}
+    params = ":".join(["log-level=error", *filter(None, [want.clip.light])])
+    return _planar(want, want.chroma, want.depth), _crf(want, "hevc") | {"x265-params": params}
 
 
 def _crf(want: Want, codec: str) -> dict[str, str]:
@@ -102,8 +103,8 @@ def _crf(want: Want, codec: str) -> dict[str, str]:
     return {"crf": str(crf), "preset": want.options.preset}
 
 
-def _planar(want: Want) -> str:
-    return f"yuv{'a' if want.alpha else ''}{want.chroma}p" + ("" if want.depth == 8 else f"{want.depth}le")
+def _planar(want: Want, chroma: int, depth: int) -> str:
+    return f"yuv{'a' if want.alpha else ''}{chroma}p" + ("" if depth == 8 else f"{depth}le")
 
 
 def _prores(want: Want) -> tuple[str, dict[str, str]]:
@@ -118,8 +119,7 @@ def _prores(want: Want) -> tuple[str, dict[str, str]]:
     if options.chroma not in (None, own) or options.bit_depth not in (None, 10):
         raise MediaError(f"ProRes {PRORES_PROFILES[profile]} stores {':'.join(str(own))} with 10 bits; leave --chroma and --bit-depth "
                          "away, or choose another --quality or --codec")
-    return (f"yuv{'a' if want.alpha else ''}{own}p10le",
-            {"profile": str(profile), "vendor": "apl0", **({"alpha_bits": "16"} if want.alpha else {})})
+    return _planar(want, own, 10), {"profile": str(profile), "vendor": "apl0"} | ({"alpha_bits": "16"} if want.alpha else {})
 
 
 def _ffv1(want: Want) -> tuple[str, dict[str, str]]:
@@ -127,8 +127,7 @@ def _ffv1(want: Want) -> tuple[str, dict[str, str]]:
     depth = 8 if want.depth <= 8 else max(10, want.depth)
     if want.options.bit_depth is None and bits > 10:
         depth = 12 if bits <= 12 and not (want.alpha and want.chroma == 420) else 16
-    kind = f"yuv{'a' if want.alpha else ''}{want.chroma}p"
-    return kind + ("" if depth == 8 else f"{depth}le"), {"level": "3", "g": "1", "slices": "4", "slicecrc": "1"}
+    return _planar(want, want.chroma, depth), {"level": "3", "g": "1", "slices": "4", "slicecrc": "1"}
 
 
 @dataclass(frozen=True)
@@ -341,19 +340,13 @@ def segment_bytes(number: int, frames: int, packets: Sequence[Packet]) -> bytes:
 def finished_segments(path: Path) -> tuple[int, int, int]:
     """(segments, frames, bytes) of the whole segments at the start of the packet file; what follows was being written."""
     segments = frames = position = 0
-    if not path.exists():
-        return 0, 0, 0
-    size = path.stat().st_size
     with path.open("rb") as file:
-        while True:
-            head = file.read(_SEGMENT.size)
-            if len(head) < _SEGMENT.size:
-                break
+        while len(head := file.read(_SEGMENT.size)) == _SEGMENT.size:
             magic, number, count, _, length = _SEGMENT.unpack(head)
-            if magic != b"VDDS" or number != segments or position + _SEGMENT.size + length > size:
+            end = position + _SEGMENT.size + length
+            if magic != b"VDDS" or number != segments or end > path.stat().st_size:
                 break
-            segments, frames, position = segments + 1, frames + count, position + _SEGMENT.size + length
-            file.seek(position)
+            segments, frames, position = segments + 1, frames + count, file.seek(end)
     return segments, frames, position
 
 

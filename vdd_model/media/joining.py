@@ -15,7 +15,7 @@ from pathlib import Path
 import av
 
 from .clip import MediaError, VideoClip
-from .container import TRIED, Joins, is_telemetry, name_of_data, open_container, track_tags
+from .container import TRIED, Joins, is_telemetry, name_of, open_container, track_tags
 from .encoding import CODECS, CONTAINERS, MUXERS, Encoding, OutputOptions, configure, no_room, with_decoding_times
 
 # tags for which .mp4 and .mov have a place of their own, where every program looks; others need Apple's, which takes all
@@ -73,7 +73,9 @@ def join(packet_files: Sequence[Path], encoding: Encoding, target: Path, clip: V
                 if codec := way[other.index]:
                     copy = add_converted(output, other, codec)
                     sources.append(converted(clip, other.index, copy))
-                    notes.append(f"its sound ({name_of(other)}) is stored as {codec}, which loses {loss_of(other, codec)}")
+                    rounded = other.codec_context.format.name.startswith(("flt", "dbl")) and codec in ("flac", "pcm_s24le")
+                    heard = " that can be heard" * rounded
+                    notes.append(f"its sound ({name_of(other)}) is stored as {codec}, which loses nothing{heard}")
                 else:
                     copy = copies[other.index] = output.add_stream_from_template(other)
                 copy.metadata.update(_tags(track_tags(other), muxer))
@@ -167,12 +169,6 @@ def unsupported_sound(clip: VideoClip, path: Path) -> list[str]:
         return lacking if len(lacking) == len(source.streams.audio) else []
 
 
-def loss_of(stream, codec: str) -> str:
-    """What a stream of `ways` loses as `codec`, in words."""
-    rounded = stream.codec_context.format.name.startswith(("flt", "dbl")) and codec in ("flac", "pcm_s24le")
-    return "nothing" + " that can be heard" * rounded
-
-
 def check_sound(clip: VideoClip, label: str, target: Path, options: OutputOptions) -> None:
     """Refuse a container that takes none of the clip's sound; what is advised instead is tried before. Raises MediaError."""
     if not (options.audio and (lacking := unsupported_sound(clip, target))):
@@ -181,11 +177,6 @@ def check_sound(clip: VideoClip, label: str, target: Path, options: OutputOption
             and suffix in CONTAINERS.get(options.codec, MUXERS) and not unsupported_sound(clip, Path("x" + suffix))]
     advice = f"choose an output ending in {' or '.join(able)}, or --no-audio" if able else "leave it away with --no-audio"
     raise MediaError(f"{label}: its sound ({', '.join(lacking)}) cannot be stored in {target.suffix}; {advice}")
-
-
-def name_of(stream) -> str:
-    """A stream's codec, of data its own name."""
-    return stream.codec_context.name if stream.codec_context else name_of_data(stream) if stream.type == "data" else "of an unknown kind"
 
 
 def add_converted(output, stream, codec: str):

@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
-import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,20 +16,8 @@ import av
 import numpy as np
 
 from .clip import MediaError, VideoClip
-from .container import (
-    Joins,
-    dump,
-    is_cover,
-    is_own_data,
-    is_telemetry,
-    keeps_a_clock,
-    name_of_data,
-    open_container,
-    reason,
-    track_tags,
-    video_stream,
-)
-from .pixel_formats import CHROMA, KNOWN_MATRICES, UNSPECIFIED, ColorTags, Layout, complete_tags, layout, to_rgb
+from .container import Joins, is_cover, is_own_data, is_telemetry, name_of, open_container, presentation, reason, track_tags, video_stream
+from .pixel_formats import KNOWN_MATRICES, UNSPECIFIED, ColorTags, Layout, complete_tags, layout, to_rgb
 from .reader import Decoder, gif_pictures, nal_units
 
 STANDARD_RATES = tuple(Fraction(n, d) for n, d in (
@@ -56,7 +44,7 @@ def probe_video(path: str | Path) -> VideoClip:
         stream = video_stream(container, path)
         context, tick, family = stream.codec_context, stream.time_base or Fraction(1, 1000), container.format.name
         said = ColorTags(int(context.colorspace), int(context.color_primaries), int(context.color_trc), int(context.color_range) == 2)
-        crop, chroma = _presentation(container, stream)
+        crop, chroma = presentation(container, stream)
         aspect = stream.sample_aspect_ratio or Fraction(1)
         header_frames, duration = stream.frames, (container.duration or 0) / av.time_base
         if header_frames > path.stat().st_size:                # nobody came back to write it, as where an AVI went through a pipe
@@ -139,27 +127,11 @@ def _first_frame(container, stream, path: Path) -> av.VideoFrame:
 
 def _colors(first: av.VideoFrame, said: ColorTags, codec: str, kind: Layout) -> ColorTags:
     """The complete tags of the first picture: those that the container `said`, which the ISO's format puts first, else its own."""
-    def first_of(one: int, other: int | None) -> int:
-        """The first tag that says something (numbers of ITU-T H.273)."""
-        return one if one != UNSPECIFIED else int(other or UNSPECIFIED)
-
     full = {1: False, 2: True}.get(int(first.color_range), said.full_range) or first.format.name.startswith("yuvj") or (
         kind.kind == "gray" and int(first.color_range) == 0 and codec not in ("h264", "hevc", "vp9", "av1"))
-    tags = ColorTags(first_of(said.matrix, int(first.colorspace) or None if kind.kind != "gbr" else int(first.colorspace)),
-                     first_of(said.primaries, getattr(first, "color_primaries", None)),      # frames carry them from PyAV 14.3 on
-                     first_of(said.transfer, getattr(first, "color_trc", None)), full)
-    return complete_tags(tags, kind.kind, first.height, first.width)
-
-
-def _presentation(container, stream) -> tuple[tuple[int, int, int, int], str]:
-    """(rows and columns that the container has left away at top, bottom, left, right; where 4:2:0's chroma lies), as FFmpeg prints them."""
-    text = dump(container)
-    part = re.search(rf"^  Stream #0:{stream.index}\b.*?(?=^  Stream #|\Z)", text, re.MULTILINE | re.DOTALL)
-    lines = part[0] if part else ""
-    found = re.search(r"^\s+Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)\s*$", lines, re.MULTILINE | re.IGNORECASE)
-    left, right, top, bottom = map(int, found.groups()) if found else (0, 0, 0, 0)
-    place = re.search(rf"Video: .*?\w\([^)]*\b({'|'.join(CHROMA)})\)", lines.partition("\n")[0])
-    return (top, bottom, left, right), place[1] if place else "center" if stream.codec_context.name in ("mjpeg", "webp") else "left"
+    own = first.colorspace, *(getattr(first, name, UNSPECIFIED) for name in ("color_primaries", "color_trc"))       # from PyAV 14.3 on
+    tags = (one if one != UNSPECIFIED else int(other) or UNSPECIFIED for one, other in zip(dataclasses.astuple(said), own))
+    return complete_tags(ColorTags(*tags, full), kind.kind, first.height, first.width)
 
 
 def _second_layer(data: bytes, context) -> bool:
@@ -184,9 +156,8 @@ def orientation(frame: av.VideoFrame) -> tuple[int, bool]:
     """(counter-clockwise quarter turns, whether left and right are swapped after them) that the frame's display matrix asks for."""
     matrix = struct.unpack("=9i", _side_data(frame).get("DISPLAYMATRIX", b"")[:36] or bytes(36))
     a, b, _, c, d = matrix[:5]
-    if a * d - b * c < 0:
-        return round(-math.degrees(math.atan2(b, -a)) / 90) % 4, True
-    return round(getattr(frame, "rotation", 0) / 90) % 4, False
+    mirrored = a * d - b * c < 0
+    return round(-math.degrees(math.atan2(b, -a if mirrored else a)) / 90) % 4, mirrored
 
 
 def _light(frame: av.VideoFrame) -> str:
@@ -230,7 +201,7 @@ def _extras(container, video, frame: av.VideoFrame) -> tuple[tuple[str, ...], tu
     words += ["the cover picture"] * bool(covers) + ["further video streams"] * (len(others) > covers)
     for stream in container.streams:
         if is_own_data(stream):
-            (kept if is_telemetry(stream) else words).append(f"the data stream {name_of_data(stream)}")
+            (kept if is_telemetry(stream) else words).append(f"the data stream {name_of(stream)}")
     return tuple(dict.fromkeys(words)), tuple(kept)
 
 
@@ -257,12 +228,12 @@ def _scan(path: Path, timed: bool, fourth: bool = False) -> Walk:
     walk, times, untimed, keyed = Walk(), [], 0, False
     with contextlib.closing(open_container(path)) as container:
         video = video_stream(container, path)
-        walk.clock = keeps_a_clock(container)
         # all of them: the container's duration is that of its longest stream, which subtitles or another video may be
         streams = [s for s in container.streams if s.type in ("audio", "subtitle", "data") or s.type == "video" and not is_cover(s)]
         ends: dict[int, tuple[int, Fraction]] = {}
         starts: dict[int, Fraction] = {}
         joins = Joins(container, video.index)
+        walk.clock = joins.clock
         try:
             for packet in container.demux(streams):
                 joins.correct(packet)

@@ -39,9 +39,9 @@ class VideoSink:
     def __init__(self, folder: Path, encoding: Encoding, first: int = 0):
         self.folder, self.encoding = folder, encoding
         self.packet_file = folder / "packets.bin"
+        self.packet_file.touch()
         self.segment, frames, size = finished_segments(self.packet_file)
-        with self.packet_file.open("ab") as file:
-            file.truncate(size)
+        os.truncate(self.packet_file, size)
         self.encoder = SegmentEncoder(encoding)                # what it refuses is refused before the work
         self.in_segment = 0
         self.done = first + frames
@@ -136,20 +136,17 @@ class ImageSink:
         self.folder, self.names, self.target, self.sources = folder / "pictures", names, target, sources
         self.bit_depth, self.gray, self.alpha, self.replace, self.chunks = bit_depth, gray, alpha, replace, chunks
         self.folder.mkdir(exist_ok=True)
+        # there once pictures have begun to move to their final place; names the old ones there that are in the way
+        self.moving = folder / "moving"
         self._remove_old()
         self.done = first
-        places = [self.folder] + [target] * self._moving().exists()
+        places = [self.folder] + [target] * self.moving.exists()
         while any((place / self.name(self.done)).exists() for place in places):
             self.done += 1
 
-    def _moving(self) -> Path:
-        """There once pictures have begun to move to their final place; names the old ones there that are in the way."""
-        return self.folder.parent / "moving"
-
     def _remove_old(self) -> None:
-        for name in self._moving().read_bytes().split(b"\n") if self._moving().exists() else []:
-            if name:
-                (self.target / os.fsdecode(name)).unlink(missing_ok=True)
+        for name in filter(None, self.moving.read_bytes().split(b"\n") if self.moving.exists() else ()):
+            (self.target / os.fsdecode(name)).unlink(missing_ok=True)
 
     def name(self, index: int) -> str:
         """File name of frame `index`."""
@@ -175,11 +172,11 @@ class ImageSink:
             os.replace(self.folder / self.name(0), target)
             return []
         target.mkdir(parents=True, exist_ok=True)
-        if not self._moving().exists():
+        if not self.moving.exists():
             mine = {self.name(index) for index in range(self.done)}
             kind = naming(mine) if self.names else NUMBERED_PICTURE
             old = [p.name for p in target.iterdir() if self.replace and p.name not in mine and p.is_file() and kind.fullmatch(p.name)]
-            write_whole(self._moving(), b"\n".join(map(os.fsencode, old)))
+            write_whole(self.moving, b"\n".join(map(os.fsencode, old)))
         self._remove_old()
         for index in range(self.done):
             if (self.folder / self.name(index)).exists():

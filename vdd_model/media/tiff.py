@@ -20,8 +20,9 @@ warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")              #
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")               # the last two: BigTIFF
 ORIENTATION = 274
 _OF_FFMPEG = (1, 2, 3, 4, 5, 8, 32773, 32946)                  # compression: none, CCITT, LZW, deflate, PackBits
-_FORMATS = {"u1": ("gray", "gray", "rgb24", "rgba"), "u2": ("gray16le", "gray16le", "rgb48le", "rgba64le"),
-            "f4": ("grayf32le", "grayf32le", "gbrpf32le", "gbrapf32le")}
+# by type of value and number of channels
+_FORMATS = {"u1": ("gray", "ya8", "rgb24", "rgba"), "u2": ("gray16le", "ya16le", "rgb48le", "rgba64le"),
+            "f4": ("grayf32le", "gbrapf32le", "gbrpf32le", "gbrapf32le")}
 
 
 class Tags:
@@ -65,12 +66,8 @@ class Tags:
     @property
     def pix_fmt(self) -> str:
         """The pixel format that it is read as, but for the order of channels and bytes."""
-        if self.palette:
-            return "pal8"
-        channels = (2 if self.gray else 4) if self.transparent else 1 if self.gray else 3
-        if self.floating or channels != 2:
-            return _FORMATS["f4" if self.floating else "u1" if self.bits <= 8 else "u2"][max(channels, 4 * self.transparent) - 1]
-        return "ya8" if self.bits <= 8 else "ya16le"
+        kind, channels = "f4" if self.floating else "u1" if self.bits <= 8 else "u2", (1 if self.gray else 3) + self.transparent
+        return "pal8" if self.palette else _FORMATS[kind][channels - 1]
 
     @property
     def for_ffmpeg(self) -> bool:

@@ -12,7 +12,7 @@ import pytest
 from media_tools import add_video, chart, eight_bits, encode, pattern, remuxed, save_clip, seen
 
 from vdd_model.media.clip import MediaError
-from vdd_model.media.container import dump
+from vdd_model.media.container import printed
 from vdd_model.media.pixel_formats import ColorTags, from_rgb, to_rgb
 from vdd_model.media.reader import Decoder
 from vdd_model.media.video import probe, read, read_clip
@@ -71,8 +71,9 @@ def test_the_containers_crop_is_taken(tmp_path, suffix):
     clap(source, 52, 36, right=2, down=-4)                     # mp4: clap; the copy in Matroska: PixelCrop
     if suffix == ".mkv":
         source = remuxed(source, tmp_path / "in.mkv")
-    if "ropping" not in dump(av.open(str(source))):
-        pytest.skip("this FFmpeg does not read it")
+    with av.open(str(source)) as file:
+        if "ropping" not in printed(file, file.streams.video[0]):
+            pytest.skip("this FFmpeg does not read it")
     clip = probe(source)
     assert (clip.width, clip.height, clip.coded_size, clip.crop) == (52, 36, (64, 48), (2, 10, 8, 4))
     assert np.array_equal(read_clip(clip).numpy(), whole[:, 2:38, 8:60])
