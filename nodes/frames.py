@@ -8,7 +8,10 @@ from ..vdd_model.errors import UserError
 
 
 def rgb_of(frames: Tensor) -> Tensor:
-    """(F, H, W, C) -> (F, H, W, 3) float32; alpha is left out, a single grey channel is repeated."""
+    """(F, H, W, C) -> (F, H, W, 3) float32; alpha is left out, a single grey channel is repeated. Raises UserError."""
+    if frames.ndim != 4 or not frames.numel() or not frames.is_floating_point():
+        raise UserError("expected frames (F, H, W, 3), at least one, floating point in [0, 1], found a tensor of shape "
+                        f"{tuple(frames.shape)} and type {str(frames.dtype).removeprefix('torch.')}")
     rgb = frames[..., :3] if frames.shape[-1] >= 3 else frames[..., :1].expand(*frames.shape[:-1], 3)
     return rgb.float()
 

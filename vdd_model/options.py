@@ -35,7 +35,8 @@ class Option:
         if self.choices:
             return "" if value in self.choices else " or ".join(self.choices)
         if isinstance(value, tuple):
-            return "" if len(value) == 2 else "two numbers between 0 and 1"
+            usable = len(value) == 2 and value[1] >= 0 and value[0] <= min(value[1], 1)
+            return "" if usable else "two numbers between 0 and 1, the lower one first"
         low, high = (-math.inf if self.low is None else self.low), (math.inf if self.high is None else self.high)
         if isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high:
             return ""

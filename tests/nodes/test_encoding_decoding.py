@@ -80,6 +80,9 @@ def test_numbers_that_are_none_stop_the_graph(pack, frames, vae_and_encoders, mo
     broken[4, 3, 3, 0] = float("nan")
     with pytest.raises(RuntimeError, match="frame 4 holds NaN"):
         pack.nodes["VDDEncodeClip"].execute(broken, encoders, vae)
+    for odd in (frames[:0], frames[0], (frames * 255).byte()):
+        with pytest.raises(RuntimeError, match=r"expected frames \(F, H, W, 3\), at least one, floating point"):
+            pack.nodes["VDDEncodeClip"].execute(odd, encoders, vae)
     samples = torch.randn(1, 4, 5, 10, 12)
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="model's answer from frame 0 on is not a number"):
         patch.setattr(pack.module("nodes.decoding"), "decode_frames", lambda *_, **__: torch.full((1, 3, 5, 40, 48), float("nan")))

@@ -275,6 +275,8 @@ def _device_and_dtype(arguments: argparse.Namespace):
         device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
     try:
         torch.empty(0, device=device)
+        if device == "meta":                                   # it has shapes and no values
+            raise RuntimeError
     except (RuntimeError, AssertionError):
         raise UserError(f"there is no device {device!r} that this PyTorch can use") from None
     device = torch.device(device)

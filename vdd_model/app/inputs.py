@@ -27,7 +27,7 @@ def find_clips(inputs: Sequence[str]) -> list[tuple[str, Path | tuple[Path, ...]
     clips: list[tuple[str, Path | Sequence[Path]]] = []
     loose: dict[Path, list[Path]] = {}                         # pictures named one by one, by their folders
     for text in inputs:
-        path = Path(text)
+        path = _named(text)
         if path.is_dir():
             images = find_images(path)
             videos = _videos(p for p in path.iterdir() if not p.name.startswith(".") and p.is_file())          # ._clip.mp4: of macOS
@@ -58,6 +58,14 @@ def find_clips(inputs: Sequence[str]) -> list[tuple[str, Path | tuple[Path, ...]
     return clips
 
 
+def _named(text: str) -> Path:
+    """The path of an input or output; neither a variable that a shell has found empty nor a pipe. Raises MediaError."""
+    if text in ("", "-"):
+        raise MediaError("an input or the output has an empty name" if not text else
+                         "- is no file: clips are read more than once and written in parts, so name a file in the place of a pipe")
+    return Path(text)
+
+
 def _videos(paths: Iterable[Path]) -> list[Path]:
     return natural_order(p for p in paths if p.suffix.lower() in VIDEO_SUFFIXES)
 
@@ -86,7 +94,7 @@ def plan(inputs: Sequence[str], out: str, output: OutputOptions, rate: Fraction 
     `each`: every picture is a clip of its own, as are `unrelated` ones in any case.
     """
     clips = find_clips(inputs)
-    target = Path(out)
+    target = _named(out)
     if target.name in ("", ".."):                              # . and the like: the folder's own name is needed
         target = target.resolve()
     suffix = target.suffix.lower()

@@ -234,7 +234,7 @@ def _notes(job: Job, clip: VideoClip, encoding: Encoding | None, output: OutputO
     notes += clip.remarks
     if clip.interlaced:
         notes.append("it is interlaced; deinterlace it first for a better result")
-    if job.as_images and clip.pixel_aspect != 1:
+    if job.as_images and clip.pixel_aspect != 1 and b"pHYs" not in clip.png_chunks:
         shape = f"{clip.pixel_aspect.numerator}:{clip.pixel_aspect.denominator}"
         notes.append(f"its pixels are not square ({shape}), which the PNG files do not say")
     if job.as_images and not clip.constant_rate:

@@ -175,6 +175,7 @@ def misfits(tensors: Mapping[str, Tensor], model: nn.Module) -> str:
     expected, found = ({name: tuple(t.shape) for name, t in each.items()} for each in (model.state_dict(), tensors))
     problems = {"of the wrong shape": [f"{name} is {found[name]}, expected {shape}" for name, shape in expected.items()
                                        if found.get(name, shape) != shape],
+                "not of floating point": [name for name, tensor in tensors.items() if name in expected and not tensor.is_floating_point()],
                 "missing": [name for name in expected if name not in found], "unknown": [name for name in found if name not in expected]}
     return ", ".join(f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
                      for what, names in problems.items() if names)

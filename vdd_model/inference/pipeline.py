@@ -148,7 +148,7 @@ def checked(frames: Iterable[Tensor], start: int = 0) -> Iterator[Tensor]:
                             "all frames of a clip must have one size")
         if frame.is_floating_point() and not torch.isfinite(frame).all():
             raise UserError(f"frame {index} holds NaN or infinite values; replace it or cut it out before deblurring")
-        yield compact(frame)
+        yield compact(frame.detach())
 
 
 class _View(NamedTuple):

@@ -243,6 +243,8 @@ def compare_frames(output: Iterable[Tensor], truth: Iterable[Tensor], blurred: I
             break
         if len({frame.shape for frame in (*frames, *middle)}) != 1:
             raise UserError(f"frames of different sizes after frame {count}: " + ", ".join(map(_size, frames)))
+        if not all(torch.isfinite(frame).all() for frame in frames):
+            raise UserError(f"frame {count} holds NaN or infinite values, which no measure is made for; replace it or cut it out")
         scorers["output"].add(*(frame[None] for frame in frames))
         if "blurred" in scorers:
             scorers["blurred"].add(frames[2][None], frames[1][None])

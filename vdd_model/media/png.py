@@ -74,7 +74,7 @@ def texts_of(path: Path) -> bytes:
 def about(picture: Image.Image | None, turned: bool) -> bytes:
     """What a photograph says of itself beside its colors, as chunks of a PNG file: pixels per inch, EXIF, XMP; not its orientation."""
     found = b""
-    if picture and "dpi" in picture.info:
+    if picture and "dpi" in picture.info and 282 in getattr(picture, "tag_v2", (282,)):      # Pillow has 1 where a TIFF says nothing
         x, y = (round(float(n) / 0.0254) for n in picture.info["dpi"])
         found += _chunk(b"pHYs", struct.pack(">IIB", *((y, x) if turned else (x, y)), 1)) if 0 < min(x, y) <= max(x, y) < 2**31 else b""
     if picture and "exif" in picture.info:

@@ -197,6 +197,9 @@ def _extras(container, video, frame: av.VideoFrame) -> tuple[tuple[str, ...], tu
     """In words: what no output can take over, of streams and of the first frame's side data; streams of data that .mp4 and .mov can."""
     words = [_EXTRAS[name] for name in _side_data(frame) if name in _EXTRAS]
     others, kept = [s for s in container.streams.video if s != video], []
+    if "avis" in container.metadata.get("compatible_brands", ""):                  # a moving AVIF: beside a still or two that stand for it
+        alpha = any(s.frames == video.frames > 1 and s.codec_context and s.codec_context.pix_fmt.startswith("gray") for s in others)
+        words, others = words + ["the transparency (a stream of its own)"] * alpha, []
     covers = sum(map(is_cover, others))
     words += ["the cover picture"] * bool(covers) + ["further video streams"] * (len(others) > covers)
     for stream in container.streams:

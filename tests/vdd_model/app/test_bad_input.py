@@ -200,6 +200,16 @@ def test_outputs_that_cannot_be(tmp_path, capfd, whole):
         assert code == 1 and text in error, error
 
 
+def test_what_a_shell_may_hand_over_instead_of_a_name(tmp_path, capfd, whole, monkeypatch):
+    """An empty variable would stand for the folder one is in, and `-` for a pipe."""
+    monkeypatch.chdir(whole.parent)
+    before = sorted(whole.parent.iterdir())
+    for paths in (("", "-o", tmp_path / "o.mp4"), ("-", "-o", tmp_path / "o.mp4"), (whole, "-o", ""), (whole, "-o", "-")):
+        code, error = vdd(capfd, *paths)
+        assert code == 1 and ("empty name" in error or "in the place of a pipe" in error), error
+    assert sorted(whole.parent.iterdir()) == before
+
+
 def test_sound_that_does_not_fit(tmp_path, capfd):
     source = tmp_path / "in.mkv"
     with av.open(str(source), "w") as out:

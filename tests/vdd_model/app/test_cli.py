@@ -56,7 +56,8 @@ def test_wrong_settings_are_one_sentence_before_the_model_is_loaded(tmp_path, ca
     source = str(clip(tmp_path / "a.mp4"))
     monkeypatch.setattr("vdd_model.inference.pipeline.Deblurrer", None)
     for setting in ("--steps 0", "--steps 1001", "--fidelity 2", "--quality 99", "--window 0", "--codec prores", "--ensemble 9",
-                    "--guidance nan", "--device cuda:99", "--checkpoint nowhere.safetensors"):
+                    "--guidance nan", "--device cuda:99", "--device meta", "--checkpoint nowhere.safetensors",
+                    "--guidance-interval 0.9 0.1"):
         assert main(["deblur", source, "-o", str(tmp_path / "o.mp4"), *setting.split()]) == 1, setting
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and "Traceback" not in error and "something went wrong" not in error, error

@@ -162,6 +162,7 @@ def test_wrong_shapes_missing_and_unknown_tensors(tiny_checkpoint, tmp_path):
         tensors["vae.decoder.conv_in.weight"] = torch.ones(3, 2)
         del tensors["null_text"]
         tensors["extra"] = torch.ones(1)
+        tensors["vae.decoder.conv_in.bias"] = tensors["vae.decoder.conv_in.bias"].to(torch.int8)
 
     path = rewrite(tiny_checkpoint, tmp_path / "wrong.safetensors", change)
     with pytest.raises(CheckpointError) as error:
@@ -169,6 +170,7 @@ def test_wrong_shapes_missing_and_unknown_tensors(tiny_checkpoint, tmp_path):
     text = str(error.value)
     assert "vae.decoder.conv_in.weight is (3, 2), expected (16, 4, 3, 3)" in text
     assert "1 missing (null_text)" in text and "1 unknown (extra)" in text and str(path) in text
+    assert "1 not of floating point (vae.decoder.conv_in.bias)" in text
     assert "cannot be loaded" in info(path)
 
 

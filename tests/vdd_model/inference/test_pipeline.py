@@ -345,6 +345,11 @@ def test_nan_frames_are_refused_by_number():
         run(Stub(), x)
 
 
+def test_frames_that_gradients_are_asked_of_are_frames():
+    x = clip(3)
+    assert torch.equal(run(Stub(), x.clone().requires_grad_()), run(Stub(), x))
+
+
 def test_a_changing_size_is_refused_by_number():
     frames = [*clip(5), *clip(1, 16, 16)]
     with pytest.raises(UserError, match="frame 5 is 16 x 16 pixels, but those before it are 32 x 24"):

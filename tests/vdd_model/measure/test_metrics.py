@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -97,6 +98,8 @@ def test_sharpness_falls_with_blur_and_color_shift_is_in_levels(clips):
     a, b = clips
     smooth = torch.nn.functional.avg_pool2d(a.movedim(-1, 1), 3, 1, 1).movedim(1, -1)
     assert (metrics.sharpness(smooth) < 0.5 * metrics.sharpness(a)).all()
+    with warnings.catch_warnings(action="error"):
+        assert metrics.sharpness(a[:, :2]).isnan().all()       # too small for any value, without a warning
     assert metrics.color_shift(b * 0.5 + torch.tensor([0, 0.01, 0]), b * 0.5).tolist() == pytest.approx([2.55] * 3, abs=1e-3)
 
 

@@ -143,6 +143,8 @@ def test_compare_refuses_what_does_not_fit(tmp_path):
         report.compare(a, b, tmp_path / "report", say=None)
     with pytest.raises(UserError):
         report.compare(a, tmp_path / "none", tmp_path / "report", say=None)
+    with pytest.raises(UserError, match="frame 1 holds NaN"):
+        report.compare_frames([picture()] * 2, [picture(), picture() * float("nan")])
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="cannot be written|not be"):
         report.save_text("x", tmp_path / "file" / "x.md")

@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from media_tools import IdentityDeblurrer, encoded, pattern, seen
+from media_tools import IdentityDeblurrer, deblur, encoded, pattern, seen
 from PIL import Image, ImageOps, features
 
 from train.data.readers import read_picture as read_for_training
@@ -195,8 +195,13 @@ def test_the_shape_of_pixels_is_kept(tmp_path, capfd, codec, suffix, pix_fmt):
 def test_pixels_per_inch_are_the_other_way_round(tmp_path, name):
     stored(tmp_path / name, dpi=(300, 150))
     assert abs(probe(tmp_path / name).pixel_aspect - Fraction(1, 2)) < 0.001
+    assert not any("not square" in note for note in deblur((tmp_path / name,), tmp_path / "o.png").notes)        # this one says so
     stored(tmp_path / name, dpi=(300, 300))
     assert probe(tmp_path / name).pixel_aspect == 1
+    stored(tmp_path / name)
+    deblur((tmp_path / name,), tmp_path / "o.png", force=True)
+    with Image.open(tmp_path / "o.png") as made:
+        assert "dpi" not in made.info                          # nor 1, which Pillow makes of a TIFF file
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -252,6 +257,11 @@ def test_still_avif_is_a_picture_and_a_moving_one_a_clip(tmp_path):
     frames = [Image.fromarray(np.full((48, 64, 3), 40 * i, np.uint8)) for i in range(5)]
     frames[0].save(tmp_path / "c.avif", save_all=True, append_images=frames[1:], duration=40)
     assert probe(tmp_path / "c.avif").num_frames == len(list(read(probe(tmp_path / "c.avif")))) == 5
+    assert probe(tmp_path / "c.avif").extras == ()
+    for frame in frames:
+        frame.putalpha(99)
+    frames[0].save(tmp_path / "c.avif", save_all=True, append_images=frames[1:], duration=40)
+    assert probe(tmp_path / "c.avif").extras == ("the transparency (a stream of its own)",)            # what is lost is said
     data = (tmp_path / "a.avif").read_bytes()
     (tmp_path / "a.avif").write_bytes(data[:len(data) // 2])
     with pytest.raises(MediaError, match="a.avif"):
