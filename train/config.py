@@ -54,7 +54,7 @@ class StageConfig:
     lr: float = 5e-5
     min_lr: float = 0.0                   # where the cosine ends, as a fraction of lr
     warmup: int = 100                     # steps
-    optimizer: str = "adamw"              # or muon: matrices take orthogonalised steps (train.backend.muon); not with fsdp
+    optimizer: str = "adamw"              # or muon: matrices take orthogonalised steps (train.muon)
     weight_decay: float = 0.01
     betas: tuple[float, ...] = (0.9, 0.999)
     eps: float = 1e-8
@@ -127,7 +127,6 @@ class TrainConfig:
     channels_last: bool = False
     gradient_checkpointing: bool = False
     compile: bool = False
-    fsdp: bool = False
     log_every: int = 20
     save_every: int = 500                 # steps
     save_minutes: float = 10.0            # and at least this often
@@ -198,13 +197,11 @@ def check(config: TrainConfig) -> TrainConfig:
     _require(config.export_dtype in ("float32", "float16", "bfloat16"), f"export_dtype: unknown dtype {config.export_dtype!r}")
     _require(0 <= config.ema < 1, f"ema: a decay in [0, 1), found {config.ema}")
     bounds = {"keep": (1, config.keep), "save_every": (1, config.save_every), "log_every": (1, config.log_every),
-              "threads": (0, config.threads), "data.workers": (0, config.data.workers), "validation.frames": (1, config.validation.frames)}
+              "threads": (0, config.threads), "data.workers": (0, config.data.workers), "validation.frames": (1, config.validation.frames),
+              "validation.crop": (1, config.validation.crop)}
     for key, (least, found) in bounds.items():
         _require(found >= least, f"{key}: at least {least}, found {found}")
-    _require(not (config.fsdp and config.channels_last), "channels_last: not with fsdp, which shares out contiguous weights only")
     divisor = model_config(config).divisor
-    _require(not config.validation.photos or config.validation.crop > 0 and config.validation.crop % divisor == 0,
-             f"validation.crop: {config.validation.crop} is no multiple of {divisor}, the model's divisor")
     for number, stage in enumerate(config.stages):
         at = f"stages[{number}]"
         _require(stage.kind in KINDS, f"{at}.kind: one of {', '.join(KINDS)}, found {stage.kind!r}")
@@ -216,7 +213,6 @@ def check(config: TrainConfig) -> TrainConfig:
         _require(stage.frames >= 1, f"{at}.frames: at least 1, found {stage.frames}")
         _require(stage.crop > 0 and stage.crop % divisor == 0, f"{at}.crop: {stage.crop} is no multiple of {divisor}, the model's divisor")
         _require(stage.optimizer in ("adamw", "muon"), f"{at}.optimizer: adamw or muon, found {stage.optimizer!r}")
-        _require(stage.optimizer == "adamw" or not config.fsdp, f"{at}.optimizer: muon needs whole matrices; use adamw with fsdp")
         _require(len(stage.betas) == 2, f"{at}.betas: two numbers, found {len(stage.betas)}")
         _require(0 <= stage.last_timestep <= 1 and 0 <= stage.image_dropout <= 1, f"{at}: probabilities lie in [0, 1]")
         blur_config(config, stage)

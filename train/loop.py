@@ -21,15 +21,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vdd_model.networks.model import DeblurModel
-
 from . import export, start
 from . import state as states
 from . import validate as checks
-from .backend.muon import Muon
-from .backend.shard import shard
 from .config import StageConfig, TrainConfig
 from .data.source import Batches, open_source
+from .muon import Muon
 from .stages import StageLoss, generator, prepare_weights, set_trainable, settle_weights
 from .start import Run
 
@@ -40,7 +37,7 @@ class Work:
 
     stage: StageConfig
     number: int
-    module: nn.Module              # StageLoss, wrapped by accelerate or sharded
+    module: nn.Module              # StageLoss, wrapped by accelerate
     parameters: dict[str, Tensor]  # those that train, by name
     optimizer: torch.optim.Optimizer
     average: states.Average
@@ -84,20 +81,16 @@ def begin_stage(this: Run, stage: StageConfig) -> Work:
     if not this.position.step:
         for text in prepare_weights(model, stage, lambda: _stills(this, batches)):
             this.say(text)
-    module = StageLoss(model, stage, seed=config.seed, number=number).to(this.device)
-    if config.fsdp:
-        shard(module, this.device)
-    else:
-        module = accelerator.prepare(module)
+    module = accelerator.prepare(StageLoss(model, stage, seed=config.seed, number=number).to(this.device))
 
     # ---- optimiser and averages
-    parameters = {name: model.get_parameter(name) for name in names}             # sharing them out has made new ones
+    parameters = {name: model.get_parameter(name) for name in names}
     make = functools.partial(Muon, dtype=getattr(torch, config.precision)) if stage.optimizer == "muon" else torch.optim.AdamW
     optimizer = make(list(parameters.values()), lr=stage.lr, betas=tuple(stage.betas), eps=stage.eps, weight_decay=stage.weight_decay,
-                     fused=not config.fsdp)
+                     fused=True)
     work = Work(stage, number, module, parameters, optimizer, states.Average(parameters.values(), config.ema), batches)
     if this.restored is not None:
-        states.restore(this.restored, model, work)
+        states.restore(this.restored, work)
         this.restored = None
     this.say(f"stage {number} ({stage.kind}): {sum(p.numel() for p in parameters.values()) / 1e6:.2f} M parameters of "
              f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M, batch {stage.batch} x {stage.frames} x {stage.crop} x "
@@ -124,13 +117,13 @@ def train_stage(this: Run, work: Work, ending: Callable[[], bool]) -> bool:
             for k in range(stage.accumulation):
                 part = position.step * stage.accumulation + k
                 clips, positions = work.batches.take(part), work.batches.positions(part)
-                with _sharing(this, work, k == stage.accumulation - 1), this.accelerator.autocast():
+                last = k == stage.accumulation - 1                       # with it the gradients travel between processes
+                with contextlib.nullcontext() if last else this.accelerator.no_sync(work.module), this.accelerator.autocast():
                     terms = work.module(clips.blurred, clips.sharp, positions, clips.prior)
                     (terms["loss"] / stage.accumulation).backward()
                 rows.append(torch.stack([value.detach().float() for value in terms.values()]))
                 files += clips.names
             norm = torch.nn.utils.clip_grad_norm_(work.parameters.values(), stage.clip or math.inf)
-            norm = (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).detach().float().reshape(())
 
             # ---- one step of the optimiser and of the averages
             rate = stage.lr * learning_rate(stage, position.step, done)
@@ -165,13 +158,9 @@ def train_stage(this: Run, work: Work, ending: Callable[[], bool]) -> bool:
 
 def finish_stage(this: Run, work: Work) -> None:
     """The end of a stage: its averaged weights become the model's; what the kind needs; a state; the checkpoint so far."""
-    config, position = this.config, this.position
+    position = this.position
     validate(this, work)
     work.average.swap()
-    if config.fsdp:                                      # whole again: the next stage shards anew
-        whole, model = states.whole_state(this.model), DeblurModel(this.model.config)
-        start.fill(model, whole)
-        this.model = start.prepare_model(model, config, this.device)
     for text in settle_weights(this.model, work.stage, lambda: _stills(this, work.batches)):
         this.say(text)
     this.accelerator.free_memory()
@@ -182,20 +171,16 @@ def finish_stage(this: Run, work: Work) -> None:
 
 
 def validate(this: Run, work: Work) -> None:
-    """Table and panel with the averaged weights; the curve so far. On the main process, unless every one holds only a part."""
+    """Table and panel with the averaged weights; the curve so far. On the main process."""
     this.journal.flush()
-    if not (this.main or this.config.fsdp):
+    if not this.main:
         return
     panel = this.folder / "panels" / f"{work.number:02d}-{work.stage.kind}-{this.position.step:07d}.png"
     this.model.eval()
     with work.average.shown(), this.accelerator.autocast():
-        if this.config.fsdp:
-            work.module.unshard()
-        scores = checks.validate(this.model, this.clips, work.stage.kind, this.device, panel if this.main else None)
-        if this.config.fsdp:
-            work.module.reshard()
+        scores = checks.validate(this.model, this.clips, work.stage.kind, this.device, panel)
     this.model.train()
-    if this.main and scores:
+    if scores:
         this.journal.validation(this.position, scores, checks.table(scores))
         if this.config.validation.curve:
             checks.save_curve(this.journal.records(), this.folder / "curve.png")
@@ -204,10 +189,10 @@ def validate(this: Run, work: Work) -> None:
 def save(this: Run, work: Work | None) -> None:
     """A state from which a restart continues bit for bit. Pending losses are looked at first, so that no state is saved with NaNs."""
     this.journal.flush()
-    tensors = states.collect(this.model, work)
     if this.main:
         record = {"config": dataclasses.asdict(this.config), "model": this.model.config.to_json()}
-        this.journal.last_state = states.save(this.folder / "states", this.position, record, tensors, this.config.keep)
+        this.journal.last_state = states.save(this.folder / "states", this.position, record, states.collect(this.model, work),
+                                              this.config.keep)
     this.saved_at = time.monotonic()
 
 
@@ -224,14 +209,6 @@ def _seed(seed: int, number: int, what: str = "clips") -> int:
 def _stills(this: Run, batches: Batches) -> list:
     """Clips of one frame that no step sees."""
     return batches.stills(_seed(this.config.seed, this.position.stage, "scale"))
-
-
-def _sharing(this: Run, work: Work, last: bool):
-    """Gradients travel between processes with the batch's last part only."""
-    if this.config.fsdp:
-        work.module.set_requires_gradient_sync(last)
-        return contextlib.nullcontext()
-    return contextlib.nullcontext() if last else this.accelerator.no_sync(work.module)
 
 
 def _stance(wanted: bool, stance: str):

@@ -1,5 +1,5 @@
-"""A run's states on disk: one safetensors file each, written aside and renamed, the last few kept. Whole, however many processes share a
-run: torch's own state dicts gather and share out what FSDP has spread."""
+"""A run's states on disk: one safetensors file each, written aside and renamed, the last few kept; the same, however many processes share
+a run."""
 from __future__ import annotations
 
 import contextlib
@@ -12,14 +12,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
-from torch.distributed.tensor import DTensor
 
 from vdd_model.checkpoint.tensorfile import CheckpointError, read_file, write_tensors
 from vdd_model.errors import UserError
@@ -107,7 +99,7 @@ class Average:
 
     def __init__(self, parameters: Iterable[Tensor], decay: float):
         self.decay, self.updates = decay, 0
-        self.parameters = [p.detach().to_local() if isinstance(p, DTensor) else p.detach() for p in parameters]   # this process's part
+        self.parameters = [p.detach() for p in parameters]
         self.values = [p.clone().float() for p in self.parameters] if decay else []
 
     @torch.no_grad()
@@ -136,32 +128,21 @@ class Average:
             average.copy_(held)
 
 
-FULL = StateDictOptions(full_state_dict=True, strict=False)       # not strict: a parameter that no gradient has reached has no moments
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")                       # steps of its own: a branch that only some batches train has made fewer
 
 
-def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """The model's state dict, whole. All processes must call it."""
-    return get_model_state_dict(model, options=FULL)
-
-
 def collect(model: nn.Module, work) -> dict[str, Tensor]:
-    """Every tensor of a state, whole; `work` (train.loop.Work) is None between two stages. All processes must call it."""
-    tensors = {f"model/{name}": value for name, value in whole_state(model).items()}
-    if work is None:
-        return tensors
-    if work.average.values:
-        with work.average.shown():
-            averages = whole_state(model)
-            tensors |= {f"ema/{name}": averages[name].clone() for name in work.parameters}
-    if work.optimizer.state:
-        moments = get_optimizer_state_dict(model, work.optimizer, options=FULL)["state"]
-        tensors |= {f"{key}/{name}": value for name, held in moments.items() for key, value in held.items()}
+    """Every tensor of a state; `work` (train.loop.Work) is None between two stages."""
+    tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
+    if work is not None:
+        tensors |= {f"ema/{name}": value for name, value in zip(work.parameters, work.average.values)}
+        tensors |= {f"{key}/{name}": value for name, parameter in work.parameters.items()
+                    for key, value in work.optimizer.state.get(parameter, {}).items()}
     return tensors
 
 
 @torch.no_grad()
-def restore(state: State, model: nn.Module, work) -> None:
+def restore(state: State, work) -> None:
     """Averages and moments of the stage that the state belongs to, as they were. Raises UserError when it trained other parameters.
 
     A parameter that no gradient has reached has no moments: the optimiser makes them with its first one.
@@ -174,18 +155,16 @@ def restore(state: State, model: nn.Module, work) -> None:
     if not same or work.average.values and average.keys() != work.parameters.keys():
         raise UserError(f"{state.path}: its stage trains other parameters, or keeps other averages or moments, than this configuration's "
                         f"stage {position.stage}; start a new run with `init` instead")
-    if work.average.values:
-        with work.average.shown():
-            set_model_state_dict(model, average, options=FULL)
+    for name, value in zip(work.parameters, work.average.values):
+        value.copy_(average[name])
     work.average.updates = position.averaged
-    # states of older versions have no counts
-    held = {name: {"step": torch.tensor(float(position.step))} | {key: parts[key][name].clone() for key in MOMENTS if name in parts[key]}
-            for name in parts["exp_avg"]}               # copies: the state's file must not stay mapped
-    groups = get_optimizer_state_dict(model, work.optimizer, options=FULL)["param_groups"]
-    set_optimizer_state_dict(model, work.optimizer, {"state": held, "param_groups": groups}, options=FULL)
     for name, parameter in work.parameters.items():
-        if name not in held:                            # torch has stepped them once, by nothing, to know what moments look like
-            work.optimizer.state.pop(parameter, None)
+        if name in parts["exp_avg"]:
+            held = {key: part[name] for key, part in parts.items() if name in part}
+            held.setdefault("step", torch.tensor(float(position.step)))                  # states of older versions have no counts
+            # copies, or the state's file would stay mapped; in the parameter's memory format: torch's fused AdamW looks at no strides
+            work.optimizer.state[parameter] = {key: torch.empty_like(parameter).copy_(value) if value.ndim else
+                                               value.clone().to(parameter.device) for key, value in held.items()}
 
 
 def _chosen(state: State, stage: Mapping) -> set[str]:

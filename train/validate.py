@@ -5,22 +5,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from einops import rearrange
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from vdd_model.config import ConfigError
-from vdd_model.diffusion import schedule as diffusion
+from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
 from vdd_model.measure import metrics, report
 from vdd_model.media.files import written_aside
-from vdd_model.networks.fidelity import BlurGuide
-from vdd_model.networks.model import fold_time, unfold_time
 
 from .config import TrainConfig, blur_config
 from .data import readers
 from .data.pool import is_pool
-from .stages import centre, generator
+from .evaluate import round_trip
 from .synthesis.blur import synthesize
 
 PANEL_HEIGHT = 256         # of its pictures, pixels
@@ -28,7 +25,7 @@ SEED = 20_250_101          # of the validation's blur and noise: never a trainin
 
 
 class ValidationClip(NamedTuple):
-    """One pair: frames (3, F, H, W) in [0, 1]."""
+    """One pair: frames (F, H, W, 3) in [0, 1]."""
 
     group: str
     name: str
@@ -36,19 +33,14 @@ class ValidationClip(NamedTuple):
     sharp: Tensor
 
 
-def psnr(a: Tensor, b: Tensor) -> float:
-    """Mean over frames of the PSNR (8-bit RGB) of clips (3, F, H, W) in [0, 1], dB; 100 for equal frames."""
-    return metrics.psnr(a.movedim(0, -1), b.movedim(0, -1)).clamp(max=100).mean().item()
-
-
-def load_clips(config: TrainConfig, divisor: int) -> list[ValidationClip]:
-    """The validation clips of a run, on the CPU; frames cut to multiples of `divisor`. Raises ConfigError for a missing folder."""
+def load_clips(config: TrainConfig) -> list[ValidationClip]:
+    """The validation clips of a run, on the CPU. Raises ConfigError, DataError."""
     validation, (pairs, photos) = config.validation, _sets(config)
-    clips = [_pair_clip(sequence, validation.frames, validation.pairs_crop, divisor) for sequence in _spread(pairs, validation.clips)]
+    clips = [_pair_clip(sequence, validation.frames, validation.pairs_crop) for sequence in _spread(pairs, validation.clips)]
     for number, photo in enumerate(_spread(photos, validation.clips)):     # one at a time: whatever is drawn, it shows this one
         blurred, sharp = synthesize([photo.sharp.read(range(1))[0]], SEED, [number], num_frames=validation.frames, size=validation.crop,
                                     config=blur_config(config), device="cpu")
-        clips.append(ValidationClip("photos", photo.name, blurred[0], sharp[0]))
+        clips.append(ValidationClip("photos", photo.name, *(x[0].permute(1, 2, 3, 0) for x in (blurred, sharp))))
     return clips
 
 
@@ -86,71 +78,58 @@ def _spread(items: list, count: int) -> list:
     return [items[i * len(items) // count] for i in range(count)]
 
 
-def _pair_clip(sequence: readers.Sequence, frames: int, crop: int, divisor: int) -> ValidationClip:
-    """The middle frames of a sequence, whole or the middle square of `crop` pixels, cut to multiples of `divisor`."""
+def _pair_clip(sequence: readers.Sequence, frames: int, crop: int) -> ValidationClip:
+    """The middle frames of a sequence, whole or the middle square of `crop` pixels."""
     frames = min(frames, len(sequence))
     start = (len(sequence) - frames) // 2
     width, height = sequence.sharp.size
-    wide, high = ((min(crop, n) if crop else n) // divisor * divisor for n in (width, height))
+    wide, high = (min(crop or n, n) for n in (width, height))
     left, top = (width - wide) // 2, (height - high) // 2
-    blurred, sharp = (part.read(range(start, start + frames), (left, top, left + wide, top + high)).transpose(0, 1).float() / 255
+    blurred, sharp = (part.read(range(start, start + frames), (left, top, left + wide, top + high)).movedim(1, -1).float() / 255
                       for part in (sequence.blurred, sequence.sharp))
     return ValidationClip("pairs", sequence.name, blurred, sharp)
 
 
 @torch.no_grad()
-def restore(model: nn.Module, blurred: Tensor, *, fidelity: float = 1.0, seed: int = SEED) -> Tensor:
-    """One step, the posterior mean: (B, 3, F, H, W) in [0, 1] -> the same, not clamped."""
-    x = blurred * 2 - 1
-    code = model.encode_blurred(x)
-    condition = model.condition(code.latents, centre(x))
-    noise = torch.randn(code.latents.shape, generator=generator(x.device, seed, "validation"), device=x.device)
-    schedule = model.unet.schedule
-    t = torch.full((len(x),), schedule.num_timesteps - 1, device=x.device)
-    z0 = diffusion.x0_from_v(schedule, noise, t, model.predict_v(noise, t, condition).float())
-    return model.decode(z0, BlurGuide(x, code.features, fidelity)).float() * 0.5 + 0.5
-
-
-@torch.no_grad()
-def round_trip(model: nn.Module, sharp: Tensor) -> Tensor:
-    """Autoencoder's encoder and plain decoder: (B, 3, F, H, W) in [0, 1] -> the same."""
-    mean, _ = model.vae.encode(fold_time(sharp * 2 - 1))
-    return unfold_time(model.vae.decode(mean), len(sharp)).float() * 0.5 + 0.5
-
-
 def validate(model: nn.Module, clips: list[ValidationClip], kind: str, device, panel: Path | None = None) -> dict[str, dict[str, float]]:
-    """PSNR in dB per group ("pairs", "photos"): blurred, autoencoder, and from stage 1 on plain (fidelity 0) and output (fidelity 1).
+    """Means over frames and clips per group ("pairs", "photos"): PSNR in dB of blurred, autoencoder, and from stage 1 on of plain (one step
+    of the UNet, no fidelity branch) and output (one step as `Deblurrer` takes it, but for its color transfer); the temporal error of what
+    the stage shows.
 
     Writes a panel of the centre frames (blurred, output, truth) to `panel`.
     """
-    rows: dict[str, list[dict[str, float]]] = {}
-    pictures = []
+    deblurrer, rows, pictures = Deblurrer(model, device=device, move=False), {}, []
+    options = DeblurOptions(color="none", prior="none", scenes="off", repeats="off")
     for clip in clips:
-        blurred, sharp = (x[None].to(device) for x in (clip.blurred, clip.sharp))
-        decoded = round_trip(model, sharp)
-        row = {"blurred": psnr(clip.blurred, clip.sharp), "autoencoder": psnr(decoded[0].cpu(), clip.sharp)}
-        shown = decoded
+        shown = torch.stack([*round_trip(deblurrer, clip.sharp)])
+        row = {"blurred": _psnr(clip.blurred, clip.sharp), "autoencoder": _psnr(shown, clip.sharp)}
         if kind.startswith("stage"):
-            plain = restore(model, blurred, fidelity=0.0)
             branch = model.vae.fidelity                        # before stage 3 it would show the blurred frame itself
-            shown = restore(model, blurred) if branch is not None and branch.head.weight.any() else plain
-            row |= {"plain": psnr(plain[0].cpu(), clip.sharp), "output": psnr(shown[0].cpu(), clip.sharp)}
-            if kind != "stage3":
-                shown = plain
+            trained = branch is not None and bool(branch.head.weight.any())
+            plain = output = deblurrer.deblur(clip.blurred, options, fidelity=0.0, denoise_at_one_step=True)
+            if trained:
+                output = deblurrer.deblur(clip.blurred, options)
+            row |= {"plain": _psnr(plain, clip.sharp), "output": _psnr(output, clip.sharp)}
             row["gain"] = row["output"] - row["blurred"]
+            shown = output if kind == "stage3" else plain
+        row["temporal"] = metrics.temporal_error(shown, clip.sharp).mean().nan_to_num().item()         # of one frame there is none
         rows.setdefault(clip.group, []).append(row)
-        pictures.append([centre(x)[0].cpu() for x in (blurred, shown, sharp)])
+        pictures.append([report.to_image(x[len(x) // 2]) for x in (clip.blurred, shown, clip.sharp)])
     if panel is not None and pictures:
-        images = [[report.to_image(rearrange(p, "c h w -> h w c")) for p in row] for row in pictures]
-        sized = [[i.resize((round(i.width * PANEL_HEIGHT / i.height), PANEL_HEIGHT), Image.LANCZOS) for i in row] for row in images]
+        sized = [[ImageOps.contain(i, (2**16, PANEL_HEIGHT), Image.LANCZOS) for i in row] for row in pictures]
         report.save_image(report.grid(sized), panel)
-    return {group: {key: sum(r[key] for r in found) / len(found) for key in found[0]} for group, found in rows.items()}
+    return {group: {key: metrics.mean([row[key] for row in found]) for key in found[0]} for group, found in rows.items()}
+
+
+def _psnr(frames: Tensor, truth: Tensor) -> float:
+    """Mean over the frames, dB."""
+    return metrics.mean(metrics.psnr(frames, truth).tolist())
 
 
 def table(scores: dict[str, dict[str, float]]) -> str:
-    """The scores as text, dB."""
+    """The scores as text, dB, the temporal error in 1/255."""
     columns = list(next(iter(scores.values()), {}))
-    lines = [f"  {'PSNR, dB':<10}" + "".join(f"{column:>13}" for column in columns)]
+    lines = [f"  {'PSNR, dB':<10}" + "".join(f"{column.replace('temporal', 'temporal/255'):>13}" for column in columns)]
     return "\n".join(lines + [f"  {group:<10}" + "".join(f"{row[column]:>13.2f}" for column in columns) for group, row in scores.items()])
 
 

@@ -48,4 +48,4 @@ def test_one_command_gives_the_table(tmp_path, capsys):
     assert re.search(r"\| one stage +\| +2 \|", capsys.readouterr().out)
     rows = json.loads((tmp_path / "ablation" / "ablation.json").read_text())
     assert [row["variant"] for row in rows] == ["two stages", "one stage", "without encoder 2", "without coherence"]
-    assert all(row["steps"] == 2 and row["v"] > 0 and row["temporal"] > 0 for row in rows)
+    assert all(row["steps"] == 2 and row["v"] > 0 and row["pairs_temporal"] > 0 for row in rows)

@@ -11,7 +11,7 @@ from conftest import tiny_config
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from train import stages, start, validate
+from train import stages, start
 from train.config import LossConfig, StageConfig, TrainConfig
 from train.synthesis import blur, camera
 from vdd_model.diffusion.schedule import make_schedule
@@ -38,8 +38,7 @@ class BlockingCopies(TorchDispatchMode):
 def gpu(monkeypatch):
     """A context in which CUDA tensors can be made; what would need their values or a driver is replaced."""
     real = stages.generator
-    for module in (stages, validate):
-        monkeypatch.setattr(module, "generator", lambda device, *key: None if torch.device(device).type == "cuda" else real(device, *key))
+    monkeypatch.setattr(stages, "generator", lambda device, *key: None if torch.device(device).type == "cuda" else real(device, *key))
     monkeypatch.setattr(stages.StageLoss, "timesteps", lambda self, positions: torch.tensor([5] * len(positions)))
     monkeypatch.setattr(stages.StageLoss, "dropped", lambda self, positions: torch.tensor([False] * len(positions)))
     monkeypatch.setattr(stages, "bool", lambda value: False, raising=False)
@@ -86,11 +85,6 @@ def test_a_clip_is_deblurred_on_the_gpu(gpu, monkeypatch, options):
         options = DeblurOptions(window=2, overlap=1, scenes="off", repeats="off", **options)      # which look at values, on the CPU
         out = torch.cat(list(deblurrer.stream(torch.rand(3, 40, 48, 3), options, total=3)))
         assert out.shape == (3, 40, 48, 3) and out.dtype == torch.float32 and out.device.type == "cpu"
-
-
-def test_validation_runs_on_the_gpu(gpu):
-    with gpu(), torch.autocast("cuda", torch.bfloat16):
-        assert validate.restore(model_on_gpu(), torch.rand(1, 3, 2, 32, 32, device=CUDA)).device == CUDA
 
 
 def test_blur_is_synthesised_on_the_gpu_without_waiting_for_it(gpu, monkeypatch):

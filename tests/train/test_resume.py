@@ -152,7 +152,7 @@ def test_parameters_that_no_gradient_reaches_do_not_hinder_a_resume(tmp_path, op
 def test_branches_that_train_in_turn_go_on_with_their_own_step_counts(tmp_path):
     """Stage 3 trains one of two branches in every batch; Adam corrects the moments of each by how often it was stepped."""
     stage = {**STAGES[4], "steps": 10, "last_timestep": 0.3}
-    whole, halves = whole_and_stopped(tmp_path, stage, 6, save_every=5)
+    whole, halves = whole_and_stopped(tmp_path, stage, 6, save_every=5, channels_last=True)      # moments in the weights' memory format too
     counts = {name.split(".")[1]: float(count) for name, count in state.newest(halves / "run" / "states").part("step").items()}
     assert counts["fidelity"] != counts["detail"] and sum(counts.values()) == 5
     run(configs.load(halves / "config.yaml"), resume=True, say=quiet)

@@ -17,8 +17,8 @@ class Muon(torch.optim.AdamW):
 
     Muon (K. Jordan et al. 2024, kellerjordan.github.io/posts/muon), scaled to AdamW's step as in arXiv 2502.16982, so that both share one
     learning rate. A convolution's weight is the matrix (out, in x kernel). The momentum is kept as AdamW's `exp_avg`; a matrix has no
-    `exp_avg_sq`. `dtype` is what the steps are orthogonalised in: bfloat16 takes half the time where the processor computes in it. Needs
-    whole matrices, so not FSDP's parts. (torch.optim.Muon, from torch 2.9 on, takes parameters of two axes only.)
+    `exp_avg_sq`. `dtype` is what the steps are orthogonalised in: bfloat16 takes half the time where the processor computes in it.
+    (torch.optim.Muon, from torch 2.9 on, takes parameters of two axes only.)
     """
 
     def __init__(self, parameters: Sequence[Tensor], *, dtype: torch.dtype = torch.float32, **adamw):

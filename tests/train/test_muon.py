@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import make_tiny_model
 
-from train.backend.muon import Muon, is_matrix, orthogonalised
+from train.muon import Muon, is_matrix, orthogonalised
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (24, 80), (80, 24)])

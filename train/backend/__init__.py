@@ -1,1 +1,0 @@
-"""Optimizer, sharding: nothing of the method."""
