@@ -15,6 +15,9 @@ def exit_code(work: Callable[[], int | object], failed: int = 1) -> int:
     except (UserError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
         return failed
+    except OSError as error:                                 # a full disk, a folder that is not there
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return failed
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130

@@ -64,8 +64,6 @@ class StageConfig:
     last_timestep: float = 0.0            # probability of t = T - 1 exactly (one-step use: stage 3 then trains the fidelity branch,
                                           # else the detail branch where there is one); other timesteps are equally likely
     image_dropout: float = 0.1            # of the semantic tokens, never of the spatial condition
-    detach_latents: bool = True           # stage 3: no gradient through the decoder's features into the UNet and encoder 2's latents
-    fidelity: float = 1.0                 # stage 3: strength of the branch
     prior_dropout: float = 0.0            # stage 3: share of batches that do not see their prior frames (train.data.pool)
     prior_success: float = 0.0            # stage 3: share of samples whose prior is moved towards the truth, 0.3 to 0.85 of the way: what
                                           # it does on the footage it was trained on is better than what it does on synthesised blur
@@ -196,25 +194,24 @@ def check(config: TrainConfig) -> TrainConfig:
     _require(config.precision in ("float32", "bfloat16"), f"precision: float32 or bfloat16, found {config.precision!r}")
     _require(config.export_dtype in ("float32", "float16", "bfloat16"), f"export_dtype: unknown dtype {config.export_dtype!r}")
     _require(0 <= config.ema < 1, f"ema: a decay in [0, 1), found {config.ema}")
-    bounds = {"keep": (1, config.keep), "save_every": (1, config.save_every), "log_every": (1, config.log_every),
-              "threads": (0, config.threads), "data.workers": (0, config.data.workers), "validation.frames": (1, config.validation.frames),
-              "validation.crop": (1, config.validation.crop)}
-    for key, (least, found) in bounds.items():
-        _require(found >= least, f"{key}: at least {least}, found {found}")
+    _at_least(config, "", keep=1, save_every=1, log_every=1, threads=0, save_minutes=0)
+    _at_least(config.data, "data.", workers=0, samples=0)
+    _at_least(config.validation, "validation.", every=0, clips=0, frames=1, crop=1, pairs_crop=0)
     divisor = model_config(config).divisor
     for number, stage in enumerate(config.stages):
         at = f"stages[{number}]"
         _require(stage.kind in KINDS, f"{at}.kind: one of {', '.join(KINDS)}, found {stage.kind!r}")
         _require((stage.steps is None) != (stage.minutes is None), f"{at}: give steps or minutes, exactly one of them")
-        _require((stage.steps or 1) > 0 and (stage.minutes or 1) > 0, f"{at}: steps and minutes must be positive")
-        _require(stage.batch >= 1 and stage.accumulation >= 1, f"{at}: batch and accumulation must be at least 1")
+        _require((stage.minutes if stage.steps is None else stage.steps) > 0, f"{at}: steps and minutes must be positive")
+        _at_least(stage, at + ".", batch=1, accumulation=1, frames=1, crop=1, lr=0, min_lr=0, warmup=0, weight_decay=0, eps=0, clip=0)
         _require(stage.batch % stage.accumulation == 0, f"{at}: batch {stage.batch} is no multiple of accumulation {stage.accumulation}")
         _require(not stage.rescale or stage.kind.startswith("stage"), f"{at}.rescale: encoder 2 has no estimate before stage 1")
-        _require(stage.frames >= 1, f"{at}.frames: at least 1, found {stage.frames}")
-        _require(stage.crop > 0 and stage.crop % divisor == 0, f"{at}.crop: {stage.crop} is no multiple of {divisor}, the model's divisor")
+        _require(stage.crop % divisor == 0, f"{at}.crop: {stage.crop} is no multiple of {divisor}, the model's divisor")
         _require(stage.optimizer in ("adamw", "muon"), f"{at}.optimizer: adamw or muon, found {stage.optimizer!r}")
-        _require(len(stage.betas) == 2, f"{at}.betas: two numbers, found {len(stage.betas)}")
-        _require(0 <= stage.last_timestep <= 1 and 0 <= stage.image_dropout <= 1, f"{at}: probabilities lie in [0, 1]")
+        _require(len(stage.betas) == 2 and 0 <= min(stage.betas) <= max(stage.betas) < 1,
+                 f"{at}.betas: two numbers in [0, 1), found {list(stage.betas)}")
+        for key in ("last_timestep", "image_dropout", "prior_dropout", "prior_success"):
+            _require(0 <= getattr(stage, key) <= 1, f"{at}.{key}: a probability in [0, 1], found {getattr(stage, key)}")
         blur_config(config, stage)
     return config
 
@@ -253,3 +250,8 @@ def _merge(base: dict, changes: dict) -> dict:
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def _at_least(config: object, at: str, **least: int) -> None:
+    for key, number in least.items():
+        _require(getattr(config, key) >= number, f"{at}{key}: at least {number}, found {getattr(config, key)}")

@@ -241,8 +241,13 @@ def steps_curve(sets: dict[str, dict[str, dict]], path: Path, columns: tuple[str
         axis.minorticks_off()
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
+    return save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """As a PNG. Raises UserError."""
     data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=110)
+    figure.savefig(data, format="png", dpi=110, bbox_inches="tight")
     return report.write_file(path, data.getvalue())
 
 

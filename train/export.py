@@ -11,6 +11,7 @@ import torch
 
 from vdd_model.checkpoint import store as checkpoint
 from vdd_model.errors import UserError
+from vdd_model.media.files import written_aside
 
 from .config import TrainConfig
 from .stages import with_followers
@@ -41,12 +42,11 @@ def export_stage(run, number: int) -> None:
     """Both checkpoints behind stage `number`: one file of two names, whose first the next export takes over."""
     path = export(run, None, f"after stage {number} ({run.config.stages[number].kind})")
     if run.main:
-        copy = stage_file(run, number)
-        copy.unlink(missing_ok=True)
-        try:
-            os.link(path, copy)
-        except OSError:                                      # a disk that knows no second names
-            shutil.copyfile(path, copy)
+        with written_aside(stage_file(run, number)) as copy:
+            try:
+                os.link(path, copy)
+            except OSError:                                  # a disk that knows no second names
+                shutil.copyfile(path, copy)
 
 
 def catch_up(run) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vdd_model.errors import UserError
-from vdd_model.media.files import written_aside
+from vdd_model.measure.report import write_file
 
 from .config import TrainConfig
 from .state import Position
@@ -37,8 +37,7 @@ class Journal:
         self.scores: dict = {}                         # of the last validation
         if accelerator.is_main_process and self.path.exists():
             kept = [line for line in self.path.read_text().splitlines() if _total(line) <= position.total]
-            with written_aside(self.path) as aside:
-                aside.write_text("".join(line + "\n" for line in kept))
+            write_file(self.path, "".join(line + "\n" for line in kept))
             self.scores = next((record["scores"] for record in reversed(self.records()) if record["type"] == "validation"), {})
 
     def records(self) -> list[dict]:
@@ -80,11 +79,9 @@ class Journal:
         self.pending.clear()
 
     def _not_finite(self, files: list[str]) -> NotFinite:
-        if self.accelerator.num_processes > 1:
-            from accelerate.utils import gather_object
+        from accelerate.utils import gather_object
 
-            files = gather_object(files)
-        record = self.latest
+        files, record = gather_object(files), self.latest
         return NotFinite(f"the loss is {record['loss']} (gradient norm {record['norm']}) at step {record['step']} of stage "
                          f"{record['stage']} ({record['kind']}); its batch: {', '.join(files)}; "
                          f"last good state: {self.last_state or 'none was written yet'}")

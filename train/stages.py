@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vdd_model.diffusion import schedule as diffusion
+from vdd_model.measure import metrics
 from vdd_model.networks.fidelity import BlurGuide
 from vdd_model.networks.model import BlurCode, fold_time
 
@@ -62,7 +63,9 @@ class StageLoss(nn.Module):
         super().__init__()
         self.model, self.stage, self.seed, self.number = model, stage, seed, number
         self.schedule = model.unet.schedule
-        self.perceptual = _lpips() if stage.loss.lpips else None
+        self.perceptual, why = metrics.lpips_model(download=True) if stage.loss.lpips else (None, "")
+        if why:
+            raise ConfigError(f"loss.lpips: {why}; set it to 0")
 
     def forward(self, blurred: Tensor, sharp: Tensor, positions: Sequence[int], prior: Tensor | None = None) -> dict[str, Tensor]:
         """Means over the batch, float32 scalars: "loss" is the total.
@@ -146,6 +149,7 @@ class StageLoss(nn.Module):
         """Mean and log std of x0 among the concat channels, each (B, 4, F, h, w)."""
         return concat[:, :2 * self.model.config.unet.latent_channels].chunk(2, dim=1)
 
+    @torch.no_grad()
     def _denoised(self, code: BlurCode, blurred: Tensor, sharp: Tensor, t: Tensor, positions) -> Tensor:
         """x0 (B, 4, F, h, w) as the UNet sees it from its noisy state at t; at t = T - 1 that state is noise alone: the one-step output.
 
@@ -162,9 +166,7 @@ class StageLoss(nn.Module):
             return diffusion.x0_from_v(schedule, x_t, t, diffusion.precondition(schedule, x_t, t, *estimate).v_mean)
         condition = model.condition(code.latents, centre(blurred))
         context = model.context(condition.image, drop=self.dropped(positions).to(noise.device, non_blocking=True))
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stage.detach_latents):
-            v_hat = model.predict_v(x_t, t, condition, context)
-            return diffusion.x0_from_v(schedule, x_t, t, v_hat.float())
+        return diffusion.x0_from_v(schedule, x_t, t, model.predict_v(x_t, t, condition, context).float())
 
     def _prior(self, prior: Tensor, sharp: Tensor, positions: Sequence[int]) -> Tensor | None:
         """The prior's frames as this batch sees them: none of them, or some moved towards the truth."""
@@ -175,7 +177,7 @@ class StageLoss(nn.Module):
         return torch.lerp(prior, sharp, way.to(prior).view(-1, 1, 1, 1, 1))
 
     def _fidelity(self, blurred: Tensor, sharp: Tensor, positions, prior: Tensor | None) -> dict[str, Tensor]:
-        """Pixel losses on the model's own outputs. What does not train carries no gradient, so nothing is kept for it.
+        """Pixel losses on the model's own outputs, whose latents carry no gradient: the decoder's branches and encoder 2 learn from pixels.
 
         The detail branch learns from all but the last timestep, at which a sample holds nothing that a mean does not; where it does not
         train, the fidelity branch learns from all.
@@ -184,11 +186,9 @@ class StageLoss(nn.Module):
         code = model.encode_blurred(blurred, prior)
         t = self.timesteps(positions)
         z0_hat = self._denoised(code, blurred, sharp, t, positions)
-        if self.stage.detach_latents:
-            z0_hat = z0_hat.detach()
         detail = model.vae.detail is not None and any(p.requires_grad for p in model.vae.detail.parameters())
         sampled = detail and bool((t < self.schedule.num_timesteps - 1).any())
-        output = model.decode(z0_hat, BlurGuide(blurred, code.features, self.stage.fidelity, sampled, prior))
+        output = model.decode(z0_hat, BlurGuide(blurred, code.features, 1.0, sampled, prior))
         weights = self.stage.loss
         terms = {"pixel": losses.charbonnier(output, sharp)}
         if weights.latent:                     # encoder 2 trains here too: keep its latents an estimate of the sharp ones
@@ -323,13 +323,3 @@ def start_encoders(model: nn.Module) -> None:
 def set_latent_scale(model: nn.Module, scale: float) -> None:
     """Change config.vae.latent_scale, which the model alone reads: its parts work on unscaled latents."""
     model.config = dataclasses.replace(model.config, vae=dataclasses.replace(model.config.vae, latent_scale=scale))
-
-
-def _lpips() -> nn.Module:
-    """LPIPS (alex) with gradients to its inputs only. Raises ConfigError when the package or its weights are not there."""
-    try:
-        import lpips
-
-        return lpips.LPIPS(net="alex", verbose=False).requires_grad_(False).eval()
-    except Exception as error:
-        raise ConfigError(f"loss.lpips needs the lpips package and its weights ({error}); set it to 0") from None

@@ -164,7 +164,10 @@ def make_model(config: TrainConfig, restored: states.State | None, say=print) ->
             raise UserError(f"{config.init} is a checkpoint of another model: {different} (checkpoint against this run)")
         wanted, values = found, checkpoint.load(config.init, dtype=torch.float32).state_dict()
         said = f"starting from {config.init}"
-    model = DeblurModel(wanted)
+    try:
+        model = DeblurModel(wanted)
+    except (ValueError, ZeroDivisionError, RuntimeError, TypeError, IndexError) as error:
+        raise ConfigError(f"model: no model can be built of it ({error})") from None
     if restored is not None or config.init:
         fill(model, values)
         say(said)

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from vdd_model.config import ConfigError
 from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
 from vdd_model.measure import metrics, report
-from vdd_model.media.files import written_aside
 
 from .config import TrainConfig, blur_config
 from .data import readers
 from .data.pool import is_pool
-from .evaluate import round_trip
+from .evaluate import round_trip, save_figure
 from .synthesis.blur import synthesize
 
 PANEL_HEIGHT = 256         # of its pictures, pixels
@@ -157,5 +156,4 @@ def save_curve(records: list[dict], path: Path) -> None:
     for axis in (left, right):
         if axis.lines:
             axis.legend(fontsize=7, ncol=4, loc="upper center", bbox_to_anchor=(0.5, -0.13))
-    with written_aside(path) as aside:
-        figure.savefig(aside, format="png", dpi=100, bbox_inches="tight")
+    save_figure(figure, path)

@@ -55,6 +55,12 @@ def one(**changes) -> dict:
     ({"log_every": 0}, "log_every: at least 1"),
     ({"data": {"workers": -1}}, "data.workers: at least 0"),
     ({"validation": {"frames": 0}}, "validation.frames: at least 1"),
+    (one(steps=0), "steps and minutes must be positive"),
+    (one(lr=-1.0), "stages[0].lr: at least 0"),
+    (one(betas=[1, 2]), "stages[0].betas: two numbers in [0, 1)"),
+    (one(prior_success=1.5), "stages[0].prior_success: a probability"),
+    (one(blur={"cut": 0}), "cut and layer_counts must be positive"),
+    ({"model": {"unet": {"dim": -1}}}, "model: no model can be built of it"),
     ({"init": "/nowhere.safetensors"}, "no checkpoint /nowhere.safetensors"),
 ])
 def test_mistakes_are_named_before_any_work(tmp_path, capsys, changes, words):

@@ -107,6 +107,7 @@ def test_minutes_end_a_call_and_resume_goes_on(tmp_path):
     assert (tmp_path / "run" / "vdd.safetensors").exists()
     with pytest.raises(UserError, match="already holds a run"):
         run(config, say=quiet)
+    assert run(config, resume=True, say=lambda text: text.startswith("stage 0") and signal.raise_signal(signal.SIGINT)) is None
     assert run(config, resume=True, say=quiet) is not None
     assert [step for _, step, _, _ in losses(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
     wider = {**config.model, "adapter": {"channels": 24}}
@@ -126,7 +127,8 @@ def whole_and_stopped(tmp_path: Path, stage: dict, step: int, **changes) -> tupl
 
     def stop(text: str) -> None:
         if f" step {step}/" in text:
-            raise KeyboardInterrupt
+            for _ in range(2):                              # the second one stops it at once
+                signal.raise_signal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         run(configs.load(path), say=stop)
     return whole, stopped
@@ -226,16 +228,20 @@ def test_full_disk_is_one_sentence_before_any_work(tmp_path, monkeypatch, capsys
     assert not (tmp_path / "run" / "log.jsonl").exists()
 
 
-def test_disk_that_fills_up_keeps_the_older_state(tmp_path, monkeypatch, capsys):
-    def full(handle):
+@pytest.mark.parametrize("place, words", [("os.fsync", "no room on the disk"), ("os.replace", "No space left"), ("os.link", ""),
+                                          ("Path.write_bytes", "cannot be written: No space left")])
+def test_a_disk_that_fills_up_is_one_sentence_and_keeps_the_older_state(tmp_path, monkeypatch, capsys, place, words):
+    """While a state is written, or renamed; while the log, panels and curves are. Second names of files may be unknown there."""
+    def full(*_):
         raise OSError(28, "No space left on device")
 
     path = write_config(tmp_path, STEPS[:1])
     assert main([str(path), "--set", "stages.0.steps=2"]) == 0
-    monkeypatch.setattr(tensorfile.os, "fsync", full)
-    assert main([str(path), "--resume"]) == 2
-    assert "no room on the disk" in capsys.readouterr().err
-    assert state.newest(tmp_path / "run" / "states") is not None
+    monkeypatch.setattr({"os": os, "Path": Path}[place.split(".")[0]], place.split(".")[1], full)
+    assert main([str(path), "--resume"]) == (2 if words else 0)
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == bool(words)
+    assert state.newest(tmp_path / "run" / "states") is not None and not list((tmp_path / "run").rglob(".*"))
 
 
 def test_checkpoint_of_another_model_is_refused(tmp_path, tiny_checkpoint, capsys):

@@ -7,11 +7,11 @@ clips has `batch`, which makes samples `indices` of stream `seed`, `unreadable`,
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import einops
 import numpy as np
@@ -29,6 +29,7 @@ from . import readers
 from .photos import read_photos
 from .readers import CropBox, DataError, Found
 
+T = TypeVar("T")
 ATTEMPTS = 20                            # draws for one sample before its folder is given up as unreadable
 MAX_BETWEEN = 33                         # frames interpolated between two of a sharp video
 SHOT_KEYS = frozenset({"single", "repeats", "repeat_lengths", "hard_cuts"})      # of BlurConfig: they say what frames show, not how
@@ -131,28 +132,35 @@ class RecordedClips:
         needed = num_frames + self.more
         candidates, gopro = self._candidates(needed, size), like_gopro(key, self.blur)
         lengths = np.array([len(s) - needed + 1 for s in candidates], float)
-        for attempt in range(ATTEMPTS):
+
+        def draw() -> tuple[Tensor, Tensor, str]:
+            """Some frames of some sequence."""
             sequence = candidates[int(rng.choice(len(candidates), p=lengths / lengths.sum()))]
             width, height = sequence.sharp.size
             left, top = (int(rng.integers(0, n - size + 1)) for n in (width, height))
             mirror, reverse = rng.random(2) < 0.5
-            try:
-                blurred, sharp, name = self._read(rng, sequence, num_frames, (left, top, left + size, top + size), gopro)
-            except SceneCut as cut:
-                if attempt + 1 < ATTEMPTS:
-                    continue
-                raise DataError(f"{sequence.name}: {ATTEMPTS} draws in a row met a cut between scenes, the last {cut}; "
-                                "ask for fewer frames, or split the videos where scenes change") from None
-            except DataError as error:
-                self.unreadable[str(error).partition(": ")[0]] = str(error)
-                continue
+            blurred, sharp, name = self._read(rng, sequence, num_frames, (left, top, left + size, top + size), gopro)
             flips = [d for d, on in ((3, mirror), (1, reverse)) if on]
             return blurred.flip(flips), sharp.flip(flips), name
-        raise DataError(f"{ATTEMPTS} draws in a row met unreadable files; the last: {list(self.unreadable.values())[-1]}")
+
+        return until_read(draw, self.unreadable)
 
 
 class SceneCut(Exception):
     """Two neighbouring frames of a video are of different scenes; the text says where."""
+
+
+def until_read(draw: Callable[[], T], unreadable: dict[str, str]) -> T:
+    """The first draw that can be read and meets no cut; files that cannot be are named in `unreadable`. Raises DataError after ATTEMPTS."""
+    for _ in range(ATTEMPTS):
+        try:
+            return draw()
+        except SceneCut as cut:
+            why = f"met a cut between scenes, the last {cut}; ask for fewer frames, or split the videos where scenes change"
+        except DataError as error:
+            unreadable[str(error).partition(": ")[0]] = str(error)
+            why = f"met unreadable files; the last: {error}"
+    raise DataError(f"{ATTEMPTS} draws in a row {why}")
 
 
 class PairClips(RecordedClips):
@@ -189,7 +197,7 @@ class VideoClips(RecordedClips):
         outer = (max(box[0] - MARGIN, 0), max(box[1] - MARGIN, 0), min(box[2] + MARGIN, width), min(box[3] + MARGIN, height))
         frames = video.read(range(start, start + span), outer).float() / 255
         if cut := scene_cut(frames):
-            raise SceneCut(f"before frame {start + cut}")
+            raise SceneCut(f"in {sequence.name} before frame {start + cut}")
         linear = rng.random() < config.linear and not gopro
         light = rgb_to_linear_rgb(frames) if linear else frames
         centres = [reach + j * interval for j in range(num_frames)]

@@ -61,5 +61,7 @@ class BlurConfig:
             raise ConfigError(f"blur.single and blur.repeats are shares of one whole, found {self.single} and {self.repeats}")
         if not self.repeat_lengths or min(self.repeat_lengths) < 2:
             raise ConfigError(f"blur.repeat_lengths: whole numbers of at least 2 are needed, found {list(self.repeat_lengths)}")
-        if min(self.sub_step, self.max_subsamples, self.max_step, self.candidates, sum(self.layer_counts)) <= 0:
-            raise ConfigError("blur: sub_step, max_subsamples, max_step, candidates and layer_counts must be positive")
+        positive = (self.sub_step, self.max_subsamples, self.max_step, self.candidates, self.cut, sum(self.layer_counts))
+        if min(positive) <= 0 or min(self.shot, self.read, *self.layer_counts) < 0:
+            raise ConfigError("blur: sub_step, max_subsamples, max_step, candidates, cut and layer_counts must be positive, and shot and "
+                              "read not negative")

@@ -11,7 +11,7 @@ from training_tools import NO_VALIDATION, make_data, write_config
 from train.config import StageConfig
 from train.config import load as load_config
 from train.data.clips import open_clips
-from train.data.pool import PoolClips, is_pool, write_pool
+from train.data.pool import FORMAT, PoolClips, is_pool, write_pool
 from train.data.readers import DataError
 from train.loop import run
 from train.stages import StageLoss
@@ -52,10 +52,20 @@ def test_samples_are_cut_alike_and_made_once(pool):
 
 
 def test_what_cannot_be_read_is_named(pool):
+    """At the start, and where it breaks later; another one is drawn in its place, the same in every process."""
     paths = sorted(pool.glob("*.safetensors"))
+    whole = {path: load_file(path) for path in paths}
     paths[0].write_bytes(b"no tensors")
-    assert str(paths[0]) in PoolClips(pool).unreadable
-    with pytest.raises(DataError, match="too small for crops of 128"):
+    paths[1].write_bytes(paths[1].read_bytes()[:-100])
+    save_file({"blurred": whole[paths[2]]["blurred"]}, paths[2], metadata=FORMAT)
+    save_file(whole[paths[3]] | {"prior": whole[paths[3]]["prior"][1:]}, paths[3], metadata=FORMAT)
+    clips = PoolClips(pool)
+    assert is_pool(pool) and list(clips.unreadable) == list(map(str, paths[:4])) and "shapes" in clips.unreadable[str(paths[3])]
+    gone = (clips.clips if len(clips.clips) > 1 else clips.singles)[0]
+    gone.unlink()
+    drawn = {name for index in range(20) for name in clips.batch(1, [index], num_frames=2, size=32, device="cpu").names}
+    assert str(gone) in clips.unreadable and drawn == set(map(str, paths[4:])) - {str(gone)}
+    with pytest.raises(DataError, match="20 draws in a row met unreadable files; the last: .*too small for crops of 128"):
         PoolClips(pool).batch(1, [0], num_frames=1, size=128, device="cpu")
     for path in paths:
         path.write_bytes(b"no tensors")
