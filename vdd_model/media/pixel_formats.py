@@ -24,7 +24,8 @@ YCGCO = 8
 # matrix number -> (K_R, K_B); every other number is read and written with BT.709's, so an unchanged pixel stays what it was
 LUMA = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 5: (0.299, 0.114), 6: (0.299, 0.114), 7: (0.212, 0.087),
         9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}
-KNOWN_MATRICES = {RGB, UNSPECIFIED, YCGCO, *LUMA}
+CONSTANT_LUMINANCE = 10                                         # of BT.2020, taken for its usual matrix
+KNOWN_MATRICES = {RGB, UNSPECIFIED, YCGCO, *LUMA} - {CONSTANT_LUMINANCE}
 
 _PLANAR = re.compile(r"(yuvj|yuva|yuv|gbra|gbr|gray)(4\d\d)?p?(f32|f16|\d+)?(le|be)?")
 
@@ -95,13 +96,13 @@ def is_wide(tags: ColorTags) -> bool:
     return tags.transfer in (PQ, HLG) or tags.primaries in (BT2020, *P3)
 
 
-def _scales(depth: int, full_range: bool) -> tuple[float, float, float, float]:
+def _scales(depth: int, tags: ColorTags) -> tuple[float, float, float, float]:
     """(luma offset, luma span, chroma offset, chroma span) in code values of `depth` bits."""
-    if full_range:
+    if tags.full_range:
         top = float(2 ** depth - 1)
         return 0.0, top, float(2 ** (depth - 1)), top
     unit = 2.0 ** (depth - 8)
-    return 16 * unit, 219 * unit, 128 * unit, 224 * unit
+    return 16 * unit, 219 * unit, 128 * unit, (219 if tags.matrix == YCGCO else 224) * unit        # H.273 limits the range of R, G, B there
 
 
 def _plane(frame: av.VideoFrame, index: int, dtype: np.dtype) -> np.ndarray:
@@ -209,7 +210,7 @@ def to_rgb(frame: av.VideoFrame, tags: ColorTags, *, chroma: str = "left") -> tu
                 values, most = values >> 8 - bits[channel], 2 ** bits[channel] - 1
             np.multiply(values, np.float32(1 / most), out=out[..., channel], casting="unsafe")
         return out, alpha
-    y0, y_span, c0, c_span = (0.0, 1.0, 0.0, 1.0) if kind.floating else _scales(kind.depth, tags.full_range)
+    y0, y_span, c0, c_span = (0.0, 1.0, 0.0, 1.0) if kind.floating else _scales(kind.depth, tags)
     luma, chromas = _plane(frame, 0, dtype), []
     if kind.kind == "yuv":
         (down, across), (between_rows, between_columns) = kind.step, CHROMA.get(chroma, CHROMA["left"])
@@ -273,7 +274,7 @@ def from_rgb(rgb: np.ndarray, alpha: np.ndarray | None, pix_fmt: str, tags: Colo
             for rows in _strips(height):
                 _fill(plane[rows], rgb[rows, :, channel] * np.float32(top), top)
     else:
-        y0, y_span, c0, c_span = _scales(kind.depth, tags.full_range)
+        y0, y_span, c0, c_span = _scales(kind.depth, tags)
         (down, across), (between_rows, between_columns) = kind.step, CHROMA[chroma]
         narrow = [[], []]                                      # chroma, across done, a strip after the other
         for rows in _strips(height):

@@ -17,7 +17,7 @@ import numpy as np
 
 from .clip import MediaError, VideoClip
 from .container import Joins, is_cover, is_own_data, is_telemetry, name_of, open_container, presentation, reason, track_tags, video_stream
-from .pixel_formats import KNOWN_MATRICES, UNSPECIFIED, ColorTags, Layout, complete_tags, layout, to_rgb
+from .pixel_formats import CONSTANT_LUMINANCE, KNOWN_MATRICES, UNSPECIFIED, ColorTags, Layout, complete_tags, layout, to_rgb
 from .reader import Decoder, gif_pictures, nal_units
 
 STANDARD_RATES = tuple(Fraction(n, d) for n, d in (
@@ -61,7 +61,8 @@ def probe_video(path: str | Path) -> VideoClip:
         turns, mirrored = orientation(first)
         light, (extras, telemetry), remarks = _light(first), _extras(container, stream, first), []
         if tags.matrix not in KNOWN_MATRICES:
-            remarks.append(f"its colors are stored with matrix {tags.matrix} of H.273, which is taken for BT.709's")
+            remarks.append(f"its colors are stored with matrix {tags.matrix} of H.273, which is taken for "
+                           + ("BT.2020's with non-constant luminance" if tags.matrix == CONSTANT_LUMINANCE else "BT.709's"))
         has_alpha = kind.alpha and (family != "gif" or bool(to_rgb(first, tags)[1].min() < 1))
         # Windows' RGB of 32 bits: the fourth byte is unused, and alpha where a program has agreed with itself that it is
         fourth = has_alpha and family == "avi" and context.name == "rawvideo"

@@ -131,6 +131,15 @@ def test_ycgco_is_read_and_written(pix_fmt, full):
     assert np.abs(rgb[8::16, 8::16] - chart()[8::16, 8::16]).max() < 3 / 255
     green = from_rgb(np.tile(np.float32([0, 1, 0]), (16, 16, 1)), None, "yuv444p", ColorTags(8, 1, 1, True))
     assert [round(np.frombuffer(p, np.uint8)[0] / 255, 2) for p in green.planes] == [0.5, 1.0, 0.5]      # H.273: Y, Cg, Co
+    blue = from_rgb(np.tile(np.float32([0, 0, 1]), (16, 16, 1)), None, "yuv444p16le", ColorTags(8, 1, 1, False))
+    values = [np.frombuffer(p, np.uint16)[0] / 256 for p in blue.planes]
+    assert np.allclose(values, [70.75, 73.25, 18.5], atol=0.01)             # of R, G, B = 16, 16, 235
+
+
+def test_a_matrix_that_is_not_computed_is_said(tmp_path):
+    for matrix, words in ((10, "BT.2020's with non-constant luminance"), (14, "BT.709's"), (9, None)):
+        clip = probe(save_clip(tmp_path / f"{matrix}.mp4", [pattern(0)] * 2, tags=ColorTags(matrix, 9, 1, False)))
+        assert clip.remarks == ((f"its colors are stored with matrix {matrix} of H.273, which is taken for {words}",) if words else ())
 
 
 @pytest.mark.parametrize("chroma", ["left", "center", "topleft", "top"])
