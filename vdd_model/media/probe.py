@@ -81,15 +81,15 @@ def probe_video(path: str | Path) -> VideoClip:
                  "interlaced": bool(getattr(first, "interlaced_frame", False)), "size_bytes": path.stat().st_size}
         width, height = first.width - crop[2] - crop[3], first.height - crop[0] - crop[1]
     # all packets
-    # AVI tells when a frame is decoded, which is when it is shown only where none is reordered
-    walk = _scan(path, timed=family not in RAW and (family != "avi" or not context.codec.reorder), fourth=fourth)
+    walk = _scan(path, timed=family not in RAW, fourth=fourth)
     has_alpha = has_alpha and (walk.fourth or not fourth)
     if walk.layered and not kind.alpha:
         remarks.append("its second layer of HEVC (transparency, or the other eye's view) is not read")
     count, last, missing, breaks_off = walk.count, walk.last, 0, ""
     # an AVI's header is written when the recording ends, and not by every program to the frame; it counts dropped frames too
     promised, slack = (samples, 0) if "mp4" in family else (header_frames, header_frames // 100) if family == "avi" else (0, 0)
-    held = max(count + walk.hidden, walk.slots if family == "avi" else 0)
+    usual = int(np.median(np.diff(walk.times))) if family == "avi" and len(walk.times) > 1 else 1          # slots that a frame lasts
+    held = max(count + walk.hidden, walk.slots + usual - 1 if family == "avi" else 0)
     if promised - slack > held:
         missing = promised - held
         breaks_off = f"the last {missing} of its {promised - walk.hidden} frames are missing"
@@ -242,6 +242,8 @@ def _scan(path: Path, timed: bool, fourth: bool = False) -> Walk:
             for packet in container.demux(streams):
                 joins.correct(packet)
                 index = packet.stream_index
+                if container.format.name == "avi":             # it tells when a frame is decoded
+                    packet.pts = packet.dts
                 if index == video.index:
                     walk.slots, walk.stop = max(walk.slots, (packet.dts or 0) + 1), max(walk.stop, (packet.pos or 0) + packet.size)
                     if packet.size and not walk.headless and not keyed and video.codec_context.name == "hevc":

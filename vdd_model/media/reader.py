@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -50,6 +51,8 @@ class Decoder:
 
     def __iter__(self) -> Iterator[av.VideoFrame | Exception]:
         packets, number = self.container.demux(self.stream), 0
+        # AVI tells when a frame is decoded: where some are reordered, those that are shown take these times in their order
+        slots: deque[int | None] | None = deque() if self.container.format.name == "avi" and self.decoder.codec.reorder else None
         alone = self.decoder.codec.intra_only and "jpeg" not in self.decoder.name       # every packet is a picture, of AV1 is shown as one
         alone = alone or self.decoder.name in ("av1", "libdav1d") and not (self.clip and self.clip.headless)
         sliced, fields = self.decoder.name in _SLICES and not (self.clip and self.clip.headless), False
@@ -71,8 +74,12 @@ class Decoder:
                 number += 1
                 if data and self.joins.correct(data):          # the last packets before such a place are whole, and yet called corrupt
                     self._suspects = [n for n in self._suspects if n < number - _NEAR]
+                if data and slots is not None:
+                    slots.append(data.dts)
                 try:
                     pictures = self.decoder.decode(data)
+                    for picture in pictures if slots else ():
+                        picture.pts = slots.popleft() if slots else None
                     if data and data.is_corrupt:
                         self._suspects.append(number)
                     self._pictures += bool(data) and _is_short(bytes(data), self.decoder)

@@ -220,16 +220,28 @@ def test_an_empty_packet_repeats_a_frame(tmp_path):
         assert [type(item) for item in Decoder(container, stream)] == [av.VideoFrame] * 6
 
 
-def test_frames_dropped_while_an_avi_was_captured_are_no_damage(tmp_path):
-    times = [0, 1, 2, 3, 6, 7, 8, 9]
-    source = save_clip(tmp_path / "in.avi", [pattern(i) for i in range(8)], codec="mjpeg", pix_fmt="yuvj420p", times=times,
-                       tags=ColorTags(5, 1, 1, True))
+@pytest.mark.parametrize("codec, reordered, late", [("mjpeg", 0, 0), ("mpeg4", 0, 0), ("mpeg4", 2, 1), ("libx264", 0, 0),
+                                                    ("libx264", 2, 2)])
+def test_frames_dropped_while_an_avi_was_captured_are_no_damage(tmp_path, codec, reordered, late):
+    """It tells when a frame is decoded: where some are reordered, the gap stands later by as much as they are."""
+    times, full = [0, 1, 2, 3, 6, 7, 8, 9], codec == "mjpeg"
+    source = save_clip(tmp_path / "in.avi", [pattern(i) for i in range(8)], codec=codec, pix_fmt="yuvj420p" if full else "yuv420p",
+                       times=times, tags=ColorTags(5, 1, 1, full), options={"bf": str(reordered)})
     clip = probe(source)
     reader = read(clip)
-    assert [frame.pts * clip.time_base * 25 for frame in reader] == times and (reader.lost, reader.notes, clip.breaks_off) == (0, [], "")
-    data = source.read_bytes()
-    source.write_bytes(data[: int(len(data) * 0.6)])
-    assert "frames are missing" in probe(source).breaks_off
+    found = [frame.pts * clip.time_base * 25 for frame in reader]
+    assert found == [*range(4 + late), *times[4 + late:]] and (reader.lost, reader.notes, clip.breaks_off) == (0, [], "")
+    if full:
+        data = source.read_bytes()
+        source.write_bytes(data[: int(len(data) * 0.6)])
+        assert "frames are missing" in probe(source).breaks_off
+
+
+def test_an_avi_whose_slots_are_shorter_than_its_frames_is_whole(tmp_path):
+    """As where one is copied out of .mkv, 40 slots a frame."""
+    source = save_clip(tmp_path / "in.mkv", [pattern(i) for i in range(8)], codec="mpeg4")
+    clip = probe(remuxed(source, tmp_path / "in.avi"))
+    assert (clip.num_frames, clip.rate, clip.breaks_off, seen(clip)) == (8, 25, "", (8, 0, []))
 
 
 def test_a_clock_that_runs_over(tmp_path):
