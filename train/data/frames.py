@@ -109,7 +109,7 @@ class VideoFrames:
                 if packet.size and not packet.is_discard:
                     packets.append((packet.pts, packet.is_keyframe))
         times = sorted({pts for pts, _ in packets if pts is not None})
-        if packets and len(times) == len(packets) and packets[0][1] and not clip.untimed and not clip.joins:
+        if packets and len(times) == len(packets) and packets[0][1] and not (clip.untimed or clip.slotted or clip.joins):
             return Index(len(times), times, {pts for pts, key in packets if key})
         with open_container(self.path) as container, contextlib.suppress(av.FFmpegError):     # packets do not tell how many can be decoded
             stream = video_stream(container, self.path)

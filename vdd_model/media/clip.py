@@ -67,6 +67,7 @@ class VideoClip:
     headless: int = 0                       # packets before the first key frame, of which no picture may come
     remarks: tuple[str, ...] = ()           # what is to be said of the clip whatever is made of it
     untimed: bool = False                   # the file carries no usable times: frames are counted instead
+    slotted: bool = False                   # its times, as an AVI's, are those of decoding: frames take them in the order they are shown
     size_bytes: int = 0
     missing: int = 0                        # frames that the header promises and the file does not hold, as far as known
     breaks_off: str = ""                    # the same in words

@@ -70,7 +70,7 @@ def probe_video(path: str | Path) -> VideoClip:
             rgb, alpha = to_rgb(first, tags)
             has_alpha = bool(alpha.any() or not rgb.any())
         facts = {"color": tags, "first_says": (int(first.colorspace), int(first.color_range)),
-                 "codec": context.name, "pix_fmt": first.format.name, "bit_depth": min(16, kind.depth),
+                 "slotted": family == "avi" and context.codec.reorder, "codec": context.name, "pix_fmt": first.format.name, "bit_depth": min(16, kind.depth),
                  "gray": kind.kind == "gray", "quarter_turns": turns, "mirrored": mirrored, "chroma": chroma, "crop": crop,
                  "pixel_aspect": 1 / aspect if turns % 2 else aspect, "metadata": _metadata(container), "track": track_tags(stream),
                  "timecode": next((text for s in (stream, container, *container.streams) for key, text in s.metadata.items()

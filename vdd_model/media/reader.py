@@ -51,8 +51,7 @@ class Decoder:
 
     def __iter__(self) -> Iterator[av.VideoFrame | Exception]:
         packets, number = self.container.demux(self.stream), 0
-        # AVI tells when a frame is decoded: where some are reordered, those that are shown take these times in their order
-        slots: deque[int | None] | None = deque() if self.container.format.name == "avi" and self.decoder.codec.reorder else None
+        slots: deque[int | None] | None = deque() if self.clip and self.clip.slotted else None
         alone = self.decoder.codec.intra_only and "jpeg" not in self.decoder.name       # every packet is a picture, of AV1 is shown as one
         alone = alone or self.decoder.name in ("av1", "libdav1d") and not (self.clip and self.clip.headless)
         sliced, fields = self.decoder.name in _SLICES and not (self.clip and self.clip.headless), False
