@@ -70,7 +70,7 @@ def probe_video(path: str | Path) -> VideoClip:
             rgb, alpha = to_rgb(first, tags)
             has_alpha = bool(alpha.any() or not rgb.any())
         facts = {"color": tags, "first_says": (int(first.colorspace), int(first.color_range)),
-                 "slotted": family == "avi" and context.codec.reorder, "codec": context.name, "pix_fmt": first.format.name, "bit_depth": min(16, kind.depth),
+                 "codec": context.name, "pix_fmt": first.format.name, "bit_depth": min(16, kind.depth),
                  "gray": kind.kind == "gray", "quarter_turns": turns, "mirrored": mirrored, "chroma": chroma, "crop": crop,
                  "pixel_aspect": 1 / aspect if turns % 2 else aspect, "metadata": _metadata(container), "track": track_tags(stream),
                  "timecode": next((text for s in (stream, container, *container.streams) for key, text in s.metadata.items()
@@ -78,7 +78,8 @@ def probe_video(path: str | Path) -> VideoClip:
                  "chapters": _chapters(container), "light": light, "extras": extras, "telemetry": telemetry,
                  "sound": tuple(getattr(s.codec_context, "name", "") for s in container.streams if s.type in ("audio", "subtitle")),
                  "attached": tuple(s.metadata.get("filename", "") for s in container.streams if s.type == "attachment"),
-                 "interlaced": bool(getattr(first, "interlaced_frame", False)), "size_bytes": path.stat().st_size}
+                 "interlaced": bool(getattr(first, "interlaced_frame", False)), "slotted": family == "avi" and context.codec.reorder,
+                 "size_bytes": path.stat().st_size}
         width, height = first.width - crop[2] - crop[3], first.height - crop[0] - crop[1]
     # all packets
     walk = _scan(path, timed=family not in RAW, fourth=fourth)
