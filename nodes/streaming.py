@@ -133,7 +133,7 @@ def _in_memory(video, deblurrer: native.HostDeblurrer, options: DeblurOptions, n
     """A video whose frames are in memory, deblurred, with all that this host's class keeps beside them."""
     parts = video.get_components()
     fields = {name: value for name in ("audio", "frame_rate", "metadata", "alpha") if (value := getattr(parts, name, None)) is not None}
-    images = deblurrer.deblur(rgb_of(parts.images), options, notice=notices)
+    images = with_alpha(deblurrer.deblur(rgb_of(parts.images), options, notice=notices), parts.images)
     known, kept = inspect.signature(InputImpl.VideoFromComponents).parameters, {}
     if "bit_depth" in known:
         kept["bit_depth"] = video.get_bit_depth()

@@ -252,10 +252,10 @@ def test_a_video_in_memory_stays_there_and_keeps_what_the_hosts_class_takes(pack
     extra = {"metadata": {"camera": "x"}, "alpha": torch.rand(3, 32, 48)} if space else {}
     video, given = (Newest, {"color_space": None if space == "auto" else space}) if space else (Older, {})
     monkeypatch.setattr(latest.InputImpl, "VideoFromComponents", video)
-    parts = latest.Types.VideoComponents(images=torch.rand(3, 32, 48, 3), audio={"a": 1}, frame_rate=25, **extra)
+    parts = latest.Types.VideoComponents(images=torch.rand(3, 32, 48, 4), audio={"a": 1}, frame_rate=25, **extra)
     out = pack.nodes["VDDDeblurVideo"].execute(video(parts, bit_depth=10, **given), **WIDGETS).result[0]
     assert out.get_bit_depth() == 10 and (not space or out.get_color_space() == space)
-    assert out.components.images.shape == (3, 32, 48, 3)
+    assert out.components.images.shape == (3, 32, 48, 4) and torch.equal(out.components.images[..., 3], parts.images[..., 3])
     assert {k: v for k, v in vars(out.components).items() if k != "images"} == {"audio": {"a": 1}, "frame_rate": 25, **extra}
 
 
