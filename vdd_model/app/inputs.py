@@ -5,7 +5,7 @@ import contextlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -28,29 +28,24 @@ def find_clips(inputs: Sequence[str]) -> list[tuple[str, Path | tuple[Path, ...]
     loose: dict[Path, list[Path]] = {}                         # pictures named one by one, by their folders
     for text in inputs:
         path = _named(text)
-        if path.is_dir():
-            images = find_images(path)
-            videos = _videos(p for p in path.iterdir() if not p.name.startswith(".") and p.is_file())          # ._clip.mp4: of macOS
-            if images and videos:
+        is_folder, is_pattern = path.is_dir(), set(path.name) & set("*?%[") or "*" in text
+        if is_folder or is_pattern and not path.exists():
+            images = find_images(text)
+            found = matching(text) if not is_folder else [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")]
+            videos = natural_order(p for p in found if p.suffix.lower() in VIDEO_SUFFIXES)
+            if is_folder and images and videos:
                 raise MediaError(f"{path} holds both pictures and videos; name a pattern, such as {path / ('*' + videos[0].suffix)}")
             if not images and not videos:
-                raise MediaError(f"{path} holds no video and no pictures")
-            clips += _clips(str(path), images, videos)
-        elif path.exists():
-            if is_picture(path):
-                if path.parent not in loose:
-                    loose[path.parent] = []
-                    clips.append((str(path.parent), loose[path.parent]))
-                loose[path.parent].append(path)
-            else:
-                clips.append((text, path))
-        elif set(path.name) & set("*?%[") or "*" in text:
-            found = _clips(text, find_images(text), _videos(matching(text)))
-            if not found:
-                raise MediaError(f"nothing fits the pattern {text}")
-            clips += found
-        else:
+                raise MediaError(f"{path} holds no video and no pictures" if is_folder else f"nothing fits the pattern {text}")
+            clips += [(str(path) if is_folder else text, tuple(images))] if images else [(str(v), v) for v in videos]
+        elif not path.exists():
             raise MediaError(f"{path} does not exist")
+        elif is_picture(path):
+            if path.parent not in loose:
+                clips.append((str(path.parent), loose.setdefault(path.parent, [])))
+            loose[path.parent].append(path)
+        else:
+            clips.append((text, path))
     for number, (name, clip) in enumerate(clips):
         if isinstance(clip, list):                             # a shell puts 10 before 2
             pictures = tuple(natural_order(dict.fromkeys(clip)))
@@ -64,14 +59,6 @@ def _named(text: str) -> Path:
         raise MediaError("an input or the output has an empty name" if not text else
                          "- is no file: clips are read more than once and written in parts, so name a file in the place of a pipe")
     return Path(text)
-
-
-def _videos(paths: Iterable[Path]) -> list[Path]:
-    return natural_order(p for p in paths if p.suffix.lower() in VIDEO_SUFFIXES)
-
-
-def _clips(name: str, images: Sequence[Path], videos: Sequence[Path]) -> list[tuple[str, Path | tuple[Path, ...]]]:
-    return [(name, tuple(images))] if images else [(str(v), v) for v in videos]
 
 
 def unrelated(files: Sequence[Path]) -> bool:
@@ -126,10 +113,7 @@ def plan(inputs: Sequence[str], out: str, output: OutputOptions, rate: Fraction 
                      for file in source]
             continue
         stem = source.stem if not pictures else source[0].stem if len(source) == 1 else source[0].parent.resolve().name
-        if as_images:
-            where = target if len(clips) == 1 else target / stem
-        else:
-            where = target / (stem + _suffix(source, output))
+        where = target / (stem + _suffix(source, output)) if not as_images else target if len(clips) == 1 else target / stem
         jobs.append(Job(source, where, as_images, name, rate))
     seen: dict[Path, str] = {}
     for job in jobs:
@@ -141,10 +125,8 @@ def plan(inputs: Sequence[str], out: str, output: OutputOptions, rate: Fraction 
 
 def _suffix(source: Path | tuple[Path, ...], output: OutputOptions) -> str:
     own = source.suffix.lower() if isinstance(source, Path) else ".mp4"
-    allowed = CONTAINERS[output.codec] if output.codec != "auto" else _WRITABLE
-    if own in allowed:
-        return own
-    return {"prores": ".mov", "ffv1": ".mkv"}.get(output.codec, ".mkv" if own in (".webm", ".avi", ".nut", ".ts") else ".mp4")
+    usual = {"prores": ".mov", "ffv1": ".mkv"}.get(output.codec, ".mkv" if own in (".webm", ".avi", ".nut", ".ts") else ".mp4")
+    return own if own in CONTAINERS.get(output.codec, _WRITABLE) else usual
 
 
 def share_out(jobs: list[Job]) -> tuple[list[Job], Team | None]:

@@ -101,8 +101,6 @@ def check_target(job: Job, *, force: bool, resume: bool, preview: bool = False) 
         old = job.pictures() if job.as_images and target.is_dir() else [target] if target.exists() else []
         if old:
             raise MediaError(f"{old[0]} exists already; use --force to replace it, or another output")
-    if preview:
-        check_previews([job])
     for path in preview_paths(target) if preview else ():
         if path.exists() and not (force or resume):
             raise MediaError(f"{path} exists already; use --force to replace it, or leave --preview away")

@@ -56,28 +56,23 @@ class Share:
     stop: int | None
     job_folder: Path
 
+    def path(self, ending: str = "") -> Path:
+        """`.lock` is held by the process that works on it, `.json` holds what came of it."""
+        return self.job_folder / f"from-{self.start:09d}{ending}"
+
     @property
     def folder(self) -> Path:
         """The job's own for the first share, a folder inside of it for another."""
-        return self.job_folder / f"from-{self.start:09d}" if self.start else self.job_folder
-
-    @property
-    def lock(self) -> Path:
-        """Held by the process that works on it."""
-        return self.job_folder / f"from-{self.start:09d}.lock"
-
-    @property
-    def _result(self) -> Path:
-        return self.job_folder / f"from-{self.start:09d}.json"
+        return self.path() if self.start else self.job_folder
 
     @property
     def result(self) -> dict | None:
         """What came of it, None as long as it is not finished."""
-        return json.loads(self._result.read_text()) if self._result.exists() else None
+        return json.loads(self.path(".json").read_text()) if self.path(".json").exists() else None
 
     def finish(self, result: dict) -> None:
         """Keep what came of it: from now on it is finished."""
-        write_whole(self._result, json.dumps(result), durable=True)
+        write_whole(self.path(".json"), json.dumps(result), durable=True)
 
 
 def divide(folder: Path, num_frames: int, count: int, begun: int = 0) -> list[int]:
@@ -93,7 +88,7 @@ def divide(folder: Path, num_frames: int, count: int, begun: int = 0) -> list[in
         write_whole(kept, json.dumps(starts), durable=True)
     for share in shares(folder, starts):
         share.folder.mkdir(exist_ok=True)
-        share.lock.touch()
+        share.path(".lock").touch()
     return starts
 
 
@@ -104,7 +99,7 @@ def shares(folder: Path, starts: Sequence[int]) -> list[Share]:
 
 def attempt(share: Share, work: Callable[[Share], int]) -> int:
     """What `work` gives for a share that is neither finished nor worked on by another process, else 0."""
-    with held(share.lock) as mine:
+    with held(share.path(".lock")) as mine:
         return work(share) if mine is not False and share.result is None else 0
 
 

@@ -34,8 +34,7 @@ def _resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
     return scale * F.interpolate(flow, size=size, mode="bilinear", align_corners=False)
 
 
-def dense_flow(first: Tensor, second: Tensor, *, levels: int = 6, iterations: int = 4, radius: int = 3,
-               finest: int = 400) -> Tensor:
+def dense_flow(first: Tensor, second: Tensor, *, finest: int = 400) -> Tensor:
     """Flow (N, 2, H, W) in pixels with second(p + flow(p)) = first(p), from luma pictures (N, 1, H, W) in [0, 1].
 
     Lucas and Kanade's least squares in a window, from a coarse to a fine pyramid level, a few times on each (Bouguet 2000), damped where
@@ -48,18 +47,18 @@ def dense_flow(first: Tensor, second: Tensor, *, levels: int = 6, iterations: in
     pyramid = [(first.float(), second.float())]
     while max(pyramid[-1][0].shape[-2:]) > finest:
         pyramid = [tuple(map(_half, pyramid[-1]))]
-    while len(pyramid) < levels and min(pyramid[-1][0].shape[-2:]) >= 32:
+    while len(pyramid) < 6 and min(pyramid[-1][0].shape[-2:]) >= 32:
         pyramid.append(tuple(map(_half, pyramid[-1])))
     flow = first.new_zeros(len(first), 2, *pyramid[-1][0].shape[-2:], dtype=torch.float32)
     for a, b in reversed(pyramid):
         flow = _resize_flow(flow, a.shape[-2:])
         gx, gy = spatial_gradient(a, "diff").unbind(2)
-        xx, xy, yy = _window(torch.cat([gx * gx, gx * gy, gy * gy], dim=1), radius).split(1, dim=1)
+        xx, xy, yy = _window(torch.cat([gx * gx, gx * gy, gy * gy], dim=1), 3).split(1, dim=1)
         damping = 1e-4
         determinant = (xx + damping) * (yy + damping) - xy * xy
-        for _ in range(iterations):
+        for _ in range(4):
             rest = a - warp(b, flow)
-            ex, ey = _window(torch.cat([gx * rest, gy * rest], dim=1), radius).split(1, dim=1)
+            ex, ey = _window(torch.cat([gx * rest, gy * rest], dim=1), 3).split(1, dim=1)
             step = torch.cat([(yy + damping) * ex - xy * ey, (xx + damping) * ey - xy * ex], dim=1) / determinant
             flow = _window(flow + step.clamp(-1, 1), 1)
     return _resize_flow(flow, size)

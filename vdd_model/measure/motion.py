@@ -14,47 +14,46 @@ from torch import Tensor
 
 from ..errors import UserError
 
+DUTY = 0.8                                # exposure as a part of the frame time
 
-class Shake:
+
+def shaking(extent: float, seed: int, focal: float, height: int, width: int) -> Callable[[Tensor], Tensor]:
     """A smooth random camera path: yaw, pitch and roll, each a sum of sinusoids of 0.03 to 0.3 cycles per frame, as hand tremor is.
 
-    Scaled so that within an exposure (`duty` of the frame time) a pixel travels `extent` pixels on average.
+    Scaled so that within an exposure a pixel travels `extent` pixels on average. Returns a function: times in frames (T,) -> (T,3,3), which
+    take a centred pixel of the view to one of the photograph, H = K R K^-1 of a rotating camera.
     """
+    generator, shape = torch.Generator().manual_seed(seed), (3, 4)             # four waves each
+    frequency = 0.03 * 10 ** torch.rand(shape, generator=generator, dtype=torch.float64)
+    phase = 2 * math.pi * torch.rand(shape, generator=generator, dtype=torch.float64)
+    weight = torch.randn(shape, generator=generator, dtype=torch.float64) / frequency.sqrt()
 
-    def __init__(self, extent: float, duty: float, seed: int, focal: float, height: int, width: int):
-        generator = torch.Generator().manual_seed(seed)
-        waves = 4
-        self.frequency = 0.03 * 10 ** torch.rand(3, waves, generator=generator, dtype=torch.float64)
-        self.phase = 2 * math.pi * torch.rand(3, waves, generator=generator, dtype=torch.float64)
-        self.weight = torch.randn(3, waves, generator=generator, dtype=torch.float64) / self.frequency.sqrt()
-        self.focal, self.scale = focal, 1.0
-        # speed over a long while: angle times focal length for yaw and pitch, times the mean radius for roll
-        times = torch.linspace(0, 60, 1201, dtype=torch.float64)
-        radius = math.hypot(height, width) / 4
-        travel = self.angles(times).diff(dim=1) * torch.tensor([[focal], [focal], [radius]])
-        speed = travel.norm(dim=0).sum() / 60
-        self.scale = extent / duty / max(float(speed), 1e-12)
+    def angles(times: Tensor) -> Tensor:
+        """Yaw, pitch, roll (3,T) times the focal length, before they are scaled; roll is held to a third."""
+        waves = weight[..., None] * torch.sin(2 * math.pi * frequency[..., None] * times + phase[..., None])
+        return waves.sum(1) * torch.tensor([[1.0], [1.0], [0.33]])
 
-    def angles(self, times: Tensor) -> Tensor:
-        """(T,) in frames -> yaw, pitch, roll (3,T) in radians; roll is held to a third."""
-        waves = self.weight[..., None] * torch.sin(2 * math.pi * self.frequency[..., None] * times + self.phase[..., None])
-        return waves.sum(1) * torch.tensor([[1.0], [1.0], [0.33]]) * self.scale / self.focal
+    # speed over a long while: angle times focal length for yaw and pitch, times the mean radius for roll
+    radius = math.hypot(height, width) / 4
+    travel = (angles(torch.linspace(0, 60, 1201, dtype=torch.float64)) / focal).diff(dim=1) * torch.tensor([[focal], [focal], [radius]])
+    scale = extent / DUTY / max(float(travel.norm(dim=0).sum() / 60), 1e-12)
+    axes = torch.tensor([[0, 1, 0], [1, 0, 0], [0, 0, 1]], dtype=torch.float64)          # of yaw, pitch and roll
+    crosses = torch.stack([torch.linalg.cross(torch.eye(3).double(), axis.expand(3, 3)) for axis in axes])
+    k = torch.diag(torch.tensor([focal, focal, 1.0], dtype=torch.float64))
 
-    def homographies(self, times: Tensor) -> Tensor:
-        """(T,) -> (T,3,3): centred pixel of the view -> centred pixel of the photograph, H = K R K^-1 of a rotating camera."""
-        axes = torch.tensor([[0, 1, 0], [1, 0, 0], [0, 0, 1]], dtype=torch.float64)      # of yaw, pitch and roll
-        crosses = torch.stack([torch.linalg.cross(torch.eye(3).double(), axis.expand(3, 3)) for axis in axes])
-        yaw, pitch, roll = torch.linalg.matrix_exp(self.angles(times)[..., None, None] * crosses[:, None])
-        k = torch.diag(torch.tensor([self.focal, self.focal, 1.0], dtype=torch.float64))
+    def homographies(times: Tensor) -> Tensor:
+        """See above."""
+        yaw, pitch, roll = torch.linalg.matrix_exp((angles(times) * scale / focal)[..., None, None] * crosses[:, None])
         return k @ yaw @ pitch @ roll @ k.inverse()
+    return homographies
 
 
 def camera_shake(photo: Tensor, num_frames: int, extent: float = 12.0, seed: int = 0, *, size: tuple[int, int] | None = None,
-                 duty: float = 0.8, noise: float = 1.0, progress: Callable[[int], None] | None = None) -> tuple[Tensor, Tensor]:
+                 noise: float = 1.0, progress: Callable[[int], None] | None = None) -> tuple[Tensor, Tensor]:
     """Film a photograph with a shaking camera.
 
     photo: (H,W,3) float in [0,1], sRGB. extent: mean length of the blur in pixels of the result. size: (height, width) of the result,
-    the photograph's own by default. duty: exposure as a part of the frame time. noise: standard deviation of the sensor noise in 1/255.
+    the photograph's own by default. noise: standard deviation of the sensor noise in 1/255.
     seed: 0 to 2**64 - 1. progress(frames_done) is called after every frame; what it raises passes through.
     Returns (blurred, sharp), each (num_frames,h,w,3) float32 in [0,1]: light is averaged over the exposure in linear light, and the
     truth is what was seen at the middle of the exposure. Raises UserError for a photograph of another shape.
@@ -62,12 +61,11 @@ def camera_shake(photo: Tensor, num_frames: int, extent: float = 12.0, seed: int
     if photo.ndim != 3 or photo.shape[2] != 3 or min(photo.shape[:2]) < 2:
         raise UserError(f"a photograph (height, width, 3) was expected, found {tuple(photo.shape)}")
     height, width = size or photo.shape[:2]
-    focal = 1.2 * max(height, width)
-    shake = Shake(extent, duty, seed, focal, height, width)
+    homographies = shaking(extent, seed, 1.2 * max(height, width), height, width)
     samples = max(3, math.ceil(1.5 * extent)) | 1              # odd: the middle one is the truth; at most about a pixel apart
-    offsets = duty * ((torch.arange(samples, dtype=torch.float64) + 0.5) / samples - 0.5)
+    offsets = DUTY * ((torch.arange(samples, dtype=torch.float64) + 0.5) / samples - 0.5)
     times = torch.arange(num_frames, dtype=torch.float64)[:, None] + 0.5 + offsets
-    matrices = shake.homographies(times.reshape(-1)).reshape(num_frames, samples, 3, 3)
+    matrices = homographies(times.reshape(-1)).reshape(num_frames, samples, 3, 3)
     # pixels that the view wanders off its middle
     corners = torch.tensor([[x * width / 2, y * height / 2, 1.0] for x in (-1, 1) for y in (-1, 1)], dtype=torch.float64)
     seen = matrices.reshape(-1, 3, 3) @ corners.T

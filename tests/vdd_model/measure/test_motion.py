@@ -8,7 +8,7 @@ from media_tools import pattern
 
 from vdd_model.app import demo
 from vdd_model.errors import UserError
-from vdd_model.measure.motion import Shake, camera_shake
+from vdd_model.measure.motion import camera_shake, shaking
 from vdd_model.media.video import probe
 
 
@@ -28,10 +28,9 @@ def test_the_blur_has_the_asked_length():
     """Mean distance that pixels travel during the exposures, over many paths."""
     lengths = []
     for seed in range(12):
-        shake = Shake(10.0, 0.8, seed, 120.0, 100, 100)
         times = (torch.arange(24, dtype=torch.float64)[:, None] + 0.5 + 0.8 * torch.linspace(-0.5, 0.5, 33).double()).reshape(-1)
         points = torch.tensor([[x, y, 1.0] for x in (-40.0, 0.0, 40.0) for y in (-40.0, 0.0, 40.0)], dtype=torch.float64)
-        moved = shake.homographies(times) @ points.T
+        moved = shaking(10.0, seed, 120.0, 100, 100)(times) @ points.T
         moved = (moved[:, :2] / moved[:, 2:]).reshape(24, 33, 2, 9)
         lengths.append(float(moved.diff(dim=1).norm(dim=2).sum(1).mean()))
     assert 8 < sum(lengths) / len(lengths) < 12
