@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from av.bitstream import BitStreamFilterContext
 
+from vdd_model.app.cli import main
 from vdd_model.app.jobs import Job, run
 from vdd_model.inference.pipeline import DeblurOptions
 from vdd_model.media.encoding import OutputOptions
@@ -86,12 +87,12 @@ def add_video(out, codec: str = "libx264", pix_fmt: str = "yuv420p", size: tuple
     return stream
 
 
-def encode(out, stream, frames) -> None:
-    """Frames of PyAV, or RGB (H, W, 3), into a stream, to its end."""
+def encode(out, stream, frames, tags: ColorTags | None = None, times: Sequence[int] | None = None, alpha=None) -> None:
+    """Frames of PyAV, or RGB (H, W, 3), into a stream, to its end. `times` in its time base."""
     for index, frame in enumerate(frames):
         if isinstance(frame, np.ndarray):
-            frame = from_rgb(frame, None, stream.pix_fmt, ColorTags(1, 1, 1, "yuvj" in stream.pix_fmt))
-        frame.pts = index
+            frame = from_rgb(frame, alpha, stream.pix_fmt, tags or ColorTags(1, 1, 1, "yuvj" in stream.pix_fmt))
+        frame.pts = times[index] if times else index
         out.mux(stream.encode(frame))
     out.mux(stream.encode(None))
 
@@ -107,14 +108,11 @@ def encode_sound(out, stream, values: np.ndarray, kind: str) -> None:
 
 def save_clip(path: Path, frames: Sequence[np.ndarray], *, codec: str = "libx264", pix_fmt: str = "yuv420p", rate: Fraction = Fraction(25),
               times: Sequence[int] | None = None, time_base: Fraction | None = None, tags: ColorTags | None = None, alpha=None,
-              audio: bool = False, rotation: float | None = None, options: dict | None = None,
-              container_options: dict | None = None) -> Path:
+              audio: bool = False, options: dict | None = None, container_options: dict | None = None) -> Path:
     """Write a clip straight with PyAV, independently of vdd_model.media.encoding."""
     tags = tags or ColorTags(1, 1, 1, False)
-    height, width = frames[0].shape[:2]
     with av.open(str(path), "w", options=container_options or {}) as out:
-        stream = out.add_stream(codec, rate=rate)
-        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+        stream = add_video(out, codec, pix_fmt, frames[0].shape[:2], rate)
         context = stream.codec_context
         context.time_base = stream.time_base = time_base or 1 / rate
         context.options = options if options is not None else {"crf": "4", "preset": "veryfast"} if "264" in codec else {}
@@ -123,47 +121,47 @@ def save_clip(path: Path, frames: Sequence[np.ndarray], *, codec: str = "libx264
             context.options = {"crf": "4", "x265-params": "log-level=none" + ":bframes=0" * (len(frames) < 3), **(options or {})}
         context.color_range = 2 if tags.full_range else 1
         context.colorspace, context.color_primaries, context.color_trc = tags.matrix, tags.primaries, tags.transfer
-        if rotation is not None:
-            stream.set_display_rotation(rotation)
         sound = out.add_stream("aac", rate=44100, layout="mono") if audio else None
-        for index, rgb in enumerate(frames):
-            frame = from_rgb(rgb, alpha, pix_fmt, tags)
-            frame.pts, frame.time_base = times[index] if times else index, context.time_base
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
+        encode(out, stream, frames, tags, times, alpha)
         if sound:
             encode_sound(out, sound, 0.2 * np.sin(np.arange(int(44100 * len(frames) / rate)) * 0.05).astype(np.float32)[None], "fltp")
     return path
 
 
-def shifted(source: Path, target: Path, start: int, back: int) -> Path:
-    """The packets of `source` from key frame `start` on, `back` frames earlier: what falls before 0 is hidden by an edit list."""
-    with av.open(str(source)) as before, av.open(str(target), "w") as out:
-        stream = before.streams.video[0]
-        copy = out.add_stream_from_template(stream)
-        one = round(1 / (stream.average_rate * stream.time_base))
-        for packet in before.demux(stream):
-            if packet.dts is not None and packet.pts >= start * one:
-                packet.pts, packet.dts, packet.stream = packet.pts - back * one, packet.dts - back * one, copy
-                out.mux(packet)
-    return target
+def moved(packet: av.Packet, seconds: Fraction) -> av.Packet:
+    """The packet, so much later."""
+    ticks = round(seconds / packet.time_base)
+    packet.pts, packet.dts = packet.pts + ticks, packet.dts + ticks
+    return packet
 
 
-def remuxed(source: Path, target: Path, bitstream: str = "", later: Fraction = Fraction(0)) -> Path:
-    """The packets of `source` in another file, through a bitstream filter for the video, `later` seconds later."""
+def with_data(packet: av.Packet, data: bytes) -> av.Packet:
+    """A packet of the same times."""
+    new = av.Packet(data)
+    for name in ("pts", "dts", "duration", "time_base", "is_keyframe"):
+        setattr(new, name, getattr(packet, name))
+    return new
+
+
+def remuxed(source: Path, target: Path, change=lambda packet, number: packet, bitstream: str = "") -> Path:
+    """The packets of `source` in another file, the video's through a bitstream filter, as `change` gives them back; None is left out."""
     with av.open(str(source)) as before, av.open(str(target), "w") as out:
         copies = {s.index: out.add_stream_from_template(s) for s in before.streams}
-        video = before.streams.video[0]
+        video, number = before.streams.video[0], 0
         through = BitStreamFilterContext(bitstream, video, copies[video.index]) if bitstream else None
         for packet in before.demux():
-            number = packet.stream_index
-            changed = through.filter(packet if packet.dts is not None else None) if through and number == video.index else [packet]
-            for each in changed:
-                if each.dts is not None:
-                    ticks = round(later / each.time_base)
-                    each.pts, each.dts, each.stream = each.pts + ticks, each.dts + ticks, copies[number]
-                    out.mux(each)
+            copy = copies[packet.stream_index]
+            for each in through.filter(packet if packet.dts is not None else None) if through and packet.stream == video else [packet]:
+                if each.dts is not None and (new := change(each, number)) is not None:
+                    new.stream = copy
+                    out.mux(new)
+                number += each.dts is not None
     return target
+
+
+def shifted(source: Path, target: Path, start: int, back: int) -> Path:
+    """A clip of 25 frames per second from key frame `start` on, `back` frames earlier: what falls before 0 is hidden by an edit list."""
+    return remuxed(source, target, lambda p, _: moved(p, Fraction(-back, 25)) if p.pts * p.time_base * 25 >= start else None)
 
 
 def lpcm(path: Path, codec: str, bits: int, channels: int = 2) -> np.ndarray:
@@ -214,10 +212,8 @@ def save_packets(path: Path, frames: Sequence[np.ndarray], codec: str, pix_fmt: 
             encoded += stream.encode(frame)
         for index, packet in enumerate([*encoded, *stream.encode(None)]):
             if index == cut:
-                half = av.Packet(bytes(packet)[: packet.size // 2])
-                half.pts, half.dts, half.duration, half.time_base = packet.pts, packet.dts, packet.duration, packet.time_base
-                half.is_keyframe, half.stream = packet.is_keyframe, stream
-                packet = half
+                packet = with_data(packet, bytes(packet)[: packet.size // 2])
+                packet.stream = stream
             out.mux(packet)
     return path
 
@@ -233,6 +229,15 @@ def seen(source) -> tuple[int, int, list[str]]:
     """(frames that can be read of a clip, frames lost, notes)."""
     reader = read(source if isinstance(source, VideoClip) else probe(source))
     return len(list(reader)), reader.lost, reader.notes
+
+
+def vdd(capfd, *command, code: int = 0, model=None) -> str:
+    """What `vdd deblur` says on stderr beside its progress; it has to end with this exit code."""
+    capfd.readouterr()
+    found = main(["deblur", *map(str, command), "--quiet"], model or IdentityDeblurrer())
+    error = capfd.readouterr().err
+    assert found == code and "Traceback" not in error, error
+    return "\n".join(line for line in error.splitlines() if line.startswith("vdd:"))
 
 
 OPTIONS = DeblurOptions(window=6, overlap=2)
@@ -255,5 +260,4 @@ def pictures(folder: Path, *numbers: int, name: str = "shot1_{:04d}.png", **keys
 
 
 if __name__ == "__main__":
-    from vdd_model.app.cli import main
     sys.exit(main(sys.argv[1:], IdentityDeblurrer(float(os.environ.get("STAND_IN_DELAY", "0")))))

@@ -7,20 +7,10 @@ import av
 import numpy as np
 import pytest
 import torch
-from media_tools import IdentityDeblurrer, add_video, encode, encode_sound, encoded, pattern, pictures, save_clip
+from media_tools import IdentityDeblurrer, add_video, encode, encode_sound, encoded, pattern, pictures, save_clip, vdd
 
-from vdd_model.app.cli import main
 from vdd_model.inference.pipeline import Deblurrer
 from vdd_model.media.video import part_folder, probe, read, read_clip, write_image
-
-
-def vdd(capfd, *command, model=None) -> tuple[int, str]:
-    """(exit code, stderr) of `vdd deblur`."""
-    capfd.readouterr()
-    code = main(["deblur", *map(str, command), "--quiet"], model or IdentityDeblurrer())
-    error = capfd.readouterr().err
-    assert "Traceback" not in error
-    return code, "\n".join(line for line in error.splitlines() if line.startswith("vdd:"))
 
 
 @pytest.fixture()
@@ -32,8 +22,8 @@ def whole(tmp_path):
 def expect_error(capfd, tmp_path, source, text: str) -> None:
     """Exit code 1, one sentence with `text`, and nothing left behind."""
     before = set(tmp_path.iterdir())
-    code, error = vdd(capfd, source, "-o", tmp_path / "out.mp4")
-    assert code == 1 and text in error and error.count("\n") == 0, error
+    error = vdd(capfd, source, "-o", tmp_path / "out.mp4", code=1)
+    assert text in error and error.count("\n") == 0, error
     assert set(tmp_path.iterdir()) == before
 
 
@@ -81,9 +71,9 @@ def test_a_clip_that_breaks_off(tmp_path, capfd, whole, suffix):
         source = save_clip(tmp_path / f"whole{suffix}", [pattern(i) for i in range(60)])
     data = source.read_bytes()
     (tmp_path / f"cut{suffix}").write_bytes(data[: int(len(data) * 0.6)])
-    code, error = vdd(capfd, tmp_path / f"cut{suffix}", "-o", tmp_path / "out.mp4")
+    error = vdd(capfd, tmp_path / f"cut{suffix}", "-o", tmp_path / "out.mp4", code=3)
     out = probe(tmp_path / "out.mp4")
-    assert code == 3 and 20 < out.num_frames < 50
+    assert 20 < out.num_frames < 50
     lost = 60 - out.num_frames + ("1 frame is damaged" in error)
     if suffix != ".mkv":                                   # its header tells how many there were
         assert "are missing" in error and f"{lost} frames lost" in error
@@ -97,8 +87,8 @@ def test_damage_in_the_middle(tmp_path, capfd, whole):
     for i in range(len(data) // 2, len(data) // 2 + 700):
         data[i] = (i * 77) % 256
     (tmp_path / "bad.mp4").write_bytes(data)
-    code, error = vdd(capfd, tmp_path / "bad.mp4", "-o", tmp_path / "out.mp4")
-    assert code == 3 and ("could not be decoded" in error or "damaged" in error)
+    error = vdd(capfd, tmp_path / "bad.mp4", "-o", tmp_path / "out.mp4", code=3)
+    assert ("could not be decoded" in error or "damaged" in error)
     out = list(read(probe(tmp_path / "out.mp4")))
     assert 40 <= len(out) <= 60
     clip = probe(tmp_path / "out.mp4")
@@ -109,8 +99,8 @@ def test_frame_size_changes(tmp_path, capfd):
     """H.264 may change its size in the middle of a stream."""
     parts = [save_clip(tmp_path / f"{i}.h264", [pattern(k, *size) for k in range(12)]) for i, size in enumerate([(48, 64), (64, 96)])]
     (tmp_path / "both.h264").write_bytes(parts[0].read_bytes() + parts[1].read_bytes())
-    code, error = vdd(capfd, tmp_path / "both.h264", "-o", tmp_path / "out.mp4")
-    assert code == 3 and "the frame size changes from 64x48 to 96x64 at frame 12" in error and "12 frames lost" in error
+    error = vdd(capfd, tmp_path / "both.h264", "-o", tmp_path / "out.mp4", code=3)
+    assert "the frame size changes from 64x48 to 96x64 at frame 12" in error and "12 frames lost" in error
     assert probe(tmp_path / "out.mp4").num_frames == 12
 
 
@@ -119,16 +109,14 @@ def test_pictures_of_different_sizes_and_a_broken_one(tmp_path, capfd):
     folder.mkdir()
     for i in range(6):
         write_image(folder / f"{i}.png", torch.from_numpy(pattern(i, *((48, 64) if i < 4 else (32, 32)))))
-    code, error = vdd(capfd, folder, "-o", tmp_path / "out")
-    assert code == 3 and "from 64x48 to 32x32" in error and "2 frames lost" in error
+    error = vdd(capfd, folder, "-o", tmp_path / "out", code=3)
+    assert "from 64x48 to 32x32" in error and "2 frames lost" in error
     assert len(list((tmp_path / "out").iterdir())) == 4
     (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:60])
-    code, error = vdd(capfd, folder, "-o", tmp_path / "out2")
-    assert code == 3 and "2.png is not a picture that can be read" in error
+    assert "2.png is not a picture that can be read" in vdd(capfd, folder, "-o", tmp_path / "out2", code=3)
     assert len(list((tmp_path / "out2").iterdir())) == 2
     (folder / "0.png").write_bytes(b"")
-    code, error = vdd(capfd, folder, "-o", tmp_path / "out3")
-    assert code == 1 and "0.png is empty" in error and not (tmp_path / "out3").exists()
+    assert "0.png is empty" in vdd(capfd, folder, "-o", tmp_path / "out3", code=1) and not (tmp_path / "out3").exists()
 
 
 def test_nan_frames(tmp_path, capfd):
@@ -140,8 +128,7 @@ def test_nan_frames(tmp_path, capfd):
         if i == 2:
             rgb[10:20, 10:20] = np.nan
         encoded(folder / f"{i}.exr", "exr", "gbrpf32le", rgb)
-    code, error = vdd(capfd, folder, "-o", tmp_path / "out")
-    assert code == 3 and "1 frame (the first is 2) held pixels that are not numbers" in error
+    assert "1 frame (the first is 2) held pixels that are not numbers" in vdd(capfd, folder, "-o", tmp_path / "out", code=3)
     frames = read_clip(tmp_path / "out")
     assert torch.isfinite(frames).all() and frames[2, 15, 15].max() == 0
     assert np.abs(frames[1].numpy() - pattern(1)).max() < 1e-3
@@ -151,8 +138,8 @@ def test_values_beyond_white_are_said(tmp_path, capfd):
     for i in range(3):
         (tmp_path / "in").mkdir(exist_ok=True)
         encoded(tmp_path / "in" / f"{i}.exr", "exr", "gbrpf32le", pattern(i) * (3 if i == 1 else 1))
-    code, error = vdd(capfd, tmp_path / "in", "-o", tmp_path / "out")
-    assert code == 0 and "1 frame (the first is 1) held values below 0 or above 1, which were cut off" in error
+    error = vdd(capfd, tmp_path / "in", "-o", tmp_path / "out")
+    assert "1 frame (the first is 1) held values below 0 or above 1, which were cut off" in error
     assert "EXR holds linear light" in error
 
 
@@ -161,43 +148,40 @@ def test_a_model_that_answers_nan(tmp_path, capfd, tiny_model):
     source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(3)])
     for dtype, advice in ((torch.bfloat16, True), (torch.float32, False)):
         model = Deblurrer(tiny_model, device="cpu", dtype=dtype)
-        code, error = vdd(capfd, source, "-o", tmp_path / "out.mp4", "--force", model=model)
-        assert code == 1 and "not a number" in error and ("--dtype float32" in error) == advice and not (tmp_path / "out.mp4").exists()
+        error = vdd(capfd, source, "-o", tmp_path / "out.mp4", "--force", model=model, code=1)
+        assert "not a number" in error and ("--dtype float32" in error) == advice and not (tmp_path / "out.mp4").exists()
 
 
 def test_out_of_memory_is_said(tmp_path, capfd, whole):
     for problem in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")):
-        code, error = vdd(capfd, whole, "-o", tmp_path / "out.mp4", "--force", model=IdentityDeblurrer(stop_after=0, error=problem))
-        assert code == 1 and "not enough memory" in error and "--tile" in error
+        error = vdd(capfd, whole, "-o", tmp_path / "out.mp4", "--force", model=IdentityDeblurrer(stop_after=0, error=problem), code=1)
+        assert "not enough memory" in error and "--tile" in error
 
 
 def test_existing_output_is_not_touched(tmp_path, capfd, whole):
     target = tmp_path / "out.mp4"
     target.write_bytes(b"precious")
-    code, error = vdd(capfd, whole, "-o", target)
-    assert code == 1 and "exists already; use --force" in error and target.read_bytes() == b"precious"
-    code, error = vdd(capfd, whole, "-o", target, "--force", model=IdentityDeblurrer(stop_after=20, error=ValueError("broken")))
-    assert code == 1 and "broken" in error and target.read_bytes() == b"precious"     # replaced only by a whole one
-    assert vdd(capfd, whole, "-o", target, "--force")[0] == 0
+    assert "exists already; use --force" in vdd(capfd, whole, "-o", target, code=1) and target.read_bytes() == b"precious"
+    error = vdd(capfd, whole, "-o", target, "--force", model=IdentityDeblurrer(stop_after=20, error=ValueError("broken")), code=1)
+    assert "broken" in error and target.read_bytes() == b"precious"     # replaced only by a whole one
+    vdd(capfd, whole, "-o", target, "--force")
     assert probe(target).num_frames == 60 and not part_folder(target).exists()
 
 
 def test_input_is_not_overwritten(tmp_path, capfd, whole):
     data = whole.read_bytes()
-    code, error = vdd(capfd, whole, "-o", whole, "--force")
-    assert code == 1 and "is the input itself" in error and whole.read_bytes() == data
+    assert "is the input itself" in vdd(capfd, whole, "-o", whole, "--force", code=1) and whole.read_bytes() == data
     picture, = pictures(tmp_path / "in", 0)
-    code, error = vdd(capfd, picture.parent, "-o", picture.parent, "--force")
-    assert code == 1 and "folder of the input pictures" in error
+    assert "folder of the input pictures" in vdd(capfd, picture.parent, "-o", picture.parent, "--force", code=1)
     data = picture.read_bytes()
     for more in ((), ("--force",)):
-        assert "is the input itself" in vdd(capfd, picture, "-o", picture, *more)[1] and picture.read_bytes() == data
+        assert "is the input itself" in vdd(capfd, picture, "-o", picture, *more, code=1) and picture.read_bytes() == data
 
 
 def test_outputs_that_cannot_be(tmp_path, capfd, whole):
     for name, text in (("out.xyz", "cannot be written"), ("out.png", "holds one picture"), ("whole.mp4/x.mp4", "cannot be made")):
-        code, error = vdd(capfd, whole, "-o", tmp_path / name)
-        assert code == 1 and text in error, error
+        error = vdd(capfd, whole, "-o", tmp_path / name, code=1)
+        assert text in error, error
 
 
 def test_what_a_shell_may_hand_over_instead_of_a_name(tmp_path, capfd, whole, monkeypatch):
@@ -216,8 +200,8 @@ def test_sound_that_does_not_fit(tmp_path, capfd):
         video, sound = add_video(out), out.add_stream("wavpack", rate=44100, layout="mono")
         encode(out, video, [pattern(i) for i in range(5)])
         encode_sound(out, sound, np.zeros((1, 4096), np.float32), "fltp")
-    code, error = vdd(capfd, source, "-o", tmp_path / "out.mp4")              # what is advised is tried before
-    assert code == 1 and "(wavpack) cannot be stored in .mp4; choose an output ending in .mkv, or --no-audio" in error
+    error = vdd(capfd, source, "-o", tmp_path / "out.mp4", code=1)              # what is advised is tried before
+    assert "(wavpack) cannot be stored in .mp4; choose an output ending in .mkv, or --no-audio" in error
     assert not part_folder(tmp_path / "out.mp4").exists()
-    assert vdd(capfd, source, "-o", tmp_path / "out.mp4", "--no-audio")[0] == 0
-    assert vdd(capfd, source, "-o", tmp_path / "out.mkv")[0] == 0
+    vdd(capfd, source, "-o", tmp_path / "out.mp4", "--no-audio")
+    vdd(capfd, source, "-o", tmp_path / "out.mkv")

@@ -4,17 +4,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from media_tools import IdentityDeblurrer, pattern
+from media_tools import pattern, vdd
 from PIL import Image
 
-from vdd_model.app.cli import main
 from vdd_model.app.inputs import plan
 from vdd_model.media.clip import MediaError
 from vdd_model.media.video import OutputOptions, read_image, write_image
-
-
-def deblur(*arguments):
-    return main(["deblur", *map(str, arguments), "--quiet"], IdentityDeblurrer())
 
 
 def photographs(folder, *names, sizes=((48, 64), (64, 48), (40, 40))):
@@ -27,16 +22,17 @@ def photographs(folder, *names, sizes=((48, 64), (64, 48), (40, 40))):
 def test_photographs_of_several_sizes_are_no_clip(tmp_path, capfd):
     folder = photographs(tmp_path / "in", "beach.jpg", "cat.png", "IMG_2041.jpg", "IMG_2044.webp")
     (folder / "._cat.png").write_bytes(b"what macOS leaves")
-    assert deblur(folder, "-o", tmp_path / "out") == 0
+    vdd(capfd, folder, "-o", tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["IMG_2041.png", "IMG_2044.png", "beach.png", "cat.png"]
     for path in folder.glob("[!.]*"):
         assert torch.allclose(read_image(tmp_path / "out" / (path.stem + ".png"))[0], read_image(path)[0], atol=0.003)
-    assert deblur(folder, "-o", tmp_path / "out") == 1 and "exists already" in capfd.readouterr().err
+    assert "exists already" in vdd(capfd, folder, "-o", tmp_path / "out", code=1)
     (folder / "beach.jpg").write_bytes((folder / "beach.jpg").read_bytes()[:500])          # a broken one takes no other with it
-    assert deblur(folder, "-o", tmp_path / "rest") == 1 and "beach.jpg is not a picture that can be read" in capfd.readouterr().err
+    assert "beach.jpg is not a picture that can be read" in vdd(capfd, folder, "-o", tmp_path / "rest", code=1)
     assert len(list((tmp_path / "rest").iterdir())) == 3
-    assert deblur(folder, "-o", folder) == 1 and "folder of the input pictures" in capfd.readouterr().err
-    assert deblur(*folder.glob("IMG*"), "-o", tmp_path / "loose") == 0 and len(list((tmp_path / "loose").iterdir())) == 2
+    assert "folder of the input pictures" in vdd(capfd, folder, "-o", folder, code=1)
+    vdd(capfd, *folder.glob("IMG*"), "-o", tmp_path / "loose")
+    assert len(list((tmp_path / "loose").iterdir())) == 2
 
 
 def test_each_takes_every_picture_alone(tmp_path, capfd):
@@ -49,5 +45,6 @@ def test_each_takes_every_picture_alone(tmp_path, capfd):
     for name in ("3.png", "4.png", "5.png"):
         write_image(folder / name, torch.from_numpy(pattern(0, 32, 32)))
     (folder / "1.png").unlink()
-    assert deblur(folder, "-o", tmp_path / "clip") == 3 and "--each deblurs every picture on its own" in capfd.readouterr().err
-    assert deblur(folder, "-o", tmp_path / "each", "--each") == 0 and len(list((tmp_path / "each").iterdir())) == 5
+    assert "--each deblurs every picture on its own" in vdd(capfd, folder, "-o", tmp_path / "clip", code=3)
+    vdd(capfd, folder, "-o", tmp_path / "each", "--each")
+    assert len(list((tmp_path / "each").iterdir())) == 5

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
-from media_tools import add_video, chart, eight_bits, encode, pattern, remuxed, save_clip, seen
+from media_tools import add_video, chart, eight_bits, encode, moved, pattern, remuxed, save_clip, seen, with_data
 
 from vdd_model.media.clip import MediaError
 from vdd_model.media.container import printed
@@ -82,7 +82,7 @@ def test_the_containers_crop_is_taken(tmp_path, suffix):
 @pytest.mark.parametrize("codec", ["h264", "hevc"])
 def test_a_crop_at_the_left_of_the_stream_is_taken(tmp_path, codec):
     plain = save_clip(tmp_path / "whole.mp4", [pattern(i, 96, 128) for i in range(3)], codec="libx26" + codec[-1].replace("c", "5"))
-    source = remuxed(plain, tmp_path / "in.mp4", f"{codec}_metadata=crop_left=8")
+    source = remuxed(plain, tmp_path / "in.mp4", bitstream=f"{codec}_metadata=crop_left=8")
     clip = probe(source)
     assert (clip.width, clip.height) == (120, 96)
     assert np.array_equal(read_clip(clip)[:, :, 16:].numpy(), read_clip(plain)[:, :, 24:].numpy())
@@ -247,7 +247,7 @@ def test_an_avi_whose_slots_are_shorter_than_its_frames_is_whole(tmp_path):
 def test_a_clock_that_runs_over(tmp_path):
     """A transport stream's times have 33 bits; FFmpeg counts from below zero where they end within the first minute."""
     plain = save_clip(tmp_path / "plain.ts", [pattern(i) for i in range(50)], audio=True)
-    source = remuxed(plain, tmp_path / "in.ts", later=Fraction(2**33, 90000) - 2)
+    source = remuxed(plain, tmp_path / "in.ts", lambda packet, _: moved(packet, Fraction(2**33, 90000) - 2))
     clip, before = probe(source), probe(plain)
     frames = list(read(clip))
     assert len(frames) == 50 and frames[0].pts >= 0 and abs((clip.origin - clip.shift) - (before.origin - before.shift)) < 0.01
@@ -311,16 +311,9 @@ def test_a_second_layer_of_hevc_is_said(tmp_path, suffix):
     """As in Apple's video with transparency: to every picture belongs a part of layer 1, which FFmpeg passes over."""
     plain = save_clip(tmp_path / f"plain{suffix}", [pattern(i, 96, 128) for i in range(3)], codec="libx265")
     assert probe(plain).remarks == ()
-    with av.open(str(plain)) as before, av.open(str(tmp_path / f"in{suffix}"), "w") as out:
-        copy = out.add_stream_from_template(before.streams.video[0])
-        for packet in before.demux(video=0):
-            if packet.dts is not None:
-                part = b"\x02\x09" + bytes(range(1, 41))       # its header: a slice, layer 1
-                more = av.Packet(bytes(packet) + (len(part).to_bytes(4, "big") if suffix == ".mp4" else b"\0\0\0\1") + part)
-                more.pts, more.dts, more.time_base, more.is_keyframe = packet.pts, packet.dts, packet.time_base, packet.is_keyframe
-                more.stream = copy
-                out.mux(more)
-    clip = probe(tmp_path / f"in{suffix}")
+    part = b"\x02\x09" + bytes(range(1, 41))                   # its header: a slice, layer 1
+    part = (len(part).to_bytes(4, "big") if suffix == ".mp4" else b"\0\0\0\1") + part
+    clip = probe(remuxed(plain, tmp_path / f"in{suffix}", lambda packet, _: with_data(packet, bytes(packet) + part)))
     assert len(list(read(clip))) == 3 and "its second layer of HEVC" in clip.remarks[0]
 
 

@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from media_tools import add_video, chart, deblur, encode, packets, pattern, pictures, save_clip, seen, shifted
+from media_tools import add_video, chart, deblur, encode, packets, pattern, pictures, remuxed, save_clip, seen, shifted
 from PIL import Image
 
 from vdd_model.media import images
@@ -396,15 +396,12 @@ def test_subtitles_may_outlast_the_picture(tmp_path):
 def test_the_last_frame_is_held_as_long_as_before(tmp_path):
     """On a constant grid with gaps; elsewhere the next frame tells how long one is shown."""
     source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(4)], times=[0, 1, 5, 6], options={"bf": "0"})
-    with av.open(str(source)) as before, av.open(str(tmp_path / "held.mp4"), "w") as out:
-        stream = before.streams.video[0]
-        copy = out.add_stream_from_template(stream)
-        packets_ = [p for p in before.demux(stream) if p.dts is not None]
-        packets_[-1].duration = round(6 / 25 / stream.time_base)
-        for packet in packets_:
-            packet.stream = copy
-            out.mux(packet)
-    clip = probe(tmp_path / "held.mp4")
+
+    def held(packet: av.Packet, number: int) -> av.Packet:
+        packet.duration *= 6 if number == 3 else 1
+        return packet
+
+    clip = probe(remuxed(source, tmp_path / "held.mp4", held))
     assert clip.constant_rate and clip.rate == 25
     assert [frame.duration * clip.time_base * 25 for frame in read(clip)] == [1, 1, 1, 6]
     assert [frame.duration * clip.time_base * 25 for frame in read(clip, 3)] == [6]

@@ -10,10 +10,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from media_tools import IdentityDeblurrer, add_video, encode, encode_sound, packets, pattern, save_clip
+from media_tools import add_video, encode, encode_sound, packets, pattern, save_clip, vdd
 from PIL import Image, ImageCms
 
-from vdd_model.app.cli import main
 from vdd_model.media.clip import MediaError
 from vdd_model.media.encoding import choose_encoding
 from vdd_model.media.pixel_formats import ColorTags
@@ -22,13 +21,6 @@ from vdd_model.media.video import OutputOptions, describe, probe, read, read_cli
 
 LIGHT = "master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1):max-cll=1000,400"
 CHAPTERS = pytest.mark.skipif(not hasattr(av.container.OutputContainer, "set_chapters"), reason="this PyAV knows no chapters")
-
-
-def vdd(capfd, *command) -> str:
-    """What `vdd deblur` says on stderr; it has to succeed."""
-    capfd.readouterr()
-    assert main(["deblur", *map(str, command), "--quiet", "--preset", "ultrafast"], IdentityDeblurrer()) == 0
-    return "\n".join(line for line in capfd.readouterr().err.splitlines() if line.startswith("vdd:"))
 
 
 def rich(path: Path, *, timecode: str = "", chapters=(), attached: bool = False, metadata: dict | None = None, **options) -> Path:
@@ -220,28 +212,28 @@ def test_a_gopros_telemetry_is_kept_where_it_can_be(tmp_path, capfd, suffix):
         assert "not carried over: the data stream" in vdd(capfd, source, "-o", tmp_path / "silent.mp4", "--no-audio")
 
 
-def test_wide_colors_of_pictures(tmp_path):
+def test_wide_colors_of_pictures(tmp_path, capfd):
     """PQ and BT.2020 go from a video to PNG files and back."""
     source = save_clip(tmp_path / "in.mp4", [pattern(i, 48, 96) for i in range(2)], codec="libx265", pix_fmt="yuv420p10le",
                        tags=ColorTags(9, 9, 16, False), options={"preset": "ultrafast"})
-    assert main(["deblur", str(source), "-o", str(tmp_path / "p"), "--codec", "png", "--quiet"], IdentityDeblurrer()) == 0
+    vdd(capfd, source, "-o", tmp_path / "p", "--codec", "png")
     clip = probe(tmp_path / "p")
     assert b"cICP\x09\x10\x00\x01" in (tmp_path / "p/frame_000000.png").read_bytes()
     assert (clip.color.primaries, clip.color.transfer) == (9, 16)
     color = choose_encoding(clip, Path("o.mp4"), OutputOptions()).color
     assert (color.matrix, color.primaries, color.transfer) == (9, 9, 16)
-    assert main(["deblur", str(tmp_path / "p"), "-o", str(tmp_path / "o.mp4"), "--quiet"], IdentityDeblurrer()) == 0
+    vdd(capfd, tmp_path / "p", "-o", tmp_path / "o.mp4")
     assert (read_clip(tmp_path / "o.mp4") - read_clip(source)).abs().mean() < 0.01
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif"])
-def test_color_profiles_of_pictures_are_kept(tmp_path, name):
+def test_color_profiles_of_pictures_are_kept(tmp_path, capfd, name):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     profile = profile[:16] + b"RGB " + profile[20:]            # an RGB profile that is not sRGB's
     folder = tmp_path / "in"
     folder.mkdir()
     Image.fromarray((pattern(0) * 255).astype(np.uint8)).save(folder / name, icc_profile=profile)
-    assert main(["deblur", str(folder), "-o", str(tmp_path / "out"), "--quiet"], IdentityDeblurrer()) == 0
+    vdd(capfd, folder, "-o", tmp_path / "out")
     with Image.open(tmp_path / "out/a.png") as after:
         assert after.info["icc_profile"] == profile and after.size == (64, 48)
         after.load()
