@@ -346,10 +346,9 @@ def compare(a: str | os.PathLike, b: str | os.PathLike, out_dir: str | os.PathLi
     notes += filter(None, [lpips_note()])
     names = {"output": Path(a).name or str(a), "blurred": "blurred input"}
     scores = {names[key]: scorer.result() for key, scorer in scorers.items()}
-    pictures, labels = ([middle[2]], ["blurred"]) if blurred is not None else ([], [])
-    pictures, labels = [*pictures, middle[0], middle[1]], [*labels, names["output"], f"truth ({Path(b).name})"]
-    files = [save_image(panel(pictures, labels, zoom_box), out / "panel.png"),
-             save_image(error_map(middle[0], middle[1]), out / "error_map.png"),
+    labels = [*(["blurred"] if blurred is not None else []), names["output"], f"truth ({Path(b).name})"]
+    files = [save_image(panel(middle[2:] + middle[:2], labels, zoom_box), out / "panel.png"),
+             save_image(error_map(*middle[:2]), out / "error_map.png"),
              save_text(frames_csv(scorers["output"]), out / "scores.csv")]
     result = {"frames": count, "lost": sum(reader.lost for reader in readers), "scores": scores, "notes": notes,
               "files": [str(f) for f in files]}

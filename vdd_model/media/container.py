@@ -26,14 +26,11 @@ TRIED = 1000                                                  # packets in which
 
 def open_container(path: Path):
     """`av.open` for reading, with every failure turned into one MediaError sentence."""
-    if not path.exists():
-        raise MediaError(f"{path} does not exist")
-    if path.is_dir():
-        raise MediaError(f"{path} is a folder, not a video file")
-    if not path.is_file():
-        raise MediaError(f"{path} is a pipe or a device; clips are read more than once, so save it to a file first")
-    if path.stat().st_size == 0:
-        raise MediaError(f"{path} is empty (0 bytes)")
+    for found, what in ((not path.exists(), "does not exist"), (path.is_dir(), "is a folder, not a video file"),
+                        (not path.is_file(), "is a pipe or a device; clips are read more than once, so save it to a file first"),
+                        (path.is_file() and path.stat().st_size == 0, "is empty (0 bytes)")):
+        if found:
+            raise MediaError(f"{path} {what}")
     try:
         container = av.open(os.path.abspath(path), metadata_errors="replace")      # FFmpeg would take 12:30.mp4 for an address
     except PermissionError:

@@ -4,7 +4,6 @@ file in which packets are kept while a video is written: in whole segments, one 
 from __future__ import annotations
 
 import errno
-import io
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -314,13 +313,9 @@ def picture_from_bytes(data: bytes, encoding: Encoding) -> av.VideoFrame:
     return picture
 
 
-def no_room(error: BaseException) -> bool:
+def no_room(error: BaseException | None) -> bool:
     """Whether the error means that the disk is full."""
-    while error is not None:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        error = error.__cause__
-    return False
+    return error is not None and (getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or no_room(error.__cause__))
 
 
 # A segment in the packet file: magic, its number, its frames, its packets, the bytes that follow; then the packets.
@@ -330,11 +325,8 @@ _PACKET = struct.Struct("<qqB3xI")
 
 def segment_bytes(number: int, frames: int, packets: Sequence[Packet]) -> bytes:
     """A segment as it is appended to the packet file."""
-    body = io.BytesIO()
-    for packet in packets:
-        body.write(_PACKET.pack(packet.pts, packet.duration, packet.key, len(packet.data)))
-        body.write(packet.data)
-    return _SEGMENT.pack(b"VDDS", number, frames, len(packets), body.tell()) + body.getvalue()
+    body = b"".join(_PACKET.pack(p.pts, p.duration, p.key, len(p.data)) + p.data for p in packets)
+    return _SEGMENT.pack(b"VDDS", number, frames, len(packets), len(body)) + body
 
 
 def finished_segments(path: Path) -> tuple[int, int, int]:

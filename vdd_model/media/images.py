@@ -379,17 +379,11 @@ def probe_images(files: Sequence[Path], rate: Fraction = Fraction(24), name: Pat
         raise MediaError(f"{name} holds no pictures that can be read ({', '.join(sorted(IMAGE_SUFFIXES))})")
     picture = _decode_image(files[0])
     frame, codec, turned = picture.frame, picture.codec, picture.turns % 2
-    kind = layout(frame.format.name)
-    has_alpha = picture.transparent and (frame.format.name != "pal8" or bool(_pixels(picture)[1].min() < 1))
-    gray, deepest, pix_fmt = kind.kind == "gray", (kind.floating, kind.depth), frame.format.name
-    for file in files[1:]:
-        if (found := _peek(file)) is None:
-            continue
-        (other_format, alpha), other = found, layout(found[0])
-        gray = gray and other.kind == "gray"
-        has_alpha = has_alpha or alpha and (other_format != "pal8" or _transparent(file))
-        if (other.floating, other.depth) > deepest:
-            deepest, pix_fmt = (other.floating, other.depth), other_format
+    found = [(frame.format.name, picture.transparent, files[0])]
+    found += ((*header, file) for file in files[1:] if (header := _peek(file)))
+    gray = all(layout(name).kind == "gray" for name, _, _ in found)
+    has_alpha = any(alpha and (name != "pal8" or _transparent(file)) for name, alpha, file in found)
+    pix_fmt, _, _ = max(found, key=lambda each: (layout(each[0]).floating, layout(each[0]).depth))
     width, height = (frame.height, frame.width) if turned else (frame.width, frame.height)
     opened = _opened(files[0].read_bytes(), codec)
     profile = opened.info.get("icc_profile") or b"" if opened else b""
@@ -405,7 +399,7 @@ def probe_images(files: Sequence[Path], rate: Fraction = Fraction(24), name: Pat
                   if isinstance(text, str) and not key.startswith(("XML:", "Raw profile")))
     extras = ("the color profile of its pictures",) if profile and b"sRGB" not in profile.replace(b"\0", b"") else ()
     return VideoClip(path=name or files[0], width=width, height=height, num_frames=len(files), rate=rate, time_base=1 / rate,
-                bit_depth=min(16, deepest[1]), has_alpha=has_alpha, gray=gray, color=tags, png_chunks=chunks,
+                bit_depth=min(16, layout(pix_fmt).depth), has_alpha=has_alpha, gray=gray, color=tags, png_chunks=chunks,
                 pixel_aspect=1 / picture.pixel_aspect if turned else picture.pixel_aspect, extras=extras, codec=codec, pix_fmt=pix_fmt,
                 metadata=texts, files=tuple(files), size_bytes=sum(f.stat().st_size for f in files))
 

@@ -27,7 +27,7 @@ _OWN_PLACES = {"mov": _OWN_PLACE | {"make", "model"},
 _OF_MOV = dict(pair.split("/") for pair in "sqi/alb hye/arm zho/chi nld/dut kat/geo deu/ger ell/gre isl/ice mkd/mac msa/may fas/per "
                "cym/wel cze/ces fre/fra rum/ron slo/slk swe/sve".split()) | {"hrv": "hr ", "srp": "sr "}
 _PCM = {"u8": "pcm_u8", "s16": "pcm_s16le", "s32": "pcm_s32le", "flt": "pcm_f32le", "dbl": "pcm_f64le"}
-Timed = tuple[Fraction, int, av.Packet]                        # seconds, order among those of one time, packet
+Timed = tuple[Fraction, av.Packet]                             # with seconds
 
 
 def _tags(track: tuple[tuple[str, str], ...], muxer: str) -> dict[str, str]:
@@ -90,7 +90,7 @@ def join(packet_files: Sequence[Path], encoding: Encoding, target: Path, clip: V
                 sources.append(copied(source, copies, clip))
         try:
             output.start_encoding()
-            for _, _, packet in heapq.merge(*sources, key=lambda item: item[0]):
+            for _, packet in heapq.merge(*sources, key=lambda item: item[0]):
                 output.mux_one(packet)
         except (av.FFmpegError, ValueError) as error:
             if len(sources) == 1 or no_room(error):
@@ -106,7 +106,7 @@ def _video_packets(packet_files: Sequence[Path], encoding: Encoding, stream) -> 
         packet = av.Packet(item.data)
         packet.pts, packet.dts, packet.duration, packet.time_base = item.pts, dts, item.duration, encoding.time_base
         packet.is_keyframe, packet.stream = item.key, stream
-        yield dts * encoding.time_base, 0, packet
+        yield dts * encoding.time_base, packet
 
 
 def ways(path: Path, muxer: str) -> dict[int, str]:
@@ -202,7 +202,7 @@ def converted(clip: VideoClip, index: int, copy) -> Iterator[Timed]:
 
         def encoded(frame: av.AudioFrame | None) -> Iterator[Timed]:
             """The packets that are ready behind a frame, with their times in seconds; None: the last ones."""
-            return ((packet.dts * packet.time_base, 1, packet) for packet in copy.encode(frame))
+            return ((packet.dts * packet.time_base, packet) for packet in copy.encode(frame))
 
         for packet in chain(_audible(source, [stream], clip), [None]):
             with contextlib.suppress(av.FFmpegError):
@@ -222,7 +222,7 @@ def copied(source, copies: dict, clip: VideoClip) -> Iterator[Timed]:
     """The packets of the streams in `copies`, each for the stream that takes its place."""
     for packet in _audible(source, [source.streams[i] for i in copies], clip):
         when, packet.stream = packet.dts * packet.time_base, copies[packet.stream_index]
-        yield when, 1, packet
+        yield when, packet
 
 
 def _audible(source, streams: Sequence, clip: VideoClip) -> Iterator[av.Packet]:

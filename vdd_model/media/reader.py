@@ -282,13 +282,10 @@ class VideoReader:
 
     def _time(self, pts: int | None, tick: Fraction, index: int) -> int:
         clip = self.clip
-        start = clip.origin - clip.shift
+        seconds = index / clip.rate if pts is None or clip.untimed else pts * tick - clip.origin
         if clip.constant_rate:
-            number = index if pts is None or clip.untimed else max(0, round((pts * tick - clip.origin) * clip.rate))
-            return round((start + number / clip.rate) / clip.time_base)
-        if pts is None:
-            return round((start + index / clip.rate) / clip.time_base)
-        return round((pts * tick - clip.shift) / clip.time_base)
+            seconds = max(0, round(seconds * clip.rate)) / clip.rate
+        return round((clip.origin - clip.shift + seconds) / clip.time_base)
 
 
 def tags_of(picture: av.VideoFrame, clip: VideoClip) -> ColorTags:
