@@ -4,7 +4,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -24,15 +23,13 @@ def clip(path: Path, frames: int = 5) -> Path:
 
 
 @pytest.mark.parametrize("command", [[], ["deblur"], ["compare"], ["convert"], ["info"]])
-def test_help_is_fast_and_imports_nothing_heavy(command):
+def test_help_imports_nothing_heavy(command):
     code = ("import sys; from vdd_model.app.cli import main; code = main(sys.argv[1:]); "
             "heavy = {'torch', 'numpy', 'av', 'kornia', 'PIL', 'open_clip'} & set(sys.modules); "
             "sys.exit(code or (str(heavy) if heavy else 0))")
-    started = time.perf_counter()
     result = subprocess.run([sys.executable, "-c", code, *command, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "usage: vdd" in result.stdout
-    assert time.perf_counter() - started < 2                   # 0.1 s on an idle machine; this one may be busy
 
 
 def test_usage_errors(capsys):
