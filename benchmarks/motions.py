@@ -35,7 +35,7 @@ def pictures(data: Path) -> dict[str, tuple[Sequence[Tensor], tuple[float, float
     """Name of a set -> its pictures (3, H, W) uint8, and the scale at which they are used."""
     frames = [x.movedim(-1, 0).mul(255).round().byte().contiguous() for pair in pairs_of(find(data / "gopro_layout", "gopro", "test"))
               for x in islice(pair.sharp(), 0, None, 3)]
-    _, photos, _ = read_photos(data / "val_photos")
+    photos = read_photos(data / "val_photos")
     return {"footage's sharp frames": (frames, (0.99, 1.0)), "photographs": (photos, (0.5, 0.51))}
 
 

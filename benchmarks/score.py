@@ -52,9 +52,9 @@ COLUMNS = ("psnr", "ssim_gaussian", "ssim_matlab", "lpips", "flip", "jod", "vmaf
 
 def photo_pairs(folder: Path, frames: int, size: int, limit: int = 0) -> list[Pair]:
     """One synthesised clip from every photograph: frames of size x size pixels, made as in training, from `BLUR`."""
-    names, photos, unreadable = read_photos(folder)
-    if unreadable:
-        raise UserError(f"{folder}: {next(iter(unreadable.values()))}")
+    photos = read_photos(folder)
+    if photos.unreadable:
+        raise UserError(f"{folder}: {next(iter(photos.unreadable.values()))}")
     count = min(len(photos), limit or len(photos))
 
     @functools.lru_cache(maxsize=2)
@@ -62,7 +62,7 @@ def photo_pairs(folder: Path, frames: int, size: int, limit: int = 0) -> list[Pa
         made = synthesize([photos[index]], SEED, [index], num_frames=frames, size=size, config=BLUR)
         return tuple(x[0].permute(1, 2, 3, 0) for x in made)
 
-    return [Pair(Path(names[i]).stem, frames, lambda i=i: iter(clip(i)[0]), lambda i=i: iter(clip(i)[1])) for i in range(count)]
+    return [Pair(Path(photos.names[i]).stem, frames, lambda i=i: iter(clip(i)[0]), lambda i=i: iter(clip(i)[1])) for i in range(count)]
 
 
 def stream(deblurrer: Deblurrer, options: DeblurOptions, source: Callable[[Pair], Iterable[Tensor]] = lambda pair: pair.blurred()):

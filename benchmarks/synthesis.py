@@ -45,7 +45,7 @@ def main() -> None:
     if args.photos:
         from train.data.photos import read_photos
 
-        photos = read_photos(args.photos)[1]
+        photos = read_photos(args.photos)
     else:
         photos = texture()
     on_device = [p.to(args.device) for p in photos]

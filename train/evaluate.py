@@ -125,17 +125,15 @@ def round_trip(deblurrer: Deblurrer, frames: Iterable[Tensor]) -> Iterator[Tenso
         yield from to_frames(torch.stack(decoded, dim=1)[None], chunk, color="none")
 
 
-def score(output: Iterable[Tensor], pair: Pair, *, reference: bool = True, shown: int = 0, lpips: bool = True,
-          warp: bool = True, perceptual: bool = False) -> tuple[dict, Tensor]:
-    """Score a clip's frames against its truth: {"frames", "seconds", columns...} and the frame of index `shown`.
-
-    The seconds are those that making the frames took, without measuring them.
+def score(output: Iterable[Tensor], pair: Pair, *, reference: bool, shown: int, **measures: bool) -> tuple[dict, Tensor]:
+    """Score a clip's frames against its truth: {"frames", "seconds", columns...} and the frame of index `shown`. `measures` are which of
+    them `report.compare_frames` takes. The seconds are those that making the frames took, without measuring them.
     """
     clock = [0.0]
     with tqdm(total=pair.num_frames, desc=pair.name, unit="frame", leave=False, disable=None) as bar:
         scorers, kept, count, _ = report.compare_frames(
-            _timed(output, clock), pair.sharp(), pair.blurred() if reference else None, score_blurred=False, shown=shown, lpips=lpips,
-            warp=warp, perceptual=perceptual, progress=lambda count: bar.update(count - bar.n))
+            _timed(output, clock), pair.sharp(), pair.blurred() if reference else None, score_blurred=False, shown=shown,
+            progress=lambda count: bar.update(count - bar.n), **measures)
     if count != pair.num_frames:
         raise UserError(f"{pair.name}: {count} of {pair.num_frames} frames came out")
     return {"frames": count, "seconds": round(clock[0], 3), **scorers["output"].result()}, kept[0]
@@ -169,37 +167,34 @@ def steps_name(count: int) -> str:
     return f"{count} step{'' if count == 1 else 's'}"
 
 
-def run(pairs: list[Pair], settings: dict[str, Callable], *, parts: Path | None = None, fingerprint: str = "", lpips: bool = True,
-        warp: bool = True, perceptual: bool = False, say: Callable[[str], None] = print) -> Scored:
-    """Score every setting on every clip. With `parts`, finished ones are kept there as JSON and not computed again by a later run of the
+def run(pairs: list[Pair], settings: dict[str, Callable], *, parts: Path, fingerprint: str, **measures: bool) -> Scored:
+    """Score every setting on every clip, by the `measures` of `score`. Finished ones are kept in `parts` as JSON, for a later run of the
     same `fingerprint`. The middle frame of the first clip is kept of every setting."""
     scored = Scored()
     for name, make in settings.items():
         for number, pair in enumerate(pairs):
-            part = None if parts is None else parts / re.sub(r"[^\w.-]", "_", f"{pair.name}--{name}.json")
+            part = parts / re.sub(r"[^\w.-]", "_", f"{pair.name}--{name}.json")
             row, picture = _known(part, fingerprint, need_picture=number == 0)
             if row is None:
-                row, picture = score(make(pair), pair, reference=name != "truth", shown=pair.num_frames // 2, lpips=lpips, warp=warp,
-                                     perceptual=perceptual)
-                if part is not None:
-                    if number == 0:
-                        report.save_image(report.to_image(picture), part.with_suffix(".png"))
-                    report.save_text(json.dumps({"fingerprint": fingerprint, "row": row}), part)
-                say(f"{name:<34}{pair.name:<40}{row['psnr']:7.2f} dB {row['frames'] / max(row['seconds'], 1e-9):7.2f} frames/s")
+                row, picture = score(make(pair), pair, reference=name != "truth", shown=pair.num_frames // 2, **measures)
+                if number == 0:
+                    report.save_image(report.to_image(picture), part.with_suffix(".png"))
+                report.save_text(json.dumps({"fingerprint": fingerprint, "row": row}), part)
+                print(f"{name:<34}{pair.name:<40}{row['psnr']:7.2f} dB {row['frames'] / max(row['seconds'], 1e-9):7.2f} frames/s")
             scored.rows.setdefault(name, {})[pair.name] = row
             if number == 0:
                 scored.pictures[name] = picture
     return scored
 
 
-def _known(part: Path | None, fingerprint: str, need_picture: bool) -> tuple[dict | None, Tensor | None]:
+def _known(part: Path, fingerprint: str, need_picture: bool) -> tuple[dict | None, Tensor | None]:
     """A finished part of an earlier run, if it is of the same fingerprint (`fingerprint_of`)."""
     try:
         data = json.loads(part.read_text())
         if data["fingerprint"] != fingerprint:
             return None, None
         return data["row"], read_image(part.with_suffix(".png"))[0] if need_picture else None
-    except (OSError, UserError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, UserError, ValueError, KeyError, TypeError):
         return None, None
 
 
@@ -276,36 +271,34 @@ def write_tables(scored: Scored, folder: Path, head: dict, notes: list[str]) -> 
             report.save_text(json.dumps(data, indent=1), folder / "results.json")]
 
 
-def evaluate(checkpoint: str | Path, root: str | Path, out: str | Path, *, layout: str = "auto", split: str = "test", blur: str = "blur",
-             steps: Iterable[int] = STEPS, ensembles: Iterable[int] = (), options: DeblurOptions | None = None, crop: int = 0,
-             limit: int = 0, chosen: Iterable[str] = (), device: torch.device | str | None = None, dtype: torch.dtype | None = None,
-             lpips: bool = True, warp: bool = True, say: Callable[[str], None] = print) -> Scored:
-    """Score `checkpoint` (a name or a path) on the clips below `root` and write tables and figures into `out`.
+def evaluate(a: argparse.Namespace) -> None:
+    """Score a.checkpoint (a name or a path) on the clips below a.root, as the flags of `main` say, and write tables and figures into a.out.
 
     A run that was interrupted goes on where it stopped. Raises UserError.
     """
-    found = find(root, layout, split, blur)
-    pairs = pairs_of(found, limit, crop, chosen)
-    deblurrer, options, folder = Deblurrer(checkpoint, device=device, dtype=dtype), options or DeblurOptions(), Path(out)
+    if a.download_lpips:
+        metrics.lpips_model(download=True)
+    options = from_flags(argparse.Namespace(**{name: getattr(a, name) for name in (*OPTIONS, "color")}))
+    found = find(a.root, a.layout, a.split, a.blur)
+    pairs = pairs_of(found, a.frames, a.crop, a.sequences)
+    deblurrer = Deblurrer(a.checkpoint, device=a.device, dtype=getattr(torch, a.dtype) if a.dtype else None)
     total = sum(p.num_frames for p in pairs)
-    frames = f"centred {crop} x {crop} crops (not comparable with full-frame tables)" if crop else "full frames"
-    head = {"title": f"Evaluation of {deblurrer.model.config.name}", "model": str(checkpoint),
-            "data": f"{root} ({found.layout}, {len(pairs)} sequences, {total} frames, input folder {blur!r})", "frames": frames,
+    frames = f"centred {a.crop} x {a.crop} crops (not comparable with full-frame tables)" if a.crop else "full frames"
+    head = {"title": f"Evaluation of {deblurrer.model.config.name}", "model": a.checkpoint,
+            "data": f"{a.root} ({found.layout}, {len(pairs)} sequences, {total} frames, input folder {a.blur!r})", "frames": frames,
             "options": json.dumps(asdict(options))}
-    notes = [report.lpips_note() if lpips else "LPIPS was switched off."]
+    notes = ["LPIPS was switched off." if a.no_lpips else report.lpips_note()]
     if (whole := WHOLE.get(found.layout, total)) != total:
         notes.append(f"These are {total} frames; the published {found.layout} numbers are over {whole}: "
                      "they stand beside, not against each other.")
     notes = [note for note in (*notes, *(f"{p}." for p in found.problems)) if note]
-    fingerprint = fingerprint_of(checkpoint, deblurrer, options, Path(root), lpips, found.layout, crop, limit, blur, warp)
-    settings = settings_of(deblurrer, steps, options, ensembles)
-    scored = run(pairs, settings, parts=folder / "parts", fingerprint=fingerprint, lpips=lpips, warp=warp, say=say)
-    files = write_tables(scored, folder, head, notes) + write_figures(scored, folder)
-    say("\n" + report.measures_table(scored.totals(), f"{total} frames, {frames}"))
-    for note in notes:
-        say(note)
-    say("wrote " + ", ".join(str(f) for f in files))
-    return scored
+    measures = {"lpips": not a.no_lpips, "warp": not a.no_warp}
+    more = (found.layout, a.crop, a.frames, a.blur, a.no_warp)
+    fingerprint = fingerprint_of(a.checkpoint, deblurrer, options, a.root, not a.no_lpips, *more)
+    scored = run(pairs, settings_of(deblurrer, a.steps, options, a.ensemble), parts=a.out / "parts", fingerprint=fingerprint, **measures)
+    files = write_tables(scored, a.out, head, notes) + write_figures(scored, a.out)
+    print("\n" + report.measures_table(scored.totals(), f"{total} frames, {frames}"), *notes,
+          "wrote " + ", ".join(str(f) for f in files), sep="\n")
 
 
 def fingerprint_of(checkpoint: str | Path, deblurrer: Deblurrer, options: DeblurOptions, root: Path, lpips: bool, *more) -> str:
@@ -330,8 +323,8 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m train.evaluate", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("checkpoint", help="a checkpoint file, or a built-in name (small)")
-    parser.add_argument("root", help="folder of the test set")
-    parser.add_argument("--out", default="outputs/evaluation", help="folder for tables and figures (%(default)s)")
+    parser.add_argument("root", type=Path, help="folder of the test set")
+    parser.add_argument("--out", type=Path, default="outputs/evaluation", help="folder for tables and figures (%(default)s)")
     parser.add_argument("--layout", default="auto", help="gopro, dvd, reds, bsd, pairs, or auto")
     parser.add_argument("--split", default="test", help="train, val or test, where the folders name one; '' for all that is there")
     parser.add_argument("--blur", default="blur", help="GoPro's input folder: blur (as papers do) or blur_gamma")
@@ -347,13 +340,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--no-lpips", action="store_true")
     parser.add_argument("--no-warp", action="store_true", help="leave the flow-warped error out (the slowest measure)")
     parser.add_argument("--download-lpips", action="store_true", help="allow the AlexNet weights of LPIPS to be fetched once")
-    a = parser.parse_args(arguments)
-    if a.download_lpips:
-        metrics.lpips_model(download=True)
-    options = from_flags(argparse.Namespace(**{name: getattr(a, name) for name in (*OPTIONS, "color")}))
-    evaluate(a.checkpoint, a.root, a.out, layout=a.layout, split=a.split, blur=a.blur, steps=a.steps, ensembles=a.ensemble,
-             options=options, crop=a.crop, limit=a.frames, chosen=a.sequences, device=a.device,
-             dtype=getattr(torch, a.dtype) if a.dtype else None, lpips=not a.no_lpips, warp=not a.no_warp)
+    evaluate(parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -73,9 +73,8 @@ class Journal:
             if not (math.isfinite(self.latest["loss"]) and math.isfinite(self.latest["norm"])):
                 raise self._not_finite(files)
             self._write("step", self.latest)
-            if self.config.trackers:
-                shown = {f"{where['kind']}/{key}": value for key, value in self.latest.items() if isinstance(value, float)}
-                self.accelerator.log(shown, step=where["total"])
+            shown = {f"{where['kind']}/{key}": value for key, value in self.latest.items() if isinstance(value, float)}
+            self.accelerator.log(shown, step=where["total"])
         self.pending.clear()
 
     def _not_finite(self, files: list[str]) -> NotFinite:
@@ -108,8 +107,7 @@ class Journal:
         self.scores = scores
         self.say(table)
         self._write("validation", {**self._where(position), "hours": position.hours, "scores": scores})
-        if self.config.trackers:
-            self.accelerator.log({f"psnr/{g}/{k}": v for g, row in scores.items() for k, v in row.items()}, step=position.total)
+        self.accelerator.log({f"validation/{g}/{k}": v for g, row in scores.items() for k, v in row.items()}, step=position.total)
 
 
 def _total(line: str) -> float:

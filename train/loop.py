@@ -239,11 +239,10 @@ def _signals(say: Callable[[str], None]) -> Iterator[list]:
 
 @contextlib.contextmanager
 def _trackers(this: Run):
-    if this.config.trackers:
-        this.accelerator.init_trackers("train")
+    this.accelerator.init_trackers("train")
     yield
-    if this.config.trackers:
-        this.accelerator.end_training()
+    for tracker in this.accelerator.trackers:               # not `end_training`, which ends the group of processes too
+        tracker.finish()
 
 
 def _print(text: str) -> None:

@@ -77,7 +77,7 @@ class StageLoss(nn.Module):
         if self.stage.kind == "autoencoder":
             terms = self._autoencoder(sharp, positions)
         elif self.stage.kind == "stage3":
-            terms = self._fidelity(blurred, sharp, positions, None if prior is None else self._prior(prior * 2 - 1, sharp, positions))
+            terms = self._fidelity(blurred, sharp, positions, prior if prior is None else self._prior(prior * 2 - 1, sharp, positions))
         else:
             terms = self._denoiser(blurred, sharp, positions)
         return {"loss": sum(getattr(self.stage.loss, name, 1.0) * value for name, value in terms.items()),         # 1: v and pixel
@@ -168,12 +168,10 @@ class StageLoss(nn.Module):
         context = model.context(condition.image, drop=self.dropped(positions).to(noise.device, non_blocking=True))
         return diffusion.x0_from_v(schedule, x_t, t, model.predict_v(x_t, t, condition, context).float())
 
-    def _prior(self, prior: Tensor, sharp: Tensor, positions: Sequence[int]) -> Tensor | None:
-        """The prior's frames as this batch sees them: none of them, or some moved towards the truth."""
-        draws = torch.stack([torch.rand(3, generator=self._generator("cpu", "prior", p)) for p in positions])
-        if draws[0, 0] < self.stage.prior_dropout:
-            return None
-        way = torch.where(draws[:, 1] < self.stage.prior_success, 0.3 + 0.55 * draws[:, 2], 0.0)
+    def _prior(self, prior: Tensor, sharp: Tensor, positions: Sequence[int]) -> Tensor:
+        """The prior's frames as this batch sees them: some moved towards the truth."""
+        chosen, way = torch.stack([torch.rand(2, generator=self._generator("cpu", "prior", p)) for p in positions], dim=1)
+        way = torch.where(chosen < self.stage.prior_success, 0.3 + 0.55 * way, 0.0)
         return torch.lerp(prior, sharp, way.to(prior).view(-1, 1, 1, 1, 1))
 
     def _fidelity(self, blurred: Tensor, sharp: Tensor, positions, prior: Tensor | None) -> dict[str, Tensor]:

@@ -11,7 +11,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from vdd_model.checkpoint import store as checkpoint
 from vdd_model.config import ConfigError, ModelConfig, TowerConfig
@@ -153,23 +152,24 @@ def find_state(config: TrainConfig, folder: Path, resume: bool, say) -> states.S
 
 def make_model(config: TrainConfig, restored: states.State | None, say=print) -> DeblurModel:
     """The model of a state, of the checkpoint `init`, or with seeded random weights. On the CPU. Raises UserError."""
-    wanted = model_config(config)
+    wanted, values, said = model_config(config), {}, ""
     torch.manual_seed(config.seed)
     if restored is not None:
         wanted, values = ModelConfig.from_json(restored.record["model"]), restored.part("model")
         said = f"resuming {restored.path.name}: stage {restored.position.stage}, step {restored.position.step}"
     elif config.init:
-        found = checkpoint.read_state(config.init)[0]
+        found, values = checkpoint.read_state(config.init)
         if different := model_differences(found, wanted):
             raise UserError(f"{config.init} is a checkpoint of another model: {different} (checkpoint against this run)")
-        wanted, values = found, checkpoint.load(config.init, dtype=torch.float32).state_dict()
-        said = f"starting from {config.init}"
+        wanted, said = found, f"starting from {config.init}"
     try:
         model = DeblurModel(wanted)
     except (ValueError, ZeroDivisionError, RuntimeError, TypeError, IndexError) as error:
         raise ConfigError(f"model: no model can be built of it ({error})") from None
-    if restored is not None or config.init:
-        fill(model, values)
+    if values:
+        if misfit := checkpoint.misfits(values, model):
+            raise UserError(f"{restored.path if restored else config.init} does not fit this version's model: tensors {misfit}")
+        model.load_state_dict(values)
         say(said)
     for number, stage in enumerate(config.stages):
         try:
@@ -219,13 +219,6 @@ def prepare_model(model: DeblurModel, config: TrainConfig, device: torch.device)
                 module.compile(dynamic=False)
         vae.decoder.features = torch.compile(vae.decoder.features, dynamic=False)
     return model
-
-
-def fill(model: DeblurModel, values: dict[str, Tensor]) -> None:
-    """Copy values into the model's tensors, all of them. Raises UserError."""
-    missing, unknown = model.load_state_dict(values, strict=False)
-    if missing or unknown:
-        raise UserError(f"tensors are missing or unknown: {sorted(missing + unknown)[:3]}")
 
 
 def model_differences(found: ModelConfig, wanted: ModelConfig) -> str:

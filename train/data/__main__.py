@@ -29,7 +29,7 @@ def check(root: Path, layout: str, split: str, blur_folder: str, every: int) -> 
     """Read everything (or every n-th frame), print what was found; returns 1 when something is missing or unreadable."""
     found = readers.find(root, layout, split, blur_folder)
     if found.layout == "photos":
-        return _report_photos(root, read_photos(root, split)[1])
+        return _report_photos(root, read_photos(root, split))
     problems, values, rows = list(found.problems), [], []
     print(f"{root}: layout {found.layout}, {len(found.sequences)} clips, {sum(map(len, found.sequences))} frames")
     for sequence in found.sequences:

@@ -54,7 +54,8 @@ class PhotoClips:
 
     def __init__(self, source: str | Path, blur: BlurConfig | None = None, split: str = "") -> None:
         self.source, self.blur = source, blur or BlurConfig()
-        self.names, self.originals, self.unreadable = _photos(Path(source), split)
+        self.originals = _photos(Path(source), split)
+        self.names, self.unreadable = self.originals.names, self.originals.unreadable
         self.photos, self.device = self.originals, torch.device("cpu")         # where the last batch was asked for
 
     def batch(self, seed: int, indices: Sequence[int], *, num_frames: int, size: int, device: torch.device | str) -> Clips:

@@ -71,8 +71,8 @@ class Photos(Sequence[Tensor]):
         list(pool().map(look, range(len(self))))
 
 
-def read_photos(source: str | Path, split: str = "") -> tuple[list[str], Photos, dict[str, str]]:
-    """Photographs of a folder (of one split): names, pictures, what could not be read. Raises DataError when there is none."""
+def read_photos(source: str | Path, split: str = "") -> Photos:
+    """Photographs of a folder (of one split). Raises DataError when there is none."""
     def size(path: Path) -> tuple[int, int] | str:
         """(width, height), or the reason why it cannot be read."""
         try:
@@ -86,5 +86,4 @@ def read_photos(source: str | Path, split: str = "") -> tuple[list[str], Photos,
     names = [name for name in paths if name not in unreadable]
     if not names:
         raise DataError(f"{source}: not one photograph could be read; the first: {next(iter(unreadable.values()))}")
-    photos = Photos(names, [found[name] for name in names], lambda index: read_picture(paths[names[index]]), unreadable)
-    return names, photos, unreadable
+    return Photos(names, [found[name] for name in names], lambda index: read_picture(paths[names[index]]), unreadable)

@@ -226,7 +226,7 @@ def test_motion_and_flashes_are_no_cuts(shared):
             assert data.scene_cut(crop) == 0
             crop[3] = (2 * crop[3]).clamp(max=1)
             assert data.scene_cut(crop) == 0
-    scenes = [photo[:, 100:260, 100:260].float() / 255 for photo in photos.read_photos(shared / "data" / "val_photos")[1]]
+    scenes = [photo[:, 100:260, 100:260].float() / 255 for photo in photos.read_photos(shared / "data" / "val_photos")]
     assert all(data.scene_cut(torch.stack([a, a, b])) == 2 for a, b in zip(scenes, scenes[1:]))
 
 

@@ -136,8 +136,8 @@ def test_a_video_of_an_unknown_codec_is_one_sentence(tmp_path, capsys):
 
 def test_photographs_are_kept_decoded_up_to_a_bound_and_stay_the_same(tmp_path):
     film(tmp_path, 12, step=5, size=(96, 80))
-    names, photos, _ = read_photos(tmp_path)
-    small = Photos(names, photos.sizes, photos.decode, {}, held=3 * 96 * 80 * 3)
+    photos = read_photos(tmp_path)
+    small = Photos(photos.names, photos.sizes, photos.decode, {}, held=3 * 96 * 80 * 3)
     assert all(torch.equal(a, b) for a, b in zip(photos, small))
     assert len(small._kept) == 3 and len(photos._kept) == 12 and photos[2] is photos[2]
     clips, bounded = PhotoClips(tmp_path), PhotoClips(tmp_path)
@@ -151,7 +151,8 @@ def test_a_photograph_that_breaks_off_or_vanishes_is_named_and_the_next_stands_i
     film(tmp_path, 3, step=30, size=(200, 200))
     broken = tmp_path / "000002.png"
     broken.write_bytes(broken.read_bytes()[:900])                                 # its header is whole
-    _, photos, unreadable = read_photos(tmp_path)
+    photos = read_photos(tmp_path)
+    unreadable = photos.unreadable
     assert len(photos) == 3 and not unreadable
     if vanishes:
         broken.unlink()

@@ -72,7 +72,7 @@ def test_flashes_are_no_cuts(at, light):
 def test_photographs_behind_each_other_are_cuts_and_walking_footage_has_none(shared):
     from train.data.photos import read_photos
     from vdd_model.media.video import read_clip
-    photos = [photo[:, 100:260, 100:260].movedim(0, -1).float() / 255 for photo in read_photos(shared / "data" / "val_photos")[1]]
+    photos = [photo[:, 100:260, 100:260].movedim(0, -1).float() / 255 for photo in read_photos(shared / "data" / "val_photos")]
     joined = [torch.stack([a, a, b, b]) for a, b in zip(photos, photos[1:])]
     assert all(scene_cut(clip.movedim(-1, 1)) == 2 for clip in joined)                  # where there is doubt
     assert sum(cuts(clip) == [2] for clip in joined) >= 0.9 * len(joined)
