@@ -40,7 +40,7 @@ def write_config(folder: Path, stages: list[dict] | None = None, **changes) -> P
         make_data(folder / "data")
     config = {"model": dataclasses.asdict(tiny_config()), "root": str(folder / "data"), "out": str(folder / "run"), "threads": 1,
               "log_every": 1000, "save_every": 2, "ema": 0.9, "data": {"blur": BLUR},
-              "validation": {"every": 0, "clips": 1, "frames": 2, "crop": 32, "curve": False}, "stages": stages or STAGES} | changes
+              "validation": {"every": 0, "clips": 1, "frames": 2, "crop": 32}, "stages": stages or STAGES} | changes
     path = folder / "config.yaml"
     path.write_text(json.dumps(config))
     return path

@@ -102,7 +102,6 @@ class ValidationConfig:
     clips: int = 4
     frames: int = 5
     crop: int = 256                       # of the photographs
-    curve: bool = True                    # draw curve.png every time
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class Journal:
         self.named: set[str] = set()                   # files that were said to be left out
         self.scores: dict = {}                         # of the last validation
         if accelerator.is_main_process and self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if _total(line) <= position.total]
+            kept = [line for line in self.path.read_text(errors="replace").splitlines() if _total(line) <= position.total]
             write_file(self.path, "".join(line + "\n" for line in kept))
             self.scores = next((record["scores"] for record in reversed(self.records()) if record["type"] == "validation"), {})
 

@@ -21,10 +21,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from vdd_model.errors import UserError
+
 from . import export, start
 from . import state as states
 from . import validate as checks
 from .config import StageConfig, TrainConfig
+from .data.readers import DataError
 from .data.source import Batches, open_source
 from .muon import Muon
 from .stages import StageLoss, generator, prepare_weights, set_trainable, settle_weights
@@ -56,7 +59,13 @@ def run(config: TrainConfig, *, resume: bool = False, minutes: float | None = No
         export.catch_up(this)
         while position.stage < len(config.stages):
             work = begin_stage(this, config.stages[position.stage])
-            if not train_stage(this, work, lambda: bool(asked) or time.monotonic() > end):
+            try:
+                finished = train_stage(this, work, lambda: bool(asked) or time.monotonic() > end)
+            except DataError:                            # the data have gone, what was trained need not: alone, this process may save
+                if this.accelerator.num_processes == 1:
+                    save(this, work)
+                raise
+            if not finished:
                 save(this, work)
                 this.say(f"stopping at step {position.step} of stage {work.number}; go on with --resume")
                 export.export(this, work, "stopped before the end")
@@ -171,19 +180,21 @@ def finish_stage(this: Run, work: Work) -> None:
 
 
 def validate(this: Run, work: Work) -> None:
-    """Table and panel with the averaged weights; the curve so far. On the main process."""
+    """Table and panel with the averaged weights; the curve so far. On the main process. What fails here does not end the run."""
     this.journal.flush()
     if not this.main:
         return
     panel = this.folder / "panels" / f"{work.number:02d}-{work.stage.kind}-{this.position.step:07d}.png"
     this.model.eval()
-    with work.average.shown(), this.accelerator.autocast():
-        scores = checks.validate(this.model, this.clips, work.stage.kind, this.device, panel)
-    this.model.train()
-    if scores:
-        this.journal.validation(this.position, scores, checks.table(scores))
-        if this.config.validation.curve:
+    try:
+        with work.average.shown(), this.accelerator.autocast():
+            scores = checks.validate(this.model, this.clips, work.stage.kind, this.device, panel)
+        if scores:
+            this.journal.validation(this.position, scores, checks.table(scores))
             checks.save_curve(this.journal.records(), this.folder / "curve.png")
+    except UserError as error:
+        this.say(f"validation: {error}")
+    this.model.train()
 
 
 def save(this: Run, work: Work | None) -> None:

@@ -16,6 +16,7 @@ from train import config as configs
 from train import export, start, state
 from train.__main__ import main
 from train.data.clips import PhotoClips
+from train.data.readers import DataError
 from train.log import NotFinite
 from train.loop import run
 from vdd_model.checkpoint import tensorfile
@@ -191,13 +192,34 @@ def test_a_resumed_stage_does_not_scale_the_latents_again(tmp_path):
 
 
 def test_damaged_state_is_passed_over(tmp_path):
-    config = configs.load(write_config(tmp_path, STEPS[:1]))
-    run(config, say=quiet)
+    """And panels that cannot be written are said, and no more."""
+    config, told = configs.load(write_config(tmp_path, STEPS[:1])), []
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "panels").touch()
+    run(config, say=told.append)
+    assert any(text.startswith("validation: ") and "panels" in text for text in told)
     states = sorted((tmp_path / "run" / "states").glob("state-*"))
     states[-1].write_bytes(states[-1].read_bytes()[:1000])
     said: list[str] = []
     run(config, resume=True, say=said.append)
     assert any("passing over" in text for text in said) and any("step 6" in text for text in said)
+
+
+def test_data_that_vanish_cost_no_step(tmp_path, monkeypatch):
+    """Once nothing is left to be read the run ends behind its last step, and goes on from there when the data are back."""
+    path, batch = write_config(tmp_path, STEPS[:1], validation=NO_VALIDATION), PhotoClips.batch
+
+    def gone(self, seed, indices, **shape):
+        if indices[0] == 3 * STEPS[0]["batch"]:
+            raise DataError("a.png: gone")
+        return batch(self, seed, indices, **shape)
+
+    with monkeypatch.context() as patch, pytest.raises(DataError, match="gone"):
+        patch.setattr(PhotoClips, "batch", gone)
+        run(configs.load(path), say=quiet)
+    assert state.newest(tmp_path / "run" / "states").position.step == 3
+    run(configs.load(path), resume=True, say=quiet)
+    assert [step for _, step, _, _ in losses(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
 
 
 def test_nan_stops_with_the_step_the_files_and_the_last_state(tmp_path, monkeypatch):
