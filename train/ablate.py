@@ -62,7 +62,7 @@ def variants(config: TrainConfig) -> dict[str, tuple[StageConfig, ...]]:
     }
 
 
-def ablate(config: TrainConfig, out: Path, *, resume: bool = False, say=print) -> list[dict]:
+def ablate(config: TrainConfig, out: Path, resume: bool = False) -> list[dict]:
     """Train and score every variant; one row each, in the order of `variants`. Raises UserError, ConfigError."""
     from .loop import run
 
@@ -70,14 +70,14 @@ def ablate(config: TrainConfig, out: Path, *, resume: bool = False, say=print) -
     base = tuple(stage for stage in config.stages if stage.kind in ("autoencoder", "denoiser"))
     config = replace(config, export_dtype="float32")
     if base and not init:
-        if run(replace(config, stages=base, out=str(out / "base")), resume=resume, say=say) is None:
+        if run(replace(config, stages=base, out=str(out / "base")), resume=resume) is None:
             raise UserError(STOPPED)
         init = str(out / "base" / "vdd.safetensors")
     for name, stages in chosen.items():
-        say(f"--- {name}")
+        print(f"--- {name}")
         folder = out / name.replace(" ", "-")
         variant = replace(config, stages=stages, init=init, out=str(folder))
-        if run(variant, resume=resume, say=say) is None:
+        if run(variant, resume=resume) is None:
             raise UserError(STOPPED)
         records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         rows.append({"variant": name, "steps": max(record["total"] for record in records)} | _row(stages, records))

@@ -7,6 +7,7 @@ import shutil
 import sys
 import types
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,17 +35,9 @@ class Value:
         self.io_type, self.id, self.keywords = io_type, arguments[0] if arguments else None, keywords
 
 
-class Kind:
+def kind(io_type: str) -> SimpleNamespace:
     """io.Image, io.Int, ...: makes inputs and outputs of one type."""
-
-    def __init__(self, io_type: str):
-        self.io_type = io_type
-
-    def Input(self, *arguments, **keywords) -> Value:       # noqa: N802  the host's name
-        return Value(self.io_type, *arguments, **keywords)
-
-    def Output(self, *arguments, **keywords) -> Value:      # noqa: N802
-        return Value(self.io_type, *arguments, **keywords)
+    return SimpleNamespace(Input=partial(Value, io_type), Output=partial(Value, io_type))
 
 
 @dataclass
@@ -74,14 +67,6 @@ class NodeOutput:
         self.result, self.ui = result, ui
 
 
-class PreviewImage:
-    def __init__(self, image, cls=None):
-        self.image = image
-
-    def as_dict(self):
-        return {"images": [{"filename": "x.png", "shape": list(self.image.shape)}]}
-
-
 class Module(types.ModuleType):
     """A module that has every name: an empty class."""
 
@@ -107,22 +92,10 @@ class ProgressBar:
     reported: list = []
 
     def __init__(self, total):
-        self.total, self.value = total, 0
-
-    def update(self, count):
-        self.update_absolute(self.value + count)
+        self.total = total
 
     def update_absolute(self, value, total=None, preview=None):
-        self.value = value
         self.reported.append((value, total or self.total, preview))
-
-
-class WrapperExecutor(SimpleNamespace):
-    """Calls a function that nobody has wrapped."""
-
-    @classmethod
-    def new_class_executor(cls, function, owner, wrappers):
-        return cls(execute=function)
 
 
 def optimized_attention(q, k, v, heads, transformer_options=None):
@@ -197,7 +170,8 @@ def host_modules(models: Path) -> dict[str, types.ModuleType]:
     modules["comfy.utils"].ProgressBar, modules["comfy.utils"].reshape_mask = ProgressBar, reshape_mask
     modules["comfy.ldm.modules.attention"].optimized_attention = optimized_attention
     extension = modules["comfy.patcher_extension"]
-    extension.WrapperExecutor, extension.WrappersMP = WrapperExecutor, SimpleNamespace(DIFFUSION_MODEL=0, PREPARE_SAMPLING=1)
+    extension.WrappersMP = SimpleNamespace(DIFFUSION_MODEL=0, PREPARE_SAMPLING=1)
+    extension.WrapperExecutor = SimpleNamespace(new_class_executor=lambda function, *_: SimpleNamespace(execute=function))
     extension.get_all_wrappers = lambda kind, options: []
     paths = modules["folder_paths"]
     paths.models_dir, paths.folder_names_and_paths = str(models), {}
@@ -217,13 +191,13 @@ def host_modules(models: Path) -> dict[str, types.ModuleType]:
     paths.get_filename_list = lambda key: sorted(p.name for f in paths.folder_names_and_paths[key][0] if Path(f).is_dir()
                                                  for p in Path(f).iterdir() if p.suffix in paths.folder_names_and_paths[key][1])
     latest = modules["comfy_api.latest"]
-    kinds = {name: Kind(name.upper()) for name in ("Image", "Model", "Vae", "Latent", "Conditioning", "Sigmas", "Video", "Int", "Float",
+    kinds = {name: kind(name.upper()) for name in ("Image", "Model", "Vae", "Latent", "Conditioning", "Sigmas", "Video", "Int", "Float",
                                                    "String", "Combo", "Boolean")}
-    latest.io = SimpleNamespace(Schema=Schema, ComfyNode=Node, NodeOutput=NodeOutput, Custom=Kind, Input=Value,
+    latest.io = SimpleNamespace(Schema=Schema, ComfyNode=Node, NodeOutput=NodeOutput, Custom=kind, Input=Value,
                                 Hidden=SimpleNamespace(prompt="PROMPT"), **kinds)
     latest.InputImpl = SimpleNamespace(VideoFromFile=VideoFromFile, VideoFromComponents=VideoFromComponents)
     latest.Types = SimpleNamespace(VideoComponents=SimpleNamespace)
-    latest.ui = SimpleNamespace(PreviewImage=PreviewImage)
+    latest.ui = SimpleNamespace(PreviewImage=lambda image, cls: SimpleNamespace(as_dict=lambda: {"images": [{"filename": "x.png"}]}))
     latest.ComfyExtension = type("ComfyExtension", (), {})
     return modules
 

@@ -130,7 +130,7 @@ class Motion:
 
     def __init__(self, rng: np.random.Generator, extent: float, duty: float, frames: int, size: int, lens: Lens, order: int,
                  reference: float) -> None:
-        self.frames, self.duty, self.lens, self.order, self.reference = frames, duty, lens, order, reference
+        self.frames, self.lens, self.order, self.reference = frames, lens, order, reference
         self.seed = int(rng.integers(2**62))
         speed = max(extent, 1e-3) / duty
         weights = np.exp(rng.normal(size=6) * 1.2)

@@ -50,7 +50,6 @@ class Texture:
 class Plan:
     """Everything random about one sample, drawn on the CPU."""
 
-    extent: float
     duty: float
     linear: bool
     counts: list[int]                                    # sub-samples per frame
@@ -212,7 +211,7 @@ def plan(photos: Sequence[Tensor], seed: int, index: int, num_frames: int, size:
     degradation = camera.draw(rng, config, num_frames)
     if gopro:
         linear, highlight, degradation = False, 0.0, camera.CLEAN
-    return Plan(extent, duty, linear, counts, background, relief, textures, exposure, highlight, degradation)
+    return Plan(duty, linear, counts, background, relief, textures, exposure, highlight, degradation)
 
 
 def _relief(rng: np.random.Generator, parallax: Parallax, times: list[np.ndarray], texture: Texture, extent: np.ndarray,
