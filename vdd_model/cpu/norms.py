@@ -7,8 +7,9 @@ from torch import Tensor
 
 def normalized(x: Tensor, eps: float) -> Tensor:
     """LayerNorm over the last axis, without its weights."""
-    mean = x.mean(-1, keepdim=True, dtype=torch.float32)
-    wide = x - mean if x.dtype == torch.float32 else x.float().sub_(mean)
+    wide = x.float()
+    mean = wide.sum(-1, keepdim=True).div_(x.shape[-1])
+    wide = wide - mean if wide is x else wide.sub_(mean)
     length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     return wide.mul_(length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()).to(x.dtype)
 

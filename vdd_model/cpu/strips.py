@@ -19,7 +19,7 @@ from . import maxim
 from .norms import normalized
 from .onednn import _onednn, _product, hooked, supports
 
-WORTH = 1 << 16                 # positions of a picture of features, times their type's bytes, from which strips save time
+WORTH = 1 << 12                 # positions of a picture of features, times their type's bytes, from which strips save time
 PHASES = torch.tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], dtype=torch.float64)     # taps of 3 that see one of two pixels
 STRIP_BYTES = 2**22             # of a block's widest tensor, for each thread: all of a strip fits in the cache that the cores share
 
@@ -100,18 +100,19 @@ class _Strips:
         images, height, width = _rows(x), *x.shape[2:]
         out, halo = torch.empty_like(images), self.halo
         rows = max(4, halo, torch.get_num_threads() * STRIP_BYTES // (width * 2 * self.channels * x.element_size()))
-        for image, result in zip(images, out):
+        together = max(1, rows // height)                      # small images, several in a strip
+        for some, result in zip(images.split(together), out.split(together)):
             for start in range(0, height, rows):
                 low, stop = max(0, start - halo), min(start + rows, height)
-                gated = self._gated(image[low:stop + halo])[start - low:stop - low]
-                result[start:stop] = self._rest(gated, image[start:stop])
+                gated = self._gated(some[:, low:stop + halo])[:, start - low:stop - low]
+                result[:, start:stop] = self._rest(gated, some[:, start:stop])
         return out.permute(0, 3, 1, 2)
 
     def _gated(self, rows: Tensor) -> Tensor:
-        """Norm, expansion, depthwise convolution and gate of rows (H, W, C)."""
+        """Norm, expansion, depthwise convolution and gate of rows (N, H, W, C)."""
         weight, bias = self.depthwise
-        wide = _product(*self.expand, normalized(rows, self.eps))[None].permute(0, 3, 1, 2)
-        h = _onednn._convolution_pointwise(wide, weight, bias, *self.geometry, "none", [], "").permute(0, 2, 3, 1)[0]
+        wide = _product(*self.expand, normalized(rows, self.eps)).permute(0, 3, 1, 2)
+        h = _onednn._convolution_pointwise(wide, weight, bias, *self.geometry, "none", [], "").permute(0, 2, 3, 1)
         return h[..., :self.channels] * h[..., self.channels:]
 
     def _rest(self, gated: Tensor, rows: Tensor) -> Tensor:
