@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from itertools import islice
 
 import comfy.model_management as mm
@@ -87,15 +86,15 @@ class EncodeBlurredClip(io.ComfyNode):
         tiling = make_tiling(None, None, height, width, config.divisor)
         native.use([encoders.semantic, encoders.spatial], native.encode_memory(config, tiling, height, width, encoders.dtype))
         padded = [n + -n % config.divisor for n in (height, width)]
-        bar, tiles = Bar(len(frames)), len(tiling.boxes((1, *padded), config.divisor))
-        at_once = tiling.chunk(*(min(n, tiling.tile or n) for n in padded))
-        found, blur, image = [], [], []
+        bar, tiles = Bar(len(frames)), len(tiling.boxes((1, *padded)))
+        spatial, found, blur, image = encoders.spatial.model, [], [], []
         ahead = pictures(checked(rgb_of(frames)), scenes=scenes == "auto", repeats=repeats == "auto")
-        with bar.watch(encoders.spatial.model):
-            while part := list(islice(ahead, native.FRAMES_PER_CHUNK)):
+        with bar.watch(spatial):
+            while part := list(islice(ahead, native.chunk_of(tiling, *padded))):
                 pixels = to_pixels([picture.rgb for picture in part], config.divisor, encoders.device)
-                bar.begin(part[-1].index + 1 - bar.done, tiles * math.ceil(len(part) / at_once) + 1)
-                blur.append(encode_frames(encoders.spatial.model, pixels, tiling, bar.tick).float())
+                bar.begin(part[-1].index + 1 - bar.done, tiles + 1)
+                blur.append(encode_frames(spatial, lambda tile, pixels=pixels: spatial.encode_each(tile.of(pixels)).latents,
+                                          pixels.shape[2:], tiling, bar.tick).float())
                 bar.tick()
                 image.append(encoders.semantic.model.encoder1.semantic(rearrange(pixels, "1 c f h w -> f c h w")).float())
                 bar.end()
@@ -122,10 +121,10 @@ class EncodeBlurredClip(io.ComfyNode):
     def _pictures(vae, frames: torch.Tensor, prior: torch.Tensor | None, blur: torch.Tensor, scenes: list[range], tiling) -> torch.Tensor:
         """What one step shows of the frames, as latents beside those of `blur` (`window.encode_pictures`)."""
         encoders, model = vae.vdd_decoder
-        config, divisor, read, bar = encoders.config, encoders.config.divisor, [], Bar(len(frames))
+        config, read, bar = encoders.config, [], Bar(len(frames))
         padded = [n * config.vae.factor for n in blur.shape[-2:]]
-        tiles = len(tiling.boxes((1, *padded), divisor))
-        count = min(native.FRAMES_PER_CHUNK, tiling.chunk(*padded), len(frames))
+        tiles = len(tiling.boxes((1, *padded)))
+        count = min(native.chunk_of(tiling, *padded), len(frames))
         native.use([vae.patcher, encoders.spatial],
                    native.decode_memory(config, count, *(min(n, tiling.tile or n) for n in padded), encoders.dtype, True))
         codes = native.codes_of(encoders, model, frames, prior, padded)

@@ -112,11 +112,11 @@ class DecodeDeblurredFrames(io.ComfyNode):
             fidelity = 0.0
         sampled = latent.get(latents.ONE_STEP) is not z if detail == "auto" else detail == "sampled"
         tiling = make_tiling(None if tile < 0 else tile, None if tile_overlap < 0 else tile_overlap, height, width, config.divisor)
-        side, count = [min(n, tiling.tile or n) for n in padded], min(native.FRAMES_PER_CHUNK, tiling.chunk(*padded), frames)
+        side, count = [min(n, tiling.tile or n) for n in padded], min(native.chunk_of(tiling, *padded), frames)
         native.use([vae.patcher, *([encoders.spatial] if fidelity else [])],
                    native.decode_memory(config, count, *side, encoders.dtype, fidelity > 0))
         seen, known = (x if x is None or len(shown) == frames else x[first] for x in (blurred, prior))    # of repeats the first
-        bar, pieces = Bar(len(shown)), len(tiling.boxes((1, *padded), config.divisor))
+        bar, pieces = Bar(len(shown)), len(tiling.boxes((1, *padded)))
         alpha = blurred is not None and blurred.shape[-1] == 4
         out = torch.empty(frames, height, width, 3 + alpha, device=mm.intermediate_device())        # once: chunks to join would be it twice
         codes = native.codes_of(encoders, model, seen, known, (height, width))

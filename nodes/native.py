@@ -413,12 +413,16 @@ def _video_vae(model: DeblurModel, decoder: Decoder) -> comfy.sd.VAE:
     return vae
 
 
+def chunk_of(tiling: Tiling, height: int, width: int) -> int:
+    """How many frames of this size (pixels) pass an encoder or the decoder together."""
+    return min(FRAMES_PER_CHUNK, tiling.chunk(height, width))
+
+
 def encode_memory(config: ModelConfig, tiling: Tiling, height: int, width: int, dtype: torch.dtype) -> float:
-    """Bytes that encoding FRAMES_PER_CHUNK frames of this size (pixels) needs beside the weights."""
-    side = [min(n, tiling.tile or n) for n in (height, width)]
-    frames = min(tiling.chunk(*side), FRAMES_PER_CHUNK)
+    """Bytes that encoding a chunk of frames of this size (pixels) needs beside the weights."""
+    side, frames = [min(n, tiling.tile or n) for n in (height, width)], chunk_of(tiling, height, width)
     values = frames * side[0] * side[1] * ENCODER_VALUES * config.vae.channels / config.vae.patch_size**2
-    return values * mm.dtype_size(dtype) + 2 * FRAMES_PER_CHUNK * 3 * height * width * 4        # float32 pixels and their padded copy
+    return values * mm.dtype_size(dtype) + 2 * frames * 3 * height * width * 4                  # float32 pixels and their padded copy
 
 
 def decode_memory(config: ModelConfig, frames: int, height: int, width: int, dtype: torch.dtype, fidelity: bool) -> float:

@@ -101,11 +101,11 @@ def test_encoding_a_clip(pack, config, peak, height, width):
     with torch.device("meta"):
         model = pack.module("vdd_model.networks.model").DeblurModel(config).half()
     tiling = inference.make_tiling(None, None, height, width, config.divisor)
-    frames = [meta(height, width, 3, dtype=torch.float32) for _ in range(native.FRAMES_PER_CHUNK)]
+    frames = [meta(height, width, 3, dtype=torch.float32) for _ in range(native.chunk_of(tiling, height, width))]
 
     def encode(*frames):
         pixels = inference.to_pixels(frames, config.divisor, torch.device("meta"))
-        return inference.encode_frames(model, pixels, tiling)
+        return inference.encode_frames(model, lambda tile: model.encode_each(tile.of(pixels)).latents, pixels.shape[2:], tiling)
 
     assert 1.05 < native.encode_memory(config, tiling, height, width, HALF) / peak(encode, model, *frames) < 2
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import make_tiny_model, tiny_config
+from safetensors.torch import load_file
 from training_tools import STAGES, write_config
 
 from train import config as configs
@@ -12,12 +13,15 @@ from train.losses import gaussian_nll
 from train.stages import (
     StageLoss,
     estimate_errors,
+    offset_noise,
     rescale_latents,
     set_trainable,
     start_followers,
     start_from_estimate,
 )
 from vdd_model.checkpoint.store import load
+from vdd_model.config import DiffusionConfig
+from vdd_model.diffusion.schedule import make_schedule, q_sample
 from vdd_model.networks.fidelity import BlurGuide
 
 MOVES = {
@@ -32,6 +36,15 @@ MOVES = {
 def stage(kind: str, **changes) -> configs.StageConfig:
     settings = next(s for s in STAGES if s["kind"] == kind) | changes
     return configs.StageConfig(**(settings | {"loss": configs.LossConfig(**settings.get("loss", {}))}))
+
+
+def test_offset_noise_draws_as_the_official_code(shared):
+    traces = load_file(shared / "golden/diffusion_traces.safetensors")
+    base = traces["offset_seed77_base"]
+    noise, plain = (offset_noise(base.shape, strength, torch.Generator().manual_seed(77)) for strength in (0.1, 0.0))
+    x_t = q_sample(make_schedule(DiffusionConfig()), traces["q_x0"], traces["q_t"], noise)
+    for ours, theirs in ((noise, "noise"), (plain, "base"), (x_t, "q_sample")):
+        assert (ours - traces[f"offset_seed77_{theirs}"]).abs().max() < 1e-6
 
 
 def clips(batch: int = 4, frames: int = 2) -> tuple[torch.Tensor, torch.Tensor]:

@@ -29,8 +29,8 @@ KINDS = {
 DIFFUSERS = ("down_blocks.0.resnets.0.conv1.weight", "encoder.down_blocks.0.resnets.0.conv1.weight")
 WANTED = {"denoiser": "TF-T2V or ModelScopeT2V .pth", "autoencoder": "Stable Diffusion 2.1 .ckpt or VAE .safetensors",
           "OpenCLIP": "OpenCLIP ViT-H/14 .bin"}
-# Parts that no official file holds.
-OURS = ("adapter.", "vae.fidelity.", "vae.detail.", "vae.informed.", "vae.fusion.")
+# Parts that no official file holds; the last one is in TF-T2V's, not in ModelScopeT2V's.
+OURS = ("adapter", "vae.fidelity", "vae.detail", "vae.informed", "vae.fusion", "unet.pre_image_condition")
 TEXT_PREFIXES = ("", "cond_stage_model.model.")          # OpenCLIP's own file, Stable Diffusion 2.x
 START, END = 49406, 49407                                # OpenCLIP's tokens: "" is START END, padded with 0
 
@@ -74,13 +74,10 @@ def convert(files: Iterable[str | os.PathLike], out: str | os.PathLike, *, confi
     autoencoder = {k: t for k, t in named if k.startswith(("encoder.", "decoder.", "quant_conv.", "post_quant_conv."))}
     spatial = {k: t for k, t in autoencoder.items() if k.startswith(("encoder.", "quant_conv."))}
     semantic = {k.removeprefix("visual."): t for k, t in clip.items() if k.startswith("visual.")}
-    text = next((s for s in (clip, found["autoencoder"]) if _text_prefix(s) is not None), None)
-    if text is None:
-        raise CheckpointError("no file holds OpenCLIP's text tower, which the stored embedding of \"\" comes from")
     parts = {"unet.": unet, "vae.": autoencoder, "encoder1.spatial_head.": spatial, "encoder2.spatial_head.": spatial,
              "encoder1.semantic_head.": semantic}
     state = {prefix + key: t for prefix, part in parts.items() for key, t in part.items()}
-    state["null_text"] = null_text(text, config.null_tokens)
+    state["null_text"] = null_text({**found["autoencoder"], **clip}, config.null_tokens)
     training["untrained"] = _complete(state, config, seed)
     save_state(state, config, out, training, dtype)
 
@@ -127,20 +124,18 @@ def spatial_conditions_of(unet: Mapping[str, object]) -> tuple[str, ...]:
     return tuple(name for name, (_, module, _) in SPATIAL_CONDITIONS.items() if f"{module}.0.weight" in unet)
 
 
-def _text_prefix(state: Mapping[str, Tensor]) -> str | None:
-    return next((p for p in TEXT_PREFIXES if p + "token_embedding.weight" in state), None)
-
-
 @torch.no_grad()
 def null_text(state: Mapping[str, Tensor], length: int = 77, head_width: int = 64) -> Tensor:
     """The embedding of "" (1, length, C) by OpenCLIP's text tower: its last but one layer, then the final norm.
 
     As Stable Diffusion 2.x and VGen's FrozenOpenCLIPEmbedder (layer "penultimate") compute it. `state` holds OpenCLIP's keys, bare or
-    under `cond_stage_model.model.`; ViT-H/14 has heads of 64 channels. Raises CheckpointError for a tower of another length.
+    under `cond_stage_model.model.`; ViT-H/14 has heads of 64 channels. Raises CheckpointError for no tower, or one of another length.
     """
     from open_clip.transformer import TextTransformer
 
-    prefix = _text_prefix(state)
+    prefix = next((prefix for prefix in TEXT_PREFIXES if prefix + "token_embedding.weight" in state), None)
+    if prefix is None:
+        raise CheckpointError("no file holds OpenCLIP's text tower, which the stored embedding of \"\" comes from")
     weights = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
     try:
         (positions, width), words = weights["positional_embedding"].shape, len(weights["token_embedding.weight"])
@@ -166,8 +161,8 @@ def _complete(state: dict[str, Tensor], config: ModelConfig, seed: int) -> list[
     with torch.device("meta"):
         model = DeblurModel(config)
     expected = model.state_dict()
-    missing = [k for k in expected if k not in state and k.startswith((*OURS, "unet.pre_image_condition."))]
-    for key in [k for k in state if k not in expected]:
+    missing = {key: part for key in expected for part in OURS if key not in state and key.startswith(part + ".")}
+    for key in state.keys() - expected.keys():
         del state[key]
     if missing:
         small = dataclasses.replace(config.unet, dim=config.unet.norm_groups, dim_mult=(1,), blocks_per_level=1, attn_scales=(),
@@ -176,7 +171,7 @@ def _complete(state: dict[str, Tensor], config: ModelConfig, seed: int) -> list[
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             donor = DeblurModel(dataclasses.replace(config, unet=small, tower=tower)).state_dict()
-        state.update({k: donor[k].clone() for k in missing})
+        state.update({key: donor[key].clone() for key in missing})
     if misfit := misfits(state, model):
         raise CheckpointError(f"the official files do not fit the model: tensors {misfit}")
-    return sorted({".".join(k.split(".")[:2]) if k.startswith(("vae.", "unet.")) else k.split(".")[0] for k in missing})
+    return sorted({*missing.values()})

@@ -23,10 +23,9 @@ BUILT_IN = {"small": Path(__file__).parents[1] / "weights" / "vdd-small.safetens
 def resolve(name: str | os.PathLike) -> Path:
     """The file of a built-in name ("small") or of a path. Raises CheckpointError when there is none."""
     path = BUILT_IN.get(str(name)) or Path(name).expanduser()
-    if not path.exists() and str(name) in BUILT_IN:
-        raise CheckpointError(f"the built-in model {str(name)!r} is not part of this installation (expected at {path})")
     if not path.exists():
-        raise CheckpointError(f"there is no checkpoint {path}; the built-in ones are: {', '.join(BUILT_IN)}")
+        raise CheckpointError(f"the built-in model {str(name)!r} is not part of this installation (expected at {path})"
+                              if str(name) in BUILT_IN else f"there is no checkpoint {path}; the built-in ones are: {', '.join(BUILT_IN)}")
     return path
 
 
@@ -55,29 +54,25 @@ def load(path: str | os.PathLike = "small", device: torch.device | str | None = 
     when they have their weights. Raises CheckpointError, naming the file, what was expected and what was found.
     """
     path = resolve(path)
-    changed = path.stat().st_mtime_ns if path.is_file() else 0     # `fitting` says what is wrong with one that is not there
-    state, model = fitting(path)
+    changed = path.stat().st_mtime_ns
+    _, model = fitting(path)
 
-    def filled(part: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
-        """The part with these weights, on the device and in the type asked for."""
-        part.load_state_dict({name: t.to(device=device, dtype=dtype if t.is_floating_point() else None) for name, t in tensors.items()},
+    def filled(part: nn.Module, prefix: str = "") -> nn.Module:
+        """The part with its weights from the file, where `prefix` is before their names. Raises CheckpointError where that has changed."""
+        tensors = read_file(path, prefix).tensors
+        if path.stat().st_mtime_ns != changed:
+            raise CheckpointError(f"{path} is another file than the one that this model was loaded from: load it again")
+        state = {name: tensors[prefix + name] for name, _ in part.named_parameters()}
+        part.load_state_dict({name: t.to(device=device, dtype=dtype if t.is_floating_point() else None) for name, t in state.items()},
                              assign=True)
         ready(part.eval())
         return part
 
-    def read(part: nn.Module, prefix: str) -> nn.Module:
-        """The part with its weights from the file, where they are called so. Raises CheckpointError where the file has changed."""
-        file = read_file(path, prefix)
-        if path.stat().st_mtime_ns != changed:
-            raise CheckpointError(f"{path} is another file than the one that this model was loaded from: load it again")
-        return filled(part, {name.removeprefix(prefix): tensor for name, tensor in file.tensors.items()})
     modules = dict(model.named_modules())
-    for name in later:
-        if name in modules:
-            prefix, (place, _, own) = name + ".", name.rpartition(".")
-            state = {key: tensor for key, tensor in state.items() if not key.startswith(prefix)}
-            put_off(modules[place], own, functools.partial(read, modules[name], prefix))
-    return filled(model, state)
+    for name in filter(modules.__contains__, later):
+        place, _, own = name.rpartition(".")
+        put_off(modules[place], own, functools.partial(filled, modules[name], name + "."))
+    return filled(model)
 
 
 class _Waits(nn.Module):

@@ -94,11 +94,3 @@ def precondition(schedule: Schedule, x_t: Tensor, t: Tensor, mean: Tensor, log_s
     a, s = schedule.at(t, mean)
     rest, d = x_t.float() - a * mean, a**2 * variance + s**2
     return Preconditioned(rest * d.rsqrt(), a * s * (1 - variance) / d * rest - s * mean, (variance / d).sqrt())
-
-
-def offset_noise(shape: tuple[int, ...] | torch.Size, strength: float, generator: torch.Generator | None = None, *,
-                 device: torch.device | str = "cpu") -> Tensor:
-    """Noise (B, C, F, H, W) ~ N(0, 1), float32, plus `strength` times one more normal per (B, C, F), drawn after it, which teaches the
-    network to move a frame's mean (VGen `noise_strength`). `generator` must live on `device`."""
-    noise = torch.randn(shape, generator=generator, device=device)
-    return noise + strength * torch.randn((*shape[:3], 1, 1), generator=generator, device=device)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from .windows import Box, Span
 
 FEATURE_BYTES = 2**30                # encoder features are kept from encoding to decoding while a window's fit in this
 CPU_FEATURE_BYTES = 2**28            # on a CPU, which would rather compute those of large frames twice
+T = TypeVar("T")
 Source = Callable[[Box], tuple[Tensor, BlurGuide | None]]
 Pixels = Callable[[range, Box], Tensor]
 
@@ -30,13 +32,14 @@ class Codes:
     """Latents and features of a scene's pictures, made where they are asked for and kept until nothing looks at them any more.
 
     pixels(numbers, tile): these blurred pictures (1, 3, n, H, W) in [-1, 1], `tile` of them; prior: the same of a pretrained prior's, None
-    without one. size: height and width of the pictures; `copies` of the clip are worked on at a time, which share the room there is.
+    without one. size: height and width of the pictures, padded; `copies` of the clip are worked on at a time, which share the room.
     """
 
     def __init__(self, model: DeblurModel, pixels: Pixels, prior: Pixels | None, size: tuple[int, int], copies: int = 1):
-        self.model, self.pixels, self.prior = model, pixels, prior
+        self.model, self.pixels, self.prior, self.size = model, pixels, prior, size
         self.bytes = feature_bytes(model.config, *size, model.null_text.dtype.itemsize) * copies
         self.kept: dict[int, dict[tuple[Span, Span], list[Tensor]]] = {}       # of pictures, of tiles: latents, features fine to coarse
+        self.latents: dict[int, Tensor] = {}             # of whole pictures (1, 4, 1, h, w); 8 channels with those of `encode_pictures`
 
     def room_for(self, pictures: int) -> bool:
         """Whether the codes of so many can be kept."""
@@ -50,12 +53,17 @@ class Codes:
             known[place] = [apart(each) for each in (latents, *features)]
         return known[place]
 
+    def encoded(self, number: int, tile: Box, keep: bool) -> Tensor:
+        """A picture's own latents in a tile; with `keep` they and the features stay until it is decoded."""
+        return self.of(number, tile)[0] if keep else self.model.encode_each(self.pixels(range(number, number + 1), tile)).latents
+
     def source(self, latents: Tensor | None, numbers: range, near: range, strength: float = 1.0, detail: bool = False) -> Source:
         """What `decode_frames` takes for the pictures `numbers`, whose latents (1, 4, F, h, w) are given, None: are encoder 2's. `near` are
         they and the neighbours that there are."""
         def source(tile: Box) -> tuple[Tensor, BlurGuide | None]:
             """Latents of a tile and their guide."""
-            z = joined([self.of(i, tile)[0] for i in numbers], dim=2) if latents is None else tile.of(latents, self.model.config.vae.factor)
+            place = tile.shrunk(self.model.config.vae.factor)
+            z = joined([self.of(i, tile)[0] for i in numbers], dim=2) if latents is None else place.of(latents)
             if not strength:
                 return z, None
             features, prior = self._features(numbers, near, tile), self.prior and self.prior(numbers, tile)
@@ -75,5 +83,11 @@ class Codes:
         return features
 
     def forget(self, first: int) -> None:
-        """Keep what is of pictures from number `first` on."""
-        self.kept = {i: tiles for i, tiles in self.kept.items() if i >= first}
+        """Drop what is kept of pictures before number `first`."""
+        drop(self.kept, first)
+
+
+def drop(kept: dict[int, T], first: int) -> None:
+    """Keep what is of numbers from `first` on."""
+    for i in [i for i in kept if i < first]:
+        del kept[i]

@@ -16,9 +16,9 @@ REDUCED_LEVELS = 2      # these levels are done together by one antialiased redu
 EXPLAINED, ROUNDING = 0.3, 0.5 / 255
 
 
-def wavelet_color_transfer(output: Tensor, reference: Tensor, levels: int = LEVELS, out: Tensor | None = None) -> Tensor:
-    """`output` with the low frequencies of `reference` where they have drifted apart, both (N, C, H, W) in [0, 1], the reference also as
-    it is kept (`cpu.frames.compact`). The result is written to `out`, which may be `output` itself.
+def wavelet_color_transfer_(output: Tensor, reference: Tensor, levels: int = LEVELS) -> Tensor:
+    """Give `output` the low frequencies of `reference` where they have drifted apart, in place, and return it; both (N, C, H, W) in [0, 1],
+    the reference also as it is kept (`cpu.frames.compact`).
 
     Low frequencies are the coarsest approximation of a stationary (a trous) wavelet transform of `levels` >= 2 levels: level i convolves
     rows and columns with [1, 2, 1] / 4, taps 2^i apart; with 8 levels it holds what is coarser than about 250 pixels. It is so smooth
@@ -27,29 +27,27 @@ def wavelet_color_transfer(output: Tensor, reference: Tensor, levels: int = LEVE
     difference goes with the contrast of what the blur moved, so up to EXPLAINED of the change of details around (their RMS) nothing is
     taken from the reference, from twice of it on everything.
     """
-    if levels < REDUCED_LEVELS:
-        raise ValueError(f"levels must be at least {REDUCED_LEVELS}, not {levels}")
     drifts, energies = [], []
     for channel in range(output.shape[1]):                      # one at a time: large frames have no room for copies
         change = to_float(reference[:, channel:channel + 1], output) - output[:, channel:channel + 1]
         drifts.append(low_frequencies(change, levels))
         energies.append(low_frequencies(change.square_(), levels) - drifts[-1].square())
     explained = EXPLAINED * torch.cat(energies, dim=1).mean(dim=1, keepdim=True).clamp_(min=0).sqrt_() + ROUNDING
-    result = torch.empty_like(output) if out is None else out
     for channel, drift in enumerate(drifts):
         beyond = (drift.abs() / explained - 1).clamp_(0, 1)
         drift *= beyond.square() * (3 - 2 * beyond)
-        enlarged = F.interpolate(drift, size=output.shape[-2:], mode="bilinear", align_corners=False)
-        torch.add(output[:, channel:channel + 1], enlarged, out=result[:, channel:channel + 1])
-    return result
+        output[:, channel:channel + 1] += F.interpolate(drift, size=output.shape[-2:], mode="bilinear", align_corners=False)
+    return output
 
 
 def low_frequencies(x: Tensor, levels: int = LEVELS) -> Tensor:
-    """The coarsest approximation of x (N, C, H, W) after `levels` levels, at a quarter of its size."""
+    """The coarsest approximation of x (N, C, H, W) after `levels` levels, at a quarter of its size; borders repeat the last pixel."""
     size = [-(-n // 2**REDUCED_LEVELS) for n in x.shape[-2:]]
     x = F.interpolate(x, size=size, mode="bilinear", antialias=True, align_corners=False)
-    for level in range(levels - REDUCED_LEVELS):
-        x = _smooth(x, 2**level)
+    for step in (2**level for level in range(levels - REDUCED_LEVELS)):
+        for axis, border, n in zip((2, 3), ((0, 0, step, step), (step, step, 0, 0)), size):
+            padded = F.pad(x, border, mode="replicate")
+            x = 0.5 * x + 0.25 * (padded.narrow(axis, 0, n) + padded.narrow(axis, 2 * step, n))
     return x
 
 
@@ -57,12 +55,3 @@ def levels_for(tile: int) -> int:
     """Levels for frames that were computed in tiles of this many pixels (0: whole). Tiles disagree a little in brightness, so what is
     coarser than a third of a tile is taken from the reference; never what is finer than about 30 pixels."""
     return min(max(int(math.log2(tile / 3)), LEAST_LEVELS), LEVELS) if tile else LEVELS
-
-
-def _smooth(x: Tensor, step: int) -> Tensor:
-    """[1, 2, 1] / 4 along columns and rows, taps `step` apart, borders repeating the last pixel."""
-    height, width = x.shape[-2:]
-    padded = F.pad(x, (0, 0, step, step), mode="replicate")
-    x = 0.5 * x + 0.25 * (padded[..., :height, :] + padded[..., 2 * step:, :])
-    padded = F.pad(x, (step, step, 0, 0), mode="replicate")
-    return 0.5 * x + 0.25 * (padded[..., :width] + padded[..., 2 * step:])

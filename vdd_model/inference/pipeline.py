@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import groupby, islice, product
 from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,27 +24,27 @@ from ..networks.layers import channels_last
 from ..networks.model import DeblurModel, drop_untrained_branch
 from ..networks.unet3d import UNet3D
 from ..options import DeblurOptions
-from .codes import Codes
+from .codes import Codes, drop
 from .ensemble import ORIENTATIONS, Orientation
 from .prior import Prior, PriorFile, find_prior
 from .progress import CALL, DECODE, ENCODE, PICTURE, Meter, Progress
-from .restart import first_input_frame, seek, windows_from
+from .restart import WINDOWS_BACK, first_input_frame, seek, windows_from
 from .scenes import Moment, Picture, pictures
 from .window import (
     Tiling,
     decode_frames,
+    encode_frames,
     encode_pictures,
-    free_memory,
     gives_estimate,
-    is_out_of_memory,
     make_tiling,
     need_numbers,
     reads_pictures,
     sample_window,
     to_frames,
     to_pixels,
+    until_it_fits,
 )
-from .windows import Box, Step, blend, fade_in, window_steps
+from .windows import Box, Step, fade_in, window_steps
 
 T = TypeVar("T")
 SELDOM = ("unet", "adapter", "encoder1", "vae.detail", "vae.informed", "vae.fusion")     # parts that one step without a prior does not call
@@ -105,7 +105,7 @@ class Deblurrer:
 
         frames: (H, W, 3), float, RGB in [0, 1], all of one size (or as `compact` keeps them); read only as far ahead as one window needs.
         first_frame: absolute index of the first frame to give. The result equals that of an uninterrupted run bit for bit.
-        input_start: absolute index of the first item of `frames`, not behind first_input_frame(first_frame, options, moments).
+        input_start: absolute index of the first item of `frames`, at most first_input_frame(first_frame, options, moments).
         moments: where windows begin is appended, before their frames are given; those of the interrupted run, given again, save reading
         the clip from its start.
         progress is called between pieces of work and may raise to cancel; notice(text) tells of smaller tiles after a lack of memory.
@@ -113,13 +113,12 @@ class Deblurrer:
         a picture is that of (seed, its number in its scene, position).
         Raises UserError for frames that cannot be used (NaN, another size), naming the frame.
         """
-        options, moments = options or DeblurOptions(), [] if moments is None else moments
-        if input_start > (needed := first_input_frame(first_frame, options, moments)):
-            raise ValueError(f"to start at frame {first_frame}, frames are needed from {needed} on")
+        options, moments, back = options or DeblurOptions(), [] if moments is None else moments, WINDOWS_BACK
         if not unet_calls(self.model, options):          # no window has a part in a picture: only its neighbours are looked at
-            options = replace(options, window=min(options.window, ALONE), overlap=0)
-            needed = first_input_frame(first_frame, options, moments)
-        starts = windows_from(first_frame, options, moments)
+            options, back = replace(options, window=min(options.window, ALONE), overlap=0), 1
+        if input_start > (needed := first_input_frame(first_frame, options, moments, back)):
+            raise ValueError(f"to start at frame {first_frame}, frames are needed from {needed} on")
+        starts = windows_from(first_frame, options, moments, back)
         found = pictures(checked(islice(frames, needed - input_start, None), needed), needed, scenes=options.scenes == "auto",
                          repeats=options.repeats == "auto", moment=starts[0] if starts else None, uncut=starts[-1].index if starts else 0)
         if first_frame and not starts:
@@ -151,14 +150,6 @@ def checked(frames: Iterable[Tensor], start: int = 0) -> Iterator[Tensor]:
         yield compact(frame.detach())
 
 
-class _View(NamedTuple):
-    """A scene as the model sees it in one orientation."""
-
-    orientation: Orientation
-    codes: Codes
-    latents: dict[int, Tensor]           # (1, 4, 1, h, w) of encoder 2; 8 channels with those of `encode_pictures`
-
-
 class _Pass:
     """One pass over a clip. Holds the pictures of about one window; everything is keyed by their numbers in their scene."""
 
@@ -174,34 +165,29 @@ class _Pass:
         self.meter, self.notice = Meter(progress, first_frame, total), notice
         self.prior = deblurrer.prior.for_clip(options, total, deblurrer.model.vae, self.device, notice)
         self.orientations = ORIENTATIONS[:options.ensemble or (BESIDE_PRIOR if self.prior is not None and not self.calls else 1)]
-        self.pictures: dict[int, Picture] = {}           # blurred, as they came
-        self.views: list[_View] = []
-        self.size = (0, 0)
         self.tiling: Tiling | None = None
 
     def stream(self, found: Iterator[Picture], starts: list[Moment]) -> Iterator[Tensor]:
         """A clip's pictures -> deblurred chunks (n, H, W, 3). `starts`: of the windows that the run begins with."""
         first, target = starts[0].number, starts[-1].number
         for _, scene in groupby(found, key=attrgetter("scene")):
-            self.pictures.clear()
-            self.views.clear()
             yield from self._scene(scene, first, target)
             first = target = 0
 
     def _scene(self, found: Iterator[Picture], first: int, target: int) -> Iterator[Tensor]:
         """One scene, from picture `first` on; the first that is given is in the window that begins with picture `target`, or in a last one
         before it, whose window was moved back."""
-        options, end = self.options, first
+        options, end = self.options, first + 1
+        self.pictures = {first: next(found)}             # blurred, as they came
+        self.size = self.pictures[first].rgb.shape[:2]
+        self.tiling = self.tiling or make_tiling(options.tile, options.tile_overlap, *self.size, self.model.config.divisor)
+        self.codes = [self._codes(orientation) for orientation in self.orientations]
 
         def reach(count: int) -> int:
             """Take pictures until there are so many."""
             nonlocal end
             while end < count and (picture := next(found, None)) is not None:
-                if self.tiling is None:
-                    self.size = picture.rgb.shape[:2]
-                    self.tiling = make_tiling(options.tile, options.tile_overlap, *self.size, self.model.config.divisor)
-                self.views = self.views or [self._view(each) for each in self.orientations]
-                self.pictures[picture.number], end = picture, picture.number + 1
+                self.pictures[end], end = picture, end + 1
             return end
 
         x0, before = [None] * len(self.orientations), range(0)
@@ -231,93 +217,81 @@ class _Pass:
         if not self.moments or self.moments[-1].index < begin:
             self.moments.append(Moment(begin, step.ready.start))
         self.meter.window(max(0, self._shown_until(step.ready.stop) - self.meter.done),
-                          (ENCODE + PICTURE * self.reads) * bool(self.calls) * len(step.read),
-                          CALL * self.calls * len(step.window), DECODE * len(step.ready))
+                          (ENCODE + PICTURE * self.reads) * bool(self.calls) * len(step.read) + CALL * self.calls * len(step.window)
+                          + DECODE * len(step.ready))
 
     def _attempt(self, work: Callable[..., T], *arguments) -> T:
-        """work(*arguments, tiling), again with smaller tilings for as long as memory runs out; what works is kept from then on."""
-        while True:
-            try:
-                return work(*arguments, self.tiling)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-            for view in self.views:
-                view.codes.kept.clear()
-            free_memory()
-            height, width = self.size
-            smaller = self.tiling.smaller(self.options.window, height, width, self.model.config.divisor)
-            if smaller is None:
-                raise UserError(f"not enough memory to deblur frames of {width} x {height} pixels on {self.device}, even in {self.tiling}; "
-                                "close other programs, or use smaller frames or a smaller model")
-            self.notice(f"not enough memory for {self.tiling}; going on with {smaller}")
-            self.tiling = smaller
+        """work(*arguments), again with smaller tilings for as long as memory runs out; what works is kept from then on."""
+        result = until_it_fits(functools.partial(work, *arguments), self._shrink)
+        self.meter.end()
+        return result
 
-    def _view(self, orientation: Orientation) -> _View:
-        """The scene's pictures in this orientation. The prior's pieces are not counted."""
+    def _shrink(self) -> None:
+        """Go on with smaller pieces. Raises UserError where there are none."""
+        for codes in self.codes:
+            codes.kept.clear()
+        height, width = self.size
+        smaller = self.tiling.smaller(self.options.window, height, width)
+        if smaller is None:
+            raise UserError(f"not enough memory to deblur frames of {width} x {height} pixels on {self.device}, even in {self.tiling}; "
+                            "close other programs, or use smaller frames or a smaller model")
+        self.notice(f"not enough memory for {self.tiling}; going on with {smaller}")
+        self.tiling = smaller
+
+    def _codes(self, orientation: Orientation) -> Codes:
+        """The scene's pictures in this orientation, as the model sees them. The prior's pieces are not counted."""
+        size = orientation.size(*(n + -n % self.model.config.divisor for n in self.size))
+
         def pixels(numbers: range, tile: Box, of: Callable[[Tensor], Tensor] = lambda frame: frame) -> Tensor:
             """A tile of pictures, or of what `of` makes of each, as the model takes them."""
-            rows, columns = orientation.source(tile, self._padded(orientation))
+            rows, columns = orientation.source(tile, size)
             frames = [of(self.pictures[i].rgb)[rows, columns] for i in numbers]
             return orientation.turn(to_pixels(frames, self.model.config.divisor, self.device))
 
         within = functools.partial(self.meter.tick, counted=False)
         known = self.prior and functools.partial(pixels, of=lambda frame: self.prior.of(frame, within))
-        return _View(orientation, Codes(self.model, pixels, known, self.size, len(self.orientations)), {})
+        return Codes(self.model, pixels, known, size, len(self.orientations))
 
-    def _padded(self, orientation: Orientation = ORIENTATIONS[0]) -> tuple[int, int]:
-        """Height and width of the frames, as the model takes them."""
-        return orientation.size(*(n + -n % self.model.config.divisor for n in self.size))
-
-    def _pieces(self, tiling: Tiling, frames: int = 1, *, time: bool = False) -> int:
+    def _pieces(self, frames: int = 1, *, time: bool = False) -> int:
         """How many boxes so many frames are cut into, in all orientations."""
-        return len(tiling.boxes((frames, *self._padded()), self.model.config.divisor, time=time)) * len(self.orientations)
+        return len(self.tiling.boxes((frames, *self.codes[0].size), time=time)) * len(self.codes)
 
     @torch.no_grad()
-    def _encode(self, numbers: range, tiling: Tiling) -> None:
+    def _encode(self, numbers: range) -> None:
         """Encoder 2's latents of new pictures; where a window's features have room they stay until these pictures are decoded."""
-        config, pieces = self.model.config, self._pieces(tiling)
-        self.meter.stage("encode", len(numbers) * pieces, stop=ENCODE / (ENCODE + PICTURE * self.reads))
+        self.meter.stage("encode", len(numbers) * self._pieces(), ENCODE * len(numbers))
+        for codes, i in product(self.codes, numbers):    # one at a time: a window of large ones takes gigabytes
+            keep = bool(self.fidelity) and not self.tiling.tile and codes.room_for(self.options.window + 2)
+            codes.latents[i] = encode_frames(self.model, functools.partial(codes.encoded, i, keep=keep), (1, *codes.size), self.tiling,
+                                             self.meter.tick)
 
-        def latents(view: _View, number: int, keep: bool, box: Box) -> Tensor:
-            """Those of a tile."""
-            self.meter.tick()
-            tile, one = box.scaled(config.vae.factor), range(number, number + 1)
-            return view.codes.of(number, tile)[0] if keep else self.model.encode_each(view.codes.pixels(one, tile)).latents
-        for view in self.views:
-            size = (n // config.vae.factor for n in self._padded(view.orientation))
-            boxes = tiling.boxes((1, *size), config.divisor, config.vae.factor)
-            keep = bool(self.fidelity) and len(boxes) == 1 and view.codes.room_for(self.options.window + 2)
-            for i in numbers:                            # one at a time: a window of large ones takes gigabytes
-                view.latents[i] = blend(boxes, functools.partial(latents, view, i, keep))
-
-    def _encode_pictures(self, numbers: range, tiling: Tiling) -> None:
+    def _encode_pictures(self, numbers: range) -> None:
         """Behind the latents of encoder 2 those of what one step shows."""
-        count = tiling.chunk(*self.size)
-        self.meter.stage("encode", math.ceil(len(numbers) / count) * 2 * self._pieces(tiling), ENCODE / (ENCODE + PICTURE))
-        for view, first in product(self.views, numbers[::count]):
-            chunk = range(first, min(first + count, numbers.stop))
-            latents = torch.cat([view.latents[i][:, :self.model.config.vae.latent_channels] for i in chunk], dim=2)
-            read = encode_pictures(self.model, view.codes.source(latents, chunk, self._near(chunk)),
-                                   (len(chunk), *self._padded(view.orientation)), tiling, self.meter.tick)
-            view.latents.update((i, x) for i, x in zip(chunk, torch.cat([latents, read], dim=1).split(1, dim=2)))
+        count = self.tiling.chunk(*self.size)
+        self.meter.stage("encode", math.ceil(len(numbers) / count) * 2 * self._pieces(), PICTURE * len(numbers))
+        for codes, at in product(self.codes, range(0, len(numbers), count)):
+            chunk = numbers[at:at + count]
+            latents = torch.cat([codes.latents[i][:, :self.model.config.vae.latent_channels] for i in chunk], dim=2)
+            read = encode_pictures(self.model, codes.source(latents, chunk, self._near(chunk)), (len(chunk), *codes.size), self.tiling,
+                                   self.meter.tick)
+            codes.latents.update(zip(chunk, torch.cat([latents, read], dim=1).split(1, dim=2)))
 
     def _near(self, numbers: range) -> range:
         """These pictures and the neighbours that there are."""
         return range(max(numbers.start - 1, min(self.pictures)), min(numbers.stop, max(self.pictures)) + 1)
 
     @torch.no_grad()
-    def _denoise(self, window: range, tiling: Tiling) -> list[Tensor]:
+    def _denoise(self, window: range) -> list[Tensor]:
         """x0 of a window in each orientation."""
-        self.meter.stage("denoise", len(self.orientations) + self._pieces(tiling, len(window), time=True)
-                         * (1 + self.calls * self.model.unet.num_blocks))
+        pieces = len(self.codes) + self._pieces(len(window), time=True) * (1 + self.calls * self.model.unet.num_blocks)
+        self.meter.stage("denoise", pieces, CALL * self.calls * len(window))
         x0, centre = [], window[len(window) // 2]
-        for view in self.views:
+        for codes in self.codes:
             self.meter.tick()
-            latents = torch.cat([view.latents[i] for i in window], dim=2)
-            whole, = Tiling().boxes((1, *self._padded(view.orientation)), 1)
-            image = self.model.encoder1.semantic(view.codes.pixels(range(centre, centre + 1), whole)[:, :, 0])
-            x0.append(sample_window(self.model, latents, image, window, self.options, tiling, self.meter.tick))
+            latents = torch.cat([codes.latents[i] for i in window], dim=2)
+            whole, = Tiling().boxes((1, *codes.size))
+            image = self.model.encoder1.semantic(codes.pixels(range(centre, centre + 1), whole)[:, :, 0])
+            x0.append(sample_window(self.model, latents, image, window, self.options, self.tiling, self.meter.tick))
         return x0
 
     def _decode(self, x0: list[Tensor | None], step: Step) -> Iterator[Tensor]:
@@ -341,34 +315,28 @@ class _Pass:
                     del frames                           # before the next are made
             del pixels, shown
             if not self.calls:
-                self._drop(self.pictures, start - 1)
+                drop(self.pictures, start - 1)
 
-    def _decode_chunk(self, x0: list[Tensor | None], start: int, step: Step, tiling: Tiling) -> list[Tensor]:
+    def _decode_chunk(self, x0: list[Tensor | None], start: int, step: Step) -> list[Tensor]:
         """As many of the pictures step.ready, from number `start` on, as one chunk takes, in each orientation, turned back."""
-        ready, numbers = step.ready, range(start, min(start + tiling.chunk(*self.size), step.ready.stop))
-        self.meter.stage("decode", self._pieces(tiling), *((i - ready.start) / len(ready) for i in (numbers.start, numbers.stop)))
+        numbers = range(start, min(start + self.tiling.chunk(*self.size), step.ready.stop))
+        self.meter.stage("decode", self._pieces(), DECODE * len(numbers))
         decoded = []
-        for view, x in zip(self.views, x0):
+        for orientation, codes, x in zip(self.orientations, self.codes, x0):
             x = x if x is None else x[:, :, numbers.start - step.window.start:numbers.stop - step.window.start]
-            source = view.codes.source(x, numbers, self._near(numbers), self.fidelity, self.options.steps > 1)
-            pixels = decode_frames(self.model, source, (len(numbers), *self._padded(view.orientation)), tiling, self.meter.tick)
+            source = codes.source(x, numbers, self._near(numbers), self.fidelity, self.options.steps > 1)
+            pixels = decode_frames(self.model, source, (len(numbers), *codes.size), self.tiling, self.meter.tick)
             need_numbers(pixels, self.pictures[start].index, self.dtype)
-            decoded.append(view.orientation.turn_back(pixels))
-            view.codes.forget(numbers.stop - 1)
+            decoded.append(orientation.turn_back(pixels))
+            codes.forget(numbers.stop - 1)
         return decoded
 
     def _forget(self, step: Step) -> None:
         """Drop what no later window needs: pictures before it are given; the last window may begin right behind the start of this one."""
-        self._drop(self.pictures, min(step.ready.stop - 1, step.window.start + self.options.window // 2))
-        for view in self.views:
-            view.codes.forget(step.ready.stop - 1)
-            self._drop(view.latents, step.window.start)
-
-    @staticmethod
-    def _drop(kept: dict[int, T], first: int) -> None:
-        """Keep what is of numbers from `first` on."""
-        for i in [i for i in kept if i < first]:
-            del kept[i]
+        drop(self.pictures, min(step.ready.stop - 1, step.window.start + self.options.window // 2))
+        for codes in self.codes:
+            codes.forget(step.ready.stop - 1)
+            drop(codes.latents, step.window.start)
 
 
 def default_device() -> torch.device:

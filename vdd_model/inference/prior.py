@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..networks.autoencoder import AutoencoderKL
 from ..networks.maxim import MULTIPLE, Blocks, Maxim
 from ..options import DeblurOptions
-from .window import Tick, free_memory, is_out_of_memory, no_tick, pad_to_multiple
+from .window import Tick, no_tick, pad_to_multiple, until_it_fits
 from .windows import Box, blend, boxes
 
 FEW_FRAMES = 2                       # "auto" spends a CPU's time on so many frames, not on a clip
@@ -93,16 +93,14 @@ class Prior:
 
     def _fitting(self, frame: Tensor) -> Tensor:
         """`_one`, in smaller tiles from now on where memory runs out."""
-        while True:
-            try:
-                return self._one(frame)
-            except (RuntimeError, MemoryError) as error:
-                padded = [n + -n % MULTIPLE for n in frame.shape[:2]]
-                side = min(self._tile(*padded) or max(padded), max(padded))
-                if not is_out_of_memory(error) or side <= SMALLEST_TILE:
-                    raise
+        def shrink() -> None:
+            """To half of the side."""
+            padded = [n + -n % MULTIPLE for n in frame.shape[:2]]
+            side = min(self._tile(*padded) or max(padded), max(padded))
+            if side <= SMALLEST_TILE:
+                raise MemoryError(f"the prior has no room for {side} x {side} pixels")
             self.tile = max(side // 2 // MULTIPLE * MULTIPLE, SMALLEST_TILE)
-            free_memory()
+        return until_it_fits(lambda: self._one(frame), shrink)
 
     def _one(self, frame: Tensor) -> Tensor:
         height, width, _ = frame.shape

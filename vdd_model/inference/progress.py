@@ -29,24 +29,22 @@ class Meter:
     def __init__(self, progress: Callable[[Progress], None] | None, first_frame: int, total: int | None):
         self.progress, self.total = progress, total
         self.done, self.position = first_frame, float(first_frame)
-        self.window(0, 1.0, 0.0, 1.0)
 
-    def window(self, frames: int, encode: float, denoise: float, decode: float) -> None:
-        """A window begins that finishes so many frames, with so much work in each stage."""
-        self.begun, self.frames = self.done, frames
-        whole = encode + denoise + decode
-        self.parts = {"encode": (0.0, encode / whole), "denoise": (encode / whole, denoise / whole),
-                      "decode": ((encode + denoise) / whole, decode / whole)}
+    def window(self, frames: int, work: float) -> None:
+        """A window begins that finishes so many frames, with so much work."""
+        self.begun, self.frames, self.work, self.finished = self.done, frames, work, 0.0
 
-    def stage(self, name: str, pieces: int, start: float = 0.0, stop: float = 1.0) -> None:
-        """So many pieces of work come next, which take the window's stage of this name from `start` to `stop`, fractions of it."""
-        before, share = self.parts[name]
-        self.name, self.pieces, self.count = name, max(pieces, 1), 0
-        self.start, self.stop = before + share * start, before + share * stop
+    def stage(self, name: str, pieces: int, work: float) -> None:
+        """So many pieces come next, so much of the window's work; `end` says that they are done."""
+        self.name, self.pieces, self.count, self.share = name, max(pieces, 1), 0, work
+
+    def end(self) -> None:
+        """The stage is done."""
+        self.finished += self.share
 
     def tick(self, latents: Tensor | None = None, counted: bool = True) -> None:
         """Report what was done before the next piece. With latents, or not `counted`, it is within a piece."""
-        fraction = self.start + (self.stop - self.start) * min(self.count / self.pieces, 1.0)
+        fraction = (self.finished + self.share * min(self.count / self.pieces, 1.0)) / self.work
         self.count += counted and latents is None
         self.position = max(self.position, self.begun + self.frames * fraction, float(self.done))
         if self.progress is not None:

@@ -45,12 +45,11 @@ class Picture:
     number: int = 0            # in its scene, counting pictures; 0 begins a scene
     scene: int = 0             # counted from where a run began
     times: int = 1             # how many frames show it; final once the next picture is there
-    outline: Outline | None = None
 
     @functools.cached_property
-    def flat(self) -> bool:
-        """Whether it shows nothing that could move."""
-        return Outline.of(self.rgb).flat
+    def outline(self) -> Outline:
+        """It at a glance."""
+        return Outline.of(self.rgb)
 
 
 class Outline(NamedTuple):
@@ -121,17 +120,14 @@ def pictures(frames: Iterable[Tensor], start: int = 0, *, scenes: bool = True, r
     ahead: deque[Picture] = deque()                            # looked at already
     while (picture := ahead.popleft() if ahead else next(found, None)) is not None:
         if scenes:
-            picture.outline = picture.outline or Outline.of(picture.rgb)
             change = past[-1].change(picture.outline) if past else 0.0
             if change > limits[0] and picture.index > uncut and not past[-1].alike(picture.outline, limits[1]):
                 while len(ahead) < FLASH and (further := next(found, None)) is not None:
-                    further.outline = Outline.of(further.rgb)
                     ahead.append(further)
                 if _is_cut(list(past), [picture.outline, *(p.outline for p in ahead)], limits[1]):
                     number, scene = 0, scene + 1
                     past.clear()
             past.append(picture.outline)
-            picture.outline = None
         picture.number, picture.scene = number, scene
         number += 1
         yield picture
@@ -151,7 +147,7 @@ def _distinct(frames: Iterable[Tensor], start: int, repeats: bool, first: int) -
     picture = before = last = None                             # `before`: the frame before the picture, `last`: the one before this
     for index, frame in enumerate(frames, start):
         if index >= first:
-            if repeats and picture and picture.times < LONGEST and _shows_again(frame, picture.rgb, before) and not picture.flat:
+            if repeats and picture and picture.times < LONGEST and _shows_again(frame, picture, before) and not picture.outline.flat:
                 picture.times += 1
             else:
                 picture, before = Picture(frame, index), last
@@ -159,7 +155,7 @@ def _distinct(frames: Iterable[Tensor], start: int, repeats: bool, first: int) -
         last = frame
 
 
-def _shows_again(frame: Tensor, picture: Tensor, before: Tensor | None) -> bool:
+def _shows_again(frame: Tensor, picture: Picture, before: Tensor | None) -> bool:
     """Whether a frame shows the picture again: bit for bit, or as a lossy codec does.
 
     A codec leaves a little noise, while the picture came with a change from the frame `before` it that surely was motion. So in every block
@@ -169,18 +165,18 @@ def _shows_again(frame: Tensor, picture: Tensor, before: Tensor | None) -> bool:
     """
     def differ(x: Tensor, every: int) -> Tensor:
         """The mean difference of blocks of x from the picture's, `every` so many rows of it; not of the whole at once."""
-        parts = zip(x[::every].split(32 * BLOCK), picture[::every].split(32 * BLOCK))
+        parts = zip(x[::every].split(32 * BLOCK), picture.rgb[::every].split(32 * BLOCK))
         return torch.cat([F.avg_pool2d((to_float(a) - to_float(b)).abs().mean(dim=2)[None], BLOCK, ceil_mode=True, count_include_pad=False)
                           for a, b in parts], dim=1)
     again = differ(frame, 16).mean()
-    if not again and torch.equal(frame, picture):
+    if not again and torch.equal(frame, picture.rgb):
         return True
     if before is None or again > differ(before, 16).mean() / 3:
         return False
     again, change = differ(frame, 1), differ(before, 1)
     if change.max() < 4 * CODING or (again > (change / 4).clamp(min=CODING)).any() or again.mean() > change.mean() / 6:
         return False
-    a, b = Outline.of(before), Outline.of(picture)
+    a, b = Outline.of(before), picture.outline
     return a.change(b) <= DOUBTFUL[0] or a.alike(b, DOUBTFUL[1])
 
 

@@ -8,6 +8,7 @@ import gc
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -18,17 +19,19 @@ from ..cpu.frames import to_float
 from ..diffusion.sampler import VModel, ddim, guided, timesteps
 from ..diffusion.schedule import make_schedule
 from ..errors import UserError
-from ..networks.layers import joined
 from ..networks.model import Condition, DeblurModel, fold_time, unfold_time
 from ..options import DeblurOptions
 from .codes import Source
-from .color import levels_for, wavelet_color_transfer
+from .color import levels_for, wavelet_color_transfer_
 from .windows import Box, blend, boxes, frame_noise
 
 WHOLE_FRAME_PIXELS = 1280 * 768      # larger frames are cut into tiles unless told otherwise
 DEFAULT_TILE = 768
 CHUNK_PIXELS = 4 * 256 * 256         # frames are decoded in chunks of about this many pixels
 SMALLEST_TILE = 128
+# What errors of a device's kernels say, whichever their class
+NO_MEMORY = ("not enough memory", "out of memory", "DefaultCPUAllocator", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+T = TypeVar("T")
 Tick = Callable[..., None]
 
 
@@ -43,24 +46,23 @@ class Tiling:
     tile: int = 0                    # side of a square tile; 0: whole frames
     overlap: int = 0                 # pixels that neighbouring tiles share at least
     frames: int = 0                  # frames that the denoiser sees at once; 0: the whole window
+    divisor: int = 1                 # the model's
 
-    def boxes(self, size: tuple[int, int, int], divisor: int, scale: int = 1, *, time: bool = False) -> list[Box]:
-        """Boxes over (F, H, W) in units of `scale` pixels; cut in time only when asked for."""
-        frames = self.frames if time and self.frames else size[0]
-        tile = self.tile // scale or max(size[1:])
-        return boxes(size, (frames, tile, tile), (frames // 4 if frames < size[0] else 0, self.overlap // scale, self.overlap // scale),
-                     divisor // scale)
+    def boxes(self, size: tuple[int, int, int], *, time: bool = False) -> list[Box]:
+        """Boxes over (F, H, W), in pixels; cut in time only when asked for."""
+        frames, tile = self.frames if time and self.frames else size[0], self.tile or max(size[1:])
+        return boxes(size, (frames, tile, tile), (frames // 4 if frames < size[0] else 0, self.overlap, self.overlap), self.divisor)
 
     def chunk(self, height: int, width: int) -> int:
         """How many frames of this size (pixels) the autoencoder works on at once."""
         count = max(1, CHUNK_PIXELS // (height * width))
         return min(count, self.frames) if self.frames else count
 
-    def smaller(self, frames: int, height: int, width: int, divisor: int) -> Tiling | None:
+    def smaller(self, frames: int, height: int, width: int) -> Tiling | None:
         """The next smaller tiling for a window of this size, None when there is none: first smaller tiles, then fewer frames."""
         side = min(self.tile or max(height, width), max(height, width))
         if side > SMALLEST_TILE:
-            return replace(make_tiling(max(side // 2, SMALLEST_TILE), None, height, width, divisor), frames=self.frames)
+            return replace(make_tiling(max(side // 2, SMALLEST_TILE), None, height, width, self.divisor), frames=self.frames)
         count = min(self.frames or frames, frames)
         return replace(self, frames=count // 2) if count > 1 else None
 
@@ -75,11 +77,11 @@ def make_tiling(tile: int | None, overlap: int | None, height: int, width: int, 
         tile = 0 if height * width <= WHOLE_FRAME_PIXELS else DEFAULT_TILE
     tile = math.ceil(tile / divisor) * divisor
     if tile == 0 or tile >= max(height, width):
-        return Tiling()
+        return Tiling(divisor=divisor)
     if tile == divisor:              # nothing smaller can overlap with a neighbour
         tile = 2 * divisor
     overlap = max(64, tile // 12) if overlap is None else overlap       # as much again changes frames by 63 dB
-    return Tiling(tile, min(math.ceil(overlap / divisor), tile // divisor // 2) * divisor)
+    return Tiling(tile, min(math.ceil(overlap / divisor), tile // divisor // 2) * divisor, divisor=divisor)
 
 
 def to_pixels(frames: Sequence[Tensor], divisor: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -101,22 +103,17 @@ def pad_to_multiple(x: Tensor, divisor: int) -> Tensor:
 
 
 @torch.no_grad()
-def encode_frames(model: DeblurModel, pixels: Tensor, tiling: Tiling = Tiling(), tick: Tick = no_tick,
-                  encoder: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """Encoder 2's latents (1, 4, F, h, w) of blurred frames, or those of another `encoder`, one chunk of frames after another."""
-    config, factor = model.config, model.config.vae.factor
-    encoder = encoder or (lambda part: model.encode_each(part).latents)
-    frames, height, width = pixels.shape[2:]
+def encode_frames(model: DeblurModel, encode: Callable[[Box], Tensor], size: tuple[int, int, int], tiling: Tiling = Tiling(),
+                  tick: Tick = no_tick) -> Tensor:
+    """Latents (1, 4, F, h, w) of frames of this size (pixels); encode(tile) gives those of a tile."""
+    tiles = {tile.shrunk(model.config.vae.factor): tile for tile in tiling.boxes(size)}
 
-    def encode(box: Box) -> Tensor:
-        """Latents of one tile."""
-        piece, parts = box.scaled(factor).of(pixels), []
-        for part in piece.split(tiling.chunk(*piece.shape[-2:]), dim=2):
-            tick()
-            parts.append(encoder(part))
-        return joined(parts, dim=2)
+    def latents(place: Box) -> Tensor:
+        """Those of one tile."""
+        tick()
+        return encode(tiles[place])
 
-    return blend(tiling.boxes((frames, height // factor, width // factor), config.divisor, factor), encode)
+    return blend([*tiles], latents)
 
 
 def encode_pictures(model: DeblurModel, source: Source, size: tuple[int, int, int], tiling: Tiling = Tiling(),
@@ -124,12 +121,13 @@ def encode_pictures(model: DeblurModel, source: Source, size: tuple[int, int, in
     """What one step shows of frames, as the autoencoder's latents (1, 4, F, h, w): a second estimate of x0, which behind encoder 2's makes
     (1, 8, F, h, w) of both for the adapter. The picture path and the prior have their part in it, so that several steps start nearer to
     the truth. source: as `decode_frames` takes it, of encoder 2's latents and strength 1."""
-    def encoder(part: Tensor) -> Tensor:
-        """Scaled latents of sharp frames (1, 3, F, H, W)."""
-        return unfold_time(model.vae.encode(fold_time(part))[0] * model.config.vae.latent_scale, len(part))
+    pixels = decode_frames(model, source, size, tiling, tick).clamp_(-1, 1).to(model.null_text.dtype)
 
-    pixels = decode_frames(model, source, size, tiling, tick)
-    return encode_frames(model, pixels.clamp_(-1, 1).to(model.null_text.dtype), tiling, tick, encoder)
+    def encode(tile: Box) -> Tensor:
+        """Scaled latents of one tile."""
+        return unfold_time(model.vae.encode(fold_time(tile.of(pixels)))[0] * model.config.vae.latent_scale, 1)
+
+    return encode_frames(model, encode, size, tiling, tick)
 
 
 def reads_pictures(model: DeblurModel, fidelity: float) -> bool:
@@ -154,8 +152,8 @@ def sample_window(model: DeblurModel, latents: Tensor, image: Tensor, frames: Se
     tiles v is blended between them at every step, and therefore so is x0.
     """
     config, latents = model.config, latents.to(model.null_text.dtype)
-    height, width = latents.shape[-2:]
-    pieces = tiling.boxes((len(frames), height, width), config.divisor, config.vae.factor, time=True)
+    (height, width), factor = latents.shape[-2:], config.vae.factor
+    pieces = [box.shrunk(factor) for box in tiling.boxes((len(frames), height * factor, width * factor), time=True)]
     conditions = {}
     for box in pieces:
         tick()
@@ -194,7 +192,7 @@ def decode_frames(model: DeblurModel, source: Source, size: tuple[int, int, int]
         latents, guide = source(tile)
         return model.decode(latents.to(model.null_text.dtype), guide).float()
 
-    return blend(tiling.boxes(size, model.config.divisor), decode, as_frames=True)
+    return blend(tiling.boxes(size), decode, as_frames=True)
 
 
 def to_frames(pixels: Tensor, blurred: Sequence[Tensor], color: str = "wavelet", tile: int = 0) -> Tensor:
@@ -208,7 +206,7 @@ def to_frames(pixels: Tensor, blurred: Sequence[Tensor], color: str = "wavelet",
     for i, frame in enumerate(out.mul_(0.5).add_(0.5)):      # all of it in its place: large frames have no room for copies
         if color == "wavelet":
             x, reference = (rearrange(each, "h w c -> 1 c h w") for each in (frame, blurred[i]))
-            wavelet_color_transfer(x, reference, levels_for(tile), out=x)
+            wavelet_color_transfer_(x, reference, levels_for(tile))
     return out.clamp_(0, 1).cpu()
 
 
@@ -219,17 +217,16 @@ def need_numbers(pixels: Tensor, first: int, dtype: torch.dtype) -> None:
         raise UserError(f"the model's answer from frame {first} on is not a number{advice}")
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on any device."""
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    words = ("not enough memory", "out of memory", "DefaultCPUAllocator", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-
-
-def free_memory() -> None:
-    """Give back what the failed attempt held. Call it outside the `except` block, whose traceback holds tensors."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+def until_it_fits(work: Callable[[], T], shrink: Callable[[], None]) -> T:
+    """work(), again behind shrink(), which may raise, for as long as memory runs out, on any device."""
+    while True:
+        try:
+            return work()
+        except (RuntimeError, MemoryError) as error:
+            if not isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) and not any(words in str(error) for words in NO_MEMORY):
+                raise
+        shrink()
+        gc.collect()                                     # outside of the `except` block, whose traceback holds tensors
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from itertools import product
 from typing import NamedTuple
 
@@ -12,8 +11,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """[start, stop) along one axis; `lead` and `trail` positions of it are shared with the span before and after."""
 
     start: int
@@ -26,27 +24,25 @@ class Span:
         """[start, stop) as an index."""
         return slice(self.start, self.stop)
 
-    def scaled(self, factor: int) -> Span:
-        """The same piece at `factor` times the length."""
-        return Span(self.start * factor, self.stop * factor, self.lead * factor, self.trail * factor)
+    def shrunk(self, factor: int) -> Span:
+        """The same piece of an axis that is so many times shorter."""
+        return Span(*(n // factor for n in self))
 
 
-@dataclass(frozen=True)
-class Box:
+class Box(NamedTuple):
     """A piece of a (..., F, h, w) tensor."""
 
     time: Span
     rows: Span
     columns: Span
 
-    def of(self, x: Tensor, factor: int = 1) -> Tensor:
-        """This piece of x, a view; x has 1 / `factor` of the rows and columns that are meant."""
-        rows, columns = (slice(span.start // factor, span.stop // factor) for span in (self.rows, self.columns))
-        return x[..., self.time.slice, rows, columns]
+    def of(self, x: Tensor) -> Tensor:
+        """This piece of x, a view."""
+        return x[..., self.time.slice, self.rows.slice, self.columns.slice]
 
-    def scaled(self, factor: int) -> Box:
-        """The same piece at `factor` times the height and width."""
-        return Box(self.time, self.rows.scaled(factor), self.columns.scaled(factor))
+    def shrunk(self, factor: int) -> Box:
+        """The same piece of a tensor that is so many times less high and wide."""
+        return Box(self.time, self.rows.shrunk(factor), self.columns.shrunk(factor))
 
 
 def spans(size: int, length: int, overlap: int, multiple: int = 1) -> list[Span]:
@@ -88,7 +84,7 @@ def span_weight(span: Span) -> Tensor:
 
 def box_weight(box: Box, device: torch.device | str = "cpu") -> Tensor:
     """(F, h, w) blending weight of a box."""
-    time, rows, columns = (span_weight(span).to(device, non_blocking=True) for span in (box.time, box.rows, box.columns))
+    time, rows, columns = (span_weight(span).to(device, non_blocking=True) for span in box)
     return time[:, None, None] * rows[:, None] * columns
 
 
@@ -99,11 +95,11 @@ def blend(pieces: Sequence[Box], compute: Callable[[Box], Tensor], *, as_frames:
     """
     if len(pieces) == 1:
         return compute(pieces[0])
-    size = [max(span.stop for span in axis) for axis in zip(*((b.time, b.rows, b.columns) for b in pieces))]
+    size = [max(span.stop for span in axis) for axis in zip(*pieces)]
     cut = any(box.time != pieces[0].time for box in pieces)             # else one frame's weights are all frames'
     total = norm = None
     for box in pieces:
-        part, place = compute(box), box if cut else replace(box, time=Span(0, 1))
+        part, place = compute(box), box if cut else box._replace(time=Span(0, 1))
         if total is None:
             lead = part.shape[:-3]
             total = torch.zeros(*size, *lead, device=part.device) if as_frames else torch.zeros(*lead, *size, device=part.device)

@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vdd_model.inference.color import levels_for, low_frequencies, wavelet_color_transfer
+from vdd_model.inference.color import levels_for, low_frequencies, wavelet_color_transfer_
 
 
 def picture(height=70, width=91, seed=0):
@@ -15,13 +15,13 @@ def picture(height=70, width=91, seed=0):
 @pytest.mark.parametrize("shift, allowed", [(0.0, 1e-6), (0.2, 1e-5), (torch.tensor([0.1, -0.2, 0.05]).view(1, 3, 1, 1), 1e-5)])
 def test_a_color_cast_is_removed_exactly_and_the_same_picture_stays_itself(shift, allowed):
     x = picture()
-    torch.testing.assert_close(wavelet_color_transfer(x + shift, x), x, rtol=0, atol=allowed)
+    torch.testing.assert_close(wavelet_color_transfer_(x + shift, x), x, rtol=0, atol=allowed)
 
 
 def test_slow_drift_is_mostly_removed():
     x = picture(256, 1280)
     drift = F.interpolate(torch.tensor([[[[0.0, 0.2]]]]), size=(256, 1280), mode="bilinear", align_corners=True)
-    left = (wavelet_color_transfer(x + drift, x) - x).abs()
+    left = (wavelet_color_transfer_(x + drift, x) - x).abs()
     assert left[..., 256:-256].max() < 1e-3 and left.max() < 0.03
 
 
@@ -32,7 +32,7 @@ def test_what_deblurring_changes_is_kept(levels):
     x[..., 116:140] = 1
     blurred = F.avg_pool2d(F.pad(x**2.2, (12, 12, 0, 0), mode="replicate"), (1, 25), stride=1) ** (1 / 2.2)
     assert (x - blurred).mean().abs() > 4 / 255                # it is no less bright than the blurred one: that would be the wrong aim
-    torch.testing.assert_close(wavelet_color_transfer(x, blurred, levels), x, rtol=0, atol=1 / 255)
+    torch.testing.assert_close(wavelet_color_transfer_(x.clone(), blurred, levels), x, rtol=0, atol=1 / 255)
 
 
 @pytest.mark.parametrize("blur", [1, 9, 31])
@@ -41,7 +41,7 @@ def test_a_drift_is_repaired_beside_details_that_are_restored(blur):
     sharp = picture(240, 320)
     blurred = F.avg_pool2d(F.pad(sharp, (blur // 2, blur // 2, 0, 0), mode="reflect"), (1, blur), stride=1)
     cast = torch.tensor([8.0, -8.0, 8.0]).view(3, 1, 1) / 255
-    repaired = wavelet_color_transfer(sharp + cast, blurred)
+    repaired = wavelet_color_transfer_(sharp + cast, blurred)
     assert (repaired - sharp).abs().mean() < 0.15 * 8 / 255
 
 
@@ -49,13 +49,13 @@ def test_details_of_the_output_are_kept():
     """A fine checkerboard passes through although the reference has none."""
     x = picture(96, 96)
     board = 0.1 * ((torch.arange(96)[:, None] + torch.arange(96)) % 2 * 2 - 1)
-    torch.testing.assert_close(wavelet_color_transfer(x + board, x)[..., 8:-8, 8:-8], (x + board)[..., 8:-8, 8:-8], rtol=0, atol=2e-3)
+    torch.testing.assert_close(wavelet_color_transfer_(x + board, x)[..., 8:-8, 8:-8], (x + board)[..., 8:-8, 8:-8], rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (2, 3), (5, 64), (33, 17)])
 def test_any_size(size):
     x = torch.rand(1, 3, *size)
-    y = wavelet_color_transfer(x + 0.25, x)
+    y = wavelet_color_transfer_(x + 0.25, x)
     assert y.shape == x.shape
     torch.testing.assert_close(y, x, rtol=0, atol=1e-5)
 
@@ -72,11 +72,6 @@ def test_low_frequencies_are_those_of_the_plain_transform():
             low = 0.25 * padded.narrow(axis, 0, n) + 0.5 * low + 0.25 * padded.narrow(axis, 2 * step, n)
     error = (F.interpolate(low_frequencies(x), size=(600, 680), mode="bilinear", align_corners=False) - low).abs()
     assert error[..., 260:-260, 260:-260].max() < 0.005 and error.max() < 0.06
-
-
-def test_too_few_levels_are_refused():
-    with pytest.raises(ValueError, match="levels"):
-        wavelet_color_transfer(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8), levels=1)
 
 
 def test_small_tiles_are_evened_out_at_a_third_of_their_size():

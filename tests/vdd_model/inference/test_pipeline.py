@@ -104,7 +104,7 @@ def test_a_model_that_returns_its_input_gives_the_input(frames, height, width, o
 
 def test_large_frames_go_through_tiles(monkeypatch):
     assert str(inference.make_tiling(None, None, 2160, 3840, 16)) == "tiles of 768 x 768 pixels"
-    assert inference.make_tiling(None, None, 720, 1280, 16) == inference.Tiling()
+    assert inference.make_tiling(None, None, 720, 1280, 16) == inference.Tiling(divisor=16)
     monkeypatch.setattr(inference, "WHOLE_FRAME_PIXELS", 320 * 192)          # 4K at a quarter of its size
     monkeypatch.setattr(inference, "DEFAULT_TILE", 192)
     stub, x = Stub(), clip(2, 540, 960)
@@ -297,12 +297,24 @@ def test_a_restart_gives_the_same_bits(tiny_model, frames, window, overlap):
     assert list(Deblurrer(tiny_model, device="cpu").stream(iter(x), DeblurOptions(**options), first_frame=frames)) == []
 
 
+@pytest.mark.parametrize("window, overlap", [(2, 1), (3, 1)])
+def test_a_restart_without_the_unet_needs_no_more_than_one_with_it(tiny_model, window, overlap):
+    """One step cuts a clip into windows of its own; what is said of the input holds for it too."""
+    x, options = clip(13, 8, 8), DeblurOptions(window=window, overlap=overlap, scenes="off", repeats="off")
+    whole = Deblurrer(tiny_model, device="cpu").deblur(x, options)
+    for first in (5, 11):
+        start = first_input_frame(first, options)
+        found = Deblurrer(tiny_model, device="cpu").stream(iter(x[start:]), options, first_frame=first, input_start=start)
+        assert torch.equal(torch.cat(list(found)), whole[first:])
+
+
 def test_input_behind_the_restart_point_is_refused(tiny_model):
     alone = DeblurOptions(scenes="off", repeats="off")
     for options, needed in ((alone, 12), (DeblurOptions(), 0)):
         assert first_input_frame(50, options) == needed
         with pytest.raises(ValueError, match=f"needed from {needed} on"):
-            Deblurrer(tiny_model, device="cpu").stream(iter(clip(4)), options, first_frame=50, input_start=needed + 1)
+            Deblurrer(tiny_model, device="cpu").stream(iter(clip(4)), dataclasses.replace(options, steps=2), first_frame=50,
+                                                       input_start=needed + 1)
 
 
 def test_an_empty_stream_gives_nothing():

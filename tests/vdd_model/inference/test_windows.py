@@ -67,10 +67,10 @@ def test_one_box_is_passed_through_untouched():
     assert blend(boxes((3, 4, 5), (8, 8, 8), (0, 0, 0)), lambda box: x) is x
 
 
-def test_box_scaling():
-    box = Box(Span(0, 3), Span(4, 8, 2, 1), Span(8, 12, 0, 2))
-    assert box.scaled(4) == Box(Span(0, 3), Span(16, 32, 8, 4), Span(32, 48, 0, 8))
-    assert box_weight(box).shape == (3, 4, 4)
+def test_a_box_of_latents():
+    box = Box(Span(0, 3), Span(16, 32, 8, 4), Span(32, 48, 0, 8))
+    assert box.shrunk(4) == Box(Span(0, 3), Span(4, 8, 2, 1), Span(8, 12, 0, 2))
+    assert box_weight(box.shrunk(4)).shape == (3, 4, 4)
 
 
 def steps(total, window, overlap, first=0):
