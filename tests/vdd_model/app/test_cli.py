@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from media_tools import IdentityDeblurrer, pattern, pictures, save_clip
+from media_tools import IdentityDeblurrer, pattern, pictures, save_clip, vdd
 
 from vdd_model.app.cli import main, parser
 from vdd_model.media.video import probe
@@ -99,19 +99,17 @@ def test_the_folder_one_stands_in(tmp_path, monkeypatch, capsys):
     for folder, where in (("one", "."), ("two/deep", "..")):
         (tmp_path / folder).mkdir(parents=True)
         monkeypatch.chdir(tmp_path / folder)
-        assert main(["deblur", str(tmp_path / "in"), "-o", where, "--force", "--preview"], IdentityDeblurrer()) == 0
+        vdd(capsys, tmp_path / "in", "-o", where, "--force", "--preview")
     names = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.png"))
     assert names == ["in/a.png", "one.preview.png", "one/a.png", "two.preview.png", "two/a.png"]
-    assert main(["deblur", str(tmp_path / "in"), "-o", "/", "--force"], IdentityDeblurrer()) == 1
-    assert "choose a folder inside it" in capsys.readouterr().err
+    assert "choose a folder inside it" in vdd(capsys, tmp_path / "in", "-o", "/", "--force", code=1)
 
 
 def test_a_folder_with_a_dot_in_its_name(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     clip(tmp_path / "a.mp4")
-    assert main(["deblur", "a.mp4", "-o", "results_v1.2"], IdentityDeblurrer()) == 1
-    assert "for a folder of that name, write results_v1.2/" in capsys.readouterr().err
-    assert main(["deblur", "a.mp4", "-o", "results_v1.2/"], IdentityDeblurrer()) == 0
+    assert "for a folder of that name, write results_v1.2/" in vdd(capsys, "a.mp4", "-o", "results_v1.2", code=1)
+    vdd(capsys, "a.mp4", "-o", "results_v1.2/")
     assert (tmp_path / "results_v1.2" / "a.mp4").is_file()
 
 
@@ -144,18 +142,16 @@ def test_several_inputs(tmp_path, capsys):
     assert sorted(p.name for p in out.iterdir()) == ["a.mp4", "b.mov", "stills"]
     assert len(list((out / "stills").iterdir())) == 3
     assert capsys.readouterr().out.count("frames/s") == 3
-    assert main(["deblur", str(tmp_path / "a.mp4"), "-o", str(out)], IdentityDeblurrer()) == 1
-    assert "--force" in capsys.readouterr().err
-    assert main(["deblur", str(tmp_path / "a.mp4"), "-o", str(out), "--force"], IdentityDeblurrer()) == 0
+    assert "--force" in vdd(capsys, tmp_path / "a.mp4", "-o", out, code=1)
+    vdd(capsys, tmp_path / "a.mp4", "-o", out, "--force")
 
 
 def test_one_bad_clip_does_not_stop_the_others(tmp_path, capsys):
     clip(tmp_path / "a.mp4")
     (tmp_path / "b.mp4").write_bytes(b"not a video" * 50)
     clip(tmp_path / "c.mp4")
-    assert main(["deblur", str(tmp_path), "-o", str(tmp_path / "out")], IdentityDeblurrer()) == 1
+    error = vdd(capsys, tmp_path, "-o", tmp_path / "out", code=1)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.mp4", "c.mp4"]
-    error = capsys.readouterr().err
     assert "b.mp4 is not a video" in error and "1 of 3 clips failed" in error
 
 

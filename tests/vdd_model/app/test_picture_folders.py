@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from media_tools import IdentityDeblurrer, deblur, pattern, pictures, save_clip
+from media_tools import IdentityDeblurrer, deblur, pattern, pictures, save_clip, vdd
 
-from vdd_model.app.cli import main
 from vdd_model.media import sinks
 from vdd_model.media.video import part_folder, read_clip, read_image, write_image
 
@@ -109,16 +108,16 @@ def test_a_folder_may_hold_other_files(tmp_path, capsys):
     out.mkdir()
     write_image(out / "0_cover.png", torch.ones(48, 64, 3))
     cover = (out / "0_cover.png").read_bytes()
-    command = ["deblur", str(taken), "-o", str(out)]
-    assert main([*command, "--resume", "--preview"], IdentityDeblurrer()) == 0
+    vdd(capsys, taken, "-o", out, "--resume", "--preview")
     assert [p.name for p in sorted(out.iterdir())] == ["0.png", "0_cover.png", "1.png", "2.png"]
     assert (out / "0_cover.png").read_bytes() == cover
     still = read_clip(tmp_path / "out.preview.png")[0]
     assert torch.equal(still[:, :64], still[:, 68:])
-    assert main([*command, "--resume"], IdentityDeblurrer()) == 0 and "was left as it is" in capsys.readouterr().err
-    assert main(command, IdentityDeblurrer()) == 1 and f"{out / '0.png'} exists already" in capsys.readouterr().err
+    assert "was left as it is" in vdd(capsys, taken, "-o", out, "--resume")
+    assert f"{out / '0.png'} exists already" in vdd(capsys, taken, "-o", out, code=1)
     (out / "2.png").unlink()
-    assert main(["deblur", str(taken / "2.png"), "-o", str(out)], IdentityDeblurrer()) == 0 and (out / "2.png").exists()
-    frames = ["deblur", str(save_clip(tmp_path / "a.mp4", [pattern(i) for i in range(5)])), "-o", str(out), "--codec", "png"]
-    assert main(frames, IdentityDeblurrer()) == 0 and (out / "frame_000004.png").exists()
-    assert main(frames, IdentityDeblurrer()) == 1 and "frame_000000.png exists already" in capsys.readouterr().err
+    frames = [save_clip(tmp_path / "a.mp4", [pattern(i) for i in range(5)]), "-o", out, "--codec", "png"]
+    for command, made in (((taken / "2.png", "-o", out), "2.png"), (frames, "frame_000004.png")):
+        vdd(capsys, *command)
+        assert (out / made).exists()
+    assert "frame_000000.png exists already" in vdd(capsys, *frames, code=1)

@@ -3,9 +3,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from media_tools import IdentityDeblurrer, deblur, pattern, save_clip
+from media_tools import IdentityDeblurrer, deblur, pattern, save_clip, vdd
 
-from vdd_model.app.cli import main
 from vdd_model.media.video import probe, read_clip, write_image
 
 
@@ -36,32 +35,31 @@ def test_a_preview_replaces_nothing(tmp_path, capsys):
     """Not the input, no file that was there, nor the preview of another output."""
     source = save_clip(tmp_path / "k.mp4.preview.mp4", [pattern(i) for i in range(3)])
     before = source.read_bytes()
-    command = ["deblur", str(source), "-o", str(tmp_path / "k.mp4"), "--preview"]
-    assert main([*command, "--force"], IdentityDeblurrer()) == 1 and source.read_bytes() == before
-    assert "would replace an input" in capsys.readouterr().err and not (tmp_path / "k.mp4").exists()
-    assert main(command[:-1], IdentityDeblurrer()) == 0
-    assert main([*command, "--resume"], IdentityDeblurrer()) == 1 and source.read_bytes() == before
+    command = [source, "-o", tmp_path / "k.mp4", "--preview"]
+    assert "would replace an input" in vdd(capsys, *command, "--force", code=1) and not (tmp_path / "k.mp4").exists()
+    vdd(capsys, *command[:-1])
+    vdd(capsys, *command, "--resume", code=1)
+    assert source.read_bytes() == before
     other = save_clip(tmp_path / "k.mp4", [pattern(0)] * 2)
-    assert main(["deblur", str(source), str(other), "-o", str(tmp_path / "both"), "--preview"], IdentityDeblurrer()) == 1
-    assert "would replace an output" in capsys.readouterr().err and not (tmp_path / "both").exists()
-    inputs = [save_clip(tmp_path / f"d{suffix}", [pattern(0)] * 2) for suffix in (".mp4", ".mov")]
-    several = ["deblur", *map(str, inputs), "-o", str(tmp_path / "out"), "--preview"]
-    assert main(several, IdentityDeblurrer()) == 0
+    assert "would replace an output" in vdd(capsys, source, other, "-o", tmp_path / "both", "--preview", code=1)
+    assert not (tmp_path / "both").exists()
+    several = [*(save_clip(tmp_path / f"d{suffix}", [pattern(0)] * 2) for suffix in (".mp4", ".mov")), "-o", tmp_path / "out", "--preview"]
+    vdd(capsys, *several)
     assert sorted(p.name for p in (tmp_path / "out").glob("*.preview.mp4")) == ["d.mov.preview.mp4", "d.mp4.preview.mp4"]
     for target in ("d.mp4", "d.mov"):
         (tmp_path / "out" / target).unlink()
-    assert main(several, IdentityDeblurrer()) == 1 and "exists already" in capsys.readouterr().err
-    assert main([*several, "--force"], IdentityDeblurrer()) == 0
+    assert "exists already" in vdd(capsys, *several, code=1)
+    vdd(capsys, *several, "--force")
 
 
-def test_resume_adds_a_preview_that_is_missing(tmp_path):
+def test_resume_adds_a_preview_that_is_missing(tmp_path, capsys):
     source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(3)])
-    command = ["deblur", str(source), "-o", str(tmp_path / "o.mp4")]
-    assert main(command, IdentityDeblurrer()) == 0
+    command = [source, "-o", tmp_path / "o.mp4"]
+    vdd(capsys, *command)
     written = (tmp_path / "o.mp4").stat().st_mtime_ns
-    assert main([*command, "--resume", "--preview"], IdentityDeblurrer()) == 0
+    vdd(capsys, *command, "--resume", "--preview")
     assert probe(tmp_path / "o.mp4.preview.mp4").num_frames == 3 and (tmp_path / "o.mp4").stat().st_mtime_ns == written
     (tmp_path / "o.mp4.preview.mp4").unlink()
     save_clip(tmp_path / "o.mp4", [np.tile(pattern(0), (2, 2, 1))] * 3)              # an upscaled one
-    assert main([*command, "--resume", "--preview"], IdentityDeblurrer()) == 0
+    vdd(capsys, *command, "--resume", "--preview")
     assert not (tmp_path / "o.mp4.preview.mp4").exists()

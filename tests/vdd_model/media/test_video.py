@@ -405,10 +405,3 @@ def test_the_last_frame_is_held_as_long_as_before(tmp_path):
     assert clip.constant_rate and clip.rate == 25
     assert [frame.duration * clip.time_base * 25 for frame in read(clip)] == [1, 1, 1, 6]
     assert [frame.duration * clip.time_base * 25 for frame in read(clip, 3)] == [6]
-
-
-def test_reading_from_a_later_frame_is_the_same(tmp_path):
-    clip = probe(save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(20)]))
-    whole, tail = list(read(clip)), list(read(clip, 13))
-    assert [f.index for f in tail] == list(range(13, 20))
-    assert all(torch.equal(a.rgb, b.rgb) and a.pts == b.pts for a, b in zip(whole[13:], tail))
