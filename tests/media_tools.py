@@ -106,13 +106,26 @@ def encode_sound(out, stream, values: np.ndarray, kind: str) -> None:
     out.mux(stream.encode(None))
 
 
+def save_sounds(path: Path, *codecs: str, frames: int = 10, video: str = "libx264", values=None, kind: str = "fltp") -> Path:
+    """A clip with a stereo stream of 48 kHz in each codec: silence, or these values."""
+    with av.open(str(path), "w") as out:
+        stream, *sounds = add_video(out, video), *(out.add_stream(name, rate=48000, layout="stereo", bit_rate=128000) for name in codecs)
+        encode(out, stream, [pattern(i) for i in range(frames)])
+        for sound in sounds:
+            encode_sound(out, sound, np.zeros((2, 14400), np.float32) if values is None else values, kind)
+    return path
+
+
 def save_clip(path: Path, frames: Sequence[np.ndarray], *, codec: str = "libx264", pix_fmt: str = "yuv420p", rate: Fraction = Fraction(25),
               times: Sequence[int] | None = None, time_base: Fraction | None = None, tags: ColorTags | None = None, alpha=None,
-              audio: bool = False, options: dict | None = None, container_options: dict | None = None) -> Path:
+              audio: bool = False, options: dict | None = None, container_options: dict | None = None, metadata: dict | None = None,
+              track: dict | None = None) -> Path:
     """Write a clip straight with PyAV, independently of vdd_model.media.encoding."""
     tags = tags or ColorTags(1, 1, 1, False)
     with av.open(str(path), "w", options=container_options or {}) as out:
         stream = add_video(out, codec, pix_fmt, frames[0].shape[:2], rate)
+        out.metadata.update(metadata or {})
+        stream.metadata.update(track or {})
         context = stream.codec_context
         context.time_base = stream.time_base = time_base or 1 / rate
         context.options = options if options is not None else {"crf": "4", "preset": "veryfast"} if "264" in codec else {}

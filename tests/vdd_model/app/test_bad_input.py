@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from media_tools import IdentityDeblurrer, add_video, encode, encode_sound, encoded, pattern, pictures, save_clip, vdd
+from media_tools import IdentityDeblurrer, add_video, encoded, pattern, pictures, save_clip, save_sounds, vdd
 
 from vdd_model.inference.pipeline import Deblurrer
 from vdd_model.media.video import part_folder, probe, read, read_clip, write_image
@@ -195,11 +195,7 @@ def test_what_a_shell_may_hand_over_instead_of_a_name(tmp_path, capfd, whole, mo
 
 
 def test_sound_that_does_not_fit(tmp_path, capfd):
-    source = tmp_path / "in.mkv"
-    with av.open(str(source), "w") as out:
-        video, sound = add_video(out), out.add_stream("wavpack", rate=44100, layout="mono")
-        encode(out, video, [pattern(i) for i in range(5)])
-        encode_sound(out, sound, np.zeros((1, 4096), np.float32), "fltp")
+    source = save_sounds(tmp_path / "in.mkv", "wavpack")
     error = vdd(capfd, source, "-o", tmp_path / "out.mp4", code=1)              # what is advised is tried before
     assert "(wavpack) cannot be stored in .mp4; choose an output ending in .mkv, or --no-audio" in error
     assert not part_folder(tmp_path / "out.mp4").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from media_tools import add_video, deblur, encode, encode_sound, heard, lpcm, packets, pattern, save_clip
+from media_tools import deblur, heard, lpcm, packets, pattern, save_clip, save_sounds
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -18,13 +18,8 @@ from vdd_model.media.video import probe, read, read_clip, write_video
 SUFFIXES = [".mp4", ".mov", ".mkv"]
 
 
-def tagged(path: Path, metadata: dict, track: dict, **options) -> Path:
-    with av.open(str(path), "w", options=options) as out:
-        out.metadata.update(metadata)
-        stream = add_video(out)
-        stream.metadata.update(track)
-        encode(out, stream, [pattern(i) for i in range(3)])
-    return path
+def tagged(path: Path, metadata: dict, track: dict | None = None, **options) -> Path:
+    return save_clip(path, [pattern(i) for i in range(3)], metadata=metadata, track=track, container_options=options)
 
 
 @pytest.mark.parametrize("target", SUFFIXES)
@@ -126,12 +121,8 @@ def test_the_place_of_chroma_is_kept(tmp_path, codec, suffix):
 @pytest.mark.parametrize("source, video, codec", [(".avi", "mpeg4", "adpcm_ima_wav"), (".wmv", "wmv2", "wmav2")])
 def test_sound_that_no_output_takes_is_stored_as_it_is_decoded(tmp_path, source, video, codec, suffix, stored):
     """FFmpeg's list for Matroska has none of them."""
-    given = tmp_path / f"in{source}"
-    with av.open(str(given), "w") as out:
-        stream, sound = add_video(out, video), out.add_stream(codec, rate=48000, layout="stereo")
-        sound.bit_rate = 128000
-        encode(out, stream, [pattern(i) for i in range(8)])
-        encode_sound(out, sound, (8000 * np.sin(np.arange(15360) * 0.05)).astype(np.int16).repeat(2)[None], "s16")
+    wave = (8000 * np.sin(np.arange(15360) * 0.05)).astype(np.int16).repeat(2)[None]
+    given = save_sounds(tmp_path / f"in{source}", codec, video=video, frames=8, values=wave, kind="s16")
 
     def samples(path):
         with av.open(str(path)) as file:
@@ -165,11 +156,8 @@ def test_sound_of_camcorders_is_converted_without_loss(tmp_path, codec, bits, ch
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_uncompressed_sound_goes_into_every_container(tmp_path, suffix):
     for number, codec in enumerate(["pcm_s16be", "pcm_alaw", "pcm_f32be", "pcm_u8", "pcm_s24be"]):
-        source = tmp_path / f"{number}.nut"
-        with av.open(str(source), "w") as out:
-            stream, sound = add_video(out), out.add_stream(codec, rate=48000, layout="stereo")
-            encode(out, stream, [pattern(i) for i in range(3)])
-            encode_sound(out, sound, np.random.default_rng(1).integers(-9000, 9000, (1, 9600)).astype(np.int16), "s16")
+        noise = np.random.default_rng(1).integers(-9000, 9000, (1, 9600)).astype(np.int16)
+        source = save_sounds(tmp_path / f"{number}.nut", codec, frames=3, values=noise, kind="s16")
         deblur(source, tmp_path / f"{number}{suffix}")
         sounds = []
         for path in (source, tmp_path / f"{number}{suffix}"):

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import av
 import pytest
-from media_tools import add_video, eight_bits, noisy, pattern, remuxed, save_clip, save_packets, seen
+from media_tools import eight_bits, noisy, pattern, remuxed, save_clip, save_packets, seen, with_data
 from PIL import Image
 
-from vdd_model.media.pixel_formats import ColorTags, from_rgb
+from vdd_model.media.pixel_formats import ColorTags
 from vdd_model.media.reader import _is_short
 from vdd_model.media.video import probe
 
@@ -86,20 +86,9 @@ def test_half_a_picture_that_a_parser_joins_to_the_next(tmp_path):
 @pytest.mark.parametrize("short", [0, 20])
 def test_motion_jpeg_without_end_markers(tmp_path, short):
     """Many cameras leave them away. What lacks a few bytes more lacks a part of its last rows."""
-    context = av.CodecContext.create("mjpeg", "w")
-    context.width, context.height, context.pix_fmt, context.time_base = 176, 144, "yuvj420p", Fraction(1, 25)
-    with av.open(str(tmp_path / "in.avi"), "w") as out:
-        stream = add_video(out, "mjpeg", "yuvj420p", (144, 176))
-        out.start_encoding()
-        for i, rgb in enumerate(noisy(4, 144, 176, 0.05)):
-            frame = from_rgb(rgb, None, "yuvj420p", ColorTags(5, 1, 1, True))
-            frame.pts = i
-            data, = (bytes(packet) for packet in context.encode(frame))
-            packet = av.Packet(data[:-2 - short * (i == 2)])
-            packet.pts = packet.dts = i
-            packet.time_base, packet.is_keyframe, packet.stream = Fraction(1, 25), True, stream
-            out.mux(packet)
-    assert seen(tmp_path / "in.avi")[:2] == (4, short > 0)
+    whole = save_clip(tmp_path / "whole.avi", noisy(4, 144, 176, 0.05), codec="mjpeg", pix_fmt="yuvj420p", tags=ColorTags(5, 1, 1, True))
+    unended = remuxed(whole, tmp_path / "in.avi", lambda packet, i: with_data(packet, bytes(packet)[:-2 - short * (i == 2)]))
+    assert seen(unended)[:2] == (4, short > 0)
 
 
 def test_packets_of_vc2_tell_their_length():

@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from media_tools import add_video, encode, encode_sound, packets, pattern, save_clip, vdd
+from media_tools import add_video, encode, encode_sound, packets, pattern, save_clip, save_sounds, vdd
 from PIL import Image, ImageCms
 
 from vdd_model.media.clip import MediaError
@@ -111,13 +111,7 @@ def test_attached_files(tmp_path, capfd):
 @pytest.mark.parametrize("target, kept", [("o.mov", ["aac"]), ("o.mp4", ["aac", "opus"]), ("o.mkv", ["aac", "opus"])])
 def test_sound_that_a_container_refuses_late_is_known_early(tmp_path, capfd, target, kept):
     """FFmpeg lists Opus among what .mov takes, and refuses it when the header is written."""
-    source = tmp_path / "in.mkv"
-    with av.open(str(source), "w") as out:
-        video, *sounds = add_video(out), *(out.add_stream(name, rate=48000, layout="stereo") for name in ("aac", "libopus"))
-        encode(out, video, [pattern(i) for i in range(10)])
-        for sound in sounds:
-            encode_sound(out, sound, np.zeros((2, 14400), np.float32), "fltp")
-    told = vdd(capfd, source, "-o", tmp_path / target)
+    told = vdd(capfd, save_sounds(tmp_path / "in.mkv", "aac", "libopus"), "-o", tmp_path / target)
     assert list(probe(tmp_path / target).sound) == kept
     assert told.count("left out") == 2 - len(kept)
 
