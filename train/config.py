@@ -54,7 +54,7 @@ class StageConfig:
     lr: float = 5e-5
     min_lr: float = 0.0                   # where the cosine ends, as a fraction of lr
     warmup: int = 100                     # steps
-    optimizer: str = "adamw"              # or muon: matrices take orthogonalised steps (train.muon)
+    optimizer: str = "adamw"              # or muon: matrices take orthogonalised steps (train.muon); not with fsdp
     weight_decay: float = 0.01
     betas: tuple[float, ...] = (0.9, 0.999)
     eps: float = 1e-8
@@ -123,6 +123,7 @@ class TrainConfig:
     channels_last: bool = False
     gradient_checkpointing: bool = False
     compile: bool = False
+    fsdp: bool = False                    # spreads the weights over the processes (train.shard)
     log_every: int = 20
     save_every: int = 500                 # steps
     save_minutes: float = 10.0            # and at least this often
@@ -195,6 +196,7 @@ def check(config: TrainConfig) -> TrainConfig:
     _at_least(config, "", keep=1, save_every=1, log_every=1, threads=0, save_minutes=0)
     _at_least(config.data, "data.", workers=0, samples=0)
     _at_least(config.validation, "validation.", every=0, clips=0, frames=1, crop=1, pairs_crop=0)
+    _require(not (config.fsdp and config.channels_last), "channels_last: not with fsdp, which shares out contiguous weights only")
     divisor = model_config(config).divisor
     for number, stage in enumerate(config.stages):
         at = f"stages[{number}]"
@@ -206,6 +208,7 @@ def check(config: TrainConfig) -> TrainConfig:
         _require(not stage.rescale or stage.kind.startswith("stage"), f"{at}.rescale: encoder 2 has no estimate before stage 1")
         _require(stage.crop % divisor == 0, f"{at}.crop: {stage.crop} is no multiple of {divisor}, the model's divisor")
         _require(stage.optimizer in ("adamw", "muon"), f"{at}.optimizer: adamw or muon, found {stage.optimizer!r}")
+        _require(stage.optimizer == "adamw" or not config.fsdp, f"{at}.optimizer: muon needs whole matrices; use adamw with fsdp")
         _require(len(stage.betas) == 2 and 0 <= min(stage.betas) <= max(stage.betas) < 1,
                  f"{at}.betas: two numbers in [0, 1), found {list(stage.betas)}")
         for key in ("last_timestep", "image_dropout", "prior_success"):

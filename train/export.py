@@ -13,6 +13,7 @@ from vdd_model.checkpoint import store as checkpoint
 from vdd_model.errors import UserError
 from vdd_model.media.files import written_aside
 
+from . import state as states
 from .config import TrainConfig
 from .stages import with_followers
 
@@ -21,8 +22,8 @@ def export(run, work, note: str) -> Path:
     """vdd.safetensors in the run's folder. run, work: `train.start.Run`, `train.loop.Work` (None between two stages)."""
     path = run.folder / "vdd.safetensors"
     with work.average.shown() if work is not None else contextlib.nullcontext():
+        state = with_followers(states.whole_state(run.model))
         if run.main:
-            state = with_followers(run.model.state_dict())
             # where files lay on the machine that trained is nobody else's business
             config = {k: v for k, v in dataclasses.asdict(run.config).items() if k not in ("root", "out", "init")}
             training = {**origin(run.config, run.position.stage), "run": note, "steps": run.position.total, "hours": run.position.hours,

@@ -30,6 +30,7 @@ from .config import StageConfig, TrainConfig
 from .data.readers import DataError
 from .data.source import Batches, open_source
 from .muon import Muon
+from .shard import shard, whole
 from .stages import StageLoss, generator, prepare_weights, set_trainable, settle_weights
 from .start import Run
 
@@ -40,7 +41,7 @@ class Work:
 
     stage: StageConfig
     number: int
-    module: nn.Module              # StageLoss, wrapped by accelerate
+    module: nn.Module              # StageLoss, wrapped by accelerate or sharded
     parameters: dict[str, Tensor]  # those that train, by name
     optimizer: torch.optim.Optimizer
     average: states.Average
@@ -90,13 +91,17 @@ def begin_stage(this: Run, stage: StageConfig) -> Work:
     if not this.position.step:
         for text in prepare_weights(model, stage, lambda: _stills(this, batches)):
             this.say(text)
-    module = accelerator.prepare(StageLoss(model, stage, seed=config.seed, number=number).to(this.device))
+    module = StageLoss(model, stage, seed=config.seed, number=number).to(this.device)
+    if config.fsdp:
+        shard(module, this.device)
+    else:
+        module = accelerator.prepare(module)
 
     # ---- optimiser and averages
-    parameters = {name: model.get_parameter(name) for name in names}
+    parameters = {name: model.get_parameter(name) for name in names}             # sharing them out has made new ones
     make = functools.partial(Muon, dtype=getattr(torch, config.precision)) if stage.optimizer == "muon" else torch.optim.AdamW
     optimizer = make(list(parameters.values()), lr=stage.lr, betas=tuple(stage.betas), eps=stage.eps, weight_decay=stage.weight_decay,
-                     fused=True)
+                     fused=not config.fsdp)
     work = Work(stage, number, module, parameters, optimizer, states.Average(parameters.values(), config.ema), batches)
     if this.restored is not None:
         states.restore(this.restored, work)
@@ -126,13 +131,12 @@ def train_stage(this: Run, work: Work, ending: Callable[[], bool]) -> bool:
             for k in range(stage.accumulation):
                 part = position.step * stage.accumulation + k
                 clips, positions = work.batches.take(part), work.batches.positions(part)
-                last = k == stage.accumulation - 1                       # with it the gradients travel between processes
-                with contextlib.nullcontext() if last else this.accelerator.no_sync(work.module), this.accelerator.autocast():
+                with _sharing(this, work, k == stage.accumulation - 1), this.accelerator.autocast():
                     terms = work.module(clips.blurred, clips.sharp, positions, clips.prior)
                     (terms["loss"] / stage.accumulation).backward()
                 rows.append(torch.stack([value.detach().float() for value in terms.values()]))
                 files += clips.names
-            norm = torch.nn.utils.clip_grad_norm_(work.parameters.values(), stage.clip or math.inf)
+            norm = whole(torch.nn.utils.clip_grad_norm_(work.parameters.values(), stage.clip or math.inf))
 
             # ---- one step of the optimiser and of the averages
             rate = stage.lr * learning_rate(stage, position.step, done)
@@ -170,6 +174,8 @@ def finish_stage(this: Run, work: Work) -> None:
     position = this.position
     validate(this, work)
     work.average.swap()
+    if this.config.fsdp:                                 # whole again: the next stage shards anew
+        this.model = start.prepare_model(states.whole_model(this.model), this.config, this.device)
     for text in settle_weights(this.model, work.stage, lambda: _stills(this, work.batches)):
         this.say(text)
     this.accelerator.free_memory()
@@ -182,28 +188,33 @@ def finish_stage(this: Run, work: Work) -> None:
 def validate(this: Run, work: Work) -> None:
     """Table and panel with the averaged weights; the curve so far. On the main process. What fails here does not end the run."""
     this.journal.flush()
+    if this.config.fsdp:
+        with work.average.shown():
+            model, shown = states.whole_model(this.model), contextlib.nullcontext()
+    else:
+        model, shown = this.model, work.average.shown()
     if not this.main:
         return
     panel = this.folder / "panels" / f"{work.number:02d}-{work.stage.kind}-{this.position.step:07d}.png"
-    this.model.eval()
+    model.eval()
     try:
-        with work.average.shown(), this.accelerator.autocast():
-            scores = checks.validate(this.model, this.clips, work.stage.kind, this.device, panel)
+        with shown, this.accelerator.autocast():
+            scores = checks.validate(model, this.clips, work.stage.kind, this.device, panel)
         if scores:
             this.journal.validation(this.position, scores, checks.table(scores))
             checks.save_curve(this.journal.records(), this.folder / "curve.png")
     except UserError as error:
         this.say(f"validation: {error}")
-    this.model.train()
+    model.train()
 
 
 def save(this: Run, work: Work | None) -> None:
     """A state from which a restart continues bit for bit. Pending losses are looked at first, so that no state is saved with NaNs."""
     this.journal.flush()
+    tensors = states.collect(this.model, work)
     if this.main:
         record = {"config": dataclasses.asdict(this.config), "model": this.model.config.to_json()}
-        this.journal.last_state = states.save(this.folder / "states", this.position, record, states.collect(this.model, work),
-                                              this.config.keep)
+        this.journal.last_state = states.save(this.folder / "states", this.position, record, tensors, this.config.keep)
     this.saved_at = time.monotonic()
 
 
@@ -220,6 +231,14 @@ def _seed(seed: int, number: int, what: str = "clips") -> int:
 def _stills(this: Run, batches: Batches) -> list:
     """Clips of one frame that no step sees."""
     return batches.stills(_seed(this.config.seed, this.position.stage, "scale"))
+
+
+def _sharing(this: Run, work: Work, last: bool):
+    """Gradients travel between processes with the batch's last part only."""
+    if this.config.fsdp:
+        work.module.set_requires_gradient_sync(last)
+        return contextlib.nullcontext()
+    return contextlib.nullcontext() if last else this.accelerator.no_sync(work.module)
 
 
 def _stance(wanted: bool, stance: str):

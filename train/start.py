@@ -238,15 +238,18 @@ def _on_cpu() -> bool:
 
 
 def make_accelerator(config: TrainConfig):
-    """accelerate for this process: precision, trackers, gradients shared by DDP."""
+    """accelerate for this process: precision, trackers, gradients shared by DDP (`fsdp` is ours, see `train.shard`)."""
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     shared = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
     patient = InitProcessGroupKwargs(timeout=timedelta(hours=2))         # the others wait while one writes a state or validates
     try:
-        return Accelerator(mixed_precision="bf16" if config.precision == "bfloat16" else "no",
-                           log_with=list(config.trackers) or None, project_dir=config.out if config.trackers else None,
-                           kwargs_handlers=[shared, patient], cpu=_on_cpu())
+        accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bfloat16" else "no",
+                                  log_with=list(config.trackers) or None, project_dir=config.out if config.trackers else None,
+                                  kwargs_handlers=[shared, patient], cpu=_on_cpu())
     except ValueError as error:                                          # an unknown tracker
         raise ConfigError(f"trackers: {error}") from None
+    if config.fsdp and not torch.distributed.is_initialized():
+        raise ConfigError("fsdp: start the processes with torchrun or `accelerate launch`; a single one has nothing to share out")
+    return accelerator

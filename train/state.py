@@ -1,5 +1,5 @@
-"""A run's states on disk: one safetensors file each, written aside and renamed, the last few kept; the same, however many processes share
-a run."""
+"""A run's states on disk: one safetensors file each, written aside and renamed, the last few kept; whole, however many processes
+share a run."""
 from __future__ import annotations
 
 import contextlib
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from vdd_model.checkpoint.tensorfile import CheckpointError, read_file, write_tensors
 from vdd_model.errors import UserError
+from vdd_model.networks.model import DeblurModel
 
 from .config import TRAINABLE
+from .shard import like, part, whole
 
 
 @dataclass
@@ -67,8 +69,8 @@ def save(folder: Path, position: Position, record: Mapping, tensors: Mapping[str
 
 def newest(folder: Path, say=print) -> State | None:
     """The newest state that can be read, or None. A damaged file is passed over and named. Half-written files are removed."""
-    for part in folder.glob(".*.part"):
-        part.unlink(missing_ok=True)
+    for half in folder.glob(".*.part"):
+        half.unlink(missing_ok=True)
     for path in files(folder):
         try:
             _, tensors, metadata = read_file(path)
@@ -99,7 +101,7 @@ class Average:
 
     def __init__(self, parameters: Iterable[Tensor], decay: float):
         self.decay, self.updates = decay, 0
-        self.parameters = [p.detach() for p in parameters]
+        self.parameters = [part(p) for p in parameters]
         self.values = [p.clone().float() for p in self.parameters] if decay else []
 
     @torch.no_grad()
@@ -131,12 +133,26 @@ class Average:
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")                       # steps of its own: a branch that only some batches train has made fewer
 
 
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """The model's state dict, from all its parts. All processes must call it."""
+    return {name: whole(value) for name, value in model.state_dict().items()}
+
+
+def whole_model(model: DeblurModel) -> DeblurModel:
+    """A copy of a model that is spread over the processes, whole. All processes must call it."""
+    copy = DeblurModel(model.config)
+    copy.load_state_dict(whole_state(model), assign=True)
+    return copy
+
+
 def collect(model: nn.Module, work) -> dict[str, Tensor]:
-    """Every tensor of a state; `work` (train.loop.Work) is None between two stages."""
-    tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
+    """Every tensor of a state, whole; `work` (train.loop.Work) is None between two stages. All processes must call it."""
+    tensors = {f"model/{name}": value for name, value in whole_state(model).items()}
     if work is not None:
-        tensors |= {f"ema/{name}": value for name, value in zip(work.parameters, work.average.values)}
-        tensors |= {f"{key}/{name}": value for name, parameter in work.parameters.items()
+        if work.average.values:
+            with work.average.shown():
+                tensors |= {f"ema/{name}": whole(parameter).clone() for name, parameter in work.parameters.items()}
+        tensors |= {f"{key}/{name}": whole(value) for name, parameter in work.parameters.items()
                     for key, value in work.optimizer.state.get(parameter, {}).items()}
     return tensors
 
@@ -155,15 +171,15 @@ def restore(state: State, work) -> None:
     if not same or work.average.values and average.keys() != work.parameters.keys():
         raise UserError(f"{state.path}: its stage trains other parameters, or keeps other averages or moments, than this configuration's "
                         f"stage {position.stage}; start a new run with `init` instead")
-    for name, value in zip(work.parameters, work.average.values):
-        value.copy_(average[name])
+    for (name, parameter), value in zip(work.parameters.items(), work.average.values):
+        value.copy_(part(like(average[name], parameter)))
     work.average.updates = position.averaged
     for name, parameter in work.parameters.items():
         if name in parts["exp_avg"]:
             held = {key: part[name] for key, part in parts.items() if name in part}
             held.setdefault("step", torch.tensor(float(position.step)))                  # states of older versions have no counts
             # copies, or the state's file would stay mapped; in the parameter's memory format: torch's fused AdamW looks at no strides
-            work.optimizer.state[parameter] = {key: torch.empty_like(parameter).copy_(value) if value.ndim else
+            work.optimizer.state[parameter] = {key: like(value, parameter) if key != "step" else
                                                value.clone().to(parameter.device) for key, value in held.items()}
 
 

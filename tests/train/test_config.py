@@ -46,6 +46,8 @@ def one(**changes) -> dict:
     (one(batch=5, accumulation=5, loss={"coherance": 0}), "did you mean 'coherence'"),
     (one(kind="denoiser", rescale=True), "stages[0].rescale"),
     (one(optimizer="sgd"), "adamw or muon, found 'sgd'"),
+    ({**one(optimizer="muon"), "fsdp": True}, "stages[0].optimizer: muon needs whole matrices"),
+    ({"fsdp": True, "channels_last": True}, "channels_last: not with fsdp"),
     ({"sede": 1}, "did you mean 'seed'"),
     ({"preset": "smal"}, "no preset is called 'smal'"),
     ({"model": {"unet": {"dims": 3}}}, "did you mean 'dim'"),
@@ -108,6 +110,6 @@ def test_a_stages_blur_changes_the_runs(tmp_path):
 
 
 def test_the_train_extra_asks_for_a_torch_that_has_what_training_calls():
-    """torch.compiler.set_stance came with 2.6."""
+    """torch.compiler.set_stance and torch.distributed.fsdp.fully_shard came with 2.6."""
     text = (CONFIGS[0].parents[1] / "pyproject.toml").read_text()
     assert '"torch>=2.6"' in next(line for line in text.splitlines() if line.startswith("train = "))

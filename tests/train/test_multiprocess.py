@@ -1,4 +1,4 @@
-"""Two CPU processes give the weights of one with the same global batch."""
+"""Two CPU processes give the weights of one with the same global batch; sharded (FSDP) processes too."""
 from __future__ import annotations
 
 import multiprocessing
@@ -6,6 +6,7 @@ import os
 import socket
 from pathlib import Path
 
+import pytest
 from training_tools import NO_VALIDATION, STAGES, losses, write_config
 
 from train import config as configs
@@ -61,13 +62,15 @@ def compare(ours: Path, alone: Path) -> float:
     return max((a[name] - b[name]).abs().max().item() for name in b)
 
 
-def test_two_processes_equal_one_and_states_pass_between_them(tmp_path):
-    """14 steps over two stages, with and without accumulation, from each other's states: every weight within 1e-5."""
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_two_processes_equal_one_and_states_pass_between_them(tmp_path, fsdp):
+    """14 steps over two stages, with and without accumulation, from each other's states: every weight within 1e-5. A validation shows a
+    sharded model whole."""
     stages = [{**STAGES[2], "steps": 6, "eps": 1e-5},
               {**STAGES[3], "steps": 8, "eps": 1e-5, "accumulation": 2, "min_lr": 1.0}]      # constant: the schedule looks at the length
     alone = reference(tmp_path / "alone", stages)
-    path = write_config(tmp_path, stages, export_dtype="float32", validation=NO_VALIDATION)
-    states = tmp_path / "run" / "states"
+    path = write_config(tmp_path, stages, export_dtype="float32", **({} if fsdp else {"validation": NO_VALIDATION}))
+    states, several = tmp_path / "run" / "states", ("--set", f"fsdp={str(fsdp).lower()}")
 
     def back_to(step: int) -> None:
         """As if killed: the state at the end of the shortened stage goes, the one inside it stays."""
@@ -75,9 +78,10 @@ def test_two_processes_equal_one_and_states_pass_between_them(tmp_path):
             file.unlink()
         assert [file.stem for file in sorted(states.glob("state-*"))][-1] == f"state-01-{step:08d}"
 
-    launch(path, "--set", "stages.1.steps=2")
+    launch(path, "--set", "stages.1.steps=2", *several)
     back_to(2)
     assert main([str(path), "--resume", "--set", "stages.1.steps=4"]) == 0
     back_to(4)
-    launch(path, "--resume")
+    launch(path, "--resume", *several)
     assert compare(tmp_path, alone) < 1e-5
+    assert fsdp == any((tmp_path / "run" / "panels").glob("*.png"))
