@@ -64,6 +64,7 @@ class StageConfig:
     last_timestep: float = 0.0            # probability of t = T - 1 exactly (one-step use: stage 3 then trains the fidelity branch,
                                           # else the detail branch where there is one); other timesteps are equally likely
     image_dropout: float = 0.1            # of the semantic tokens, never of the spatial condition
+    prior_dropout: float = 0.0            # stage 3: share of batches that do not see their prior frames (train.data.pool)
     prior_success: float = 0.0            # stage 3: share of samples whose prior is moved towards the truth, 0.3 to 0.85 of the way: what
                                           # it does on the footage it was trained on is better than what it does on synthesised blur
     compile: bool = True                  # false: eager in a run that compiles, for a stage too short to win back what compiling takes
@@ -211,7 +212,7 @@ def check(config: TrainConfig) -> TrainConfig:
         _require(stage.optimizer == "adamw" or not config.fsdp, f"{at}.optimizer: muon needs whole matrices; use adamw with fsdp")
         _require(len(stage.betas) == 2 and 0 <= min(stage.betas) <= max(stage.betas) < 1,
                  f"{at}.betas: two numbers in [0, 1), found {list(stage.betas)}")
-        for key in ("last_timestep", "image_dropout", "prior_success"):
+        for key in ("last_timestep", "image_dropout", "prior_dropout", "prior_success"):
             _require(0 <= getattr(stage, key) <= 1, f"{at}.{key}: a probability in [0, 1], found {getattr(stage, key)}")
         blur_config(config, stage)
     return config

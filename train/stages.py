@@ -174,9 +174,11 @@ class StageLoss(nn.Module):
         context = model.context(condition.image, drop=self.dropped(positions).to(noise.device, non_blocking=True))
         return diffusion.x0_from_v(schedule, x_t, t, model.predict_v(x_t, t, condition, context).float())
 
-    def _prior(self, prior: Tensor, sharp: Tensor, positions: Sequence[int]) -> Tensor:
-        """The prior's frames as this batch sees them: some moved towards the truth."""
-        chosen, way = torch.stack([torch.rand(2, generator=self._generator("cpu", "prior", p)) for p in positions], dim=1)
+    def _prior(self, prior: Tensor, sharp: Tensor, positions: Sequence[int]) -> Tensor | None:
+        """The prior's frames as this batch sees them: none of them, or some moved towards the truth."""
+        dropped, chosen, way = torch.stack([torch.rand(3, generator=self._generator("cpu", "prior", p)) for p in positions], dim=1)
+        if dropped[0] < self.stage.prior_dropout:
+            return None
         way = torch.where(chosen < self.stage.prior_success, 0.3 + 0.55 * way, 0.0)
         return torch.lerp(prior, sharp, way.to(prior).view(-1, 1, 1, 1, 1))
 

@@ -91,7 +91,7 @@ def test_stage_3_trains_what_reads_the_prior_on_a_pool_and_nothing_else(pool, tr
     assert sum(row["type"] == "step" for row in rows) == 4
 
 
-def test_a_batch_may_find_its_prior_better_than_it_is():
+def test_a_batch_sees_its_prior_or_not_and_may_find_it_better_than_it_is():
     sharp = torch.rand(1, 3, 1, 32, 32) * 2 - 1
     prior = torch.zeros_like(sharp)
 
@@ -100,6 +100,8 @@ def test_a_batch_may_find_its_prior_better_than_it_is():
         loss = StageLoss(make_tiny_model(), StageConfig(kind="stage3", **changes))
         return [loss._prior(prior, sharp, [p]) for p in range(40)]
     assert all(torch.equal(x, prior) for x in seen())
+    dropped = sum(x is None for x in seen(prior_dropout=0.3))
+    assert 4 <= dropped <= 20
     moved = [x for x in seen(prior_success=0.5) if not torch.equal(x, prior)]
     assert 10 <= len(moved) <= 30
     for x in moved:
