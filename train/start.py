@@ -248,8 +248,8 @@ def make_accelerator(config: TrainConfig):
         accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bfloat16" else "no",
                                   log_with=list(config.trackers) or None, project_dir=config.out if config.trackers else None,
                                   kwargs_handlers=[shared, patient], cpu=_on_cpu())
-    except ValueError as error:                                          # an unknown tracker
-        raise ConfigError(f"trackers: {error}") from None
+    except ValueError as error:                                          # an unknown tracker, or what the environment says
+        raise ConfigError(f"{'trackers: ' if config.trackers else ''}{error}") from None
     if config.fsdp and not torch.distributed.is_initialized():
         raise ConfigError("fsdp: start the processes with torchrun or `accelerate launch`; a single one has nothing to share out")
     return accelerator

@@ -62,7 +62,7 @@ def test_nodes_are_listed_with_tooltips(object_info):
     assert len(ours) == 10
     for node in ours.values():
         inputs = {**node["input"].get("required", {}), **node["input"].get("optional", {})}
-        assert all(spec[1].get("tooltip") for spec in inputs.values()), node["name"]
+        assert all(spec[1].get("tooltip", "").endswith(".") for spec in inputs.values()), node["name"]
         assert node["category"] == "video/deblur" and node["description"]
 
 

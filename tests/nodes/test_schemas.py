@@ -22,16 +22,6 @@ def test_ids_never_change(pack):
 
 
 @pytest.mark.parametrize("node_id", IDS)
-def test_every_input_and_output_is_explained(pack, node_id):
-    schema = pack.nodes[node_id].GET_SCHEMA()
-    assert schema.category == "video/deblur" and schema.display_name and schema.description
-    for value in schema.inputs:
-        assert value.keywords["tooltip"].endswith("."), value.id
-    for value in schema.outputs:
-        assert value.keywords["display_name"] and value.keywords["tooltip"].endswith(".")
-
-
-@pytest.mark.parametrize("node_id", IDS)
 def test_widgets_that_may_be_left_out_come_last(pack, node_id):
     """Saved graphs hold widget values by position: what is added later must be optional and behind the others."""
     optional = [bool(v.keywords.get("optional")) for v in pack.nodes[node_id].GET_SCHEMA().inputs if v.io_type in WIDGETS]

@@ -123,9 +123,10 @@ def _blurred(root: Path, split: str) -> Path | None:
 
 
 def _folders(root: Path) -> Iterator[Path]:
-    for folder, inner, _ in os.walk(root, followlinks=True):
-        inner[:] = sorted(name for name in inner if _counts(name))
-        yield Path(folder)
+    for name, inner, _ in os.walk(root, followlinks=True):
+        folder, here = Path(name), Path(name).resolve()        # a link to what it lies in would be followed forty times
+        inner[:] = sorted(each for each in inner if _counts(each) and not here.is_relative_to((folder / each).resolve()))
+        yield folder
 
 
 def _counts(name: str) -> bool:

@@ -101,6 +101,7 @@ def test_what_archives_and_file_systems_add_is_no_data(tmp_path, layout):
     for name in ("__MACOSX", ".thumbnails", "@eaDir"):
         shutil.copytree(root, tmp_path / name)
         shutil.move(tmp_path / name, root / name)
+    (root / "again").symlink_to(tmp_path)                                          # a link that leads back is no data either
     found = readers.find(root, layout)
     assert [(s.name, len(s)) for s in found.sequences] == before and not found.problems
 
