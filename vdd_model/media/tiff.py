@@ -117,9 +117,7 @@ def decode(data: bytes, tags: Tags, name: str) -> tuple[av.VideoFrame, bool]:
     values = np.moveaxis(values, 0, -1) if axes.startswith("S") else values
     if values.dtype.kind not in "uf":
         raise MediaError(f"{name} is a kind of TIFF ({tags}) that is no picture; save it as 8 or 16 bit integers")
-    if values.dtype.kind == "u" and tags.inverted:
-        values = ~values
-    return _frame(values, tags), False
+    return _frame(~values if values.dtype.kind == "u" and tags.inverted else values, tags), False
 
 
 def _with_pillow(data: bytes, tags: Tags) -> tuple[av.VideoFrame, bool]:
@@ -131,7 +129,8 @@ def _with_pillow(data: bytes, tags: Tags) -> tuple[av.VideoFrame, bool]:
             picture = picture.convert(("LA" if gray else "RGBA") if tags.transparent else "L" if gray else "RGB")
         elif picture.mode != "F" and not picture.mode.startswith("I;16"):
             raise ValueError(f"{picture.mode} holds less than is in it")
-        return _frame(np.asarray(picture), tags), upright
+        values = np.asarray(picture)                           # with white as 0 where there are more than 8 bits
+        return _frame(~values if tags.bits > 8 and values.dtype.kind == "u" and tags.inverted else values, tags), upright
 
 
 def _frame(values: np.ndarray, tags: Tags) -> av.VideoFrame:

@@ -34,10 +34,13 @@ def test_what_is_missing_or_empty(tmp_path, capfd):
     expect_error(capfd, tmp_path, tmp_path / "empty.mp4", "is empty (0 bytes)")
     (tmp_path / "folder").mkdir()
     expect_error(capfd, tmp_path, tmp_path / "folder", "holds no video and no pictures")
+    for name in ("a.png", "b.mp4"):
+        (tmp_path / "folder" / name).write_bytes(b"any")
+    expect_error(capfd, tmp_path, tmp_path / "folder", "holds both pictures and videos; name a pattern")
 
 
 @pytest.mark.parametrize("data", [b"\x00" * 5000, b"just some text\n" * 100, b"%PDF-1.4 " + bytes(range(256)) * 20,
-                                  b"\x89PNG\r\n\x1a\n" + b"x" * 99])
+                                  b"\x89PNG\r\n\x1a\n" + b"x" * 99, b"1\n00:00:00,100 --> 00:00:00,500\nhello\n\n"])
 def test_files_that_are_no_video(tmp_path, capfd, data):
     (tmp_path / "film.mp4").write_bytes(data)
     expect_error(capfd, tmp_path, tmp_path / "film.mp4", "film.mp4")
@@ -179,8 +182,10 @@ def test_input_is_not_overwritten(tmp_path, capfd, whole):
 
 
 def test_outputs_that_cannot_be(tmp_path, capfd, whole):
-    for name, text in (("out.xyz", "cannot be written"), ("out.png", "holds one picture"), ("whole.mp4/x.mp4", "cannot be made")):
-        error = vdd(capfd, whole, "-o", tmp_path / name, code=1)
+    (tmp_path / "out" / "whole.mp4").mkdir(parents=True)
+    for name, text, *more in (("out.xyz", "cannot be written"), ("out.png", "holds one picture"), ("whole.mp4/x.mp4", "cannot be made"),
+                              ("o.mp4", "writes a folder", "--codec", "png"), ("out", "is a folder; give the name of a file", "--force")):
+        error = vdd(capfd, whole, "-o", tmp_path / name, *more, code=1)
         assert text in error, error
 
 

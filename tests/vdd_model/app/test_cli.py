@@ -37,6 +37,7 @@ def test_usage_errors(capsys):
     assert main(["deblur", "a.mp4"]) == 2
     assert main(["deblur", "a.mp4", "-o", "b.mp4", "--fps", "fast"]) == 2
     assert "not a number or a fraction" in capsys.readouterr().err
+    assert main(["deblur", "a.mp4", "-o", "b.mp4", "--fps", "5000"]) == 2 and "cannot be used" in capsys.readouterr().err
     assert main(["--help"]) == 0
     assert "exit codes" in capsys.readouterr().out
 

@@ -134,6 +134,8 @@ def test_what_a_reader_says_comes_through():
 
     with pytest.raises(UserError, match="^b.mp4 could not be read any further$"):
         report.compare_frames([torch.zeros(16, 16, 3)] * 9, broken())
+    with pytest.raises(UserError, match="different sizes after frame 0: 16 x 16, 12 x 16"):
+        report.compare_frames([torch.zeros(16, 16, 3)], [torch.zeros(16, 12, 3)])
 
 
 def test_compare_refuses_what_does_not_fit(tmp_path):

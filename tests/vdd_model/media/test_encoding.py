@@ -23,6 +23,10 @@ def test_what_prores_and_ffv1_cannot_store_is_refused(tmp_path):
     for options in ({"chroma": 420}, {"chroma": 444, "quality": 2}, {"chroma": 422, "quality": 4}, {"bit_depth": 8}):
         with pytest.raises(MediaError, match="ProRes .* stores 4:.* with 10 bits"):
             encode(OutputOptions(codec="prores", **options))
+    for suffix, options, text in ((".mov", {"quality": 9}, "not a ProRes profile"), (".avi", {}, "files ending in .avi cannot be written"),
+                                  (".mov", {"quality": 2}, "standard has no transparency")):
+        with pytest.raises(MediaError, match=text):
+            choose_encoding(dataclasses.replace(clip, has_alpha=True), tmp_path / f"o{suffix}", OutputOptions(codec="prores", **options))
     odd = dataclasses.replace(clip, width=67)
     with pytest.raises(MediaError, match="odd side .* 4:2:0 in ffv1"):
         choose_encoding(odd, tmp_path / "o.mkv", OutputOptions(codec="ffv1", chroma=420))

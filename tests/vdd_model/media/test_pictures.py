@@ -32,8 +32,8 @@ def tiff_file(values, *, pages=1, order="<", compress=False, **keys):
     gray = values.ndim < 3 or values.shape[2] == 1
     with tifffile.TiffWriter(data, byteorder=order) as file:
         for _ in range(pages):
-            file.write(values.reshape(values.shape[:2]) if gray else values, photometric="minisblack" if gray else "rgb", metadata=None,
-                       compression="zlib" if compress else None, **keys)
+            file.write(values.reshape(values.shape[:2]) if gray else values, metadata=None, compression="zlib" if compress else None,
+                       **{"photometric": "minisblack" if gray else "rgb", **keys})
     return data.getvalue()
 
 
@@ -92,7 +92,7 @@ def test_cmyk_with_fewer_samples_is_read(tmp_path):
     assert (rgb.float() - torch.from_numpy(PICTURE).float()).abs().mean() < 14
 
 
-@pytest.mark.parametrize("dtype", ["u1", "u2", "f2", "f4"])
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "f2", "f4"])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("tile", [None, (16, 16)])
 @pytest.mark.parametrize("order, compress", [("<", False), ("<", True), (">", True)])
@@ -104,6 +104,19 @@ def test_tiff_is_never_black(tmp_path, dtype, channels, tile, order, compress):
     assert alpha is None and np.abs(rgb.numpy() - values.astype(np.float64) / scale).max() < (0.002 if dtype in ("u1", "f2") else 1e-4)
     clip = probe(tmp_path / "a.tif")
     assert (clip.gray, clip.bit_depth) == (channels == 1, 8 if dtype == "u1" else 16)
+
+
+def test_tiff_of_other_kinds(tmp_path):
+    values, path = (pattern(0)[..., 0] * 65535).astype("u2"), tmp_path / "a.tif"
+    path.write_bytes(tiff_file(~values, photometric="miniswhite", tile=(16, 16)))
+    assert np.abs(read_image(path)[0].numpy()[..., 0] * 65535 - values).max() < 1
+    path.write_bytes(tiff_file(np.dstack([values, ~values]), photometric="minisblack", extrasamples=["unassalpha"], tile=(16, 16)))
+    assert all(np.abs(found.numpy() * 65535 - x).max() < 1 for found, x in zip(read_image(path), (values[..., None], ~values)))
+    cut = bytearray(tiff_file(values, tile=(16, 16), compress=True).replace(b"\x78\x9c", b"\x78\x9d"))
+    for data in (tiff_file(values.astype("i2")), cut, b"II*\0\x08\0\0\0" + b"\xff" * 99):
+        path.write_bytes(data)
+        with pytest.raises(MediaError, match="a.tif"):
+            read_image(path)
 
 
 def test_tiff_that_no_decoder_knows_is_one_sentence(tmp_path, monkeypatch):

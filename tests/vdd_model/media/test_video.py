@@ -292,6 +292,8 @@ def test_quality_matters(tmp_path):
     for bad in (OutputOptions(quality=60), OutputOptions(codec="prores"), OutputOptions(codec="h264", bit_depth=16)):
         with pytest.raises(MediaError):
             write_video(tmp_path / "bad.mp4", frames, options=bad)
+    with pytest.raises(MediaError, match="no frame to write"):
+        write_video(tmp_path / "bad.mp4", [])
     assert not (tmp_path / "bad.mp4").exists()
 
 
@@ -307,6 +309,8 @@ def test_picture_sequences(tmp_path):
     assert [f.name for f in find_images(folder / "f_%d.png")] == ["f_0.png", "f_1.png", "f_2.png", "f_10.png"]
     assert [f.name for f in find_images(folder / "f_?.png")] == ["f_0.png", "f_1.png", "f_2.png"]
     assert [f.index for f in read(clip, 2)] == [2, 3]
+    with pytest.raises(MediaError, match="holds no pictures that can be read"):
+        probe(folder / "g_%d.png")
 
 
 def test_a_sequence_is_what_all_its_pictures_are(tmp_path, monkeypatch):
