@@ -64,6 +64,7 @@ class StageConfig:
     last_timestep: float = 0.0            # probability of t = T - 1 exactly (one-step use: stage 3 then trains the fidelity branch,
                                           # else the detail branch where there is one); other timesteps are equally likely
     image_dropout: float = 0.1            # of the semantic tokens, never of the spatial condition
+    detach_latents: bool = True           # stage 3: no gradient through the decoder's features into the UNet and encoder 2's latents
     prior_dropout: float = 0.0            # stage 3: share of batches that do not see their prior frames (train.data.pool)
     prior_success: float = 0.0            # stage 3: share of samples whose prior is moved towards the truth, 0.3 to 0.85 of the way: what
                                           # it does on the footage it was trained on is better than what it does on synthesised blur

@@ -155,7 +155,6 @@ class StageLoss(nn.Module):
         """Mean and log std of x0 among the concat channels, each (B, 4, F, h, w)."""
         return concat[:, :2 * self.model.config.unet.latent_channels].chunk(2, dim=1)
 
-    @torch.no_grad()
     def _denoised(self, code: BlurCode, blurred: Tensor, sharp: Tensor, t: Tensor, positions) -> Tensor:
         """x0 (B, 4, F, h, w) as the UNet sees it from its noisy state at t; at t = T - 1 that state is noise alone: the one-step output.
 
@@ -183,7 +182,7 @@ class StageLoss(nn.Module):
         return torch.lerp(prior, sharp, way.to(prior).view(-1, 1, 1, 1, 1))
 
     def _fidelity(self, blurred: Tensor, sharp: Tensor, positions, prior: Tensor | None) -> dict[str, Tensor]:
-        """Pixel losses on the model's own outputs, whose latents carry no gradient: the decoder's branches and encoder 2 learn from pixels.
+        """Pixel losses on the model's own outputs. What does not train carries no gradient, so nothing is kept for it.
 
         The detail branch learns from all but the last timestep, at which a sample holds nothing that a mean does not; where it does not
         train, the fidelity branch learns from all.
@@ -191,7 +190,8 @@ class StageLoss(nn.Module):
         model = self.model
         code = model.encode_blurred(blurred, prior)
         t = self.timesteps(positions)
-        z0_hat = self._denoised(code, blurred, sharp, t, positions)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stage.detach_latents):
+            z0_hat = self._denoised(code, blurred, sharp, t, positions)
         detail = model.vae.detail is not None and any(p.requires_grad for p in model.vae.detail.parameters())
         sampled = detail and bool((t < self.schedule.num_timesteps - 1).any())
         output = model.decode(z0_hat, BlurGuide(blurred, code.features, 1.0, sampled, prior))

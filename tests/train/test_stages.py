@@ -94,14 +94,16 @@ def test_a_whole_run_moves_what_its_stages_say(tmp_path):
             assert torch.equal(first[name], first[name.replace("vae.", f"{encoder}.spatial_head.")])
 
 
-@pytest.mark.parametrize("part, changes", [
-    ("unet", {}), ("vae.decoder.mid", {"denoise": False, "trainable": ("vae.fidelity.", "encoder2.")})])
-def test_stage_3_keeps_nothing_for_what_does_not_train(part, changes):
+@pytest.mark.parametrize("part, changes, kept", [
+    ("unet", {}, False),                                     # frozen: nothing is kept for it
+    *(("vae.decoder.mid", {"denoise": False, "detach_latents": detach, "trainable": ("vae.fidelity.", "encoder2.")}, not detach)
+      for detach in (True, False))])
+def test_stage_3_keeps_gradients_only_where_they_are_asked_for(part, changes, kept):
     model, seen, what = make_tiny_model(), [], stage("stage3", **changes)
     names = set_trainable(model, what)
     model.get_submodule(part).register_forward_hook(lambda module, inputs, output: seen.append(output.requires_grad))
     StageLoss(model, what)(*clips(), range(4))["loss"].backward()
-    assert seen == [False] and all(p.grad is None for name, p in model.named_parameters() if name not in names)
+    assert seen == [kept] and all(p.grad is None for name, p in model.named_parameters() if name not in names)
 
 
 def test_stage_3_sees_the_one_step_output_at_the_last_timestep():
