@@ -113,14 +113,11 @@ def check_split(config: TrainConfig, processes: int) -> None:
     Raises ConfigError.
     """
     for number, stage in enumerate(config.stages):
-        if stage.batch % (stage.accumulation * processes):
-            raise ConfigError(f"stages[{number}].batch: {stage.batch} cannot be shared by {processes} processes "
-                              f"x {stage.accumulation} parts")
-        share, scene = stage.batch // (stage.accumulation * processes), blur_config(config, stage).cut ** 2
-        if config.data.layout == "photos" and share % scene:
-            raise ConfigError(f"stages[{number}].batch: {stage.batch} leaves {share} clips to each of {processes} processes "
-                              f"x {stage.accumulation} parts, no multiple of the {scene} that a scene is cut into; take another batch "
-                              "or a smaller blur.cut")
+        shares, scene = stage.accumulation * processes, blur_config(config, stage).cut ** 2 if config.data.layout == "photos" else 1
+        if stage.batch % (shares * scene):
+            whole = f", each of whole scenes of {scene} clips (blur.cut)" if scene > 1 else ""
+            raise ConfigError(f"stages[{number}].batch: {stage.batch} cannot be shared by {processes} processes x {stage.accumulation} "
+                              f"parts{whole}")
 
 
 def find_state(config: TrainConfig, folder: Path, resume: bool, say) -> states.State | None:

@@ -290,7 +290,7 @@ def test_fixed_samples_come_again_in_every_epoch(tmp_path, monkeypatch):
 def test_scenes_that_a_process_would_render_and_drop_are_refused(tmp_path):
     config = configs.load(write_config(tmp_path, [{**STAGES[0], "batch": 8}], data={"blur": {**BLUR, "cut": 2}}))
     start.check_split(config, 2)
-    with pytest.raises(ConfigError, match=r"stages\[0\].batch: 8 leaves 2 clips to each of 4 processes x 1 parts, no multiple of the 4"):
+    with pytest.raises(ConfigError, match=r"stages\[0\].batch: 8 cannot be shared by 4 processes x 1 parts, each of whole scenes of 4"):
         start.check_split(config, 4)
     for path in sorted((Path(start.__file__).parents[1] / "configs").glob("*.yaml")):
         start.check_split(configs.load(path), 1)

@@ -59,10 +59,9 @@ def check(root: Path, layout: str, split: str, blur_folder: str, every: int) -> 
 
 
 def _report_photos(root: Path, photos: Photos) -> int:
-    photos.check()
+    for _ in readers.pool().map(photos.__getitem__, range(len(photos))):               # those that cannot be read are named by it
+        pass
     sizes = [size for name, size in zip(photos.names, photos.sizes) if name not in photos.unreadable]
-    if not sizes:
-        raise readers.DataError(f"{root}: not one photograph could be read; the first: {next(iter(photos.unreadable.values()))}")
     sides, pixels = [min(size) for size in sizes], sum(width * height for width, height in sizes) / 1e6
     print(f"{root}: {len(sizes)} photographs, {pixels:.0f} megapixels, shorter side {min(sides)} to {max(sides)}; blur is synthesised")
     return _problems(list(photos.unreadable.values()))

@@ -59,17 +59,6 @@ class Photos(Sequence[Tensor]):
             return self
         return Photos(self.names, self.sizes, lambda index: self[index].to(device), self.unreadable, self.held)
 
-    def check(self) -> None:
-        """Decode every photograph once, keeping none, so that `unreadable` names all that cannot be."""
-        def look(index: int) -> None:
-            """One of them."""
-            try:
-                self.decode(index)
-            except DataError as error:
-                self.unreadable[self.names[index]] = str(error)
-
-        list(pool().map(look, range(len(self))))
-
 
 def read_photos(source: str | Path, split: str = "") -> Photos:
     """Photographs of a folder (of one split). Raises DataError when there is none."""
