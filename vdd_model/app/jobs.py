@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import takewhile
@@ -384,9 +384,8 @@ def _work(job: Job, clip: VideoClip, sink, stop: int | None, moments: list[Momen
             yield frame.rgb
 
     bar = FrameBar(Path(job.label).name, stop or clip.num_frames, sink.done, quiet=quiet)
-    written = Future()                                         # the chunk before; what is under way is written also where this ends early
-    written.set_result(None)
     with contextlib.closing(bar), ThreadPoolExecutor(1, "writer") as writer:
+        written = writer.submit(int)                           # the chunk before; what is under way is written also where this ends early
         try:
             with contextlib.closing(feed()) as frames:
                 for chunk in deblurrer.stream(frames, options, first_frame=first, input_start=start, moments=moments,

@@ -1,4 +1,4 @@
-"""Write video: the codecs (`CODECS`), what a clip becomes in one of them (`choose_encoding`), frames -> packets (`SegmentEncoder`), and the
+"""Write video: the codecs (`CODECS`), what a clip becomes in one of them (`choose_encoding`), its encoder (`open_encoder`), and the
 file in which packets are kept while a video is written: in whole segments, one behind the other.
 """
 from __future__ import annotations
@@ -258,43 +258,18 @@ class Packet(NamedTuple):
     data: bytes
 
 
-class SegmentEncoder:
-    """Encodes one closed run of frames; `frame` takes them in order, `finish` returns all packets in decoding order.
-
-    Raises MediaError for what the encoder refuses, such as frames that are too large for it.
-    """
-
-    def __init__(self, encoding: Encoding):
-        self.encoding = encoding
-        self.context = av.CodecContext.create(CODECS[encoding.codec].encoder, "w")
-        configure(self.context, encoding)
-        try:
-            self.context.open()
-        except av.error.MemoryError:
-            raise
-        except av.FFmpegError as error:
-            raise MediaError(f"{encoding.codec} cannot store frames of {encoding.width}x{encoding.height} pixels as {encoding.pix_fmt} "
-                             f"({reason(error)}); use another --codec") from None
-        self.durations: dict[int, int] = {}
-        self.packets: list[Packet] = []
-
-    def frame(self, picture: av.VideoFrame, pts: int, duration: int) -> None:
-        """Encode one picture."""
-        picture.pts, picture.time_base = pts, self.encoding.time_base
-        for name, value in (("color_primaries", self.encoding.color.primaries), ("color_trc", self.encoding.color.transfer)):
-            if hasattr(picture, name):                         # some encoders look at the pictures' tags, not at the stream's
-                setattr(picture, name, value)
-        self.durations[pts] = duration
-        self._keep(self.context.encode(picture))
-
-    def _keep(self, packets) -> None:
-        for packet in packets:
-            self.packets.append(Packet(packet.pts, self.durations.get(packet.pts, 1), packet.is_keyframe, bytes(packet)))
-
-    def finish(self) -> list[Packet]:
-        """Flush and return the packets of the segment."""
-        self._keep(self.context.encode(None))
-        return self.packets
+def open_encoder(encoding: Encoding) -> av.CodecContext:
+    """An encoder for one closed run of frames. Raises MediaError for what it refuses, such as frames that are too large for it."""
+    context = av.CodecContext.create(CODECS[encoding.codec].encoder, "w")
+    configure(context, encoding)
+    try:
+        context.open()
+    except av.error.MemoryError:
+        raise
+    except av.FFmpegError as error:
+        raise MediaError(f"{encoding.codec} cannot store frames of {encoding.width}x{encoding.height} pixels as {encoding.pix_fmt} "
+                         f"({reason(error)}); use another --codec") from None
+    return context
 
 
 def picture_bytes(picture: av.VideoFrame) -> bytes:

@@ -18,7 +18,7 @@ import av
 import numpy as np
 
 from .clip import VideoClip
-from .encoding import Encoding, SegmentEncoder, finished_segments, picture_bytes, picture_from_bytes, segment_bytes
+from .encoding import Encoding, Packet, finished_segments, open_encoder, picture_bytes, picture_from_bytes, segment_bytes
 from .files import sync, write_whole, written_aside
 from .joining import join
 from .pixel_formats import from_rgb
@@ -40,14 +40,18 @@ class VideoSink:
         self.folder, self.encoding = folder, encoding
         self.packet_file = folder / "packets.bin"
         self.packet_file.touch()
-        self.segment, frames, size = finished_segments(self.packet_file)
+        segment, frames, size = finished_segments(self.packet_file)
         os.truncate(self.packet_file, size)
-        self.encoder = SegmentEncoder(encoding)                # what it refuses is refused before the work
-        self.in_segment = 0
+        self._begin(segment)                                   # what the encoder refuses is refused before the work
         self.done = first + frames
         self._spool = None
         if not encoding.intra:
             self._replay()
+
+    def _begin(self, segment: int) -> None:
+        self.segment, self.encoder = segment, open_encoder(self.encoding)
+        self.packets: list[Packet] = []                        # in decoding order
+        self.durations: dict[int, int] = {}                    # of the pictures so far, by their times
 
     def _spool_path(self) -> Path:
         return self.folder / f"spool-{self.segment:06d}.raw"
@@ -67,12 +71,19 @@ class VideoSink:
                 pts, duration = _TIMES.unpack(file.read(_TIMES.size))
                 self._encode(picture_from_bytes(file.read(size - _TIMES.size), self.encoding), pts, duration)
         self.done += whole
-        if self.in_segment == SEGMENT:                         # it was killed between the last picture and the packets
+        if len(self.durations) == SEGMENT:                     # it was killed between the last picture and the packets
             self._end_segment()
 
-    def _encode(self, picture, pts: int, duration: int) -> None:
-        self.encoder.frame(picture, pts, duration)
-        self.in_segment += 1
+    def _encode(self, picture: av.VideoFrame, pts: int, duration: int) -> None:
+        picture.pts, picture.time_base = pts, self.encoding.time_base
+        for name, value in (("color_primaries", self.encoding.color.primaries), ("color_trc", self.encoding.color.transfer)):
+            if hasattr(picture, name):                         # some encoders look at the pictures' tags, not at the stream's
+                setattr(picture, name, value)
+        self.durations[pts] = duration
+        self._keep(self.encoder.encode(picture))
+
+    def _keep(self, packets: Iterable[av.Packet]) -> None:
+        self.packets += (Packet(p.pts, self.durations.get(p.pts, 1), p.is_keyframe, bytes(p)) for p in packets)
 
     def write(self, rgb: np.ndarray, alphas: Sequence[np.ndarray | None], times: Sequence[tuple[int, int]]) -> None:
         """Take the next frames: rgb (n,H,W,3) float32 in [0,1], each with alpha (H,W) or None and (pts, duration)."""
@@ -85,7 +96,7 @@ class VideoSink:
                 self._spool.write(_TIMES.pack(pts, duration) + picture_bytes(frame))
             self._encode(frame, pts, duration)
             self.done += 1
-            if not self.encoding.intra and self.in_segment == SEGMENT:
+            if not self.encoding.intra and len(self.durations) == SEGMENT:
                 self._end_segment()
         if self.encoding.intra:
             self.end()
@@ -93,13 +104,13 @@ class VideoSink:
             sync(self._spool)
 
     def _end_segment(self) -> None:
-        packets = self.encoder.finish()
+        self._keep(self.encoder.encode(None))
         with self.packet_file.open("ab") as file:
-            file.write(segment_bytes(self.segment, self.in_segment, packets))
+            file.write(segment_bytes(self.segment, len(self.durations), self.packets))
             sync(file)
         self.close()
         self._spool_path().unlink(missing_ok=True)
-        self.segment, self.in_segment, self.encoder = self.segment + 1, 0, SegmentEncoder(self.encoding)
+        self._begin(self.segment + 1)
 
     def close(self) -> None:
         """Stop without finishing; what was written stays."""
@@ -109,7 +120,7 @@ class VideoSink:
 
     def end(self) -> None:
         """No further frame comes."""
-        if self.in_segment:
+        if self.durations:
             self._end_segment()
 
     def finish(self, target: Path, clip: VideoClip, *, audio: bool, others: Sequence[Path] = ()) -> list[str]:
