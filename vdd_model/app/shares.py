@@ -154,22 +154,19 @@ class Team:
 
     def sees(self, folder: Path) -> bool:
         """Whether all processes see the files in `folder` of process 0, and its locks."""
-        path = Path(self.agree("lock", lambda: str(folder.resolve() / f".vdd-{os.getpid()}.lock")))
-        if self.number == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            path.touch()
-        with held(path) if self.number == 0 else contextlib.nullcontext() as mine:
-            self.agree("locked", lambda: True)                           # it is held now
-            if self.number:
-                there = path.exists()
-                with held(path) if there else contextlib.nullcontext() as got:
-                    self.store.set(f"sees {self.number}", "yes" if there and got is False else "no")
-            else:
-                answers = [self._ask(f"sees {i}", GATHERING) for i in range(1, self.size)]
-        shared = self.agree("seen", lambda: mine is True and "no" not in answers)
-        if self.number == 0:
-            path.unlink(missing_ok=True)
-        return shared
+        if self.number:
+            path = Path(self.agree("locked", str))
+            with held(path) if path.exists() else contextlib.nullcontext(True) as mine:
+                self.store.set(f"sees {self.number}", "yes" if mine is False else "no")
+            return self.agree("seen", bool)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder.resolve() / f".vdd-{os.getpid()}.lock"
+        path.touch()
+        with held(path) as mine:
+            self.agree("locked", lambda: str(path))                      # it is held now
+            answers = [self._ask(f"sees {i}", GATHERING) for i in range(1, self.size)]
+        path.unlink(missing_ok=True)
+        return self.agree("seen", lambda: mine is True and "no" not in answers)
 
 
 def gather(rank: int, size: int) -> Team | None:

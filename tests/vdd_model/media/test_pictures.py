@@ -38,14 +38,14 @@ def tiff_file(values, *, pages=1, order="<", compress=False, **keys):
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "progressive.jpg", "cmyk.jpg", "a.png", "a.webp", "a.bmp", "a.tif", "a.jp2", "a.tga", "a.ppm",
-                                  "a.exr", "a.dpx", "lzw.tif", "jpeg.tif"])
+                                  "a.exr", "a.dpx", "lzw.tif", "jpeg.tif", "rle.tga"])
 def test_what_is_cut_off_is_named(tmp_path, name):
     path, kinds = tmp_path / name, {"a.exr": "gbrpf32le", "a.dpx": "gbrp10le"}
     if name in kinds:
         encoded(path, name[2:], kinds[name], GRAIN)
     else:
         stored(path, "CMYK" if name == "cmyk.jpg" else "RGB", **({"progressive": True} if "prog" in name else {}),
-               **({"compression": {"lzw": "tiff_lzw", "jpeg": "jpeg"}[path.stem]} if path.stem in ("lzw", "jpeg") else {}))
+               **({"compression": found} if (found := {"lzw": "tiff_lzw", "jpeg": "jpeg", "rle": "tga_rle"}.get(path.stem)) else {}))
     data = path.read_bytes()
     whole = read_image(path)[0]
     assert (whole - torch.from_numpy(GRAIN) / 255).abs().mean() < 0.06

@@ -234,18 +234,6 @@ def test_color_profiles_of_pictures_are_kept(tmp_path, capfd, name):
     assert any("color profile" in n for n in choose_encoding(probe(folder), Path("o.mp4"), OutputOptions()).notes)
 
 
-def test_targa_pictures(tmp_path):
-    opacity = np.tile(np.arange(64, dtype=np.uint8) * 4, (48, 1))[..., None]
-    colors = [(pattern(i) * 255).astype(np.uint8) for i in range(3)]
-    for i, rgb in enumerate(colors):
-        Image.fromarray(rgb).save(tmp_path / f"{i}.tga", compression="tga_rle" if i else None)
-    assert np.array_equal(np.rint(read_clip(tmp_path).numpy() * 255), np.stack(colors)) and not probe(tmp_path).has_alpha
-    Image.fromarray(np.concatenate([colors[0], opacity], axis=2)).save(tmp_path / "3.tga")
-    clip = probe(tmp_path)
-    assert clip.has_alpha and clip.num_frames == 4
-    assert np.array_equal(np.rint(list(read(clip))[3].alpha.numpy() * 255), opacity[..., 0])
-
-
 def test_animations_are_not_taken_for_pictures(tmp_path):
     frames = [Image.fromarray((pattern(i) * 255).astype(np.uint8)) for i in range(4)]
     for name, text in (("a.png", "name ending in .apng"), ("a.webp", "animated WebP")):
