@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ import av
 import numpy as np
 import torch
 
-from .clip import Frame, MediaError, VideoClip
+from .clip import Frame, VideoClip
 from .container import Joins, decoder_of, open_container, reason, video_stream
 from .jpeg import END_OF_JPEG, MORE, is_unended
 from .pixel_formats import RGB, UNSPECIFIED, ColorTags, beyond_limits, complete_tags, differ, layout, to_rgb
@@ -219,7 +220,7 @@ class VideoReader:
     def __iter__(self) -> Iterator[Frame]:
         clip, index, errors, interlaced = self.clip, 0, 0, 0
         beyond: list[int] = []                                 # frames with values outside limited range
-        previous, changed, one = None, "", max(1, round(1 / (clip.rate * clip.time_base)))
+        previous, changed, one = -math.inf, "", max(1, round(1 / (clip.rate * clip.time_base)))
         with contextlib.closing(open_container(clip.path)) as container:
             stream = video_stream(container, clip.path)
             tick = stream.time_base or Fraction(1, 1000)
@@ -236,10 +237,7 @@ class VideoReader:
                     changed = f"the frame size changes from {before} to {after} at frame {index}; the rest was left out"
                     break
                 # its place in time
-                pts = self._time(item.pts, tick, index)
-                if previous is not None and pts <= previous:
-                    pts = previous + 1
-                previous = pts
+                pts = previous = max(self._time(item.pts, tick, index), previous + 1)
                 interlaced += bool(getattr(item, "interlaced_frame", False))
                 if beyond_limits(item, tags_of(item, clip)):
                     beyond.append(index)
@@ -277,8 +275,6 @@ class VideoReader:
         if beyond:
             self.notes.append(f"{len(beyond)} frame{'s' if len(beyond) > 1 else ''} (the first is {beyond[0]}) held values outside limited "
                               "range (above white or below black), which were cut off")
-        if index == 0:
-            raise MediaError(f"{clip.path} holds a video stream but not one frame that can be decoded")
 
     def _time(self, pts: int | None, tick: Fraction, index: int) -> int:
         clip = self.clip
