@@ -84,8 +84,8 @@ class Scored:
         return {name: metrics.pool([(r["frames"], r) for r in found.values()]) for name, found in self.rows.items()}
 
 
-def read_frames(frames: Frames, count: int, crop: int = 0) -> Iterator[Tensor]:
-    """(H, W, 3) in [0, 1], a few at a time; `crop` cuts the centred square."""
+def read_frames(frames: Frames, numbers: range, crop: int = 0) -> Iterator[Tensor]:
+    """(H, W, 3) in [0, 1], read a few at a time; `crop` cuts the centred square."""
     width, height = frames.size
     box = None
     if crop:
@@ -93,8 +93,8 @@ def read_frames(frames: Frames, count: int, crop: int = 0) -> Iterator[Tensor]:
             raise UserError(f"{frames.name}: frames of {width} x {height} pixels are smaller than the crop of {crop}")
         x, y = (width - crop) // 2, (height - crop) // 2
         box = (x, y, x + crop, y + crop)
-    for start in range(0, count, CHUNK):
-        for frame in frames.read(range(start, min(start + CHUNK, count)), box):
+    for start in range(0, len(numbers), CHUNK):
+        for frame in frames.read(numbers[start:start + CHUNK], box):
             yield frame.movedim(0, -1).float() / 255
 
 
@@ -109,7 +109,7 @@ def pairs_of(found: Found, limit: int = 0, crop: int = 0, chosen: Iterable[str] 
     for clip in clips:
         clip.check_sizes()
         count = min(len(clip), limit or len(clip))
-        pairs.append(Pair(clip.name, count, *(partial(read_frames, frames, count, crop) for frames in (clip.blurred, clip.sharp))))
+        pairs.append(Pair(clip.name, count, *(partial(read_frames, frames, range(count), crop) for frames in (clip.blurred, clip.sharp))))
     return pairs
 
 

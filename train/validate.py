@@ -16,7 +16,7 @@ from vdd_model.measure import metrics, report
 from .config import TrainConfig, blur_config
 from .data import readers
 from .data.pool import is_pool
-from .evaluate import round_trip, save_figure
+from .evaluate import read_frames, round_trip, save_figure
 from .synthesis.blur import synthesize
 
 PANEL_HEIGHT = 256         # of its pictures, pixels
@@ -79,14 +79,11 @@ def _spread(items: list, count: int) -> list:
 
 def _pair_clip(sequence: readers.Sequence, frames: int, crop: int) -> ValidationClip:
     """The middle frames of a sequence, whole or the middle square of `crop` pixels."""
-    frames = min(frames, len(sequence))
-    start = (len(sequence) - frames) // 2
-    width, height = sequence.sharp.size
-    wide, high = (min(crop or n, n) for n in (width, height))
-    left, top = (width - wide) // 2, (height - high) // 2
-    blurred, sharp = (part.read(range(start, start + frames), (left, top, left + wide, top + high)).movedim(1, -1).float() / 255
-                      for part in (sequence.blurred, sequence.sharp))
-    return ValidationClip("pairs", sequence.name, blurred, sharp)
+    sequence.check_sizes()
+    start = max(0, len(sequence) - frames) // 2
+    numbers, crop = range(len(sequence))[start:start + frames], min(crop, *sequence.sharp.size)
+    return ValidationClip("pairs", sequence.name, *(torch.stack([*read_frames(part, numbers, crop)])
+                                                    for part in (sequence.blurred, sequence.sharp)))
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """What is settled before the first step."""
 from __future__ import annotations
 
+import shutil
 import sys
 
 import pytest
@@ -39,8 +40,12 @@ def test_validation_is_looked_at_before_the_first_step(tmp_path):
         with pytest.raises((UserError, ConfigError), match=words):
             run(configs.load(path, [f"validation.{key}={value}" for key, value in change.items()]), say=lambda text: None)
         assert not (tmp_path / "run" / "log.jsonl").exists()
+    for blurred in (tmp_path / "data/gopro_layout/test/SEQ/blur").iterdir():
+        shutil.copy(tmp_path / "data/val_photos/c.png", blurred)
+    with pytest.raises(UserError, match=r"SEQ: its blurred and sharp frames differ in size \(96 x 96 and 32 x 32 pixels\)"):
+        run(configs.load(path), say=lambda text: None)
     said = []
-    run(configs.load(path, ["validation.photos=train_photos", "stages.0.steps=1"]), say=said.append)
+    run(configs.load(path, ["validation.photos=train_photos", 'validation.pairs=""', "stages.0.steps=1"]), say=said.append)
     assert any("validation sees what training sees (2 clips, the first is a.png)" in text for text in said)
 
 
