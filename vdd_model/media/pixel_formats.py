@@ -16,6 +16,8 @@ import av.filter
 import av.video.format
 import numpy as np
 
+from ..errors import UserError
+
 STRIP_ROWS = 64
 UNSPECIFIED = 2                                                # in H.273: matrix, primaries and transfer alike
 PQ, HLG, P3 = 16, 18, (11, 12)                                 # transfers; primaries
@@ -125,7 +127,8 @@ def differ(one: av.VideoFrame, other: av.VideoFrame) -> bool:
 
 
 def plain(frame: av.VideoFrame) -> av.VideoFrame:
-    """The frame in a format that is read here, its rows from the top: Windows keeps RGB from the bottom (a negative line size)."""
+    """The frame in a format that is read here, its rows from the top: Windows keeps RGB from the bottom (a negative line size). Raises
+    UserError."""
     if any(plane.line_size < 0 for plane in frame.planes):
         graph = av.filter.Graph()
         source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format.name, time_base=Fraction(1, 25))
@@ -133,7 +136,11 @@ def plain(frame: av.VideoFrame) -> av.VideoFrame:
         graph.push(frame)
         frame = graph.pull()
     name = read_as(frame.format.name)
-    return frame if name == frame.format.name else frame.reformat(format=name)          # matrix and range stay what they are
+    try:
+        return frame if name == frame.format.name else frame.reformat(format=name)      # matrix and range stay what they are
+    except av.FFmpegError:
+        raise UserError(f"pixels stored as {frame.format.name} cannot be read: FFmpeg converts them into nothing else; "
+                        "convert the clip first") from None
 
 
 def beyond_limits(frame: av.VideoFrame, tags: ColorTags) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from media_tools import add_video, chart, eight_bits, encode, moved, pattern, remuxed, save_clip, seen, with_data
 
+from vdd_model.errors import UserError
 from vdd_model.media.clip import MediaError
 from vdd_model.media.container import printed
 from vdd_model.media.pixel_formats import ColorTags, from_rgb, to_rgb
@@ -140,6 +141,11 @@ def test_a_matrix_that_is_not_computed_is_said(tmp_path):
     for matrix, words in ((10, "BT.2020's with non-constant luminance"), (14, "BT.709's"), (9, None)):
         clip = probe(save_clip(tmp_path / f"{matrix}.mp4", [pattern(0)] * 2, tags=ColorTags(matrix, 9, 1, False)))
         assert clip.remarks == ((f"its colors are stored with matrix {matrix} of H.273, which is taken for {words}",) if words else ())
+
+
+def test_pixels_that_ffmpeg_converts_into_nothing_are_named():
+    with pytest.raises(UserError, match="pixels stored as rgb4 cannot be read"):
+        to_rgb(av.VideoFrame(16, 16, "rgb4"), ColorTags(0, 1, 1, True))
 
 
 @pytest.mark.parametrize("chroma", ["left", "center", "topleft", "top"])
