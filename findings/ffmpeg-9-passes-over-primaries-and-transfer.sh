@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # -color_primaries, -color_trc, -colorspace and -color_range behind the input of an ffmpeg command, for frames that say nothing of their
-# colors, as rgb24 from a pipe: full green, and gray that is to be HDR (PQ).
+# colors, as rgb24 from a pipe: full green as BT.709, and as BT.2020 with PQ (HDR).
 # Expected: all four are written, and the pixels are what they say. Seen: FFmpeg 7.0 (imageio-ffmpeg 0.6.0) writes all four and converts
-# with BT.601 all the same, so that BT.709's file holds luma 145 for green where it should be 173. FFmpeg 9.0 (imageio-ffmpeg 0.8.1)
-# converts, and writes matrix and range, but passes over primaries and transfer without a word: HDR's file says neither BT.2020 nor PQ and
-# plays as a dull SDR one. With -vf setparams=color_primaries=...:color_trc=... it writes them. Exits with 1 when that changes.
+# with BT.601 all the same: both files hold luma 145 for green, where BT.709 has 173 and BT.2020 164. FFmpeg 9.0 (imageio-ffmpeg 0.8.1)
+# converts, and writes matrix and range, but passes over primaries and transfer without a word: the HDR file does not say that it is one.
+# With -vf setparams=color_primaries=...:color_trc=... it writes them. Exits with 1 when that changes.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
