@@ -17,10 +17,6 @@ from .config import TrainConfig
 from .state import Position
 
 
-class NotFinite(UserError):
-    """A loss became NaN or infinite."""
-
-
 class Journal:
     """A run's losses on their way to the log, to trackers and to people. Every process calls `add` and `flush`; the main one writes.
 
@@ -64,7 +60,7 @@ class Journal:
             self.flush()
 
     def flush(self) -> None:
-        """Bring the pending losses to the CPU, the same in every process, and write them; NotFinite on the first that is not finite."""
+        """Bring the pending losses to the CPU, the same in every process, and write them; UserError on the first that is not finite."""
         if not self.pending:
             return
         table = torch.stack([torch.stack(list(values.values())) for _, values, _ in self.pending])
@@ -77,11 +73,11 @@ class Journal:
             self.accelerator.log(shown, step=where["total"])
         self.pending.clear()
 
-    def _not_finite(self, files: list[str]) -> NotFinite:
+    def _not_finite(self, files: list[str]) -> UserError:
         from accelerate.utils import gather_object
 
         files, record = gather_object(files), self.latest
-        return NotFinite(f"the loss is {record['loss']} (gradient norm {record['norm']}) at step {record['step']} of stage "
+        return UserError(f"the loss is {record['loss']} (gradient norm {record['norm']}) at step {record['step']} of stage "
                          f"{record['stage']} ({record['kind']}); its batch: {', '.join(files)}; "
                          f"last good state: {self.last_state or 'none was written yet'}")
 

@@ -17,7 +17,6 @@ from train import export, start, state
 from train.__main__ import main
 from train.data.clips import PhotoClips
 from train.data.readers import DataError
-from train.log import NotFinite
 from train.loop import run
 from vdd_model.checkpoint import tensorfile
 from vdd_model.checkpoint.store import load, read_state, read_training
@@ -231,7 +230,7 @@ def test_nan_stops_with_the_step_the_files_and_the_last_state(tmp_path, monkeypa
         return clips._replace(sharp=clips.sharp * float("nan")) if len(calls) == 4 else clips
 
     monkeypatch.setattr(PhotoClips, "batch", poisoned)
-    with pytest.raises(NotFinite) as caught:
+    with pytest.raises(UserError, match="the loss is nan") as caught:
         run(configs.load(write_config(tmp_path, STEPS[:1])), say=quiet)
     message = str(caught.value)
     assert "step 4 of stage 0 (stage1)" in message

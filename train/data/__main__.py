@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 
 import einops
-from PIL import Image
-from torch import Tensor
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from vdd_model.config import from_dict
@@ -75,12 +74,6 @@ def _problems(problems: list[str]) -> int:
     return int(bool(problems))
 
 
-def sheet(blurred: Tensor, sharp: Tensor, zoom: int = 2) -> Image.Image:
-    """Contact sheet: for each sample (B, 3, F, S, S) a row of blurred frames over a row of sharp ones."""
-    image = report.to_image(einops.rearrange([blurred, sharp], "side b c f h w -> (b side h) (f w) c"))
-    return image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
-
-
 @command(2)
 def main(argv: list[str] | None = None) -> int:
     """The command line."""
@@ -120,7 +113,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     source = open_clips(args.root, args.layout, args.split, blur_folder=args.blur_folder, blur=blur)
     clips = source.batch(args.seed, range(args.count), num_frames=args.frames, size=args.size, device="cpu")
-    sheet(clips.blurred, clips.sharp, args.zoom).save(args.output)
+    sheet = report.to_image(einops.rearrange([clips.blurred, clips.sharp], "side b c f h w -> (b side h) (f w) c"))
+    ImageOps.scale(sheet, args.zoom, Image.Resampling.NEAREST).save(args.output)
     error = (clips.blurred - clips.sharp).square().mean(dim=(1, 2, 3, 4)).clamp_min(1e-10)
     print(f"{args.output}: {args.count} samples, blurred {(-10 * error.log10()).mean():.2f} dB on average")
     return _problems(list(source.unreadable.values())) if source.unreadable else 0

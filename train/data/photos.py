@@ -1,9 +1,8 @@
 """Photographs of a folder."""
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +24,10 @@ class Photos(Sequence[Tensor]):
 
     def __init__(self, names: list[str], sizes: list[tuple[int, int]], decode: Callable[[int], Tensor], unreadable: dict[str, str],
                  held: int = HELD) -> None:
-        self.names, self.sizes, self.decode, self.unreadable, self.held = names, sizes, decode, unreadable, held
+        self.names, self.sizes, self.unreadable, self.held = names, sizes, unreadable, held
         self.sides = np.array([min(size) for size in sizes])
-        self._kept: OrderedDict[int, Tensor] = OrderedDict()
-        self._lock = threading.Lock()
+        largest_first = np.sort([3 * width * height for width, height in sizes])[::-1]
+        self.decode = lru_cache(max(1, int((largest_first.cumsum() <= held).sum())))(decode)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -37,20 +36,10 @@ class Photos(Sequence[Tensor]):
         if index >= len(self):
             raise IndexError(index)
         for number in (*range(index, len(self)), *range(index)):
-            with self._lock:
-                if number in self._kept:
-                    self._kept.move_to_end(number)
-                    return self._kept[number]
             try:
-                photo = self.decode(number)
+                return self.decode(number)
             except DataError as error:
                 self.unreadable[self.names[number]] = str(error)
-                continue
-            with self._lock:
-                self._kept[number] = photo
-                while len(self._kept) > 1 and sum(x.nbytes for x in self._kept.values()) > self.held:
-                    self._kept.popitem(last=False)
-            return photo
         raise DataError(f"not one photograph could be read; the first: {next(iter(self.unreadable.values()))}")
 
     def on(self, device: torch.device) -> Photos:
