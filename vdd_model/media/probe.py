@@ -60,6 +60,8 @@ def probe_video(path: str | Path) -> VideoClip:
         tags = _colors(first, said, context.name, kind)
         turns, mirrored = orientation(first)
         light, (extras, telemetry), remarks = _light(first), _extras(container, stream, first), []
+        found = container.chapters() if hasattr(container, "chapters") else ()             # from PyAV 14.3 on
+        chapters = tuple((c["start"] * c["time_base"], c["end"] * c["time_base"], c["metadata"].get("title", "")) for c in found)
         if tags.matrix not in KNOWN_MATRICES:
             remarks.append(f"its colors are stored with matrix {tags.matrix} of H.273, which is taken for "
                            + ("BT.2020's with non-constant luminance" if tags.matrix == CONSTANT_LUMINANCE else "BT.709's"))
@@ -75,7 +77,7 @@ def probe_video(path: str | Path) -> VideoClip:
                  "pixel_aspect": 1 / aspect if turns % 2 else aspect, "metadata": _metadata(container), "track": track_tags(stream),
                  "timecode": next((text for s in (stream, container, *container.streams) for key, text in s.metadata.items()
                                    if key.lower() == "timecode"), ""),
-                 "chapters": _chapters(container), "light": light, "extras": extras, "telemetry": telemetry,
+                 "chapters": chapters, "light": light, "extras": extras, "telemetry": telemetry,
                  "sound": tuple(getattr(s.codec_context, "name", "") for s in container.streams if s.type in ("audio", "subtitle")),
                  "attached": tuple(s.metadata.get("filename", "") for s in container.streams if s.type == "attachment"),
                  "interlaced": bool(getattr(first, "interlaced_frame", False)), "slotted": family == "avi" and context.codec.reorder,
@@ -188,11 +190,6 @@ def _metadata(container) -> tuple[tuple[str, str], ...]:
         if APPLE + key in found:
             found.setdefault(name, found[APPLE + key])
     return tuple(found.items())
-
-
-def _chapters(container) -> tuple[tuple[Fraction, Fraction, str], ...]:
-    found = container.chapters() if hasattr(container, "chapters") else []     # from PyAV 14.3 on
-    return tuple((c["start"] * c["time_base"], c["end"] * c["time_base"], c["metadata"].get("title", "")) for c in found)
 
 
 def _extras(container, video, frame: av.VideoFrame) -> tuple[tuple[str, ...], tuple[str, ...]]:

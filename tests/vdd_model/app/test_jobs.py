@@ -6,8 +6,6 @@ import dataclasses
 import errno
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from fractions import Fraction
@@ -27,8 +25,6 @@ from vdd_model.media import joining, sinks
 from vdd_model.media.clip import MediaError
 from vdd_model.media.reader import VideoReader
 from vdd_model.media.video import OutputOptions, part_folder, probe, read_clip, read_image, write_image
-
-TOOLS = Path(__file__).resolve().parents[2] / "media_tools.py"
 
 
 def decoded(path: Path) -> list[bytes]:
@@ -156,25 +152,6 @@ def test_a_torn_tail_is_dropped(tmp_path, clip_150):
     with (folder / "packets.bin").open("ab") as file:
         file.write(b"VDDS" + bytes(100))
     assert deblur(clip_150, target, resume=True).frames == 150
-    assert decoded(target) == decoded(tmp_path / "whole.mp4")
-
-
-def test_kill_9_loses_nothing(tmp_path, clip_150):
-    target = tmp_path / "o.mp4"
-    command = [sys.executable, str(TOOLS), "deblur", str(clip_150), "-o", str(target), "--window", "6", "--overlap", "2", "--preset",
-               "veryfast", "--quiet"]
-    process = subprocess.Popen(command, env={**os.environ, "STAND_IN_DELAY": "0.1"})
-    deadline = time.time() + 90
-    while time.time() < deadline and not any(part_folder(target).glob("spool-*.raw")):
-        time.sleep(0.02)
-    time.sleep(0.4)
-    process.kill()
-    assert process.wait(timeout=30) == -signal.SIGKILL
-    assert not target.exists()
-    told = []
-    assert deblur(clip_150, target, resume=True, identity="given", say=told.append).frames == 150
-    assert told and "finished frames" in told[0]
-    deblur(clip_150, tmp_path / "whole.mp4")
     assert decoded(target) == decoded(tmp_path / "whole.mp4")
 
 

@@ -152,12 +152,8 @@ def test_compare_refuses_what_does_not_fit(tmp_path):
         report.save_text("x", tmp_path / "file" / "x.md")
 
 
-def random_picture(seed, height=24, width=32):
-    return torch.rand(height, width, 3, generator=torch.Generator().manual_seed(seed))
-
-
 def numbered(folder, name, numbers):
-    write_folder(folder, [random_picture(i) for i in numbers], [name.format(i) for i in numbers])
+    write_folder(folder, [picture(i) for i in numbers], [name.format(i) for i in numbers])
 
 
 def test_pictures_of_one_name_are_compared(tmp_path):
@@ -185,7 +181,7 @@ def test_pictures_of_one_number_are_compared_where_names_differ(tmp_path, names)
 def test_frames_of_one_time_are_compared(tmp_path):
     """A video that lacks a frame in its middle, but keeps the times of the others."""
     for name, times in (("a.mkv", (0, 1, 2, 4, 5, 6)), ("b.mkv", range(8))):
-        save_clip(tmp_path / name, [random_picture(i, 48, 64).numpy() for i in times], codec="ffv1", pix_fmt="gbrp16le", times=times)
+        save_clip(tmp_path / name, [picture(i).numpy() for i in times], codec="ffv1", pix_fmt="gbrp16le", times=times)
     for a, b in (("a.mkv", "b.mkv"), ("b.mkv", "a.mkv")):
         result = report.compare(tmp_path / a, tmp_path / b, tmp_path / "out", warp=False, say=None)
         assert result["frames"] == 6 and result["scores"][a]["psnr"] == 100 and result["lost"] == 0
