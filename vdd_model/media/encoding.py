@@ -226,13 +226,11 @@ def output_tags(clip: VideoClip, codec: str) -> ColorTags:
     """The tags to write: the input's own where it is Y'CbCr, with the matrix that was assumed spelled out; BT.709 for RGB."""
     tags = clip.color
     if tags.matrix == RGB or clip.files or clip.gray and tags.matrix == UNSPECIFIED:
-        known = {p for p in (tags.primaries, tags.transfer) if p != UNSPECIFIED}
-        primaries, transfer = (tags.primaries, tags.transfer) if len(known) else (BT709, BT709)
+        primaries, transfer = (BT709, BT709) if tags.primaries == tags.transfer == UNSPECIFIED else (tags.primaries, tags.transfer)
         return ColorTags(BT2020 if primaries == BT2020 else BT709, primaries, transfer, False)
     usual = BT709 if tags.matrix == BT709 else SMPTE170M if tags.matrix in (5, 6) else UNSPECIFIED
-    return ColorTags(tags.matrix, tags.primaries if tags.primaries != UNSPECIFIED else usual,
-                     tags.transfer if tags.transfer != UNSPECIFIED else usual,
-                     tags.full_range and codec != "prores")    # ProRes cannot say that it is full range
+    primaries, transfer = (usual if tag == UNSPECIFIED else tag for tag in (tags.primaries, tags.transfer))
+    return ColorTags(tags.matrix, primaries, transfer, tags.full_range and codec != "prores")      # ProRes cannot say that it is full range
 
 
 def configure(context, encoding: Encoding) -> None:
