@@ -13,7 +13,7 @@ from benchmarks import common
 
 def cases(model, frames: int, height: int, width: int, dtype: torch.dtype, device: str) -> dict:
     """What is measured: name -> function. Frames go through in the pipeline's own chunks."""
-    from vdd_model.inference.window import Tiling
+    from vdd_model.inference.tiles import Tiling
     from vdd_model.networks.fidelity import BlurGuide
     chunk = Tiling().chunk(height, width)
     pixels = torch.rand(1, 3, frames, height, width, device=device).mul_(2).sub_(1)

@@ -25,7 +25,7 @@ from train.stages import StageLoss, set_trainable
 from vdd_model.config import UNetConfig
 from vdd_model.errors import UserError
 from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
-from vdd_model.inference.restart import first_input_frame
+from vdd_model.inference.windows import first_input_frame
 from vdd_model.networks.fidelity import BlurGuide
 from vdd_model.networks.model import DeblurModel
 

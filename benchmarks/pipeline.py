@@ -154,7 +154,7 @@ def run_case(case: Case, clip: Path, folder: Path, checkpoint: str, device: str)
 
 def deblurrer_tiling(case: Case, deblurrer) -> str:
     """How the frames were cut."""
-    from vdd_model.inference.window import make_tiling
+    from vdd_model.inference.tiles import make_tiling
     return str(make_tiling(None, None, case.height, case.width, deblurrer.model.config.divisor))
 
 

@@ -12,7 +12,8 @@ from einops import rearrange
 from ..vdd_model.errors import UserError
 from ..vdd_model.inference.pipeline import checked
 from ..vdd_model.inference.scenes import pictures
-from ..vdd_model.inference.window import encode_frames, encode_pictures, make_tiling, reads_pictures, to_pixels
+from ..vdd_model.inference.tiles import make_tiling
+from ..vdd_model.inference.window import encode_frames, encode_pictures, reads_pictures, to_pixels
 from . import folders, latents, native
 from .frames import need_prior_of, rgb_of
 from .progress import Bar

@@ -9,7 +9,8 @@ from ..vdd_model.errors import UserError
 from ..vdd_model.inference.pipeline import checked
 from ..vdd_model.inference.prior import NO_FUSION, need_prior
 from ..vdd_model.inference.scenes import pictures
-from ..vdd_model.inference.window import decode_frames, make_tiling, need_numbers, to_frames
+from ..vdd_model.inference.tiles import make_tiling
+from ..vdd_model.inference.window import decode_frames, need_numbers, to_frames
 from . import folders, latents, native
 from .frames import need_prior_of, rgb_of, with_alpha
 from .notices import Notices, sampled_by

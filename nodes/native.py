@@ -33,8 +33,8 @@ from ..vdd_model.errors import UserError
 from ..vdd_model.inference.codes import Codes
 from ..vdd_model.inference.pipeline import Deblurrer, default_dtype
 from ..vdd_model.inference.prior import Prior
-from ..vdd_model.inference.window import Tiling, to_pixels
-from ..vdd_model.inference.windows import Box
+from ..vdd_model.inference.tiles import Box, Tiling
+from ..vdd_model.inference.window import to_pixels
 from ..vdd_model.networks.adapter import Adapter
 from ..vdd_model.networks.model import DeblurModel, drop_untrained_branch
 from ..vdd_model.networks.unet3d import UNet3D
@@ -455,8 +455,8 @@ def need_deblur_vae(vae) -> Decoder:
 
 
 def gives_estimate(model, positive: list) -> bool:
-    """Whether one step may be encoder 2's estimate (`window.gives_estimate`): not where other nodes have changed the model, or say more
-    of the clip than Encode Blurred Clip does."""
+    """Whether one step may be encoder 2's estimate (`ModelConfig.gives_estimate`): not where other nodes have changed the model, or say
+    more of the clip than Encode Blurred Clip does."""
     network = model.model
     wrapped = (each for kind in model.wrappers.values() for key, each in kind.items() if key != PICTURES)
     changed = (model.patches, model.object_patches, *wrapped,

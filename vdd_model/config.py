@@ -133,6 +133,12 @@ class ModelConfig:
         """Frame height and width are padded to multiples of this (pixels)."""
         return self.vae.factor * self.unet.divisor
 
+    @property
+    def gives_estimate(self) -> bool:
+        """Whether encoder 2's latents estimate x0, so that one step, whose noisy state tells nothing, is them: the UNet moves what one
+        step shows by hardly anything."""
+        return self.unet.estimate and self.diffusion.zero_terminal_snr
+
     def to_json(self) -> str:
         """JSON text, stored as `vdd.config` in a checkpoint."""
         return json.dumps(dataclasses.asdict(self))

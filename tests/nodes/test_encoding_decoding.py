@@ -123,7 +123,7 @@ def test_room_is_asked_for_before_encoding(pack, frames, vae_and_encoders, monke
     told = pack.nodes["VDDEncodeClip"].execute(frames, encoders, vae).result[0][0][1]
     assert len(asked) == 1                                   # what one step shows is for those that ask, before the denoiser is there
     pack.module("nodes.native")._with_pictures(lambda model, shape, conds: conds, None, (), {"positive": [told], "negative": [told]})
-    whole, size = pack.module("vdd_model.inference.window").Tiling(), frames.shape[1:3]
+    whole, size = pack.module("vdd_model.inference.tiles").Tiling(), frames.shape[1:3]
     padded = [n + -n % encoders.config.divisor for n in size]
     assert asked == [native.encode_memory(encoders.config, whole, *size, encoders.dtype),
                      native.decode_memory(encoders.config, native.FRAMES_PER_CHUNK, *padded, encoders.dtype, True)] and min(asked) > 0

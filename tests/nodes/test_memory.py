@@ -100,7 +100,7 @@ def test_encoding_a_clip(pack, config, peak, height, width):
     native, inference = pack.module("nodes.native"), pack.module("vdd_model.inference.window")
     with torch.device("meta"):
         model = pack.module("vdd_model.networks.model").DeblurModel(config).half()
-    tiling = inference.make_tiling(None, None, height, width, config.divisor)
+    tiling = pack.module("vdd_model.inference.tiles").make_tiling(None, None, height, width, config.divisor)
     frames = [meta(height, width, 3, dtype=torch.float32) for _ in range(native.chunk_of(tiling, height, width))]
 
     def encode(*frames):

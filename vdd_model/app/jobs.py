@@ -22,8 +22,8 @@ import torch
 from ..cpu.frames import compact
 from ..errors import UserError
 from ..inference.pipeline import DeblurOptions
-from ..inference.restart import first_input_frame
 from ..inference.scenes import Moment
+from ..inference.windows import first_input_frame
 from ..measure.progress import FrameBar
 from ..media.clip import Frame, MediaError, VideoClip
 from ..media.encoding import Encoding, OutputOptions, choose_encoding, no_room, without_effect

@@ -12,7 +12,7 @@ from ..cpu.frames import apart
 from ..networks.fidelity import BlurGuide
 from ..networks.layers import joined
 from ..networks.model import DeblurModel
-from .windows import Box, Span
+from .tiles import Box, Span
 
 FEATURE_BYTES = 2**30                # encoder features are kept from encoding to decoding while a window's fit in this
 CPU_FEATURE_BYTES = 2**28            # on a CPU, which would rather compute those of large frames twice

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from .windows import Box
+from .tiles import Box
 
 
 class Orientation(NamedTuple):

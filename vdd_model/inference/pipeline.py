@@ -28,23 +28,10 @@ from .codes import Codes, drop
 from .ensemble import ORIENTATIONS, Orientation
 from .prior import Prior, PriorFile, find_prior
 from .progress import CALL, DECODE, ENCODE, PICTURE, Meter, Progress
-from .restart import WINDOWS_BACK, first_input_frame, seek, windows_from
 from .scenes import Moment, Picture, pictures
-from .window import (
-    Tiling,
-    decode_frames,
-    encode_frames,
-    encode_pictures,
-    gives_estimate,
-    make_tiling,
-    need_numbers,
-    reads_pictures,
-    sample_window,
-    to_frames,
-    to_pixels,
-    until_it_fits,
-)
-from .windows import Box, Step, fade_in, window_steps
+from .tiles import WHOLE, Box, Tiling, make_tiling, until_it_fits
+from .window import decode_frames, encode_frames, encode_pictures, need_numbers, reads_pictures, sample_window, to_frames, to_pixels
+from .windows import WINDOWS_BACK, Step, fade_in, first_input_frame, seek, window_steps, windows_from
 
 T = TypeVar("T")
 SELDOM = ("unet", "adapter", "encoder1", "vae.detail", "vae.informed", "vae.fusion")     # parts that one step without a prior does not call
@@ -66,7 +53,7 @@ class Deblurrer:
         self.device = torch.device(device) if device is not None else default_device()
         named = isinstance(checkpoint, (str, os.PathLike))
         beside = [Path(checkpoint).parent] if named and checkpoint not in BUILT_IN else []
-        self.prior = PriorFile(find_prior(beside, prior), self.load_prior)
+        self.prior = PriorFile(find_prior(beside, prior), lambda path: Prior.load(path, self.device, self.model.null_text.dtype))
         if not named:
             self.model = checkpoint.to(self.device, dtype) if move else checkpoint
         else:
@@ -78,10 +65,6 @@ class Deblurrer:
             accelerate(part)
         elif self.device.type == "cuda" and isinstance(part, UNet3D):
             channels_last(part)
-
-    def load_prior(self, path: Path) -> Prior:
-        """The prior in a file, on the model's device and in its type."""
-        return Prior.load(path, self.device, self.model.null_text.dtype)
 
     def deblur(self, frames: Tensor, options: DeblurOptions | None = None, *, progress: Callable[[Progress], None] | None = None,
                notice: Callable[[str], None] = warnings.warn, **overrides) -> Tensor:
@@ -128,7 +111,7 @@ class Deblurrer:
 
 def unet_calls(model: DeblurModel, options: DeblurOptions) -> int:
     """How often the UNet is called for one window."""
-    if options.steps == 1 and options.guidance == 1 and not options.denoise_at_one_step and gives_estimate(model):
+    if options.steps == 1 and options.guidance == 1 and not options.denoise_at_one_step and model.config.gives_estimate:
         return 0
     return options.steps * (1 if options.guidance == 1 else 2)
 
@@ -289,7 +272,7 @@ class _Pass:
         for codes in self.codes:
             self.meter.tick()
             latents = torch.cat([codes.latents[i] for i in window], dim=2)
-            whole, = Tiling().boxes((1, *codes.size))
+            whole, = WHOLE.boxes((1, *codes.size))
             image = self.model.encoder1.semantic(codes.pixels(range(centre, centre + 1), whole)[:, :, 0])
             x0.append(sample_window(self.model, latents, image, window, self.options, self.tiling, self.meter.tick))
         return x0

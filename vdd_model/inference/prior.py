@@ -16,8 +16,8 @@ from ..errors import UserError
 from ..networks.autoencoder import AutoencoderKL
 from ..networks.maxim import MULTIPLE, Blocks, Maxim
 from ..options import DeblurOptions
-from .window import Tick, no_tick, pad_to_multiple, until_it_fits
-from .windows import Box, blend, boxes
+from .tiles import Box, Tiling, blend, until_it_fits
+from .window import Tick, no_tick, pad_to_multiple
 
 FEW_FRAMES = 2                       # "auto" spends a CPU's time on so many frames, not on a clip
 # The network was trained on 256 x 256 pixels: on a real pair (python -m benchmarks.prior --pair) tiles of 384 give 0.2 dB more than the
@@ -82,14 +82,13 @@ class Prior:
         return (0 if height * width <= WHOLE_PIXELS else TILE) if self.tile is None else self.tile
 
     def _tiles(self, height: int, width: int) -> list[Box]:
-        """What a padded frame is cut into; empty where it is done as a whole."""
-        tile = self._tile(height, width)
-        return boxes((1, height, width), (1, tile, tile), (0, TILE_OVERLAP, TILE_OVERLAP), MULTIPLE) if tile else []
+        """What a padded frame is cut into."""
+        return Tiling(self._tile(height, width), TILE_OVERLAP, divisor=MULTIPLE).boxes((1, height, width))
 
     def ticks(self, height: int, width: int) -> int:
         """How often `tick` is called for a frame of this size."""
         tiles = self._tiles(*(n + -n % MULTIPLE for n in (height, width)))
-        return max(1, len(tiles)) * sum(isinstance(part, Blocks) for part in self.network.modules())
+        return len(tiles) * sum(isinstance(part, Blocks) for part in self.network.modules())
 
     def _fitting(self, frame: Tensor) -> Tensor:
         """`_one`, in smaller tiles from now on where memory runs out."""
@@ -105,10 +104,7 @@ class Prior:
     def _one(self, frame: Tensor) -> Tensor:
         height, width, _ = frame.shape
         x = pad_to_multiple(to_float(frame, self.device).movedim(2, 0)[None], MULTIPLE)
-        if tiles := self._tiles(*x.shape[-2:]):
-            x = blend(tiles, lambda box: self.network(box.of(x[:, :, None])[:, :, 0])[:, :, None])[:, :, 0]
-        else:
-            x = self.network(x)
+        x = blend(self._tiles(*x.shape[-2:]), lambda box: self.network(box.of(x[:, :, None])[:, :, 0])[:, :, None])[:, :, 0]
         return x[0, :, :height, :width].clamp(0, 1).movedim(0, 2).contiguous().cpu()
 
 

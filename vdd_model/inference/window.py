@@ -4,11 +4,7 @@ Pixels here are (1, 3, F, H, W) in [-1, 1], H and W multiples of the model's div
 """
 from __future__ import annotations
 
-import gc
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,65 +19,14 @@ from ..networks.model import Condition, DeblurModel, fold_time, unfold_time
 from ..options import DeblurOptions
 from .codes import Source
 from .color import levels_for, wavelet_color_transfer_
-from .windows import Box, blend, boxes, frame_noise
+from .tiles import WHOLE, Box, Tiling, blend
+from .windows import frame_noise
 
-WHOLE_FRAME_PIXELS = 1280 * 768      # larger frames are cut into tiles unless told otherwise
-DEFAULT_TILE = 768
-CHUNK_PIXELS = 4 * 256 * 256         # frames are decoded in chunks of about this many pixels
-SMALLEST_TILE = 128
-# What errors of a device's kernels say, whichever their class
-NO_MEMORY = ("not enough memory", "out of memory", "DefaultCPUAllocator", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-T = TypeVar("T")
 Tick = Callable[..., None]
 
 
 def no_tick(*_) -> None:
     """Called between pieces of work; a caller's own may report progress, or raise to cancel."""
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How much is computed at once. Tiles are in pixels, multiples of the model's divisor; 0 means all."""
-
-    tile: int = 0                    # side of a square tile; 0: whole frames
-    overlap: int = 0                 # pixels that neighbouring tiles share at least
-    frames: int = 0                  # frames that the denoiser sees at once; 0: the whole window
-    divisor: int = 1                 # the model's
-
-    def boxes(self, size: tuple[int, int, int], *, time: bool = False) -> list[Box]:
-        """Boxes over (F, H, W), in pixels; cut in time only when asked for."""
-        frames, tile = self.frames if time and self.frames else size[0], self.tile or max(size[1:])
-        return boxes(size, (frames, tile, tile), (frames // 4 if frames < size[0] else 0, self.overlap, self.overlap), self.divisor)
-
-    def chunk(self, height: int, width: int) -> int:
-        """How many frames of this size (pixels) the autoencoder works on at once."""
-        count = max(1, CHUNK_PIXELS // (height * width))
-        return min(count, self.frames) if self.frames else count
-
-    def smaller(self, frames: int, height: int, width: int) -> Tiling | None:
-        """The next smaller tiling for a window of this size, None when there is none: first smaller tiles, then fewer frames."""
-        side = min(self.tile or max(height, width), max(height, width))
-        if side > SMALLEST_TILE:
-            return replace(make_tiling(max(side // 2, SMALLEST_TILE), None, height, width, self.divisor), frames=self.frames)
-        count = min(self.frames or frames, frames)
-        return replace(self, frames=count // 2) if count > 1 else None
-
-    def __str__(self) -> str:
-        tile = f"tiles of {self.tile} x {self.tile} pixels" if self.tile else "whole frames"
-        return f"{tile}, {self.frames} frames at a time" if self.frames else tile
-
-
-def make_tiling(tile: int | None, overlap: int | None, height: int, width: int, divisor: int) -> Tiling:
-    """The tiling for frames of this size (pixels). tile None: chosen by size; 0: never; else the side of a tile, rounded up."""
-    if tile is None:
-        tile = 0 if height * width <= WHOLE_FRAME_PIXELS else DEFAULT_TILE
-    tile = math.ceil(tile / divisor) * divisor
-    if tile == 0 or tile >= max(height, width):
-        return Tiling(divisor=divisor)
-    if tile == divisor:              # nothing smaller can overlap with a neighbour
-        tile = 2 * divisor
-    overlap = max(64, tile // 12) if overlap is None else overlap       # as much again changes frames by 63 dB
-    return Tiling(tile, min(math.ceil(overlap / divisor), tile // divisor // 2) * divisor, divisor=divisor)
 
 
 def to_pixels(frames: Sequence[Tensor], divisor: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -103,7 +48,7 @@ def pad_to_multiple(x: Tensor, divisor: int) -> Tensor:
 
 
 @torch.no_grad()
-def encode_frames(model: DeblurModel, encode: Callable[[Box], Tensor], size: tuple[int, int, int], tiling: Tiling = Tiling(),
+def encode_frames(model: DeblurModel, encode: Callable[[Box], Tensor], size: tuple[int, int, int], tiling: Tiling = WHOLE,
                   tick: Tick = no_tick) -> Tensor:
     """Latents (1, 4, F, h, w) of frames of this size (pixels); encode(tile) gives those of a tile."""
     tiles = {tile.shrunk(model.config.vae.factor): tile for tile in tiling.boxes(size)}
@@ -116,7 +61,7 @@ def encode_frames(model: DeblurModel, encode: Callable[[Box], Tensor], size: tup
     return blend([*tiles], latents)
 
 
-def encode_pictures(model: DeblurModel, source: Source, size: tuple[int, int, int], tiling: Tiling = Tiling(),
+def encode_pictures(model: DeblurModel, source: Source, size: tuple[int, int, int], tiling: Tiling = WHOLE,
                     tick: Tick = no_tick) -> Tensor:
     """What one step shows of frames, as the autoencoder's latents (1, 4, F, h, w): a second estimate of x0, which behind encoder 2's makes
     (1, 8, F, h, w) of both for the adapter. The picture path and the prior have their part in it, so that several steps start nearer to
@@ -132,18 +77,12 @@ def encode_pictures(model: DeblurModel, source: Source, size: tuple[int, int, in
 
 def reads_pictures(model: DeblurModel, fidelity: float) -> bool:
     """Whether `encode_pictures` comes before the UNet: where a trained picture path is looked at, and the adapter gives an estimate."""
-    return bool(fidelity) and model.vae.fidelity is not None and gives_estimate(model)
-
-
-def gives_estimate(model: DeblurModel) -> bool:
-    """Whether encoder 2's latents estimate x0, so that one step, whose noisy state tells nothing, is them: the UNet moves what one step
-    shows by hardly anything."""
-    return model.config.unet.estimate and model.config.diffusion.zero_terminal_snr
+    return bool(fidelity) and model.vae.fidelity is not None and model.config.gives_estimate
 
 
 @torch.no_grad()
 def sample_window(model: DeblurModel, latents: Tensor, image: Tensor, frames: Sequence[int], options: DeblurOptions,
-                  tiling: Tiling = Tiling(), tick: Tick = no_tick) -> Tensor:
+                  tiling: Tiling = WHOLE, tick: Tick = no_tick) -> Tensor:
     """Clean latents x0 (1, 4, F, h, w), float32, of one window; `frames`: their numbers, by which noise is keyed.
 
     latents: encoder 2's, of the window's blurred frames, those of `encode_pictures` behind them or not; image (1, E): the semantic vector
@@ -182,7 +121,7 @@ def sample_window(model: DeblurModel, latents: Tensor, image: Tensor, frames: Se
 
 
 @torch.no_grad()
-def decode_frames(model: DeblurModel, source: Source, size: tuple[int, int, int], tiling: Tiling = Tiling(),
+def decode_frames(model: DeblurModel, source: Source, size: tuple[int, int, int], tiling: Tiling = WHOLE,
                   tick: Tick = no_tick) -> Tensor:
     """Pixels (1, 3, F, H, W), float32, not clamped, of frames of this size. source(tile) gives a tile's latents (1, 4, F, h, w) and what
     guides them, or None; its pixels then need not exist all at once (`Codes.source`)."""
@@ -215,18 +154,3 @@ def need_numbers(pixels: Tensor, first: int, dtype: torch.dtype) -> None:
     if not torch.isfinite(pixels).all():
         advice = "" if dtype == torch.float32 else "; compute in float32 (--dtype float32, in ComfyUI --fp32-vae)"
         raise UserError(f"the model's answer from frame {first} on is not a number{advice}")
-
-
-def until_it_fits(work: Callable[[], T], shrink: Callable[[], None]) -> T:
-    """work(), again behind shrink(), which may raise, for as long as memory runs out, on any device."""
-    while True:
-        try:
-            return work()
-        except (RuntimeError, MemoryError) as error:
-            if not isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) and not any(words in str(error) for words in NO_MEMORY):
-                raise
-        shrink()
-        gc.collect()                                     # outside of the `except` block, whose traceback holds tensors
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-

@@ -1,115 +1,20 @@
-"""Cutting a clip into windows in time and tiles in space, putting the pieces together again, and noise that does not notice the cuts."""
+"""Windows in time: the steps of a clip, where a run begins that goes on from a frame, fading, and noise that does not notice the cuts."""
 from __future__ import annotations
 
 import hashlib
-import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import product
+from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..options import DeblurOptions
+from .scenes import Moment, Picture
+from .tiles import ramp
 
-class Span(NamedTuple):
-    """[start, stop) along one axis; `lead` and `trail` positions of it are shared with the span before and after."""
-
-    start: int
-    stop: int
-    lead: int = 0
-    trail: int = 0
-
-    @property
-    def slice(self) -> slice:
-        """[start, stop) as an index."""
-        return slice(self.start, self.stop)
-
-    def shrunk(self, factor: int) -> Span:
-        """The same piece of an axis that is so many times shorter."""
-        return Span(*(n // factor for n in self))
-
-
-class Box(NamedTuple):
-    """A piece of a (..., F, h, w) tensor."""
-
-    time: Span
-    rows: Span
-    columns: Span
-
-    def of(self, x: Tensor) -> Tensor:
-        """This piece of x, a view."""
-        return x[..., self.time.slice, self.rows.slice, self.columns.slice]
-
-    def shrunk(self, factor: int) -> Box:
-        """The same piece of a tensor that is so many times less high and wide."""
-        return Box(self.time, self.rows.shrunk(factor), self.columns.shrunk(factor))
-
-
-def spans(size: int, length: int, overlap: int, multiple: int = 1) -> list[Span]:
-    """Spans of one length, at most `length`, that cover [0, size), evenly spread, neighbours sharing at least `overlap` positions.
-
-    There are as few of them as can be, and then they are as short as can be. size, length and overlap are multiples of
-    `multiple`, and so is every start. One span [0, size) where length >= size.
-    """
-    if length >= size:
-        return [Span(0, size)]
-    if overlap >= length:
-        raise ValueError(f"an overlap of {overlap} leaves nothing of pieces of {length}")
-    count = math.ceil((size - overlap) / (length - overlap))
-    length = math.ceil((size + (count - 1) * overlap) / count / multiple) * multiple
-    starts = [i * (size - length) // (count - 1) // multiple * multiple for i in range(count)]
-    shared = [0, *(a + length - b for a, b in zip(starts, starts[1:])), 0]
-    return [Span(start, start + length, shared[i], shared[i + 1]) for i, start in enumerate(starts)]
-
-
-def boxes(size: tuple[int, int, int], length: tuple[int, int, int], overlap: tuple[int, int, int], multiple: int = 1) -> list[Box]:
-    """Boxes over (F, h, w); `multiple` holds for the rows and columns."""
-    return [Box(*axes) for axes in product(*map(spans, size, length, overlap, (1, multiple, multiple)))]
-
-
-def ramp(length: int) -> Tensor:
-    """Weights rising smoothly from near 0 to near 1; ramp + its mirror image = 1."""
-    return torch.sin((torch.arange(length) + 0.5) * (math.pi / 2 / max(length, 1))).square()
-
-
-def span_weight(span: Span) -> Tensor:
-    """1 in the middle of a span, falling towards what it shares with its neighbours; never 0."""
-    weight = torch.ones(span.stop - span.start)
-    if span.lead:
-        weight[:span.lead] *= ramp(span.lead)
-    if span.trail:
-        weight[-span.trail:] *= ramp(span.trail).flip(0)
-    return weight
-
-
-def box_weight(box: Box, device: torch.device | str = "cpu") -> Tensor:
-    """(F, h, w) blending weight of a box."""
-    time, rows, columns = (span_weight(span).to(device, non_blocking=True) for span in box)
-    return time[:, None, None] * rows[:, None] * columns
-
-
-def blend(pieces: Sequence[Box], compute: Callable[[Box], Tensor], *, as_frames: bool = False) -> Tensor:
-    """The weighted mean of compute(box), each (..., F, h, w) of its box, over all boxes, in its dtype; summed in float32.
-
-    as_frames: in memory it lies as (F, h, w, ...), which saves who wants it so a copy.
-    """
-    if len(pieces) == 1:
-        return compute(pieces[0])
-    size = [max(span.stop for span in axis) for axis in zip(*pieces)]
-    cut = any(box.time != pieces[0].time for box in pieces)             # else one frame's weights are all frames'
-    total = norm = None
-    for box in pieces:
-        part, place = compute(box), box if cut else box._replace(time=Span(0, 1))
-        if total is None:
-            lead = part.shape[:-3]
-            total = torch.zeros(*size, *lead, device=part.device) if as_frames else torch.zeros(*lead, *size, device=part.device)
-            total = total.permute(*range(3, total.ndim), 0, 1, 2) if as_frames else total
-            norm = torch.zeros(size[0] if cut else 1, *size[1:], device=part.device)
-        weight, dtype = box_weight(place, part.device), part.dtype
-        box.of(total).add_(part * weight)
-        place.of(norm).add_(weight)
-        del part                                                        # before the next is made
-    return total.div_(norm).to(dtype)
+WINDOWS_BACK = 3                         # windows before that of a frame which have a part in it, or are encoded together with one that has
 
 
 class Step(NamedTuple):
@@ -145,6 +50,46 @@ def window_steps(reach: Callable[[int], int], window: int, overlap: int, first: 
         if last:
             return
         begin, seen = begin + stride, ahead
+
+
+def first_input_frame(first_frame: int, options: DeblurOptions, moments: Sequence[Moment] = (), back: int = WINDOWS_BACK) -> int:
+    """The first frame that `stream` looks at in order to give frames from `first_frame` on exactly as an uninterrupted run does.
+
+    A frame is blended from the window that holds it and the one before. That one's frames were encoded together with those before it, and a
+    scene's last window can reach back by nearly one stride. Where a run looks for scenes or repeated frames, only the `moments` of an
+    earlier one tell where its windows begin; without them it is 0.
+    """
+    starts = windows_from(first_frame, options, moments, back)
+    before = 1 if options.repeats == "auto" else 0             # by what has changed to a picture its repeats are known
+    return max(0, starts[0].index - before) if starts else 0
+
+
+def windows_from(first_frame: int, options: DeblurOptions, moments: Sequence[Moment], back: int = WINDOWS_BACK) -> list[Moment]:
+    """Where the window that holds a frame and up to three before it in its scene begin, `back` where nobody looks at what frames show;
+    [] where it is not known."""
+    if options.scenes == options.repeats == "off":
+        last = first_frame // options.stride
+        return [Moment(k * options.stride, k * options.stride) for k in range(max(0, last - back), last + 1)]
+    found = [moment for moment in moments if moment.index <= first_frame][-WINDOWS_BACK - 1:]
+    first = max((i for i, moment in enumerate(found) if moment.number == 0), default=0 if len(found) > WINDOWS_BACK else len(found))
+    return found[first:]
+
+
+def seek(found: Iterator[Picture], first_frame: int, stride: int) -> tuple[list[Moment], Iterator[Picture]]:
+    """What `windows_from` tells, found by looking at the clip's pictures; and these, from the first of those windows on."""
+    starts: deque[Moment] = deque(maxlen=WINDOWS_BACK + 1)
+    held: deque[Picture] = deque()
+    for picture in found:
+        if starts and picture.index > first_frame:
+            return list(starts), chain(held, [picture], found)
+        if picture.number == 0:
+            starts.clear()
+        if picture.number % stride == 0:
+            starts.append(Moment(picture.index, picture.number))
+        held.append(picture)
+        while held[0].index < starts[0].index:
+            held.popleft()
+    return list(starts), iter(held)
 
 
 def fade_in(new: Tensor, step: Step, old: Tensor | None, old_window: range) -> Tensor:

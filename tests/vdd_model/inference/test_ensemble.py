@@ -9,7 +9,7 @@ from vdd_model.app.demo import bundled_photo
 from vdd_model.config import ConfigError
 from vdd_model.inference.ensemble import ORIENTATIONS
 from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
-from vdd_model.inference.restart import first_input_frame
+from vdd_model.inference.windows import first_input_frame
 from vdd_model.measure import metrics
 from vdd_model.measure.motion import camera_shake
 from vdd_model.media.video import read_image

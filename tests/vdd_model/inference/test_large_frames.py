@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from vdd_model.cpu import frames
-from vdd_model.inference import codes, pipeline, window
+from vdd_model.inference import codes, pipeline, tiles, window
 from vdd_model.inference.ensemble import ORIENTATIONS
 from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
 from vdd_model.inference.scenes import Moment, pictures
-from vdd_model.inference.windows import blend, boxes
+from vdd_model.inference.tiles import Tiling, blend
 
 OPTIONS = DeblurOptions(window=4, overlap=2)
 
@@ -51,13 +51,13 @@ def test_a_picture_is_encoded_when_it_is_decoded(tiny_model, monkeypatch, room, 
     kept = deblurrer.deblur(clip, options)
     one = codes.feature_bytes(tiny_model.config, 32, 48)
     monkeypatch.setattr(codes, "CPU_FEATURE_BYTES", 2 * one * (options.ensemble or 1) if room else 0)
-    monkeypatch.setattr(window, "CHUNK_PIXELS", 1)
+    monkeypatch.setattr(tiles, "CHUNK_PIXELS", 1)
     encoded, encode = [], tiny_model.encode_each
     monkeypatch.setattr(tiny_model, "encode_each", lambda pixels, *more: encoded.append(pixels[..., 0, 0].numel()) or encode(pixels, *more))
     again = deblurrer.deblur(clip, options)
     torch.testing.assert_close(again, kept, rtol=0, atol=1e-5)
-    tiles = (2 if tiled else 1) * (options.ensemble or 1)
-    assert len(encoded) == tiles * (9 if room else 9 + 8)
+    pieces = (2 if tiled else 1) * (options.ensemble or 1)
+    assert len(encoded) == pieces * (9 if room else 9 + 8)
     later = torch.cat(list(deblurrer.stream(clip, options, first_frame=5, total=9)))
     assert torch.equal(later, again[5:])
 
@@ -75,7 +75,7 @@ def test_a_tile_of_a_turned_picture_comes_from_its_source(orientation):
     picture = torch.arange(48.0 * 32).view(48, 32)
     turned = orientation.turn(picture)
     assert turned.shape == orientation.size(48, 32)
-    for tile in boxes((1, *turned.shape), (1, 16, 24), (0, 8, 8), 8):
+    for tile in Tiling(24, 8, divisor=8).boxes((1, *turned.shape)):
         rows, columns = orientation.source(tile, tuple(turned.shape))
         assert torch.equal(orientation.turn(picture[rows, columns]), tile.of(turned[None])[0])
 
@@ -94,7 +94,7 @@ def test_frames_may_come_as_they_are_kept(tiny_model, monkeypatch):
 
 def test_a_pass_in_tiles_keeps_no_picture_that_it_has_given(tiny_model, monkeypatch):
     """Without the denoiser nothing looks back: while a window is decoded, its first pictures are gone."""
-    monkeypatch.setattr(window, "CHUNK_PIXELS", 1)
+    monkeypatch.setattr(tiles, "CHUNK_PIXELS", 1)
     tiled = DeblurOptions(window=8, overlap=2, tile=32, tile_overlap=16, scenes="off", repeats="off")
     run = pipeline._Pass(Deblurrer(tiny_model, device="cpu"), tiled, 0, [], None, None, print)
     held = [min(run.pictures) for _ in run.stream(pictures(noise(8, 48, 64), scenes=False, repeats=False), [Moment(0, 0)])]
@@ -115,9 +115,9 @@ def test_what_stays_is_kept_apart(dtype, monkeypatch):
 
 def test_pixels_that_lie_as_frames_do_become_the_frames():
     """Blended tiles lie so; the result is that of any other layout, without a copy."""
-    tiles = boxes((2, 40, 48), (2, 32, 32), (0, 16, 16), 8)
+    pieces = Tiling(32, 16, divisor=8).boxes((2, 40, 48))
     whole, blurred = torch.randn(1, 3, 2, 40, 48), list(noise(2, 37, 48))
-    pixels = blend(tiles, lambda box: box.of(whole), as_frames=True)
+    pixels = blend(pieces, lambda box: box.of(whole), as_frames=True)
     torch.testing.assert_close(pixels, whole, rtol=0, atol=1e-5)
     plain = window.to_frames(pixels.clone(memory_format=torch.contiguous_format), blurred, tile=32)
     found = torch.cat([window.to_frames(pixels[:, :, i:i + 1], blurred[i:i + 1], tile=32) for i in range(2)])

@@ -13,11 +13,12 @@ from vdd_model.checkpoint.store import BUILT_IN
 from vdd_model.config import AutoencoderConfig, ModelConfig, UNetConfig
 from vdd_model.diffusion.schedule import make_schedule
 from vdd_model.errors import UserError
+from vdd_model.inference import tiles
 from vdd_model.inference import window as inference
 from vdd_model.inference.codes import Codes
 from vdd_model.inference.pipeline import DeblurOptions, Deblurrer, default_dtype
-from vdd_model.inference.restart import first_input_frame
 from vdd_model.inference.window import decode_frames, to_frames, to_pixels
+from vdd_model.inference.windows import first_input_frame
 from vdd_model.measure import metrics
 from vdd_model.measure.motion import camera_shake
 from vdd_model.media.video import read_image
@@ -103,10 +104,10 @@ def test_a_model_that_returns_its_input_gives_the_input(frames, height, width, o
 
 
 def test_large_frames_go_through_tiles(monkeypatch):
-    assert str(inference.make_tiling(None, None, 2160, 3840, 16)) == "tiles of 768 x 768 pixels"
-    assert inference.make_tiling(None, None, 720, 1280, 16) == inference.Tiling(divisor=16)
-    monkeypatch.setattr(inference, "WHOLE_FRAME_PIXELS", 320 * 192)          # 4K at a quarter of its size
-    monkeypatch.setattr(inference, "DEFAULT_TILE", 192)
+    assert str(tiles.make_tiling(None, None, 2160, 3840, 16)) == "tiles of 768 x 768 pixels"
+    assert tiles.make_tiling(None, None, 720, 1280, 16) == tiles.Tiling(divisor=16)
+    monkeypatch.setattr(tiles, "WHOLE_FRAME_PIXELS", 320 * 192)          # 4K at a quarter of its size
+    monkeypatch.setattr(tiles, "DEFAULT_TILE", 192)
     stub, x = Stub(), clip(2, 540, 960)
     y = run(stub, x, color="none")
     assert stub.calls["predict"] == 4 * 7 and (y - x).abs().max() < 1 / 255
@@ -140,7 +141,7 @@ def test_features_of_neighbours_cross_every_cut(monkeypatch, kept):
     """The stand-in's fidelity answer is the mean of the two neighbouring frames: windows, chunks and tiles must not show in it."""
     if not kept:
         monkeypatch.setattr("vdd_model.inference.codes.CPU_FEATURE_BYTES", 0)
-    monkeypatch.setattr(inference, "CHUNK_PIXELS", 24 * 32 * 3)
+    monkeypatch.setattr(tiles, "CHUNK_PIXELS", 24 * 32 * 3)
     x = clip(61)
     expected = 0.5 * (torch.cat([x[:1], x[:-1]]) + torch.cat([x[1:], x[-1:]]))
     for options in ({}, {"window": 4, "overlap": 0}, {"window": 6, "overlap": 3}, {"tile": 16, "tile_overlap": 8}):
@@ -282,7 +283,7 @@ def test_chunks_and_kept_features_do_not_change_the_result(tiny_model, monkeypat
     reference = run(tiny_model, x, **options)
     monkeypatch.setattr("vdd_model.inference.codes.CPU_FEATURE_BYTES", 0)
     torch.testing.assert_close(run(tiny_model, x, **options), reference, rtol=0, atol=1e-5)
-    monkeypatch.setattr(inference, "CHUNK_PIXELS", 1)
+    monkeypatch.setattr(tiles, "CHUNK_PIXELS", 1)
     torch.testing.assert_close(run(tiny_model, x, **options), reference, rtol=0, atol=1e-5)
 
 
@@ -445,8 +446,8 @@ def test_lack_of_memory_leads_to_smaller_pieces_and_a_complete_result(monkeypatc
         def decode(self, *args, **kwargs):
             return self.checked("decode", *args, **kwargs)
 
-    monkeypatch.setattr(inference, "CHUNK_PIXELS", 20 * 90 * 150)
-    monkeypatch.setattr(inference, "SMALLEST_TILE", 64)
+    monkeypatch.setattr(tiles, "CHUNK_PIXELS", 20 * 90 * 150)
+    monkeypatch.setattr(tiles, "SMALLEST_TILE", 64)
     x, said = clip(20, 90, 150), []
     options = DeblurOptions(tile_overlap=16, color="none")
     y = torch.cat(list(Deblurrer(Small(fidelity), device="cpu").stream(iter(x), options, notice=said.append)))

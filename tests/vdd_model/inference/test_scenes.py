@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 
 from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
-from vdd_model.inference.restart import first_input_frame
 from vdd_model.inference.scenes import DOUBTFUL, LONGEST, pictures, scene_cut
+from vdd_model.inference.windows import first_input_frame
 
 SMALL = {"window": 6, "overlap": 2}
 

@@ -2,20 +2,8 @@
 import pytest
 import torch
 
-from vdd_model.inference.windows import (
-    Box,
-    Span,
-    Step,
-    blend,
-    box_weight,
-    boxes,
-    fade_in,
-    frame_noise,
-    ramp,
-    span_weight,
-    spans,
-    window_steps,
-)
+from vdd_model.inference.tiles import Box, Span, Tiling, blend, ramp, spans
+from vdd_model.inference.windows import Step, fade_in, frame_noise, window_steps
 
 
 @pytest.mark.parametrize("size, length, overlap, multiple", [
@@ -45,32 +33,32 @@ def test_an_overlap_as_large_as_the_piece_is_refused():
 def test_ramp_and_its_mirror_sum_to_one():
     for n in (1, 2, 5, 64):
         torch.testing.assert_close(ramp(n) + ramp(n).flip(0), torch.ones(n))
-    assert (span_weight(Span(0, 10, 6, 6)) > 0).all()
+    assert (Span(0, 10, 6, 6).weight() > 0).all()
 
 
 def test_blending_pieces_of_one_tensor_gives_it_back():
     x = torch.randn(1, 2, 9, 40, 52)
-    pieces = boxes((9, 40, 52), (4, 16, 24), (2, 4, 8), 4)
+    pieces = Tiling(24, 8, 4, divisor=4).boxes((9, 40, 52), time=True)
     assert len(pieces) > 8
     torch.testing.assert_close(blend(pieces, lambda box: box.of(x)), x, rtol=0, atol=1e-5)
 
 
 def test_blended_disagreement_has_no_step():
     """Two tiles that disagree by 1 meet in a slope, nowhere steeper than the ramp."""
-    pieces = boxes((1, 1, 96), (1, 1, 64), (0, 0, 32))
+    pieces = Tiling(64, 32).boxes((1, 1, 96))
     out = blend(pieces, lambda box: torch.full((1, 1, 1, 1, 64), float(box.columns.start > 0)))
     assert out.diff(dim=-1).abs().max() < 0.06
 
 
 def test_one_box_is_passed_through_untouched():
     x = torch.randn(1, 2, 3, 4, 5).to(torch.bfloat16)
-    assert blend(boxes((3, 4, 5), (8, 8, 8), (0, 0, 0)), lambda box: x) is x
+    assert blend(Tiling(8).boxes((3, 4, 5)), lambda box: x) is x
 
 
 def test_a_box_of_latents():
     box = Box(Span(0, 3), Span(16, 32, 8, 4), Span(32, 48, 0, 8))
     assert box.shrunk(4) == Box(Span(0, 3), Span(4, 8, 2, 1), Span(8, 12, 0, 2))
-    assert box_weight(box.shrunk(4)).shape == (3, 4, 4)
+    assert box.shrunk(4).weight().shape == (3, 4, 4)
 
 
 def steps(total, window, overlap, first=0):
