@@ -24,8 +24,8 @@ PICTURES_ONLY = ("nodes_sag",)         # modules of nodes whose patches fit, but
 class Patched(ContextCache):
     """The context of one call of the UNet, and what other nodes have hung into its layers. Raises UserError for what has no place."""
 
-    def __new__(cls, unet, tokens: Tensor, options: dict, shape: torch.Size):
-        self = super().__new__(cls, ())
+    def __init__(self, unet, tokens: Tensor, options: dict, shape: torch.Size):
+        super().__init__()
         batch, channels, frames, height, width = shape
         self.tokens = tokens.repeat_interleave(frames, 0)
         blocks = {**{("input", i): block for i, block in enumerate(unet.input_blocks)}, ("middle", 0): unet.middle_block,
@@ -45,7 +45,6 @@ class Patched(ContextCache):
             if getattr(patch, "__module__", "").endswith(PICTURES_ONLY):
                 raise UserError("a node before the sampler (Self-Attention Guidance) works on single pictures only: take it out")
         self.options = {**options, "original_shape": [batch * frames, channels, height, width], "transformer_index": 0}
-        return self
 
     def run(self, run, block: nn.Module, x: Tensor, embedding: Tensor, skip: Tensor | None) -> Tensor:
         """UNet3D's `run` of one block, x (B, F, H, W, C); blocks come in their order."""

@@ -99,7 +99,7 @@ def test_few_rooms_and_a_short_core():
     assert len(rooms) <= 14, sorted(p.name for p in rooms)
     core = files(*(f"vdd_model/{room}" for room in ("networks", "diffusion", "inference", "checkpoint")))
     core = [path for path in core if path.stem not in ("maxim", "prior")]          # the paper's; the pretrained prior is another's
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in core) < 3054
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in core) < 3000
 
 
 def test_the_table_of_the_paper_leads_to_code():

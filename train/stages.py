@@ -168,7 +168,7 @@ class StageLoss(nn.Module):
         x_t = noise if noise_alone else diffusion.q_sample(schedule, model.encode_target(sharp), t, noise).contiguous()
         if not self.stage.denoise:
             estimate = self._estimate(model.adapter(code.latents)) if model.config.unet.estimate else (code.latents, 0 * code.latents)
-            return diffusion.x0_from_v(schedule, x_t, t, diffusion.precondition(schedule, x_t, t, *estimate).v_mean)
+            return diffusion.x0_from_v(schedule, x_t, t, diffusion.precondition(schedule, x_t, t, *estimate)[1])
         condition = model.condition(code.latents, centre(blurred))
         context = model.context(condition.image, drop=self.dropped(positions).to(noise.device, non_blocking=True))
         return diffusion.x0_from_v(schedule, x_t, t, model.predict_v(x_t, t, condition, context).float())

@@ -19,7 +19,7 @@ import torch
 from kornia.color import rgb_to_linear_rgb
 from torch import Tensor
 
-from vdd_model.inference.scenes import scene_cut
+from vdd_model.inference.scenes import DOUBTFUL, pictures
 from vdd_model.measure.flow import dense_flow, warp
 
 from ..synthesis import camera
@@ -213,6 +213,12 @@ class VideoClips(RecordedClips):
         blurred, sharp = (x[:, :, top:top + size, left:left + size] for x in (blurred, sharp))
         blurred = camera.degrade(blurred, linear, **(camera.CLEAN if gopro else camera.draw(rng, config, num_frames)))
         return blurred.transpose(0, 1), sharp.transpose(0, 1), f"{sequence.name} frames {start}..{start + span - 1}"
+
+
+def scene_cut(frames: Tensor) -> int:
+    """Number of the first of frames (N, 3, H, W) in [0, 1] that shows another scene than the one before, 0 for none."""
+    found = pictures(einops.rearrange(frames, "n c h w -> n h w c"), repeats=False, limits=DOUBTFUL)
+    return next((picture.index for picture in found if picture.index and picture.number == 0), 0)
 
 
 def expose(frames: Tensor, light: Tensor, centre: int, half: float, flows: dict[int, Tensor], max_subsamples: int = MAX_BETWEEN) -> Tensor:

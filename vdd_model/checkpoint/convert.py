@@ -25,8 +25,9 @@ KINDS = {
     "visual.conv1.weight": "OpenCLIP",
     "first_stage_model.encoder.conv_in.weight": "autoencoder",
     "encoder.conv_in.weight": "autoencoder",
+    "down_blocks.0.resnets.0.conv1.weight": "diffusers",
+    "encoder.down_blocks.0.resnets.0.conv1.weight": "diffusers",
 }
-DIFFUSERS = ("down_blocks.0.resnets.0.conv1.weight", "encoder.down_blocks.0.resnets.0.conv1.weight")
 WANTED = {"denoiser": "TF-T2V or ModelScopeT2V .pth", "autoencoder": "Stable Diffusion 2.1 .ckpt or VAE .safetensors",
           "OpenCLIP": "OpenCLIP ViT-H/14 .bin"}
 # Parts that no official file holds; the last one is in TF-T2V's, not in ModelScopeT2V's.
@@ -70,13 +71,11 @@ def convert(files: Iterable[str | os.PathLike], out: str | os.PathLike, *, confi
     if config.unet.latent_channels == first.shape[1] < wanted:         # without concat channels: zeros, so that it computes what it did
         unet["input_blocks.0.0.weight"] = F.pad(first, (0, 0, 0, 0, 0, wanted - first.shape[1]))
         training["note"] = f"input convolution padded with zeros from {first.shape[1]} to {wanted} channels"
-    named = ((k.removeprefix("first_stage_model."), t) for k, t in found["autoencoder"].items())
-    autoencoder = {k: t for k, t in named if k.startswith(("encoder.", "decoder.", "quant_conv.", "post_quant_conv."))}
-    spatial = {k: t for k, t in autoencoder.items() if k.startswith(("encoder.", "quant_conv."))}
+    autoencoder = {k.removeprefix("first_stage_model."): t for k, t in found["autoencoder"].items()}
     semantic = {k.removeprefix("visual."): t for k, t in clip.items() if k.startswith("visual.")}
-    parts = {"unet.": unet, "vae.": autoencoder, "encoder1.spatial_head.": spatial, "encoder2.spatial_head.": spatial,
+    parts = {"unet.": unet, "vae.": autoencoder, "encoder1.spatial_head.": autoencoder, "encoder2.spatial_head.": autoencoder,
              "encoder1.semantic_head.": semantic}
-    state = {prefix + key: t for prefix, part in parts.items() for key, t in part.items()}
+    state = {prefix + key: t for prefix, part in parts.items() for key, t in part.items()}      # `_complete` drops what is too much
     state["null_text"] = null_text({**found["autoencoder"], **clip}, config.null_tokens)
     training["untrained"] = _complete(state, config, seed)
     save_state(state, config, out, training, dtype)
@@ -111,12 +110,11 @@ def read_official(path: str | os.PathLike) -> dict[str, Tensor]:
 
 
 def _kind(path: Path, state: Mapping[str, Tensor]) -> str:
-    if kind := next((kind for key, kind in KINDS.items() if key in state), None):
-        return kind
-    if any(key in state for key in DIFFUSERS):
-        raise CheckpointError(f"{path} is in the diffusers layout; the original layout was expected")
-    some = ", ".join(list(state)[:2]) or "no tensors"
-    raise CheckpointError(f"{path} is neither a TF-T2V denoiser nor an autoencoder nor OpenCLIP (it holds {some}, ...)")
+    kind, some = next((kind for key, kind in KINDS.items() if key in state), None), ", ".join(list(state)[:2]) or "no tensors"
+    if kind not in WANTED:
+        raise CheckpointError(f"{path} is in the diffusers layout; the original layout was expected" if kind else
+                              f"{path} is neither a TF-T2V denoiser nor an autoencoder nor OpenCLIP (it holds {some}, ...)")
+    return kind
 
 
 def spatial_conditions_of(unet: Mapping[str, object]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..networks.layers import frame_conv, pointwise_conv
+from ..networks.layers import conv_as, over_frames
 from . import winograd
 
 _onednn = torch.ops.mkldnn
@@ -49,7 +49,7 @@ class Linear(Fused, nn.Linear):
         return _linear(self, x) if fuses(self, x) else super().forward(x)
 
 
-class PointwiseConv(Fused, pointwise_conv(nn.Conv1d)):
+class PointwiseConv(Fused, conv_as(F.linear, nn.Conv1d)):
     """A convolution of kernel 1 over rows, as `Linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,14 +63,14 @@ class Conv2d(Fused, nn.Conv2d):
         return _conv(self, x) if self.packed and fuses(self, x) else super().forward(x)
 
 
-class FrameConv(Fused, frame_conv(nn.Conv3d)):
+class FrameConv(Fused, conv_as(over_frames, nn.Conv3d)):
     """A convolution over frames, as `Conv2d`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return _conv(self, x) if self.packed and fuses(self, x) else super().forward(x)
 
 
-LAYERS = {nn.Linear: Linear, pointwise_conv(nn.Conv1d): PointwiseConv, nn.Conv2d: Conv2d, frame_conv(nn.Conv3d): FrameConv}
+LAYERS = {nn.Linear: Linear, conv_as(F.linear, nn.Conv1d): PointwiseConv, nn.Conv2d: Conv2d, conv_as(over_frames, nn.Conv3d): FrameConv}
 
 
 def hooked(module: nn.Module) -> bool:

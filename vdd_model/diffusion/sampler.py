@@ -25,8 +25,7 @@ def timesteps(steps: int, num_timesteps: int = 1000, spacing: str = "trailing") 
     if steps < VGEN_MIN_STEPS:
         raise UserError(f"the spacing 'vgen' needs at least {VGEN_MIN_STEPS} steps, not {steps}: with fewer it starts where pure noise "
                         "passes for a nearly finished picture; take more steps, or the spacing 'trailing'")
-    ascending = range(1, num_timesteps + 1, num_timesteps // steps)
-    return sorted({min(t, num_timesteps - 1) for t in ascending}, reverse=True)
+    return sorted({min(t, num_timesteps - 1) for t in range(1, num_timesteps + 1, num_timesteps // steps)}, reverse=True)
 
 
 def guided(conditional: VModel, unconditional: VModel, scale: float, rescale: float = 0.0,

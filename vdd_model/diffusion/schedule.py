@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,16 +71,9 @@ def x0_from_v(schedule: Schedule, x_t: Tensor, t: Tensor, v: Tensor) -> Tensor:
     return a * x_t - s * v
 
 
-class Preconditioned(NamedTuple):
-    """How a network of unit variance sees x_t and predicts v, given a Gaussian estimate of x0: `v = v_mean + v_scale * network(r_t)`."""
-
-    r_t: Tensor
-    v_mean: Tensor
-    v_scale: Tensor
-
-
-def precondition(schedule: Schedule, x_t: Tensor, t: Tensor, mean: Tensor, log_std: Tensor) -> Preconditioned:
-    """Diffusion of what an estimate x0 ~ N(mean, std^2) leaves open, r = x0 - mean, standardised point by point.
+def precondition(schedule: Schedule, x_t: Tensor, t: Tensor, mean: Tensor, log_std: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Diffusion of what an estimate x0 ~ N(mean, std^2) leaves open, r = x0 - mean, standardised point by point: r_t, v_mean, v_scale,
+    with which `v = v_mean + v_scale * network(r_t)`.
 
     It is the preconditioning of EDM (Karras et al. 2022, table 1) with a std of its own at every point, in the terms of v. All is linear in
     x0: the rest's noisy state is x_t - a mean = a r + s eps, of variance d = a^2 std^2 + s^2, and r_t is that divided by sqrt(d). A network
@@ -93,4 +85,4 @@ def precondition(schedule: Schedule, x_t: Tensor, t: Tensor, mean: Tensor, log_s
     mean, variance = mean.float(), (2 * log_std.float().clamp(*LOG_STD_RANGE)).exp()
     a, s = schedule.at(t, mean)
     rest, d = x_t.float() - a * mean, a**2 * variance + s**2
-    return Preconditioned(rest * d.rsqrt(), a * s * (1 - variance) / d * rest - s * mean, (variance / d).sqrt())
+    return rest * d.rsqrt(), a * s * (1 - variance) / d * rest - s * mean, (variance / d).sqrt()

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from ..cpu.frames import to_float
@@ -112,7 +111,7 @@ def pictures(frames: Iterable[Tensor], start: int = 0, *, scenes: bool = True, r
     start: index of the first frame. scenes: number pictures anew behind each hard cut. repeats: take frames that show the picture before
     again, up to LONGEST in all, for that picture, unless it is flat.
     moment: where a run goes on: pictures before it are not given, and up to the index `uncut` there is no cut. Everything is then as it
-    is in a run from the first frame on, given one frame more before the moment. limits: SURE_CUT or DOUBTFUL.
+    is in a run from the first frame on, given one frame more before the moment. limits: SURE_CUT, or DOUBTFUL as in training.
     """
     found = _distinct(frames, start, repeats, moment.index if moment else 0)
     number, scene = moment.number if moment else 0, 0
@@ -178,9 +177,3 @@ def _shows_again(frame: Tensor, picture: Picture, before: Tensor | None) -> bool
         return False
     a, b = Outline.of(before), picture.outline
     return a.change(b) <= DOUBTFUL[0] or a.alike(b, DOUBTFUL[1])
-
-
-def scene_cut(frames: Tensor) -> int:
-    """Number of the first of frames (N, 3, H, W) in [0, 1] that shows another scene than the one before, 0 for none."""
-    found = pictures(rearrange(frames, "n c h w -> n h w c"), repeats=False, limits=DOUBTFUL)
-    return next((picture.index for picture in found if picture.index and picture.number == 0), 0)

@@ -100,10 +100,8 @@ class Encoder(nn.Module):
         self.patch_size, self.channels_last = config.patch_size, False     # in float32 on a CPU: `cpu.accelerate` turns it on
         self.conv_in = ops.Conv2d(3 * config.patch_size**2, config.channels, 3, padding=1)
         self.down = nn.ModuleList()
-        width = config.channels
-        for i, level_width in enumerate(widths):
-            self.down.append(level(width, level_width, config.blocks_per_level, groups, ops))
-            width = level_width
+        for i, (above, width) in enumerate(zip((config.channels, *widths), widths)):
+            self.down.append(level(above, width, config.blocks_per_level, groups, ops))
             if i < len(widths) - 1:
                 self.down[i]["downsample"] = Downsample(width, ops)
         self.mid = middle(width, config, ops)
@@ -133,17 +131,15 @@ class Decoder(nn.Module):
         super().__init__()
         groups, widths = config.norm_groups, [config.channels * m for m in config.channel_mult]
         self.patch_size, self.channels_last = config.patch_size, False     # in float32 on a CPU: `cpu.accelerate` turns it on
-        width = widths[-1]
-        self.conv_in = ops.Conv2d(config.latent_channels, width, 3, padding=1)
-        self.mid = middle(width, config, ops)
+        self.conv_in = ops.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
+        self.mid = middle(widths[-1], config, ops)
         self.up = nn.ModuleList()
-        for i in reversed(range(len(widths))):
-            self.up.insert(0, level(width, widths[i], config.blocks_per_level + 1, groups, ops))
-            width = widths[i]
+        for i, (width, below) in reversed(list(enumerate(zip(widths, (*widths[1:], widths[-1]))))):
+            self.up.insert(0, level(below, width, config.blocks_per_level + 1, groups, ops))
             if i > 0:
                 self.up[0]["upsample"] = Upsample(width, ops)
-        self.norm_out = ops.GroupNorm(groups, width, eps=1e-6)
-        self.conv_out = ops.Conv2d(width, 3 * config.patch_size**2, 3, padding=1)
+        self.norm_out = ops.GroupNorm(groups, widths[0], eps=1e-6)
+        self.conv_out = ops.Conv2d(widths[0], 3 * config.patch_size**2, 3, padding=1)
 
     def features(self, z: Tensor) -> list[Tensor]:
         """Features behind the blocks of every level, coarse to fine."""

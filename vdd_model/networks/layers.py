@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -51,37 +51,26 @@ def zero_init(module: nn.Module) -> nn.Module:
     return module
 
 
-@functools.cache
-def pointwise_conv(conv1d: type[nn.Conv1d]) -> type[nn.Conv1d]:
-    """The namespace's Conv1d as a layer of kernel 1 that is made and takes rows (..., C) as a linear layer does."""
-    class PointwiseConv(conv1d):
-        def __init__(self, channels: int, out_channels: int, **kw):
-            super().__init__(channels, out_channels, 1, **kw)
-
-        def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None, *_, **__) -> Tensor:
-            return F.linear(input, weight[..., 0], bias)
-    return PointwiseConv
+def over_frames(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A convolution of three frames, of (B, C, F, H*W) channels-last: as a 2-D one, which every backend has a fast kernel for."""
+    return F.conv2d(x, weight, bias, padding=(1, 0))
 
 
 @functools.cache
-def frame_conv(conv3d: type[nn.Conv3d]) -> type[nn.Conv3d]:
-    """The namespace's Conv3d of kernel (3, 1, 1) as a layer that takes (B, C, F, H*W) channels-last: a 2-D convolution, which every
-    backend has a fast channels-last kernel for."""
-    class FrameConv(conv3d):
+def conv_as(function: Callable[[Tensor, Tensor, Tensor | None], Tensor], conv: type[nn.Module]) -> type[nn.Module]:
+    """The namespace's convolution as a layer that is `function` of x, of the weight without its last axis (of length 1) and of the bias."""
+    class Conv(conv):
         def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None, *_, **__) -> Tensor:
-            return F.conv2d(input, weight[..., 0], bias, padding=(1, 0))
-    return FrameConv
+            return function(input, weight[..., 0], bias)
+    return Conv
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, limit: int | None = None) -> Tensor:
     """softmax(q k' / sqrt(D)) v for q (N, H, S, D) and k, v (N, H, L, D), at most `limit` of the batch at a time (what the device takes):
     over time it has an entry for every latent position of a frame, 115200 for two branches of 720 x 1280 pixels at factor 4."""
-    if limit is None:
-        limit = _CUDA_GRID if q.device.type == "cuda" else len(q)
-    if len(q) <= limit:
-        return F.scaled_dot_product_attention(q, k, v)
+    limit = limit or (_CUDA_GRID if q.device.type == "cuda" else len(q))
     parts = math.ceil(len(q) / limit)                          # of about one size: 65536 entries are no 65535 and a single one
-    return torch.cat([F.scaled_dot_product_attention(*part) for part in zip(q.chunk(parts), k.chunk(parts), v.chunk(parts))])
+    return joined([F.scaled_dot_product_attention(*part) for part in zip(*(x.chunk(parts) for x in (q, k, v)))])
 
 
 class Attention(nn.Module):
@@ -168,7 +157,8 @@ class Transformer(nn.Module):
     def __init__(self, dim: int, head_dim: int, groups: int, *, inner: int | None = None, context_dim: int | None = None,
                  operations=nn, **kw):
         super().__init__()
-        linear, inner = operations.Linear if self.over == "space" else pointwise_conv(operations.Conv1d), inner or dim
+        pointwise = functools.partial(conv_as(F.linear, operations.Conv1d), kernel_size=1)
+        linear, inner = operations.Linear if self.over == "space" else pointwise, inner or dim
         self.norm = operations.GroupNorm(groups, dim, eps=1e-6, **kw)
         self.proj_in = linear(dim, inner, **kw)
         block = TransformerBlock(inner, head_dim, context_dim, over=self.over, operations=operations, **kw)
@@ -189,7 +179,7 @@ class Transformer(nn.Module):
 class SpatialTransformer(Transformer):
     """Over the positions of each frame, with cross-attention to the context, whose keys and values (B, L, C) are given to forward."""
 
-    over, images, slot = "space", "(b f) c h w", 0           # slot: the transformer's place in the network's `ContextCache`
+    over, images = "space", "(b f) c h w"
 
 
 class TemporalTransformer(Transformer):
@@ -203,7 +193,7 @@ class TemporalConv(nn.Module):
 
     def __init__(self, dim: int, groups: int, *, operations=nn, **kw):
         super().__init__()
-        make_conv = frame_conv(operations.Conv3d)
+        make_conv = conv_as(over_frames, operations.Conv3d)
 
         def layer(*middle: nn.Module) -> nn.Sequential:
             """Norm, SiLU, `middle`, convolution."""

@@ -2,9 +2,6 @@
 8 concat channels through which every spatial condition arrives."""
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -26,10 +23,8 @@ SPATIAL_CONDITIONS: dict[str, tuple[int, str, str]] = {
 }
 
 
-class ContextCache(NamedTuple):
-    """Keys and values (B, L, C) of the context tokens for every spatial transformer, in order; constant over frames and steps."""
-
-    keys_values: Sequence[tuple[Tensor, Tensor]]
+class ContextCache(dict):
+    """Keys and values (B, L, C) of the context tokens, by the spatial transformer that asks them; constant over frames and steps."""
 
 
 def condition_encoder(channels: int, out_channels: int, *, operations=nn, **kw) -> nn.Sequential:
@@ -129,8 +124,6 @@ class UNet3D(nn.Module):
         self.out = nn.Sequential(operations.GroupNorm(groups, width, **leaf), nn.SiLU(),
                                  operations.Conv2d(width, config.latent_channels, 3, padding=1, **leaf))
         nn.init.zeros_(self.out[-1].weight)
-        for slot, layer in enumerate(self._attending()):
-            layer.slot = slot
 
     def _apply(self, fn, recurse: bool = True) -> UNet3D:
         """Where the weights go, the schedule goes, or every call would wait for a GPU."""
@@ -146,10 +139,8 @@ class UNet3D(nn.Module):
 
     def cache_context(self, tokens: Tensor) -> ContextCache:
         """What every cross-attention needs of the tokens (B, L, C): compute it once per clip and give it to each call."""
-        return ContextCache([layer.transformer_blocks[0].attn2.keys_values(tokens) for layer in self._attending()])
-
-    def _attending(self) -> list[SpatialTransformer]:
-        return [layer for layer in self.modules() if isinstance(layer, SpatialTransformer)]
+        attending = [layer for layer in self.modules() if isinstance(layer, SpatialTransformer)]
+        return ContextCache((layer, layer.transformer_blocks[0].attn2.keys_values(tokens)) for layer in attending)
 
     def spatial_condition(self, name: str, pixels: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Concat channels (B, 8, F, h, w) of one of `config.spatial_conditions`; the sum over several is their combination.
@@ -174,11 +165,11 @@ class UNet3D(nn.Module):
         batch, _, frames, height, width = x.shape
         if height % self.config.divisor or width % self.config.divisor:
             raise ValueError(f"latents of {height} x {width}: height and width must be multiples of {self.config.divisor}")
-        dtype, rest = x.dtype, None
+        dtype, v_mean = x.dtype, None
         if self.config.estimate and concat is not None:
             mean, log_std = concat[:, :2 * self.config.latent_channels].chunk(2, dim=1)
-            rest = precondition(self.schedule, x, t, mean, log_std)
-            x = rest.r_t.to(dtype)
+            r_t, v_mean, v_scale = precondition(self.schedule, x, t, mean, log_std)
+            x = r_t.to(dtype)
         if concat is None:
             concat = x.new_zeros(batch, self.config.concat_channels, frames, height, width)
         if not isinstance(context, ContextCache):
@@ -195,7 +186,7 @@ class UNet3D(nn.Module):
             h = self._run(block, h, embedding, context, skips.pop())
         h = self.out[2](silu(self.out[0](frames_as_images(h))))
         v = rearrange(h, "(b f) c h w -> b c f h w", b=batch)
-        return v.contiguous() if rest is None else (rest.v_mean + rest.v_scale * v).to(dtype)
+        return v.contiguous() if v_mean is None else (v_mean + v_scale * v).to(dtype)
 
     @property
     def num_blocks(self) -> int:
@@ -207,9 +198,7 @@ class UNet3D(nn.Module):
             self.tick()
         x = x if skip is None else torch.cat([x, skip], -1)
         for layer in block if isinstance(block, nn.ModuleList) else (block,):
-            arguments = (embedding,) if isinstance(layer, ResBlock) else ()
-            if isinstance(layer, SpatialTransformer):
-                arguments = (context.keys_values[layer.slot],)
+            arguments = (embedding,) if isinstance(layer, ResBlock) else (context[layer],) if isinstance(layer, SpatialTransformer) else ()
             if isinstance(layer, nn.Conv2d):
                 x = images_as_frames(layer(frames_as_images(x)), x.shape[0])
             elif self.gradient_checkpointing and torch.is_grad_enabled():

@@ -16,7 +16,7 @@ from vdd_model.cpu import accelerate, onednn, restore
 from vdd_model.inference import pipeline
 from vdd_model.networks.unet3d import UNet3D
 
-PLAIN = {"linear": lambda: onednn.Linear(24, 40), "pointwise": lambda: onednn.PointwiseConv(24, 40)}
+PLAIN = {"linear": lambda: onednn.Linear(24, 40), "pointwise": lambda: onednn.PointwiseConv(24, 40, 1)}
 
 
 @pytest.mark.parametrize("make", PLAIN.values(), ids=PLAIN)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
-from vdd_model.inference.scenes import DOUBTFUL, LONGEST, pictures, scene_cut
+from vdd_model.inference.scenes import DOUBTFUL, LONGEST, pictures
 from vdd_model.inference.windows import first_input_frame
 
 SMALL = {"window": 6, "overlap": 2}
@@ -38,7 +38,7 @@ def test_hard_cuts_are_found_in_moving_scenes():
         a, b, c = scene(first, 5), scene(first + 20, 1), scene(first + 40, 6)
         assert cuts(torch.cat([a, b, c])) == [5, 6]
     assert cuts(torch.cat([a, c]), scenes=False) == []
-    assert scene_cut(torch.cat([a, c]).movedim(-1, 1)) == 5 and scene_cut(a.movedim(-1, 1)) == 0
+    assert cuts(torch.cat([a, c]), limits=DOUBTFUL) == [5] and cuts(a, limits=DOUBTFUL) == []
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
@@ -74,7 +74,7 @@ def test_photographs_behind_each_other_are_cuts_and_walking_footage_has_none(sha
     from vdd_model.media.video import read_clip
     photos = [photo[:, 100:260, 100:260].movedim(0, -1).float() / 255 for photo in read_photos(shared / "data" / "val_photos")]
     joined = [torch.stack([a, a, b, b]) for a, b in zip(photos, photos[1:])]
-    assert all(scene_cut(clip.movedim(-1, 1)) == 2 for clip in joined)                  # where there is doubt
+    assert all(cuts(clip, limits=DOUBTFUL) == [2] for clip in joined)                   # where there is doubt
     assert sum(cuts(clip) == [2] for clip in joined) >= 0.9 * len(joined)
     clip = read_clip(shared / "data" / "gopro_layout" / "test" / "GOPRO7_WALK" / "blur", 12)
     assert cuts(clip) == [] and set(times(clip)) == {1}

@@ -366,4 +366,4 @@ def test_keys_and_values_only_once_per_clip(tiny, monkeypatch):
         for step in (999, 500):
             tiny(x, torch.tensor([step]), cache, concat)
     crossing = [layer.transformer_blocks[0].attn2 for layer in tiny.modules() if isinstance(layer, SpatialTransformer)]
-    assert len(cache.keys_values) == len(crossing) and all(calls.count(layer) == 1 for layer in crossing)
+    assert len(cache) == len(crossing) and all(calls.count(layer) == 1 for layer in crossing)
