@@ -7,7 +7,6 @@ import errno
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,15 +45,10 @@ class Encoding:
     """
 
     codec: str
-    width: int
-    height: int
+    clip: VideoClip                         # gives size, times, shape of pixels, and whether it is grey
     pix_fmt: str
-    rate: Fraction
-    time_base: Fraction
     color: ColorTags
-    gray: bool
     alpha: bool
-    pixel_aspect: Fraction
     options: tuple[tuple[str, str], ...]
     notes: tuple[str, ...] = ()
     chroma: str = "left"                    # where 4:2:0's samples lie
@@ -218,8 +212,7 @@ def choose_encoding(clip: VideoClip, path: Path, options: OutputOptions) -> Enco
     lacking += ["attached files (.mkv takes them)"] * bool(clip.attached and suffix != ".mkv")
     if lacking:
         notes.append("not carried over: " + ", ".join(lacking))
-    return Encoding(name, clip.width, clip.height, pix_fmt, clip.rate, clip.time_base, output_tags(clip, name), clip.gray, alpha,
-                    clip.pixel_aspect, tuple(encoder.items()), tuple(notes), place)
+    return Encoding(name, clip, pix_fmt, output_tags(clip, name), alpha, tuple(encoder.items()), tuple(notes), place)
 
 
 def output_tags(clip: VideoClip, codec: str) -> ColorTags:
@@ -235,9 +228,9 @@ def output_tags(clip: VideoClip, codec: str) -> ColorTags:
 
 def configure(context, encoding: Encoding) -> None:
     """Set up an encoder's context (a stream's or one of its own)."""
-    context.width, context.height, context.pix_fmt = encoding.width, encoding.height, encoding.pix_fmt
-    context.time_base, context.framerate = encoding.time_base, encoding.rate
-    context.sample_aspect_ratio = encoding.pixel_aspect
+    clip = encoding.clip
+    context.width, context.height, context.pix_fmt = clip.width, clip.height, encoding.pix_fmt
+    context.time_base, context.framerate, context.sample_aspect_ratio = clip.time_base, clip.rate, clip.pixel_aspect
     context.color_range = 2 if encoding.color.full_range else 1
     context.colorspace = encoding.color.matrix
     context.color_primaries, context.color_trc = encoding.color.primaries, encoding.color.transfer
@@ -265,7 +258,7 @@ def open_encoder(encoding: Encoding) -> av.CodecContext:
     except av.error.MemoryError:
         raise
     except av.FFmpegError as error:
-        raise MediaError(f"{encoding.codec} cannot store frames of {encoding.width}x{encoding.height} pixels as {encoding.pix_fmt} "
+        raise MediaError(f"{encoding.codec} cannot store frames of {context.width}x{context.height} pixels as {encoding.pix_fmt} "
                          f"({reason(error)}); use another --codec") from None
     return context
 
@@ -277,7 +270,7 @@ def picture_bytes(picture: av.VideoFrame) -> bytes:
 
 def picture_from_bytes(data: bytes, encoding: Encoding) -> av.VideoFrame:
     """Inverse of `picture_bytes`."""
-    picture = av.VideoFrame(encoding.width, encoding.height, encoding.pix_fmt)
+    picture = av.VideoFrame(encoding.clip.width, encoding.clip.height, encoding.pix_fmt)
     position = 0
     for plane in picture.planes:
         plane.update(data[position: position + plane.buffer_size])

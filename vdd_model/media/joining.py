@@ -35,21 +35,21 @@ def _tags(track: tuple[tuple[str, str], ...], muxer: str) -> dict[str, str]:
     return {key: _OF_MOV.get(value, value) if key == "language" and muxer == "mov" else value for key, value in track}
 
 
-def join(packet_files: Sequence[Path], encoding: Encoding, target: Path, clip: VideoClip, *, audio: bool = True) -> list[str]:
-    """Mux the packets of all segments in these files, and the sound and subtitles of `clip`, into `target`. Nothing is encoded again.
+def join(packet_files: Sequence[Path], encoding: Encoding, target: Path, *, audio: bool = True) -> list[str]:
+    """Mux the packets of all segments in these files, and the sound and subtitles of their clip, into `target`. Nothing is encoded again.
 
     Returns notes on what could not be carried over. Raises MediaError.
     """
     notes: list[str] = []
-    muxer = MUXERS[target.suffix.lower()]
+    clip, muxer = encoding.clip, MUXERS[target.suffix.lower()]
     options = {"movflags": "+faststart"} if muxer in ("mp4", "mov") else {}
     if options and any(key.lower().partition("-")[0] not in _OWN_PLACES[muxer] for key, _ in clip.metadata):
         options["movflags"] += "+use_metadata_tags"
     with contextlib.ExitStack() as stack:
         output = stack.enter_context(contextlib.closing(av.open(os.path.abspath(target), "w", format=muxer, options=options)))
-        stream = output.add_stream(CODECS[encoding.codec].encoder, rate=encoding.rate)
+        stream = output.add_stream(CODECS[encoding.codec].encoder, rate=clip.rate)
         configure(stream.codec_context, encoding)
-        stream.time_base = encoding.time_base
+        stream.time_base = clip.time_base
         if encoding.codec == "hevc" and muxer != "matroska":
             stream.codec_context.codec_tag = "hvc1"            # what Apple's players ask for
         sources = [_video_packets(packet_files, encoding, stream)]
@@ -101,12 +101,13 @@ def join(packet_files: Sequence[Path], encoding: Encoding, target: Path, clip: V
 
 
 def _video_packets(packet_files: Sequence[Path], encoding: Encoding, stream) -> Iterator[Timed]:
-    one = max(1, round(1 / (encoding.rate * encoding.time_base)))
+    tick = encoding.clip.time_base
+    one = max(1, round(1 / (encoding.clip.rate * tick)))
     for item, dts in with_decoding_times(packet_files, one):
         packet = av.Packet(item.data)
-        packet.pts, packet.dts, packet.duration, packet.time_base = item.pts, dts, item.duration, encoding.time_base
+        packet.pts, packet.dts, packet.duration, packet.time_base = item.pts, dts, item.duration, tick
         packet.is_keyframe, packet.stream = item.key, stream
-        yield dts * encoding.time_base, packet
+        yield dts * tick, packet
 
 
 def ways(path: Path, muxer: str) -> dict[int, str]:

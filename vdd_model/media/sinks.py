@@ -63,7 +63,7 @@ class VideoSink:
                 old.unlink()
         if not self._spool_path().exists():
             return
-        size = _TIMES.size + len(picture_bytes(av.VideoFrame(self.encoding.width, self.encoding.height, self.encoding.pix_fmt)))
+        size = _TIMES.size + len(picture_bytes(av.VideoFrame(self.encoding.clip.width, self.encoding.clip.height, self.encoding.pix_fmt)))
         whole = self._spool_path().stat().st_size // size
         with self._spool_path().open("r+b") as file:
             file.truncate(whole * size)
@@ -75,7 +75,7 @@ class VideoSink:
             self._end_segment()
 
     def _encode(self, picture: av.VideoFrame, pts: int, duration: int) -> None:
-        picture.pts, picture.time_base = pts, self.encoding.time_base
+        picture.pts, picture.time_base = pts, self.encoding.clip.time_base
         for name, value in (("color_primaries", self.encoding.color.primaries), ("color_trc", self.encoding.color.transfer)):
             if hasattr(picture, name):                         # some encoders look at the pictures' tags, not at the stream's
                 setattr(picture, name, value)
@@ -89,7 +89,7 @@ class VideoSink:
         """Take the next frames: rgb (n,H,W,3) float32 in [0,1], each with alpha (H,W) or None and (pts, duration)."""
         made = self.encoding
         for picture, alpha, (pts, duration) in zip(rgb, alphas, times):
-            frame = from_rgb(picture, alpha if made.alpha else None, made.pix_fmt, made.color, gray=made.gray, chroma=made.chroma)
+            frame = from_rgb(picture, alpha if made.alpha else None, made.pix_fmt, made.color, gray=made.clip.gray, chroma=made.chroma)
             if not self.encoding.intra:
                 if self._spool is None:
                     self._spool = self._spool_path().open("ab")
@@ -129,7 +129,7 @@ class VideoSink:
         self.end()
         whole = self.folder / f"whole{target.suffix}"
         packet_files = [self.packet_file, *(folder / self.packet_file.name for folder in others)]
-        notes = join(packet_files, self.encoding, whole, clip, audio=audio)
+        notes = join(packet_files, self.encoding, whole, audio=audio)
         with whole.open("r+b") as file:
             sync(file)
         (self.folder / "moving").touch()                       # from here on, no `whole` means that `target` is it
