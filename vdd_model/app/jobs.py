@@ -30,7 +30,6 @@ from ..media.encoding import Encoding, OutputOptions, choose_encoding, no_room, 
 from ..media.files import in_bytes, sync, write_whole
 from ..media.images import gaps
 from ..media.joining import check_sound
-from ..media.png import png_chunks
 from ..media.sinks import NUMBERED_PICTURE, SEGMENT, ImageSink, VideoSink
 from ..media.video import part_folder, probe, read
 from .preview import preview_paths, write_preview
@@ -207,7 +206,7 @@ def run(job: Job, make_deblurrer: Callable, options: DeblurOptions, output: Outp
                 say(f"{job.label}: goes on after {sum(result['frames'] for result in results)} finished frames, which is all of them")
             with contextlib.closing(_make_sink(job, clip, encoding, folder, output, force)) as sink:
                 notes = _notes(job, clip, encoding, output, results)
-                notes += sink.finish(job.target, clip, audio=output.audio, others=[share.folder for share in parts[1:]])
+                notes += sink.finish(job.target, audio=output.audio, others=[share.folder for share in parts[1:]])
             _discard(folder)
         except BaseException as error:
             if not first and not folder.exists():              # the others had finished it before this process came
@@ -291,8 +290,7 @@ def _make_sink(job: Job, clip: VideoClip, encoding: Encoding | None, folder: Pat
     if encoding:
         return VideoSink(folder, encoding, first)
     depth = output.bit_depth or (16 if clip.bit_depth > 8 else 8)
-    return ImageSink(folder, job.target, job.picture_names, 8 if depth == 8 else 16, clip.gray, clip.has_alpha, replace=force,
-                     chunks=png_chunks(clip), first=first, sources=clip.files)
+    return ImageSink(folder, clip, job.target, job.picture_names, 8 if depth == 8 else 16, force, first)
 
 
 class _Moments(list):

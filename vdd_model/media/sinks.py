@@ -22,7 +22,7 @@ from .encoding import Encoding, Packet, finished_segments, open_encoder, picture
 from .files import sync, write_whole, written_aside
 from .joining import join
 from .pixel_formats import from_rgb
-from .png import encode_png, texts_of
+from .png import encode_png, png_chunks, texts_of
 
 SEGMENT = 64                                                   # frames of a segment: one key frame at least every 64 frames
 NUMBERED_PICTURE = re.compile(r"frame_\d{6,}\.png")            # names of a video's pictures
@@ -123,7 +123,7 @@ class VideoSink:
         if self.durations:
             self._end_segment()
 
-    def finish(self, target: Path, clip: VideoClip, *, audio: bool, others: Sequence[Path] = ()) -> list[str]:
+    def finish(self, target: Path, *, audio: bool, others: Sequence[Path] = ()) -> list[str]:
         """Join everything, what sinks in the folders `others` have kept of the frames behind too, into `target`, which appears whole or
         not at all. Returns notes."""
         self.end()
@@ -138,14 +138,13 @@ class VideoSink:
 
 
 class ImageSink:
-    """Frames -> PNG files called `names`, kept in `folder` until all are there. With `replace` pictures that are already in the folder
-    `target` under names of the same kind, from a longer run, give way. The texts of `sources`, PNG files, go over.
+    """Frames of `clip` -> PNG files called `names`, kept in `folder` until all are there. With `replace` pictures that are already in the
+    folder `target` under names of the same kind, from a longer run, give way. The texts of the clip's own PNG files go over.
     """
 
-    def __init__(self, folder: Path, target: Path, names: Sequence[str], bit_depth: int, gray: bool, alpha: bool, replace: bool = False,
-                 chunks: bytes = b"", first: int = 0, sources: Sequence[Path] = ()):
-        self.folder, self.names, self.target, self.sources = folder / "pictures", names, target, sources
-        self.bit_depth, self.gray, self.alpha, self.replace, self.chunks = bit_depth, gray, alpha, replace, chunks
+    def __init__(self, folder: Path, clip: VideoClip, target: Path, names: Sequence[str], bit_depth: int, replace: bool, first: int):
+        self.folder, self.clip, self.target, self.names = folder / "pictures", clip, target, names
+        self.bit_depth, self.replace, self.chunks = bit_depth, replace, png_chunks(clip)
         self.folder.mkdir(exist_ok=True)
         # there once pictures have begun to move to their final place; names the old ones there that are in the way
         self.moving = folder / "moving"
@@ -166,8 +165,9 @@ class ImageSink:
     def write(self, rgb: np.ndarray, alphas: Sequence[np.ndarray | None], times: Sequence[tuple[int, int]]) -> None:
         """Take the next frames: rgb (n,H,W,3) float32 in [0,1], alpha (H,W) or None each."""
         for picture, alpha in zip(rgb, alphas):
-            texts = texts_of(self.sources[self.done]) if self.done < len(self.sources) else b""
-            data = encode_png(picture, alpha if self.alpha else None, bit_depth=self.bit_depth, gray=self.gray, chunks=self.chunks + texts)
+            texts = texts_of(self.clip.files[self.done]) if self.done < len(self.clip.files) else b""
+            data = encode_png(picture, alpha if self.clip.has_alpha else None, bit_depth=self.bit_depth, gray=self.clip.gray,
+                              chunks=self.chunks + texts)
             write_whole(self.folder / self.name(self.done), data, durable=True)
             self.done += 1
 
@@ -177,7 +177,7 @@ class ImageSink:
     def end(self) -> None:
         """No further frame comes."""
 
-    def finish(self, target: Path, clip: VideoClip, *, audio: bool, others: Sequence[Path] = ()) -> list[str]:
+    def finish(self, target: Path, *, audio: bool, others: Sequence[Path] = ()) -> list[str]:
         """Move the pictures into the folder `target`, or the only one to the file `target`. Returns notes."""
         if target.suffix.lower() == ".png":
             os.replace(self.folder / self.name(0), target)
@@ -192,6 +192,7 @@ class ImageSink:
         for index in range(self.done):
             if (self.folder / self.name(index)).exists():
                 _move(self.folder / self.name(index), target / self.name(index))
+        clip = self.clip
         tags = [f"tags ({', '.join(key for key, _ in clip.metadata[:5])})"] * bool(clip.metadata) + ["chapters"] * bool(clip.chapters)
         lost = ", ".join([*clip.telemetry, *clip.extras, *tags] if not clip.files else [])
         return ["pictures hold no sound, so it was left out"] * bool(clip.sound and audio) + [f"not carried over: {lost}"] * bool(lost)

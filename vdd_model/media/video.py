@@ -73,7 +73,7 @@ def write_video(path: str | Path, frames: Iterable[torch.Tensor], rate: Fraction
             for index, frame in enumerate(chain([first], iterator)):
                 start, end = (round(i / (clip.rate * clip.time_base)) for i in (index, index + 1))
                 sink.write(frame.detach().float().clamp(0, 1).cpu().numpy()[None], [None], [(start, max(1, end - start))])
-            sink.finish(path, clip, audio=options.audio and like is not None)
+            sink.finish(path, audio=options.audio and like is not None)
         finally:
             sink.close()
     return path
