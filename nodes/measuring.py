@@ -7,7 +7,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..vdd_model.errors import UserError
-from ..vdd_model.measure import report
+from ..vdd_model.measure import metrics, report
 from .frames import rgb_of
 from .progress import Bar
 from .schema import schema, seed_input
@@ -52,19 +52,18 @@ class CompareDeblurring(io.ComfyNode):
                             ", ".join(f"{len(c)} of {c.shape[2]} x {c.shape[1]}" for c in clips))
         count = len(clips[0])
         shown = count // 2 if frame < 0 else min(frame, count - 1)
-        scorers, pictures, _, _ = report.compare_frames(*clips, shown=shown, progress=Bar(count).move)
-        rows = {name: scorers[name].result() for name in scorers}
-        labels = [f"deblurred  {report.format_value('psnr', rows['output']['psnr'])} dB", "truth"]
-        if blurred is not None:
-            pictures = [pictures[2], *pictures[:2]]
-            labels.insert(0, f"blurred  {report.format_value('psnr', rows['blurred']['psnr'])} dB")
+        scorers = [metrics.Scorer() for _ in clips[1:]]
+        pictures, _, _ = report.compare_frames(scorers, zip(*clips), shown=shown, progress=Bar(count).move)
+        rows = {name: scorer.result() for name, scorer in zip(("deblurred", "blurred"), scorers)}
+        labels = [f"{name}  {report.format_value('psnr', row['psnr'])} dB" for name, row in reversed(rows.items())]
+        pictures = pictures[2:] + pictures[:2]
         width = clips[0].shape[2]
-        panel = _as_image(report.panel(pictures, labels, width=min(480, max(SMALLEST_COLUMN, width))))
+        panel = _as_image(report.panel(pictures, [*labels, "truth"], width=min(480, max(SMALLEST_COLUMN, width))))
         times = -(-SMALLEST_COLUMN // width)                    # of a small frame the scale below the map would find no room
         errors = _as_image(report.error_map(*(x.repeat_interleave(times, 0).repeat_interleave(times, 1) for x in pictures[-2:])))
-        table = report.measures_table({"deblurred" if k == "output" else k: v for k, v in rows.items()}, f"{count} frames", always=())
+        table = report.measures_table(rows, f"{count} frames", always=())
         shown_ui = [ui.PreviewImage(image, cls=cls).as_dict()["images"] for image in (panel, errors)]
-        return io.NodeOutput(table, panel, errors, float(rows["output"]["psnr"]),
+        return io.NodeOutput(table, panel, errors, float(rows["deblurred"]["psnr"]),
                              ui={"images": [i for images in shown_ui for i in images], "text": [table]})
 
 

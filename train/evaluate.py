@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
-from itertools import chain, islice
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 
 import torch
@@ -126,17 +126,16 @@ def round_trip(deblurrer: Deblurrer, frames: Iterable[Tensor]) -> Iterator[Tenso
 
 
 def score(output: Iterable[Tensor], pair: Pair, *, reference: bool, shown: int, **measures: bool) -> tuple[dict, Tensor]:
-    """Score a clip's frames against its truth: {"frames", "seconds", columns...} and the frame of index `shown`. `measures` are which of
-    them `report.compare_frames` takes. The seconds are those that making the frames took, without measuring them.
+    """Score a clip's frames against its truth: {"frames", "seconds", columns...} and the frame of index `shown`. `measures` are those of a
+    `Scorer`. The seconds are those that making the frames took, without measuring them.
     """
-    clock = [0.0]
+    clock, scorer = [0.0], metrics.Scorer(**measures)
+    clips = [_timed(output, clock), pair.sharp(), *([pair.blurred()] if reference else [])]
     with tqdm(total=pair.num_frames, desc=pair.name, unit="frame", leave=False, disable=None) as bar:
-        scorers, kept, count, _ = report.compare_frames(
-            _timed(output, clock), pair.sharp(), pair.blurred() if reference else None, score_blurred=False, shown=shown,
-            progress=lambda count: bar.update(count - bar.n), **measures)
+        kept, count, _ = report.compare_frames([scorer], zip_longest(*clips), shown=shown, progress=lambda count: bar.update(count - bar.n))
     if count != pair.num_frames:
         raise UserError(f"{pair.name}: {count} of {pair.num_frames} frames came out")
-    return {"frames": count, "seconds": round(clock[0], 3), **scorers["output"].result()}, kept[0]
+    return {"frames": count, "seconds": round(clock[0], 3), **scorer.result()}, kept[0]
 
 
 def _timed(items: Iterable, clock: list[float]) -> Iterator:

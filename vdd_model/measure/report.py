@@ -7,8 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, repeat, tee, zip_longest
-from operator import itemgetter
+from itertools import chain, repeat, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,7 +19,6 @@ from torch import Tensor
 from ..errors import UserError
 from ..media.files import write_whole
 from . import metrics
-from .perceptual import RATE
 from .progress import FrameBar
 
 if TYPE_CHECKING:
@@ -224,36 +222,32 @@ def lpips_note() -> str:
     return f"LPIPS is empty: {reason}." if reason else ""
 
 
-def compare_frames(output: Iterable[Tensor], truth: Iterable[Tensor], blurred: Iterable[Tensor] | None = None, *, shown: int = 0,
-                   score_blurred: bool = True, lpips: bool = True, warp: bool = True, perceptual: bool = False, rate: float = RATE,
-                   progress: Callable[[int], None] | None = None) -> tuple[dict[str, metrics.Scorer], list[Tensor], int, bool]:
-    """Score frames (H, W, 3) of one or two clips against `truth`, one at a time.
+def compare_frames(scorers: Sequence[metrics.Scorer], together: Iterable[Sequence[Tensor | None]], *, shown: int = 0,
+                   progress: Callable[[int], None] | None = None) -> tuple[list[Tensor], int, bool]:
+    """Score frames (H, W, 3), one time after the other: a result, its truth and, where it is given, what it was made from; None where a
+    clip has ended. The first of `scorers` takes the result, a second one what it was made from.
 
-    Returns the scorers ("output", and "blurred" where it is given and `score_blurred`), the frames of index `shown` (the last one of a
-    shorter clip) in the order of the arguments, the number of frames, and whether one clip went on longer. Raises UserError for frames of
-    different sizes.
+    Returns the frames of index `shown` (the last ones of shorter clips), the number of frames, and whether one clip went on longer. Raises
+    UserError for frames of different sizes, and for values that are not finite.
     """
-    clips = [output, truth] if blurred is None else [output, truth, blurred]
-    scorers = {name: metrics.Scorer(lpips=lpips, warp=warp, perceptual=perceptual, rate=rate)
-               for name in ("output", "blurred")[:1 if blurred is None or not score_blurred else 2]}
     middle: list[Tensor] = []
     count, uneven = 0, False
-    for frames in zip_longest(*clips):
+    for frames in together:
         if uneven := any(frame is None for frame in frames):
             break
         if len({frame.shape for frame in (*frames, *middle)}) != 1:
             raise UserError(f"frames of different sizes after frame {count}: " + ", ".join(map(_size, frames)))
         if not all(torch.isfinite(frame).all() for frame in frames):
             raise UserError(f"frame {count} holds NaN or infinite values, which no measure is made for; replace it or cut it out")
-        scorers["output"].add(*(frame[None] for frame in frames))
-        if "blurred" in scorers:
-            scorers["blurred"].add(frames[2][None], frames[1][None])
+        scorers[0].add(*(frame[None] for frame in frames))
+        for scorer in scorers[1:]:
+            scorer.add(frames[2][None], frames[1][None])
         if count <= shown:
             middle = [frame.clone() for frame in frames]
         count += 1
         if progress is not None:
             progress(count)
-    return scorers, middle, count, uneven
+    return middle, count, uneven
 
 
 def _of_one_name(clips: Sequence[VideoClip]) -> tuple[list[VideoClip], list[str]]:
@@ -284,24 +278,22 @@ def _of_one_name(clips: Sequence[VideoClip]) -> tuple[list[VideoClip], list[str]
     return [probe([names[stem] for stem in shared]) for names in named], notes
 
 
-def _of_one_time(readers: Sequence[VideoReader], alone: list[int]) -> list[Iterator[Tensor]]:
-    """The frames of videos of one rate, in step: those that are shown at a time at which not all have one are counted in `alone`."""
-    def together() -> Iterator[tuple[Tensor | None, ...]]:
-        """The frames of one time; at the end of the shortest what the others go on with."""
-        clips = [iter(reader) for reader in readers]
-        frames = [next(clip, None) for clip in clips]
-        while all(frame is not None for frame in frames):
-            numbers = [round(frame.pts * reader.clip.time_base * reader.clip.rate) for frame, reader in zip(frames, readers)]
-            early = [i for i, number in enumerate(numbers) if number < max(numbers)]
-            if not early:
-                yield tuple(frame.rgb for frame in frames)
-            for i in early:
-                alone[i] += 1
-            for i in early or range(len(frames)):
-                frames[i] = next(clips[i], None)
-        if any(frame is not None for frame in frames):
-            yield tuple(None if frame is None else frame.rgb for frame in frames)
-    return [map(itemgetter(i), copy) for i, copy in enumerate(tee(together(), len(readers)))]
+def _of_one_time(readers: Sequence[VideoReader], alone: list[int]) -> Iterator[tuple[Tensor | None, ...]]:
+    """The frames of videos of one rate, in step; at the end of the shortest what the others go on with. Those that are shown at a time at
+    which not all have one are counted in `alone`."""
+    clips = [iter(reader) for reader in readers]
+    frames = [next(clip, None) for clip in clips]
+    while all(frame is not None for frame in frames):
+        numbers = [round(frame.pts * reader.clip.time_base * reader.clip.rate) for frame, reader in zip(frames, readers)]
+        early = [i for i, number in enumerate(numbers) if number < max(numbers)]
+        if not early:
+            yield tuple(frame.rgb for frame in frames)
+        for i in early:
+            alone[i] += 1
+        for i in early or range(len(frames)):
+            frames[i] = next(clips[i], None)
+    if any(frame is not None for frame in frames):
+        yield tuple(None if frame is None else frame.rgb for frame in frames)
 
 
 def compare(a: str | os.PathLike, b: str | os.PathLike, out_dir: str | os.PathLike, blurred: str | os.PathLike | None = None, *,
@@ -330,13 +322,13 @@ def compare(a: str | os.PathLike, b: str | os.PathLike, out_dir: str | os.PathLi
         raise UserError(f"{out} cannot be made a folder for the figures ({error.strerror})") from None
     readers = [read(c) for c in clips]
     shown = min(c.num_frames for c in clips) // 2
-    frames, alone = [(f.rgb for f in reader) for reader in readers], [0] * len(readers)
+    together, alone = zip_longest(*((frame.rgb for frame in reader) for reader in readers)), [0] * len(readers)
     if len({c.num_frames for c in clips}) > 1 and len({c.rate for c in clips}) == 1 and not any(c.files for c in clips):
-        frames = _of_one_time(readers, alone)
+        together = _of_one_time(readers, alone)
     bar = FrameBar("comparing", min(c.num_frames for c in clips), quiet=say is None)
+    scorers = [metrics.Scorer(warp=warp, perceptual=perceptual, rate=float(clips[0].rate)) for _ in clips[1:]]
     with contextlib.closing(bar):
-        scorers, middle, count, uneven = compare_frames(*frames, shown=shown, warp=warp, perceptual=perceptual,
-                                                          rate=float(clips[0].rate), progress=bar.to)
+        middle, count, uneven = compare_frames(scorers, together, shown=shown, progress=bar.to)
     if not count:
         raise UserError(f"{a} and {b} have no frame in common to compare")
     notes = lack + [f"one clip is longer: only the first {count} frames were compared"] * uneven
@@ -344,12 +336,12 @@ def compare(a: str | os.PathLike, b: str | os.PathLike, out_dir: str | os.PathLi
               for path, n in zip(paths, alone) if n]
     notes += [f"{path}: {note}" for path, reader in zip(paths, readers) for note in reader.notes]
     notes += filter(None, [lpips_note()])
-    names = {"output": Path(a).name or str(a), "blurred": "blurred input"}
-    scores = {names[key]: scorer.result() for key, scorer in scorers.items()}
-    labels = [*(["blurred"] if blurred is not None else []), names["output"], f"truth ({Path(b).name})"]
+    name = Path(a).name or str(a)
+    scores = {title: scorer.result() for title, scorer in zip((name, "blurred input"), scorers)}
+    labels = [*(["blurred"] if blurred is not None else []), name, f"truth ({Path(b).name})"]
     files = [save_image(panel(middle[2:] + middle[:2], labels, zoom_box), out / "panel.png"),
              save_image(error_map(*middle[:2]), out / "error_map.png"),
-             save_text(frames_csv(scorers["output"]), out / "scores.csv")]
+             save_text(frames_csv(scorers[0]), out / "scores.csv")]
     result = {"frames": count, "lost": sum(reader.lost for reader in readers), "scores": scores, "notes": notes,
               "files": [str(f) for f in files]}
     files.append(save_text(json.dumps(result, indent=1), out / "scores.json"))

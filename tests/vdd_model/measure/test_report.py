@@ -11,7 +11,7 @@ from PIL import Image
 
 from vdd_model.errors import UserError
 from vdd_model.measure import report
-from vdd_model.measure.metrics import psnr
+from vdd_model.measure.metrics import Scorer, psnr
 
 
 def picture(seed=0, height=48, width=64):
@@ -133,9 +133,9 @@ def test_what_a_reader_says_comes_through():
         raise UserError("b.mp4 could not be read any further")
 
     with pytest.raises(UserError, match="^b.mp4 could not be read any further$"):
-        report.compare_frames([torch.zeros(16, 16, 3)] * 9, broken())
+        report.compare_frames([Scorer()], zip([torch.zeros(16, 16, 3)] * 9, broken()))
     with pytest.raises(UserError, match="different sizes after frame 0: 16 x 16, 12 x 16"):
-        report.compare_frames([torch.zeros(16, 16, 3)], [torch.zeros(16, 12, 3)])
+        report.compare_frames([Scorer()], [(torch.zeros(16, 16, 3), torch.zeros(16, 12, 3))])
 
 
 def test_compare_refuses_what_does_not_fit(tmp_path):
@@ -146,7 +146,7 @@ def test_compare_refuses_what_does_not_fit(tmp_path):
     with pytest.raises(UserError):
         report.compare(a, tmp_path / "none", tmp_path / "report", say=None)
     with pytest.raises(UserError, match="frame 1 holds NaN"):
-        report.compare_frames([picture()] * 2, [picture(), picture() * float("nan")])
+        report.compare_frames([Scorer()], [(picture(), picture()), (picture(), picture() * float("nan"))])
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="cannot be written|not be"):
         report.save_text("x", tmp_path / "file" / "x.md")
