@@ -122,7 +122,7 @@ class DeblurVideo(io.ComfyNode):
                             logging.INFO)
                 raise
             for note in outcome.notes:
-                notices(f"{source.name}: {note}")
+                notices(f"{source.name}: {note}" + " (with `vdd deblur` on a command line)" * (" --" in note))
             results.clear_results(target, {path for path, made in _handed_on.items() if made.prompt == prompt_id()})
         made = _handed_on.setdefault(str(target), HandedOn({}))
         made.there, made.prompt, made.widgets = True, prompt_id(), {"checkpoint": checkpoint, "quality": quality, **widgets}

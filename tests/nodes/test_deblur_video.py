@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from media_tools import heard, lpcm
+from media_tools import heard, lpcm, pattern, save_clip
 
 from tests.nodes.conftest import TINY, Cancelled
 from vdd_model.media.video import probe, read_clip, write_video
@@ -178,6 +178,11 @@ def test_uncompressed_sound_of_camcorders_and_disks_goes_along(video, deblur, de
     stored, _, after = heard(found, bits)
     assert found.endswith(".mp4") and stored == "flac" and np.array_equal(after[:len(samples)], samples)
     assert f"its sound ({codec}) is stored as flac, which loses nothing" in caplog.text
+
+
+def test_a_flag_that_no_node_has_is_the_command_lines(video, deblur, deblurred, tmp_path, caplog):
+    deblur(video(str(save_clip(tmp_path / "a.mp4", [pattern(0, 32, 48)] * 2, pix_fmt="yuv444p"))))
+    assert "--chroma 444 keeps it (with `vdd deblur` on a command line)" in caplog.text
 
 
 def test_what_a_kill_at_the_end_left_does_not_lock_the_node_out(pack, video, deblur, deblurred, tmp_path, monkeypatch):
