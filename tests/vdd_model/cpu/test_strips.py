@@ -30,14 +30,15 @@ def block(channels: int, dtype: torch.dtype) -> GatedBlock:
 
 @pytest.mark.parametrize("dtype, least", [(torch.float32, 110), (torch.bfloat16, 42)])
 @pytest.mark.parametrize("height, width", [(1, 5), (4, 7), (37, 16)])
-def test_strips_equal_whole_frames(dtype, least, height, width, monkeypatch):
+@pytest.mark.parametrize("strip", [1, 2**13], ids=["smallest strips", "two images of 4 x 7 in one"])
+def test_strips_equal_whole_frames(dtype, least, height, width, strip, monkeypatch):
     """Whatever the strips' height, at the frame's borders and at the strips' too; in bfloat16 both round."""
     if not supports(dtype):
         pytest.skip(f"oneDNN does not compute in {dtype} here")
-    monkeypatch.setattr(strips, "STRIP_BYTES", 1)          # the smallest strips
+    monkeypatch.setattr(strips, "STRIP_BYTES", strip)
     plain = block(16, dtype)
     fast = strips.in_strips(copy.deepcopy(plain))
-    x = torch.randn(2, 16, height, width).to(dtype).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(3, 16, height, width).to(dtype).contiguous(memory_format=torch.channels_last)
     exact = plain.double()(x.double())
     with torch.no_grad():
         found = fast(x)
