@@ -42,7 +42,7 @@ def shaking(extent: float, seed: int, focal: float, height: int, width: int) -> 
     k = torch.diag(torch.tensor([focal, focal, 1.0], dtype=torch.float64))
 
     def homographies(times: Tensor) -> Tensor:
-        """See above."""
+        """The path at these times."""
         yaw, pitch, roll = torch.linalg.matrix_exp((angles(times) * scale / focal)[..., None, None] * crosses[:, None])
         return k @ yaw @ pitch @ roll @ k.inverse()
     return homographies

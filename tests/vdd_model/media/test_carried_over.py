@@ -25,12 +25,13 @@ def tagged(path: Path, metadata: dict, track: dict | None = None, **options) -> 
 @pytest.mark.parametrize("target", SUFFIXES)
 @pytest.mark.parametrize("source", [".mp4", ".mkv"])
 def test_tags_of_ones_own_are_kept(tmp_path, source, target):
-    """ComfyUI keeps the graph that made a clip there."""
-    tags = {"workflow": '{"nodes": [1]}', "prompt": '{"3": {}}', "com.android.version": "14", "title": "mine", "comment": "a = b\nc"}
+    """ComfyUI keeps the graph that made a clip there, in small letters; Matroska puts all into capitals."""
+    tags = {"workflow": '{"nodes": [1]}', "prompt": '{"3": {}}', "com.android.version": "14", "title": "mine", "comment": "a = b\nc",
+            "Camera": "A"}
     given = tagged(tmp_path / f"in{source}", tags, {}, **({"movflags": "use_metadata_tags"} if source == ".mp4" else {}))
     out = write_video(tmp_path / f"o{target}", read_clip(given), like=probe(given))
-    found = {key.lower(): value for key, value in probe(out).metadata}
-    assert {key: found.get(key) for key in tags} == tags
+    expected = {key.lower() if ".mkv" in (source, target) else key: value for key, value in tags.items()}
+    assert expected.items() <= dict(probe(out).metadata).items()
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov"])
@@ -55,12 +56,6 @@ def test_languages_that_mov_knows_by_other_names(tmp_path, given, kept):
     clip = probe(write_video(tmp_path / "o.mov", read_clip(source), like=probe(source)))
     assert dict(clip.track)["language"] == kept
     assert dict(probe(write_video(tmp_path / "o.mp4", read_clip(clip), like=clip)).track)["language"] == kept
-
-
-def test_names_that_matroska_has_put_into_capitals(tmp_path):
-    clip = probe(tagged(tmp_path / "in.mkv", {"workflow": "{}", "Camera": "A"}, {}))
-    out = write_video(tmp_path / "o.mp4", read_clip(clip), like=clip)
-    assert {"workflow": "{}", "camera": "A"}.items() <= dict(probe(out).metadata).items()
 
 
 def test_texts_of_png_files_are_kept(tmp_path):
