@@ -193,7 +193,7 @@ def test_rows_from_the_bottom(tmp_path, pix_fmt, turned):
 
 @pytest.mark.parametrize("codec, values", [("rawvideo", (0, 0)), ("rawvideo", (0, 127)), ("huffyuv", (0, 0)), ("huffyuv", (128, 128))])
 def test_the_fourth_byte_of_an_avi(tmp_path, codec, values):
-    """It means nothing where it is 0 throughout; where any is not, a program has put alpha there. Of packed files the first picture tells."""
+    """It means nothing where it is 0 throughout; where any is not, a program has put alpha there (packed: the first picture tells)."""
     pictures = [np.dstack([eight_bits()[..., ::-1], np.full((48, 64), value, np.uint8)]) for value in values]
     with av.open(str(tmp_path / "in.avi"), "w") as out:
         encode(out, add_video(out, codec, "bgra"), [av.VideoFrame.from_ndarray(picture, format="bgra") for picture in pictures])
