@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..media.clip import MediaError
 from ..media.encoding import CONTAINERS, VIDEO_SUFFIXES, OutputOptions
-from ..media.images import find_images, is_picture, matching, natural_order, picture_size
+from ..media.images import find_images, is_picture, listed, natural_order, picture_size
 from .jobs import Job
 from .shares import Team, gather
 
@@ -31,8 +31,7 @@ def find_clips(inputs: Sequence[str]) -> list[tuple[str, Path | tuple[Path, ...]
         is_folder, is_pattern = path.is_dir(), set(path.name) & set("*?%[") or "*" in text
         if is_folder or is_pattern and not path.exists():
             images = find_images(text)
-            found = matching(text) if not is_folder else [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")]
-            videos = natural_order(p for p in found if p.suffix.lower() in VIDEO_SUFFIXES)
+            videos = natural_order(p for p in listed(text) if p.suffix.lower() in VIDEO_SUFFIXES)
             if is_folder and images and videos:
                 raise MediaError(f"{path} holds both pictures and videos; name a pattern, such as {path / ('*' + videos[0].suffix)}")
             if not images and not videos:

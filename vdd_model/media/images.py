@@ -63,25 +63,19 @@ def natural_order(paths: Iterable[Path]) -> list[Path]:
 
 
 def find_images(where: str | Path) -> list[Path]:
-    """The pictures of a folder, of a `*` pattern or of a `%06d` pattern, in order; empty when there are none."""
-    text, path = str(where), Path(where)
+    """The pictures among the files that are `listed`, in order; empty when there are none."""
+    return natural_order(filter(is_picture, listed(where)))
+
+
+def listed(where: str | Path) -> list[Path]:
+    """The files of a folder, of a `*` pattern or of a `%06d` pattern. Brackets in the name of an existing folder are taken as they are."""
+    path, folder = Path(where), Path(where).parent
     if path.is_dir():
-        found = [p for p in path.iterdir() if not p.name.startswith(".")]
-    elif _NUMBERED.search(path.name):
-        before, after = _NUMBERED.split(path.name, maxsplit=1)
-        name = re.compile(re.escape(before) + r"\d+" + re.escape(after))
-        found = [p for p in path.parent.iterdir() if name.fullmatch(p.name)] if path.parent.is_dir() else []
-    else:
-        found = matching(text)
-    return natural_order(filter(is_picture, found))
-
-
-def matching(pattern: str) -> list[Path]:
-    """The files that a `*` pattern means. Brackets in the name of a folder that exists are taken as they are."""
-    path = Path(pattern)
-    if path.parent.is_dir():
-        pattern = os.path.join(glob.escape(str(path.parent)), path.name)
-    return [Path(p) for p in glob.glob(pattern)]
+        return [p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")]         # macOS keeps ._clip.mp4 beside clip.mp4
+    if _NUMBERED.search(path.name):
+        name = re.compile(r"\d+".join(map(re.escape, _NUMBERED.split(path.name, maxsplit=1))))
+        return [p for p in folder.iterdir() if name.fullmatch(p.name)] if folder.is_dir() else []
+    return [Path(p) for p in glob.glob(os.path.join(glob.escape(str(folder)) if folder.is_dir() else folder, path.name))]
 
 
 def gaps(files: Sequence[Path]) -> str:

@@ -37,6 +37,9 @@ def test_odd_names_around_the_clips(tmp_path):
     write_image(tmp_path / "b [1]" / "e.png", torch.zeros(8, 8, 3))
     assert [job.source.name for job in plan([str(folder / "*.mp4")], str(tmp_path / "out"), OutputOptions())] == ["c.mp4"]
     assert plan([str(folder / "*.png")], str(tmp_path / "out"), OutputOptions())[0].source == (folder / "e.png",)
+    for name in ("v10.mp4", "v2.mp4"):
+        (tmp_path / name).write_bytes(b"x")
+    assert [job.source.name for job in plan([str(tmp_path / "v%d.mp4")], str(tmp_path / "out"), OutputOptions())] == ["v2.mp4", "v10.mp4"]
     (folder / "e.png").unlink()
     assert [job.source.name for job in plan([str(folder)], str(tmp_path / "out"), OutputOptions())] == ["c.mp4", "d.y4m"]
 
