@@ -120,7 +120,7 @@ class DecodeDeblurredFrames(io.ComfyNode):
         bar, pieces = Bar(len(shown)), len(tiling.boxes((1, *padded)))
         alpha = blurred is not None and blurred.shape[-1] == 4
         out = torch.empty(frames, height, width, 3 + alpha, device=mm.intermediate_device())        # once: chunks to join would be it twice
-        codes = native.codes_of(encoders, model, seen, known, (height, width))
+        codes = native.codes_of(encoders, model, seen, known, padded)
         with bar.watch(model):
             for these, near in latents.chunks_of(latents.scenes_of(latent), count):
                 bar.begin(len(these), pieces)

@@ -57,7 +57,7 @@ def first_input_frame(first_frame: int, options: DeblurOptions, moments: Sequenc
 
     A frame is blended from the window that holds it and the one before. That one's frames were encoded together with those before it, and a
     scene's last window can reach back by nearly one stride. Where a run looks for scenes or repeated frames, only the `moments` of an
-    earlier one tell where its windows begin; without them it is 0.
+    earlier one tell where its windows begin; without them it is 0. back: as for `windows_from`.
     """
     starts = windows_from(first_frame, options, moments, back)
     before = 1 if options.repeats == "auto" else 0             # by what has changed to a picture its repeats are known
