@@ -212,9 +212,7 @@ class Scorer:
     def result(self) -> dict[str, float | None]:
         """Means over the frames by column; None where a measure was not taken. What looks at the whole clip is measured now."""
         if self._spool:
-            jod = self._spool.jod(self.rate)
-            self.values["jod"], self.values["vmaf"] = [] if jod is None else [jod], self._spool.vmaf(self.rate)
-            self._spool.close()
+            self.values |= self._spool.measure(self.rate)
             self._spool = None
         return {key: mean(values) for key, values in self.values.items()}
 

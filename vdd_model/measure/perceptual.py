@@ -69,20 +69,25 @@ class Spool:
                 file.write(frames.detach().float().clamp(0, 1).mul(255).round().byte().cpu().numpy().tobytes())
         self.shape = (self.shape[0] + len(output), *output.shape[1:])
 
-    def jod(self, rate: float = RATE) -> float | None:
+    def measure(self, rate: float) -> dict[str, list[float]]:
+        """What the measures give, nothing where one is not at hand. The files are deleted."""
+        with self._folder:
+            return {"jod": self.jod(rate), "vmaf": self.vmaf(rate)}
+
+    def jod(self, rate: float) -> list[float]:
         """Quality by ColorVideoVDP (Mantiuk et al. 2024) in just-objectionable differences, 10 is none, on its `standard_4k` display."""
         if not self.shape[0] or min(self.shape[1:3]) < 8 or "jod" not in present():
-            return None
+            return []
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)         # says at import that there is no CUDA
         import pycvvdp
         size = self.shape[0] * self.shape[1] * self.shape[2] * 3
         clips = [torch.from_file(str(path), size=size, dtype=torch.uint8).view(self.shape) for path in self.files]
         metric = pycvvdp.cvvdp(display_name="standard_4k", quiet=True, device=torch.device("cpu"))
         with torch.no_grad():
-            return float(metric.predict(*clips, dim_order="FHWC", frames_per_second=rate if self.shape[0] > 1 else 0)[0])
+            return [float(metric.predict(*clips, dim_order="FHWC", frames_per_second=rate if self.shape[0] > 1 else 0)[0])]
 
-    def vmaf(self, rate: float = RATE) -> list[float]:
-        """VMAF 0.6.1 of every frame, 0 to 100; none where there is no FFmpeg with libvmaf."""
+    def vmaf(self, rate: float) -> list[float]:
+        """VMAF 0.6.1 of every frame, 0 to 100."""
         if not self.shape[0] or not ffmpeg():
             return []
         raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", f"{self.shape[2]}x{self.shape[1]}", "-framerate", f"{rate:.6f}"]
@@ -95,7 +100,3 @@ class Spool:
             return []
         frames = json.loads(Path(self._folder.name, "vmaf.json").read_text())["frames"]
         return [frame["metrics"]["vmaf"] for frame in frames]
-
-    def close(self) -> None:
-        """Delete the files."""
-        self._folder.cleanup()
