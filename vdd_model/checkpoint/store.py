@@ -141,7 +141,7 @@ def config_of(file: TensorFile) -> ModelConfig:
         some = ", ".join(list(file.tensors)[:2]) or "no tensors"
         raise CheckpointError(f"{file.path} is of another model: it holds no `vdd.config` (it holds {some}, ...); "
                               "`vdd convert` builds a checkpoint from official files")
-    if not version.isdigit() or int(version) > FORMAT:
+    if not version.isdecimal() or int(version) > FORMAT:
         raise CheckpointError(f"{file.path} has format {version}, this version reads up to {FORMAT}: update the package")
     try:
         return ModelConfig.from_json(text)

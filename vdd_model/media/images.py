@@ -59,7 +59,7 @@ def is_picture(path: Path) -> bool:
 
 def natural_order(paths: Iterable[Path]) -> list[Path]:
     """Sorted so that frame_2 comes before frame_10."""
-    return sorted(paths, key=lambda p: [int(t) if t.isdigit() else t.lower() for t in re.split(r"(\d+)", p.name)])
+    return sorted(paths, key=lambda p: [int(t) if t.isdecimal() else t.lower() for t in re.split(r"(\d+)", p.name)])
 
 
 def find_images(where: str | Path) -> list[Path]:

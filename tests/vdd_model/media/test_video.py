@@ -14,7 +14,7 @@ from PIL import Image
 
 from vdd_model.media import images
 from vdd_model.media.clip import MediaError
-from vdd_model.media.images import find_images
+from vdd_model.media.images import find_images, natural_order
 from vdd_model.media.pixel_formats import ColorTags, _downsample, _upsample, complete_tags, from_rgb, layout, read_as, to_rgb
 from vdd_model.media.video import OutputOptions, probe, read, read_clip, write_image, write_video
 
@@ -308,6 +308,8 @@ def test_picture_sequences(tmp_path):
     assert np.abs(frames[3].rgb.numpy() - pattern(10)).max() < 1e-4 and abs(frames[0].alpha.mean() - 0.25) < 1e-4
     assert [f.name for f in find_images(folder / "f_%d.png")] == ["f_0.png", "f_1.png", "f_2.png", "f_10.png"]
     assert [f.name for f in find_images(folder / "f_?.png")] == ["f_0.png", "f_1.png", "f_2.png"]
+    in_order = [folder / name for name in ("a٣.png", "a10.png", "²0.png", "²1.png")]
+    assert natural_order(reversed(in_order)) == in_order
     assert [f.index for f in read(clip, 2)] == [2, 3]
     with pytest.raises(MediaError, match="holds no pictures that can be read"):
         probe(folder / "g_%d.png")
