@@ -55,15 +55,15 @@ def load(path: str | os.PathLike = "small", device: torch.device | str | None = 
     """
     path = resolve(path)
     changed = path.stat().st_mtime_ns
-    _, model = fitting(path)
+    state, model = fitting(path)
 
-    def filled(part: nn.Module, prefix: str = "") -> nn.Module:
-        """The part with its weights from the file, where `prefix` is before their names. Raises CheckpointError where that has changed."""
-        tensors = read_file(path, prefix).tensors
+    def filled(part: nn.Module, prefix: str = "", tensors: Mapping[str, Tensor] | None = None) -> nn.Module:
+        """The part with its weights, `prefix` before their names; by default the file's. Raises CheckpointError where that has changed."""
+        tensors = tensors or read_file(path, prefix).tensors
         if path.stat().st_mtime_ns != changed:
             raise CheckpointError(f"{path} is another file than the one that this model was loaded from: load it again")
-        state = {name: tensors[prefix + name] for name, _ in part.named_parameters()}
-        part.load_state_dict({name: t.to(device=device, dtype=dtype if t.is_floating_point() else None) for name, t in state.items()},
+        own = {name: tensors[prefix + name] for name, _ in part.named_parameters()}
+        part.load_state_dict({name: t.to(device=device, dtype=dtype if t.is_floating_point() else None) for name, t in own.items()},
                              assign=True)
         ready(part.eval())
         return part
@@ -72,7 +72,7 @@ def load(path: str | os.PathLike = "small", device: torch.device | str | None = 
     for name in filter(modules.__contains__, later):
         place, _, own = name.rpartition(".")
         put_off(modules[place], own, functools.partial(filled, modules[name], name + "."))
-    return filled(model)
+    return filled(model, tensors=state)
 
 
 class _Waits(nn.Module):
