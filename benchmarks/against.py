@@ -3,17 +3,17 @@
     python -m benchmarks.pipeline --against CHECKOUT [--sizes 256 720p 1080p] [--frames 8] [--dtypes float32 bfloat16] [--repeats 3]
 
 CHECKOUT: a folder with another state of this repository, or a commit or tag of this one (checked out aside for the while). Each process
-is `vdd deblur` in one step without a prior, as its users run it; its peak resident set is the system's figure. Seconds of processors,
-which are what can be compared on a busy machine, are those beyond what a clip of one tiny frame takes. "agree dB" is the PSNR of one
-build's frames against the other's. A frame's seconds of processors are also given as copies of its float32 values in memory, and its
-arithmetic as a share of what the best convolution does in them.
+is `vdd deblur` in one step without a prior, as its users run it; its peak resident set is the system's figure. Seconds, and those of
+processors, which are what can be compared on a busy machine, are those beyond what a clip of one tiny frame takes. "agree dB" is the PSNR
+of one build's frames against the other's. A frame's seconds of processors are also given as copies of its float32 values in memory, and
+its arithmetic as a share of what the best convolution does in them.
 """
 from __future__ import annotations
 
 import contextlib
 import functools
 import os
-import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -58,13 +58,11 @@ def last_tag() -> str | None:
 
 
 def deblur(build: Path, clip: Path, target: Path, dtype: str, checkpoint: str) -> tuple[float, float, float]:
-    """Seconds that a build says it took for the clip (its own start left aside), the peak resident set of its process in MB, and the
-    seconds of processors that it used, its start included (on a busy machine these are what can be compared)."""
-    said = target.with_suffix(".said")
+    """Seconds that a build's process takes for a clip, its peak resident set in MB, and its seconds of processors."""
     command = (f'cd "{build}" && exec "{sys.executable}" -m vdd_model deblur "{clip}" -o "{target}" --checkpoint "{checkpoint}" --force '
-               f'--quiet --device cpu --dtype {dtype} --codec ffv1 >"{said}"')
+               f'--quiet --device cpu --dtype {dtype} --codec ffv1 >/dev/null')
     used = run_process(["/bin/sh", "-c", command])
-    return float(re.search(r"in ([\d.]+) s", said.read_text())[1]), used.peak_mb, used.cpu_seconds
+    return used.seconds, used.peak_mb, used.cpu_seconds
 
 
 def in_process(clip: Path, frames: int, width: int, height: int) -> None:
@@ -90,6 +88,13 @@ def flops_per_pixel(checkpoint: str) -> float:
     return common.count_flops(lambda: Deblurrer(model, device="cpu").deblur(frames)) / frames[..., 0].numel()
 
 
+def taken(starts: list, runs: list, build: int) -> tuple[float, float, float]:
+    """Of a build, medians: seconds beyond those of its start, peak in MB, seconds of processors beyond its start's."""
+    (start, _, cpu_start), (seconds, peak, cpu) = ([statistics.median(run[build][k] for run in each) for k in range(3)]
+                                                   for each in (starts, runs))
+    return max(seconds - start, 0.01), peak, max(cpu - cpu_start, 0.01)
+
+
 def rows(build: Path, sizes: Sequence[str], frames: int, dtypes: Sequence[str], repeats: int, checkpoint: str) -> list[dict]:
     """One row for each size and type: medians of both builds, ratios of today's to the other's."""
     found = []
@@ -102,11 +107,9 @@ def rows(build: Path, sizes: Sequence[str], frames: int, dtypes: Sequence[str], 
             clip = folder / f"{size}.mp4"
             in_process(clip, frames, width, height)
             for dtype in dtypes:
-                starts = [deblur(place, nothing, target, dtype, checkpoint)[2] for place, target in zip(builds, targets)]
-                runs = [[deblur(place, clip, target, dtype, checkpoint) for place, target in zip(builds, targets)] for _ in range(repeats)]
-                (was, peak_was, cpu_was), (now, peak, cpu) = ([common.Timing(tuple(run[i][k] for run in runs)).median for k in range(3)]
-                                                              for i in (0, 1))
-                cpu_was, cpu = (max(used - start, 0.01) for used, start in zip((cpu_was, cpu), starts))
+                starts, runs = ([[deblur(place, what, target, dtype, checkpoint) for place, target in zip(builds, targets)]
+                                 for _ in range(repeats)] for what in (nothing, clip))
+                (was, peak_was, cpu_was), (now, peak, cpu) = (taken(starts, runs, i) for i in (0, 1))
                 ceilings, pixels = common.ceilings("cpu", time.process_time), width * height
                 found.append({
                     "clip": f"{frames} x {width} x {height}", "type": dtype, "runs": repeats, "other s": was, "today s": now,
