@@ -31,10 +31,11 @@ def generator(device: torch.device | str, *key: int | str) -> torch.Generator:
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
-def offset_noise(shape: Sequence[int], strength: float, generator: torch.Generator) -> Tensor:
+def offset_noise(shape: Sequence[int], strength: float, generator: torch.Generator | None = None,
+                 device: torch.device | str = "cpu") -> Tensor:
     """Noise (B, C, F, H, W) ~ N(0, 1), float32, plus `strength` times one more normal per (B, C, F), drawn after it, which teaches the
-    network to move a frame's mean (VGen `noise_strength`); on the generator's device."""
-    noise, means = (torch.randn(size, generator=generator, device=generator.device) for size in (shape, (*shape[:3], 1, 1)))
+    network to move a frame's mean (VGen `noise_strength`); the generator is of the same device."""
+    noise, means = (torch.randn(size, generator=generator, device=device) for size in (shape, (*shape[:3], 1, 1)))
     return noise + strength * means
 
 
@@ -96,7 +97,7 @@ class StageLoss(nn.Module):
     def noise(self, positions: Sequence[int], shape: torch.Size, device) -> Tensor:
         """Offset noise (B, C, F, h, w), one keyed stream a sample."""
         strength = self.model.config.diffusion.offset_noise
-        return torch.cat([offset_noise((1, *shape[1:]), strength, self._generator(device, "noise", p)) for p in positions])
+        return torch.cat([offset_noise((1, *shape[1:]), strength, self._generator(device, "noise", p), device) for p in positions])
 
     def timesteps(self, positions: Sequence[int]) -> Tensor:
         """(B,) integers on the CPU: T - 1 with probability `last_timestep`, else uniform in 0 ... T - 1.
