@@ -176,7 +176,7 @@ def restore(state: State, work) -> None:
     work.average.updates = position.averaged
     for name, parameter in work.parameters.items():
         if name in parts["exp_avg"]:
-            held = {key: part[name] for key, part in parts.items() if name in part}
+            held = {key: values[name] for key, values in parts.items() if name in values}
             held.setdefault("step", torch.tensor(float(position.step)))                  # states of older versions have no counts
             # copies, or the state's file would stay mapped; in the parameter's memory format: torch's fused AdamW looks at no strides
             work.optimizer.state[parameter] = {key: like(value, parameter) if key != "step" else

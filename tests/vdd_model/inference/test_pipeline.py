@@ -8,20 +8,13 @@ import torch
 import torch.nn.functional as F
 from conftest import clip
 
-from vdd_model.app.demo import bundled_photo
-from vdd_model.checkpoint.store import BUILT_IN
 from vdd_model.config import AutoencoderConfig, ModelConfig, UNetConfig
 from vdd_model.diffusion.schedule import make_schedule
 from vdd_model.errors import UserError
 from vdd_model.inference import tiles
 from vdd_model.inference import window as inference
-from vdd_model.inference.codes import Codes
 from vdd_model.inference.pipeline import DeblurOptions, Deblurrer, default_dtype
-from vdd_model.inference.window import decode_frames, to_frames, to_pixels
 from vdd_model.inference.windows import first_input_frame
-from vdd_model.measure import metrics
-from vdd_model.measure.motion import camera_shake
-from vdd_model.media.video import read_image
 from vdd_model.networks.fidelity import BlurGuide, with_neighbours
 from vdd_model.networks.model import BlurCode
 
@@ -473,46 +466,3 @@ def test_other_errors_pass_through():
 
     with pytest.raises(RuntimeError, match="shapes do not fit"):
         run(Broken(), clip(3))
-
-
-# ---- the model that ships ------------------------------------------------------------------------------------------
-
-@pytest.mark.skipif(not BUILT_IN["small"].exists(), reason="the built-in weights are not here")
-@pytest.mark.parametrize("value", [0.1, 0.6])
-def test_a_constant_clip_has_no_step_at_the_seams_of_the_shipped_model(value):
-    """Tiles and windows meet every 32 pixels and 4 frames here; neighbouring pixels and frames differ by at most 1/255 all the same."""
-    x = torch.full((5, 96, 96, 3), value)
-    y = Deblurrer("small", device="cpu").deblur(x, window=4, overlap=2, tile=64, tile_overlap=32, color="none")
-    inside = y[:, 16:-16, 16:-16]                        # the picture's own border is not a seam
-    assert max(inside.diff(dim=axis).abs().max() for axis in range(3)) < 1 / 255
-    assert (y - x).abs().mean() < 1 / 255
-
-
-@pytest.mark.skipif(not BUILT_IN["small"].exists(), reason="the built-in weights are not here")
-def test_the_shipped_model_follows_its_latents_and_more_steps_move_it():
-    """One step is the most faithful; more are sharper at some cost in PSNR. With the true latents the branch shows what one step misses."""
-    photo, _ = read_image(bundled_photo())
-    blurred, sharp = camera_shake(photo, 6, 8.0, 7, size=(160, 160))
-    deblurrer = Deblurrer("small", device="cpu", dtype=torch.float32)
-    one, many = (deblurrer.deblur(blurred, steps=steps) for steps in (1, 20))
-    with torch.no_grad():
-        pixels, target = (to_pixels(list(frames), deblurrer.model.config.divisor, torch.device("cpu")) for frames in (blurred, sharp))
-        codes = Codes(deblurrer.model, lambda numbers, tile: pixels[:, :, numbers.start:numbers.stop], None, (160, 160))
-        source = codes.source(deblurrer.model.encode_target(target), range(6), range(6), detail=True)
-        true = decode_frames(deblurrer.model, source, (6, 160, 160))
-    psnr = [metrics.psnr(frames, sharp).mean().item() for frames in (blurred, many, one, to_frames(true, list(blurred)))]
-    assert psnr[2] > psnr[0] + 1 and psnr[3] > psnr[2] + 1, psnr
-    assert psnr[2] - 3.5 < psnr[1] < psnr[2], psnr
-    assert metrics.sharpness(many).mean() > metrics.sharpness(one).mean() > metrics.sharpness(blurred).mean()
-
-
-def test_one_step_leaves_on_the_disk_what_it_does_not_call():
-    deblurrer = Deblurrer("small", device="cpu")
-
-    def held() -> set[str]:
-        return {".".join(name.split(".")[:2 if name.startswith("vae.") else 1]) for name, _ in deblurrer.model.named_parameters()}
-    deblurrer.deblur(torch.rand(3, 64, 64, 3), steps=1, prior="none")
-    assert held() == {"null_text", "encoder2", *(f"vae.{part}" for part in ("encoder", "quant_conv", "decoder", "post_quant_conv",
-                                                                             "fidelity"))}
-    deblurrer.deblur(torch.rand(3, 64, 64, 3), steps=2, prior="none")
-    assert held() >= {"unet", "adapter", "encoder1", "vae.detail"} and "vae.fusion" not in held()
