@@ -5,8 +5,8 @@
 CHECKOUT: a folder with another state of this repository, or a commit or tag of this one (checked out aside for the while). Each process
 is `vdd deblur` in one step without a prior, as its users run it; its peak resident set is the system's figure. Seconds, and those of
 processors, which are what can be compared on a busy machine, are those beyond what a clip of one tiny frame takes. "agree dB" is the PSNR
-of one build's frames against the other's. A frame's seconds of processors are also given as copies of its float32 values in memory, and
-its arithmetic as a share of what the best convolution does in them.
+of one build's frames against the other's, where both compute with the weights that the other one ships. A frame's seconds of processors
+are also given as copies of its float32 values in memory, and its arithmetic as a share of what the best convolution does in them.
 """
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ import torch
 
 from benchmarks import common
 from benchmarks.memory import run as run_process
+from vdd_model.checkpoint.store import BUILT_IN
 
 HERE = Path(__file__).resolve().parents[1]
 FIRST_VERSION = "429a5ce"      # with which README's figures of speed and memory compare
@@ -101,6 +102,7 @@ def rows(build: Path, sizes: Sequence[str], frames: int, dtypes: Sequence[str], 
     with tempfile.TemporaryDirectory() as name:
         folder, builds = Path(name), (build, HERE)
         targets, nothing = (folder / "other.mkv", folder / "today.mkv"), folder / "nothing.mp4"
+        theirs = build / BUILT_IN[checkpoint].relative_to(HERE) if checkpoint in BUILT_IN else None
         in_process(nothing, 1, 64, 64)
         for size in sizes:
             width, height = SIZES[size]
@@ -110,6 +112,8 @@ def rows(build: Path, sizes: Sequence[str], frames: int, dtypes: Sequence[str], 
                 starts, runs = ([[deblur(place, what, target, dtype, checkpoint) for place, target in zip(builds, targets)]
                                  for _ in range(repeats)] for what in (nothing, clip))
                 (was, peak_was, cpu_was), (now, peak, cpu) = (taken(starts, runs, i) for i in (0, 1))
+                if theirs and theirs.exists():                                   # today's frames by other weights say nothing
+                    deblur(HERE, clip, targets[1], dtype, str(theirs))
                 ceilings, pixels = common.ceilings("cpu", time.process_time), width * height
                 found.append({
                     "clip": f"{frames} x {width} x {height}", "type": dtype, "runs": repeats, "other s": was, "today s": now,

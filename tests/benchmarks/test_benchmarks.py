@@ -172,6 +172,18 @@ def test_another_build_is_measured_beside_todays(tmp_path, tiny_checkpoint, monk
         pass
 
 
+def test_frames_are_compared_by_the_other_builds_weights(tmp_path, monkeypatch):
+    """Where each ships weights of its own, today's frames are made once more with the other's."""
+    shipped, used = tmp_path / against.BUILT_IN["small"].relative_to(against.HERE), []
+    shipped.parent.mkdir(parents=True)
+    shipped.touch()
+    monkeypatch.setattr(against, "deblur", lambda build, *what: used.append((build, what[-1])) or (1.0, 1.0, 1.0))
+    monkeypatch.setattr(against, "psnr", lambda other, today: len(used))
+    found, = against.rows(tmp_path, ["256"], 1, ["float32"], 1, "small")
+    assert used[:4] == [(tmp_path, "small"), (against.HERE, "small")] * 2 and used[4:] == [(against.HERE, str(shipped))]
+    assert found["agree dB"] == 5
+
+
 def test_the_build_to_compare_with(tmp_path, monkeypatch):
     """A repository's last tag; without one its first version; in a history that holds neither, none."""
     def git(*words):
