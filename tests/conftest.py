@@ -1,6 +1,4 @@
 """Fixtures shared by all tests."""
-from __future__ import annotations
-
 import dataclasses
 import os
 import zlib

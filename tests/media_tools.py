@@ -1,6 +1,4 @@
 """Small clips for tests, and a stand-in for the model that gives every frame back. Run as a script it is `vdd` with the stand-in."""
-from __future__ import annotations
-
 import os
 import sys
 import time

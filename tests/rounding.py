@@ -4,8 +4,6 @@ Each operation errs by at most u relative to its result, the unit roundoff of th
 does: the relative error of a whole tensor, in the 2-norm and against the float64 result, is at most u sqrt(n). (Higham and Mary, "A new
 approach to probabilistic rounding error analysis", 2019; the worst case, u n, is met by nothing that one computes.)
 """
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

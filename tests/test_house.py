@@ -1,6 +1,4 @@
 """The floor plan: which way imports go, and that README's table leads where it says."""
-from __future__ import annotations
-
 import ast
 import re
 from functools import cache

@@ -1,6 +1,4 @@
 """The package as it is installed: a wheel, far from the repository."""
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

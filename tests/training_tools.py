@@ -1,6 +1,4 @@
 """A tiny run for the training's tests: data made on the spot, the smallest model, seconds instead of hours."""
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

@@ -1,6 +1,4 @@
 """The benchmarks run, on the smallest of everything; their figures are not looked at."""
-from __future__ import annotations
-
 import importlib
 import json
 import subprocess

@@ -1,6 +1,4 @@
 """README's table of formats is what its command prints."""
-from __future__ import annotations
-
 from pathlib import Path
 
 import av

@@ -1,6 +1,4 @@
 """`make gpu` on a CPU: what can run does, and the rest says that it was not measured."""
-from __future__ import annotations
-
 import json
 
 import pytest

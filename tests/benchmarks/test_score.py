@@ -1,6 +1,4 @@
 """`make score`: both sets, its verdicts, its files."""
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil

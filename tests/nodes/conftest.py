@@ -1,6 +1,4 @@
 """A stand-in for the host: just enough of its modules to import the pack and run its thin nodes without ComfyUI."""
-from __future__ import annotations
-
 import asyncio
 import importlib.util
 import shutil

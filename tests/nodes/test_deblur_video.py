@@ -1,6 +1,4 @@
 """Deblur Video, and what its widgets share with Deblur Frames: files written, found again, gone on with. A tiny random model."""
-from __future__ import annotations
-
 import io
 import os
 import shutil

@@ -1,6 +1,4 @@
 """Encode Blurred Clip and Decode Deblurred Frames with a tiny random model in the stand-in host."""
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest

@@ -1,6 +1,4 @@
 """Compare Deblurring and Synthesize Motion Blur in the stand-in host."""
-from __future__ import annotations
-
 import pytest
 import torch
 

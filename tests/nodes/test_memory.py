@@ -1,6 +1,4 @@
 """What the host is asked to keep free, against what is alive at the peak of a run on torch's meta device (attention without its scores)."""
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest

@@ -1,6 +1,4 @@
 """What other nodes hang into the UNet's layers (tests/host has each kind of patch), and one step without its call."""
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest

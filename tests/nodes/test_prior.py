@@ -1,6 +1,4 @@
 """Deblur Prior, and its frames on their way to the decoder."""
-from __future__ import annotations
-
 import pytest
 import torch
 

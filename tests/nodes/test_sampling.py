@@ -1,6 +1,4 @@
 """Deblur Sampler, Deblur Sigmas and the host's UNet, as far as they need no sampling by the host; tests/host has the rest."""
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest

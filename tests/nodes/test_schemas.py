@@ -1,6 +1,4 @@
 """Schemas, help pages, translations and workflow files, without a host."""
-from __future__ import annotations
-
 import asyncio
 import importlib.util
 import json

@@ -1,6 +1,4 @@
 """The ablation: equal budgets, and a table from one command."""
-from __future__ import annotations
-
 import json
 import re
 

@@ -1,6 +1,4 @@
 """The mean of several checkpoints of one model."""
-from __future__ import annotations
-
 import dataclasses
 
 import pytest

@@ -1,6 +1,4 @@
 """What a run with `compile: true` compiles, and whose minutes that takes. Nothing is compiled here: it takes minutes."""
-from __future__ import annotations
-
 import time
 from pathlib import Path
 

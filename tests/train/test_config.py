@@ -1,6 +1,4 @@
 """Strict configurations: one clear sentence before any work."""
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The training and inference code on a GPU that is not there: fake tensors carry a device and a type but no values, so a tensor left on
 the wrong device, or a copy that the GPU would be waited for, is found on any machine."""
-from __future__ import annotations
-
 import dataclasses
 import types
 

@@ -1,6 +1,4 @@
 """The evaluation: its numbers, its files, its resume, its sentences."""
-from __future__ import annotations
-
 import copy
 import csv
 import json

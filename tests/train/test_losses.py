@@ -1,6 +1,4 @@
 """Losses against literal, slow transcriptions of their formulas."""
-from __future__ import annotations
-
 import math
 from itertools import pairwise
 

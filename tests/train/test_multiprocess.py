@@ -1,6 +1,4 @@
 """Two CPU processes give the weights of one with the same global batch; sharded (FSDP) processes too."""
-from __future__ import annotations
-
 import multiprocessing
 import os
 import socket

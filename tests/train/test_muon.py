@@ -1,6 +1,4 @@
 """Muon: what its steps are, and which parameters take them."""
-from __future__ import annotations
-
 import pytest
 import torch
 from conftest import make_tiny_model

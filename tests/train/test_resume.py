@@ -1,6 +1,4 @@
 """A run that is killed at any moment continues with the identical loss curve; what stops a run says so in one sentence."""
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

@@ -1,6 +1,4 @@
 """Which parameters each stage moves, and what its random draws depend on."""
-from __future__ import annotations
-
 import pytest
 import torch
 from conftest import make_tiny_model, tiny_config

@@ -1,6 +1,4 @@
 """What is settled before the first step."""
-from __future__ import annotations
-
 import shutil
 import sys
 

@@ -1,6 +1,4 @@
 """The options of deblurring: one place for defaults, ranges and help."""
-from __future__ import annotations
-
 import argparse
 import subprocess
 import sys

@@ -1,6 +1,4 @@
 """Readers and sources: published layouts, pairs, videos, photographs; broken files; purity of samples; the command line."""
-from __future__ import annotations
-
 import struct
 from fractions import Fraction
 from pathlib import Path

@@ -1,6 +1,4 @@
 """Data sets as people download them: many clips in one folder, folders of sharp frames, what archives add; memory that stays bounded."""
-from __future__ import annotations
-
 import shutil
 
 import numpy as np

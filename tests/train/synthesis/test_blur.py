@@ -1,6 +1,4 @@
 """Blur synthesis: purity, geometry, the truth's place in the exposure, sensor and codec."""
-from __future__ import annotations
-
 import dataclasses
 import io
 import subprocess

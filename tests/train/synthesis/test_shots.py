@@ -1,6 +1,4 @@
 """What a sample's frames show: photographs, repeated frames, hard cuts, still cameras, GoPro's averaging; each by its share."""
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -1,6 +1,4 @@
 """What users really give: broken, empty, changing, full. One sentence each, no traceback, nothing lost."""
-from __future__ import annotations
-
 import wave
 
 import av

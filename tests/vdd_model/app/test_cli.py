@@ -1,6 +1,4 @@
 """The command line: help without heavy imports, exit codes, several inputs, shared work."""
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,6 +1,4 @@
 """From the command line's inputs to jobs: which clips there are, where results go, which process does which."""
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,6 +1,4 @@
 """A deblurring job: nothing half done under the final name, and the same frames after any interruption."""
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import errno

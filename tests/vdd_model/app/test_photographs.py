@@ -1,6 +1,4 @@
 """Photographs through the command line: alone, several that are no clip, and what they say of themselves."""
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,6 +1,4 @@
 """Jobs that end in a folder of pictures: names, what else is in the folder, interruptions, other disks."""
-from __future__ import annotations
-
 import errno
 import os
 from pathlib import Path

@@ -1,6 +1,4 @@
 """Previews: what they show, and that they replace nothing."""
-from __future__ import annotations
-
 import numpy as np
 import torch
 from media_tools import IdentityDeblurrer, deblur, pattern, save_clip, vdd

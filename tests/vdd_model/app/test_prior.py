@@ -1,6 +1,4 @@
 """The pretrained prior on the command line: which file is taken, what is said where there is none, `vdd convert maxim`."""
-from __future__ import annotations
-
 import pytest
 from media_tools import pattern, save_clip
 

@@ -1,6 +1,4 @@
 """One clip on several processes: the result of one, whoever dies."""
-from __future__ import annotations
-
 import os
 import signal
 import socket

@@ -1,6 +1,4 @@
 """Checkpoints: what is written comes back, and every damaged file is one clear sentence."""
-from __future__ import annotations
-
 import errno
 import json
 import os

@@ -1,6 +1,4 @@
 """Official files to one checkpoint, on small random files of the same layout."""
-from __future__ import annotations
-
 import dataclasses
 import pickle
 import sys

@@ -1,6 +1,4 @@
 """The prior's network and its file: MAXIM's npm package in, the graph's own numbers out; anything else refused."""
-from __future__ import annotations
-
 import io
 import json
 import math

@@ -1,6 +1,4 @@
 """Freed memory is kept for the next call of a network, and given back when something else needs it."""
-from __future__ import annotations
-
 import subprocess
 import sys
 

@@ -1,6 +1,4 @@
 """Attention in plain steps against torch's."""
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

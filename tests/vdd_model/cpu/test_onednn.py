@@ -1,6 +1,4 @@
 """Layers fused and packed for a CPU."""
-from __future__ import annotations
-
 import copy
 import types
 

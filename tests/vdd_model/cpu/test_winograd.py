@@ -1,6 +1,4 @@
 """Convolutions through Winograd's filtering against plain ones."""
-from __future__ import annotations
-
 import functools
 
 import pytest

@@ -1,6 +1,4 @@
 """What several steps start from: the adapter's estimate of the sharp latents, and the one that the picture of one step adds."""
-from __future__ import annotations
-
 import torch
 
 from vdd_model.app.demo import bundled_photo

@@ -1,6 +1,4 @@
 """Frames that are cut into tiles: kept as 16-bit numbers, never copied whole; each picture encoded once."""
-from __future__ import annotations
-
 import dataclasses
 
 import pytest

@@ -1,6 +1,4 @@
 """The prior by itself: any size, each frame alone, tiles, Cancel; where its file is looked for."""
-from __future__ import annotations
-
 from dataclasses import replace
 from unittest.mock import Mock
 

@@ -1,6 +1,4 @@
 """The model that ships, through the whole pipeline."""
-from __future__ import annotations
-
 import pytest
 import torch
 

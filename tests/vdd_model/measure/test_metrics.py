@@ -1,6 +1,4 @@
 """Measures against other implementations and against literal formulas."""
-from __future__ import annotations
-
 import math
 import warnings
 

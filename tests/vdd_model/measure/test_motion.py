@@ -1,6 +1,4 @@
 """The shaking camera of the demonstration."""
-from __future__ import annotations
-
 import pytest
 import torch
 from kornia.color import rgb_to_linear_rgb

@@ -1,6 +1,4 @@
 """Measures of other packages: taken where they are installed, over clips that arrive in pieces, and silent where they are not."""
-from __future__ import annotations
-
 import pytest
 import torch
 from media_tools import pattern

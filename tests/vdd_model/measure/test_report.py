@@ -1,6 +1,4 @@
 """Panels, error maps, tables and the comparison of two clips."""
-from __future__ import annotations
-
 import json
 
 import numpy as np

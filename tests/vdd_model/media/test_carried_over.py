@@ -1,6 +1,4 @@
 """What a clip brings along goes into the output: tags of one's own, the track's name, the place of chroma, every kind of sound."""
-from __future__ import annotations
-
 import struct
 from pathlib import Path
 

@@ -1,6 +1,4 @@
 """A decoder's silence is no health: what is damaged, cut off or left out is named, in every format, and what is whole is not."""
-from __future__ import annotations
-
 import struct
 from fractions import Fraction
 from types import SimpleNamespace

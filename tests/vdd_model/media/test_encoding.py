@@ -1,6 +1,4 @@
 """What a codec cannot store is refused before any work; what it has no use for is named."""
-from __future__ import annotations
-
 import dataclasses
 import functools
 

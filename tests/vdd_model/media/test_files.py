@@ -1,6 +1,4 @@
 """Nothing half written ever has the final name."""
-from __future__ import annotations
-
 import pytest
 
 from vdd_model.media.files import write_whole, written_aside

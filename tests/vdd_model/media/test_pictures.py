@@ -1,6 +1,4 @@
 """Picture files as people have them: every format whole or named, nothing black, nothing transparent that is not, one reader for all."""
-from __future__ import annotations
-
 import io
 import struct
 from fractions import Fraction

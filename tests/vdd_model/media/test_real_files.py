@@ -1,6 +1,4 @@
 """What files of cameras, capture programs and cutters really do, and one would not guess: every frame, its time, its colors."""
-from __future__ import annotations
-
 import struct
 from fractions import Fraction
 from pathlib import Path

@@ -1,6 +1,4 @@
 """Clips in and out: exact color, times, rotation, alpha, sound."""
-from __future__ import annotations
-
 import contextlib
 import struct
 from fractions import Fraction

@@ -1,6 +1,4 @@
 """What stands in a video file beside its pictures and its sound: HDR metadata, chapters, timecode, languages, mirrors, attachments."""
-from __future__ import annotations
-
 import dataclasses
 import os
 import struct

@@ -1,6 +1,4 @@
 """Attention, cut where a device asks for it."""
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

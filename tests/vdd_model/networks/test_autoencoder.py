@@ -1,6 +1,4 @@
 """AutoencoderKL against the official code's golden values, and the fidelity branch."""
-from __future__ import annotations
-
 import dataclasses
 import json
 

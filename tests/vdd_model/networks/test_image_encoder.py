@@ -1,6 +1,4 @@
 """The two heads, open_clip's weights and open_clip's preprocessing."""
-from __future__ import annotations
-
 import subprocess
 import sys
 

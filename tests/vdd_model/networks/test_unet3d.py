@@ -1,6 +1,4 @@
 """UNet3D against the official TF-T2V code: keys, outputs, sub-block traces; and what it must do beside that."""
-from __future__ import annotations
-
 import json
 import types
 from dataclasses import replace
