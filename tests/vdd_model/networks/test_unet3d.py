@@ -89,11 +89,6 @@ def test_full_size_keys_shapes_and_parameters(shared, name, conditions, paramete
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
-def test_small_preset_fits():
-    model = UNet3D(preset("small").unet, device="meta")
-    assert sum(p.numel() for p in model.parameters()) < 15e6
-
-
 @DTYPES
 def test_golden_outputs(golden, dtype):
     model = golden.model(dtype)
@@ -103,16 +98,6 @@ def test_golden_outputs(golden, dtype):
     assert golden.error("out_y_swapped_t", model(x, t.flip(0), y)) <= 1
     assert golden.error("out_single_frame", model(x[:, :, :1], t, y)) <= 1
     assert golden.error("out_noy_zero_y", model(x, t, golden.input("zero_y", dtype).expand(len(x), -1, -1))) <= 1
-
-
-@DTYPES
-def test_golden_smallest_with_stored_weights(shared, dtype):
-    case = Golden(shared / "golden", "unet_t2v_tiny")
-    case.weights = load_file(shared / "golden" / "unet_t2v_tiny.weights.safetensors")
-    model = case.model(dtype)
-    x, t, y = case.input("x", dtype), case.input("t", torch.long), case.input("y", dtype)
-    assert case.error("out_y", model(x, t, y)) <= 1
-    assert case.error("out_y_image", model(x, t, model.tokens(y, case.input("image", dtype).squeeze(1)))) <= 1
 
 
 @DTYPES
@@ -186,15 +171,6 @@ def test_inference_and_training_paths_agree(tiny):
     with torch.no_grad():
         assert torch.allclose(tiny(*arguments), trained, rtol=1e-5, atol=1e-5)
     assert all(torch.equal(a, c) for a, c in zip(arguments, copies))
-
-
-def test_batch_is_independent(tiny):
-    x, t, tokens, concat = inputs(batch=2)
-    with torch.no_grad():
-        both = tiny(x, t, tokens, concat)
-        for i in range(2):
-            one = tiny(x[i:i + 1], t[i:i + 1], tokens[i:i + 1], concat[i:i + 1])
-            assert torch.allclose(one, both[i:i + 1], atol=1e-5)
 
 
 def test_size_that_does_not_fit_is_refused(tiny):
