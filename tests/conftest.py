@@ -38,14 +38,7 @@ def golden_weights(module, seed: int, scale: float = 1.0) -> dict:
 
 def tiny_config():
     """The smallest configuration that has every part of the model."""
-    from vdd_model.config import (
-        AdapterConfig,
-        AutoencoderConfig,
-        FidelityConfig,
-        ModelConfig,
-        TowerConfig,
-        UNetConfig,
-    )
+    from vdd_model.config import AdapterConfig, AutoencoderConfig, FidelityConfig, ModelConfig, TowerConfig, UNetConfig
     return ModelConfig(
         name="tiny", null_tokens=2, num_frames=8,
         unet=UNetConfig(dim=16, dim_mult=(1, 2), blocks_per_level=1, num_heads=2, head_dim=8, attn_scales=(0.5,),
@@ -76,6 +69,15 @@ def make_tiny_model(seed: int = 0, **vae):
     torch.manual_seed(seed)
     config = tiny_config()
     return without_zeros(DeblurModel(dataclasses.replace(config, vae=dataclasses.replace(config.vae, **vae)))).requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def shaken():
+    """The bundled photograph as a shaking camera films it: 6 blurred frames (160, 160), and the sharp ones."""
+    from vdd_model.app.demo import bundled_photo
+    from vdd_model.measure.motion import camera_shake
+    from vdd_model.media.video import read_image
+    return camera_shake(read_image(bundled_photo())[0], 6, 8.0, 7, size=(160, 160))
 
 
 def clip(frames: int, height: int = 24, width: int = 32, seed: int = 0):

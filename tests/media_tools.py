@@ -1,5 +1,6 @@
 """Small clips for tests, and a stand-in for the model that gives every frame back. Run as a script it is `vdd` with the stand-in."""
 import os
+import struct
 import sys
 import time
 from collections.abc import Sequence
@@ -173,6 +174,14 @@ def remuxed(source: Path, target: Path, change=lambda packet, number: packet, bi
 def shifted(source: Path, target: Path, start: int, back: int) -> Path:
     """A clip of 25 frames per second from key frame `start` on, `back` frames earlier: what falls before 0 is hidden by an edit list."""
     return remuxed(source, target, lambda p, _: moved(p, Fraction(-back, 25)) if p.pts * p.time_base * 25 >= start else None)
+
+
+def turned(path: Path, matrix: tuple[int, int, int, int]) -> Path:
+    """The mp4, whose track is shown through this matrix."""
+    data, (a, b, c, d) = bytearray(path.read_bytes()), (n << 16 for n in matrix)
+    struct.pack_into(">9i", data, data.find(b"tkhd") + 44, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    return path
 
 
 def lpcm(path: Path, codec: str, bits: int, channels: int = 2) -> np.ndarray:

@@ -46,6 +46,8 @@ def one(**changes) -> dict:
     (one(optimizer="sgd"), "adamw or muon, found 'sgd'"),
     ({**one(optimizer="muon"), "fsdp": True}, "stages[0].optimizer: muon needs whole matrices"),
     ({"fsdp": True, "channels_last": True}, "channels_last: not with fsdp"),
+    ({**one(), "fsdp": True}, "torchrun"),
+    ({**one(), "trackers": ["tensorbord"]}, "trackers: "),
     ({"sede": 1}, "did you mean 'seed'"),
     ({"preset": "smal"}, "no preset is called 'smal'"),
     ({"model": {"unet": {"dims": 3}}}, "did you mean 'dim'"),
@@ -83,7 +85,9 @@ def test_set_changes_one_key(tmp_path):
     path = write_config(tmp_path)
     config = configs.load(path, ["stages.1.lr=2e-3", "validation.clips=3", "data.blur.extent=[1, 2]"])
     assert config.stages[1].lr == 2e-3 and config.validation.clips == 3
-    assert configs.blur_config(config).extent == (1.0, 2.0)
+    stage = dataclasses.replace(config.stages[0], blur={"duty": [0.5, 0.6]})            # a stage's changes the run's
+    assert configs.blur_config(config).extent == configs.blur_config(config, stage).extent == (1.0, 2.0)
+    assert configs.blur_config(config, stage).duty == (0.5, 0.6)
     for text, words in (("stages.9.lr=1", "no item"), ("seed", "KEY=VALUE"), ("stages.0.lr.x=1", "stages.0.lr has no keys"),
                         ("threads.x.y=1", "threads has no keys"), ("data.blur.extent=[1", "not YAML")):
         with pytest.raises(ConfigError, match=words):
@@ -98,16 +102,3 @@ def test_total_minutes_scales_the_stages(tmp_path):
     assert [s.minutes for s in config.stages] == [2, 4, 6, 8, 10]
     with pytest.raises(ConfigError, match="minutes"):
         configs.scale_minutes(configs.load(write_config(tmp_path)), 30)
-
-
-def test_a_stages_blur_changes_the_runs(tmp_path):
-    config = configs.load(write_config(tmp_path))
-    stage = dataclasses.replace(config.stages[0], blur={"duty": [0.5, 0.6]})
-    blur = configs.blur_config(config, stage)
-    assert blur.duty == (0.5, 0.6) and blur.extent == (1.0, 4.0)
-
-
-def test_the_train_extra_asks_for_a_torch_that_has_what_training_calls():
-    """torch.compiler.set_stance and torch.distributed.fsdp.fully_shard came with 2.6."""
-    text = (CONFIGS[0].parents[1] / "pyproject.toml").read_text()
-    assert '"torch>=2.6"' in next(line for line in text.splitlines() if line.startswith("train = "))

@@ -8,15 +8,7 @@ from training_tools import STAGES, write_config
 from train import config as configs
 from train.loop import run
 from train.losses import gaussian_nll
-from train.stages import (
-    StageLoss,
-    estimate_errors,
-    offset_noise,
-    rescale_latents,
-    set_trainable,
-    start_followers,
-    start_from_estimate,
-)
+from train.stages import StageLoss, estimate_errors, offset_noise, rescale_latents, set_trainable, start_followers, start_from_estimate
 from vdd_model.checkpoint.store import load
 from vdd_model.config import DiffusionConfig
 from vdd_model.diffusion.schedule import make_schedule, q_sample

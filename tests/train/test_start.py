@@ -56,13 +56,6 @@ def test_options_that_the_clips_do_not_look_at_are_named(tmp_path):
     assert "these clips do not look at blur.extent, blur.kinks, blur.max_subsamples" in said
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"fsdp": True}, "torchrun"), ({"trackers": ["tensorbord"]}, "trackers: .*tensorbord")])
-def test_mistakes_of_the_configuration_are_one_sentence(tmp_path, changes, words):
-    with pytest.raises((UserError, ConfigError), match=words):
-        run(configs.load(write_config(tmp_path, [STAGES[0]], **changes)), say=lambda text: None)
-
-
 def test_a_model_without_stage_3_is_its_decoder_and_not_the_blurred_frame(tmp_path):
     """The branch that no stage has trained is left out, in validation too; where the weights came from stays known."""
     said, told = [], []

@@ -1,17 +1,13 @@
 """What several steps start from: the adapter's estimate of the sharp latents, and the one that the picture of one step adds."""
 import torch
 
-from vdd_model.app.demo import bundled_photo
 from vdd_model.inference.codes import Codes
 from vdd_model.inference.pipeline import Deblurrer
 from vdd_model.inference.window import encode_pictures, to_pixels
-from vdd_model.measure.motion import camera_shake
-from vdd_model.media.video import read_image
 
 
-def test_the_picture_of_one_step_brings_several_steps_nearer_to_the_truth():
-    photo, _ = read_image(bundled_photo())
-    blurred, truth = camera_shake(photo, 3, 8.0, 7, size=(160, 160))
+def test_the_picture_of_one_step_brings_several_steps_nearer_to_the_truth(shaken):
+    blurred, truth = (frames[:3] for frames in shaken)
     model = Deblurrer("small", device="cpu", dtype=torch.float32).model
     pixels, sharp = (to_pixels(list(frames), model.config.divisor, torch.device("cpu")) for frames in (blurred, truth))
     with torch.no_grad():

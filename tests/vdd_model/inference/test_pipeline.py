@@ -265,9 +265,10 @@ def test_chunks_and_kept_features_do_not_change_the_result(tiny_model, monkeypat
     torch.testing.assert_close(run(tiny_model, x, **options), reference, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("frames, window, overlap", [(23, 8, 3), (23, 6, 3), (20, 8, 0), (5, 1, 0)])
-def test_a_restart_gives_the_same_bits(tiny_model, frames, window, overlap):
-    x, options = clip(frames, 16, 16), {"window": window, "overlap": overlap, "steps": 2, "eta": 0.5, "seed": 3}
+@pytest.mark.parametrize("frames, window, overlap, more", [(23, 8, 3, {}), (23, 6, 3, {}), (20, 8, 0, {}), (5, 1, 0, {}),
+                                                           (19, 6, 2, {"steps": 1, "eta": 0.0, "ensemble": 3})])
+def test_a_restart_gives_the_same_bits(tiny_model, frames, window, overlap, more):
+    x, options = clip(frames, 21, 16), {"window": window, "overlap": overlap, "steps": 2, "eta": 0.5, "seed": 3} | more      # padded
     whole = run(tiny_model, x, **options)
     for first in (1, frames - 3):
         assert torch.equal(run(tiny_model, x, first_frame=first, **options), whole[first:])
@@ -332,6 +333,7 @@ def test_things_that_are_no_frames_are_refused(frame):
         list(Deblurrer(Stub(), device="cpu").stream([frame]))
     with pytest.raises(UserError, match="expected frames"):
         Deblurrer(Stub(), device="cpu").deblur(torch.zeros(0, 8, 8, 3))
+    assert list(Deblurrer(Stub(), device="cpu").stream(iter([]))) == []
 
 
 @pytest.mark.parametrize("device, dtype", [("cuda:0", torch.float16), ("cuda:1", torch.bfloat16), ("cuda", torch.float16)])
@@ -409,10 +411,12 @@ def test_lack_of_memory_leads_to_smaller_pieces_and_a_complete_result(monkeypatc
     assert f"{'' if stage == 'encode_each' else 'frames at a time; '}going on with tiles of 64 x 64 pixels" in said[-1]
 
 
-def test_hopeless_lack_of_memory_is_one_sentence():
-    class Never(Stub):
+@pytest.mark.parametrize("error, raised, words", [(MemoryError(), UserError, "not enough memory to deblur frames of 300 x 200 pixels"),
+                                                  (RuntimeError("shapes do not fit"), RuntimeError, "shapes do not fit")])
+def test_hopeless_lack_of_memory_is_one_sentence_and_other_errors_pass_through(error, raised, words):
+    class Broken(Stub):
         def predict_v(self, *args):
-            raise MemoryError
+            raise error
 
-    with pytest.raises(UserError, match="not enough memory to deblur frames of 300 x 200 pixels"), warnings.catch_warnings(record=True):
-        run(Never(), clip(3, 200, 300), window=2)
+    with pytest.raises(raised, match=words), warnings.catch_warnings(record=True):
+        run(Broken(), clip(3, 200, 300), window=2)

@@ -78,6 +78,12 @@ def test_photographs_behind_each_other_are_cuts_and_walking_footage_has_none(sha
     assert sum(cuts(clip) == [2] for clip in joined) >= 0.9 * len(joined)
     clip = read_clip(shared / "data" / "gopro_layout" / "test" / "GOPRO7_WALK" / "blur", 12)
     assert cuts(clip) == [] and set(times(clip)) == {1}
+    for name in ("GOPRO7_WALK", "GOPROMAX_WALK"):
+        frames = read_clip(shared / "data" / "gopro_layout" / "test" / name / "sharp", 24)
+        for top, left in ((0, 0), (40, 80), (100, 200)):
+            crop = frames[:, top:top + 160, left:left + 160].clone()
+            crop[3] = (2 * crop[3]).clamp(max=1)                                         # a flash
+            assert cuts(crop, limits=DOUBTFUL) == []
 
 
 def test_long_blur_is_no_cut():

@@ -2,14 +2,11 @@
 import pytest
 import torch
 
-from vdd_model.app.demo import bundled_photo
 from vdd_model.checkpoint.store import BUILT_IN
 from vdd_model.inference.codes import Codes
 from vdd_model.inference.pipeline import Deblurrer
 from vdd_model.inference.window import decode_frames, to_frames, to_pixels
 from vdd_model.measure import metrics
-from vdd_model.measure.motion import camera_shake
-from vdd_model.media.video import read_image
 
 pytestmark = pytest.mark.skipif(not BUILT_IN["small"].exists(), reason="the built-in weights are not here")
 
@@ -24,11 +21,9 @@ def test_a_constant_clip_has_no_step_at_the_seams_of_the_shipped_model(value):
     assert (y - x).abs().mean() < 1 / 255
 
 
-def test_the_shipped_model_follows_its_latents_and_more_steps_move_it():
+def test_the_shipped_model_follows_its_latents_and_more_steps_move_it(shaken):
     """One step is the most faithful; more are sharper at some cost in PSNR. With the true latents the branch shows what one step misses."""
-    photo, _ = read_image(bundled_photo())
-    blurred, sharp = camera_shake(photo, 6, 8.0, 7, size=(160, 160))
-    deblurrer = Deblurrer("small", device="cpu", dtype=torch.float32)
+    (blurred, sharp), deblurrer = shaken, Deblurrer("small", device="cpu", dtype=torch.float32)
     one, many = (deblurrer.deblur(blurred, steps=steps) for steps in (1, 20))
     with torch.no_grad():
         pixels, target = (to_pixels(list(frames), deblurrer.model.config.divisor, torch.device("cpu")) for frames in (blurred, sharp))

@@ -1,14 +1,13 @@
 """What stands in a video file beside its pictures and its sound: HDR metadata, chapters, timecode, languages, mirrors, attachments."""
 import dataclasses
 import os
-import struct
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from media_tools import add_video, encode, encode_sound, packets, pattern, save_clip, save_sounds, vdd
+from media_tools import add_video, encode, encode_sound, packets, pattern, save_clip, save_sounds, turned, vdd
 from PIL import Image, ImageCms
 
 from vdd_model.media.clip import MediaError
@@ -60,11 +59,7 @@ def test_hdr10_metadata_are_kept(tmp_path, capfd, suffix):
 def test_turned_and_mirrored_pictures_are_put_right(tmp_path, matrix, expected):
     source = save_clip(tmp_path / "in.mp4", [pattern(0)] * 2)
     plain = read_clip(source)[0].numpy()
-    data = bytearray(source.read_bytes())
-    a, b, c, d = (n << 16 for n in matrix)
-    struct.pack_into(">9i", data, data.find(b"tkhd") + 44, a, b, 0, c, d, 0, 0, 0, 1 << 30)
-    source.write_bytes(data)
-    clip, frames = probe(source), read_clip(source)
+    clip, frames = probe(turned(source, matrix)), read_clip(source)
     assert np.array_equal(frames[0].numpy(), expected(plain)) and (clip.height, clip.width) == expected(plain).shape[:2]
     after = probe(write_video(tmp_path / "out.mp4", frames, like=clip))
     assert (after.quarter_turns, after.mirrored, after.width, after.height) == (0, False, clip.width, clip.height)
