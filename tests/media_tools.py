@@ -263,10 +263,10 @@ def vdd(capfd, *command, code: int = 0, model=None) -> str:
 OPTIONS = DeblurOptions(window=6, overlap=2)
 
 
-def deblur(source, target: Path, *, stand_in=None, options=OPTIONS, output=None, **more):
+def deblur(source, target: Path, *, stand_in=None, options=OPTIONS, output=None, rate=None, **more):
     """`run` with the stand-in for the model, quiet."""
     source = tuple(source) if isinstance(source, (list, tuple)) else source
-    job = Job(source, target, as_images=not target.suffix or target.suffix == ".png")
+    job = Job(source, target, as_images=not target.suffix or target.suffix == ".png", rate=rate)
     output = output or OutputOptions(preset="veryfast" if target.suffix == ".mp4" else "medium")
     return run(job, lambda: stand_in or IdentityDeblurrer(), options, output, quiet=True, **{"say": lambda text: None, **more})
 

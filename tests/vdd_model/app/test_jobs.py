@@ -17,7 +17,7 @@ from media_tools import OPTIONS, IdentityDeblurrer, deblur, packets, pattern, pi
 
 from vdd_model.app import jobs
 from vdd_model.app.cli import main
-from vdd_model.app.jobs import Job, run
+from vdd_model.app.jobs import Job
 from vdd_model.inference.pipeline import Deblurrer
 from vdd_model.media import joining, sinks
 from vdd_model.media.clip import MediaError
@@ -136,6 +136,11 @@ def test_resume_refuses_other_settings(tmp_path, clip_150, monkeypatch):
     with pytest.raises(MediaError, match="precision was"):
         deblur(clip_150, target, resume=True, precision="float32 on cpu")
     assert deblur(clip_150, target, force=True).frames == 150
+    files = pictures(tmp_path / "in", *range(20))
+    with pytest.raises(KeyboardInterrupt):
+        deblur(files, tmp_path / "p.mp4", rate=Fraction(24), stand_in=IdentityDeblurrer(stop_after=8))
+    with pytest.raises(MediaError, match="fps was 24, is 30"):
+        deblur(files, tmp_path / "p.mp4", rate=Fraction(30), resume=True)
 
 
 def test_a_torn_tail_is_dropped(tmp_path, clip_150):
@@ -316,16 +321,6 @@ def test_network_folders_that_lock_or_sync_nothing(tmp_path, monkeypatch, call, 
     monkeypatch.setattr(call, refuse)
     with pytest.raises(MediaError, match=refusal) if refusal else contextlib.nullcontext():
         assert deblur(source, tmp_path / "o.mp4").frames == 3
-
-
-def test_resume_refuses_another_frame_rate(tmp_path):
-    files = pictures(tmp_path / "in", *range(20))
-    job = Job(tuple(files), tmp_path / "o.mp4", rate=Fraction(24))
-    with pytest.raises(KeyboardInterrupt):
-        run(job, lambda: IdentityDeblurrer(stop_after=8), OPTIONS, OutputOptions(preset="veryfast"), quiet=True)
-    with pytest.raises(MediaError, match="fps was 24, is 30"):
-        run(dataclasses.replace(job, rate=Fraction(30)), IdentityDeblurrer, OPTIONS, OutputOptions(preset="veryfast"), quiet=True,
-            resume=True)
 
 
 def test_reading_computing_and_writing_overlap(tmp_path, clip_150, monkeypatch):

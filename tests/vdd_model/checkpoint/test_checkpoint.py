@@ -85,23 +85,21 @@ def test_loaded_tensors_never_write_to_the_file(tiny_checkpoint):
     assert tiny_checkpoint.read_bytes() == before
 
 
-def test_a_full_disk_leaves_the_older_file(tiny_model, tmp_path, monkeypatch):
+def test_what_cannot_be_written_is_one_sentence_and_leaves_the_older_file(tiny_model, tmp_path, monkeypatch):
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"older")
 
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    with pytest.raises(CheckpointError, match="tensor 'x' has the type torch.complex64"):               # before anything is written
+        write_tensors(path, {"x": torch.zeros(2, dtype=torch.complex64)}, {})
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        save(tiny_model, path / "model.safetensors")
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(CheckpointError, match="no room on the disk .* are free"):
         save(tiny_model, path)
     assert path.read_bytes() == b"older" and os.listdir(tmp_path) == ["model.safetensors"]
-
-
-def test_a_folder_that_cannot_be_written(tiny_model, tmp_path):
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(CheckpointError, match="cannot be written"):
-        save(tiny_model, tmp_path / "file" / "model.safetensors")
 
 
 @pytest.mark.parametrize("keep, words", [(0, "is empty"), (5, "truncated or damaged .5"), (100, "is truncated"), (-10, "is truncated")])
@@ -135,24 +133,15 @@ def test_damaged_header(tmp_path, header):
         load(path)
 
 
-def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(CheckpointError, match="there is no checkpoint .*built-in ones are: small"):
-        load(tmp_path / "no.safetensors")
-    with pytest.raises(CheckpointError, match="is a folder"):
-        load(tmp_path)
-
-
-def test_built_in_that_is_not_installed(tmp_path, monkeypatch):
+def test_what_is_no_checkpoint_of_ours_is_named(tiny_checkpoint, tmp_path, monkeypatch):
+    save_file({"lora.weight": torch.ones(2)}, tmp_path / "other.safetensors")
+    rewrite(tiny_checkpoint, tmp_path / "new.safetensors", lambda _, m: m.update({"vdd.format": "2"}))
     monkeypatch.setitem(checkpoint.BUILT_IN, "small", tmp_path / "gone.safetensors")
-    with pytest.raises(CheckpointError, match="not part of this installation"):
-        load("small")
-
-
-def test_another_model(tmp_path):
-    path = tmp_path / "other.safetensors"
-    save_file({"lora.weight": torch.ones(2)}, path)
-    with pytest.raises(CheckpointError, match="is of another model: .*lora.weight"):
-        load(path)
+    for given, words in ((tmp_path / "no.safetensors", "there is no checkpoint .*built-in ones are: small"), (tmp_path, "is a folder"),
+                         ("small", "not part of this installation"), (tmp_path / "other.safetensors", "of another model: .*lora.weight"),
+                         (tmp_path / "new.safetensors", "has format 2, this version reads up to 1: update the package")):
+        with pytest.raises(CheckpointError, match=words):
+            load(given)
 
 
 def test_wrong_shapes_missing_and_unknown_tensors(tiny_checkpoint, tmp_path):
@@ -170,12 +159,6 @@ def test_wrong_shapes_missing_and_unknown_tensors(tiny_checkpoint, tmp_path):
     assert "1 missing (null_text)" in text and "1 unknown (extra)" in text and str(path) in text
     assert "1 not of floating point (vae.decoder.conv_in.bias)" in text
     assert "cannot be loaded" in info(path)
-
-
-def test_newer_format(tiny_checkpoint, tmp_path):
-    path = rewrite(tiny_checkpoint, tmp_path / "new.safetensors", lambda _, m: m.update({"vdd.format": "2"}))
-    with pytest.raises(CheckpointError, match="has format 2, this version reads up to 1: update the package"):
-        load(path)
 
 
 NO_MODEL = "odd.safetensors has a configuration of which no model can be built"
@@ -196,12 +179,6 @@ def test_a_configuration_without_a_model(tiny_checkpoint, tmp_path, part, key, v
     assert words != NO_MODEL or "cannot be loaded" in info(path)
 
 
-def test_odd_training_records_are_shown(tiny_model, tmp_path):
-    save(tiny_model, tmp_path / "model.safetensors", training={"sources": [3, {"file": "a.pth", "bytes": "12"}], "untrained": "adapter"})
-    text = info(tmp_path / "model.safetensors")
-    assert "source: 3" in text and "a.pth" in text and "lacks trained weights for: adapter" in text
-
-
 def test_info(tiny_model, tmp_path):
     path = tmp_path / "model.safetensors"
     save(tiny_model, path, training={"sources": [{"file": "a.pth", "kind": "denoiser", "bytes": 1_500_000}], "untrained": ["adapter"],
@@ -212,10 +189,6 @@ def test_info(tiny_model, tmp_path):
     assert "source: a.pth (denoiser, 1.5 MB)" in text and "lacks trained weights for: adapter" in text
     for part in ("unet", "encoder1.semantic_head", "encoder2.spatial_head", "vae.fidelity", "null_text"):
         assert part in text
-
-
-def test_a_type_that_the_format_lacks_is_one_sentence(tmp_path):
-    """Named with its tensor, before anything is written."""
-    with pytest.raises(CheckpointError, match="tensor 'x' has the type torch.complex64"):
-        write_tensors(tmp_path / "x.safetensors", {"x": torch.zeros(2, dtype=torch.complex64)}, {})
-    assert not list(tmp_path.iterdir())
+    save(tiny_model, path, training={"sources": [3, {"file": "a.pth", "bytes": "12"}], "untrained": "adapter"})        # odd records
+    text = info(path)
+    assert "source: 3" in text and "a.pth" in text and "lacks trained weights for: adapter" in text

@@ -19,6 +19,11 @@ def small_pictures_too(monkeypatch):
     monkeypatch.setattr(strips, "WORTH", 0)
 
 
+def needs(dtype: torch.dtype) -> None:
+    if not supports(dtype):
+        pytest.skip(f"oneDNN does not compute in {dtype} here")
+
+
 def block(channels: int, dtype: torch.dtype) -> GatedBlock:
     """A block with random norms and biases too."""
     torch.manual_seed(0)
@@ -33,8 +38,7 @@ def block(channels: int, dtype: torch.dtype) -> GatedBlock:
 @pytest.mark.parametrize("strip", [1, 2**13], ids=["smallest strips", "two images of 4 x 7 in one"])
 def test_strips_equal_whole_frames(dtype, least, height, width, strip, monkeypatch):
     """Whatever the strips' height, at the frame's borders and at the strips' too; in bfloat16 both round."""
-    if not supports(dtype):
-        pytest.skip(f"oneDNN does not compute in {dtype} here")
+    needs(dtype)
     monkeypatch.setattr(strips, "STRIP_BYTES", strip)
     plain = block(16, dtype)
     fast = strips.in_strips(copy.deepcopy(plain))
@@ -51,8 +55,7 @@ def test_strips_equal_whole_frames(dtype, least, height, width, strip, monkeypat
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_enlarging_behind_the_product_equals_enlarging_before(dtype, least, layout):
     """Borders too; in the layout that is given."""
-    if not supports(dtype):
-        pytest.skip(f"oneDNN does not compute in {dtype} here")
+    needs(dtype)
     torch.manual_seed(0)
     plain = Upsample(8, nn).to(dtype).requires_grad_(False)
     fast = strips.in_strips(copy.deepcopy(plain))
@@ -80,8 +83,7 @@ def test_norms_of_short_rows(dtype, least):
 
 def test_the_autoencoder_keeps_rows_of_channels_while_accelerated():
     """In float32 too, where the plain one does not; what it says stays the same to rounding."""
-    if not supports(torch.float32):
-        pytest.skip("oneDNN does not compute here")
+    needs(torch.float32)
     torch.manual_seed(0)
     config = AutoencoderConfig(channels=16, channel_mult=(1, 2), patch_size=2, norm_groups=8, fidelity=None)
     vae = AutoencoderKL(config).requires_grad_(False)
@@ -103,15 +105,17 @@ def test_gradients_go_through_the_layers():
     assert set(fast.state_dict()) == set(plain.state_dict())
 
 
+CONFIG = AutoencoderConfig(channels=16, channel_mult=(1, 2), patch_size=2, norm_groups=8)
+BRANCH = FidelityConfig(channels=(24, 16), blocks=(2, 1))
+
+
 @pytest.mark.parametrize("dtype, least", [(torch.float32, 110), (torch.bfloat16, 40)])
 @pytest.mark.parametrize("pictures", [1, 2], ids=["blurred", "with the prior's"])
 def test_the_branch_equals_its_layers(dtype, least, pictures):
     """All levels with their joins; the features lie in memory as the networks leave them in this type."""
-    if not supports(dtype):
-        pytest.skip(f"oneDNN does not compute in {dtype} here")
+    needs(dtype)
     torch.manual_seed(0)
-    vae = AutoencoderConfig(channels=16, channel_mult=(1, 2), patch_size=2, norm_groups=8)
-    plain = FidelityBranch(FidelityConfig(channels=(24, 16), blocks=(2, 1)), vae, nn, informed=True).requires_grad_(False)
+    plain = FidelityBranch(BRANCH, CONFIG, nn, informed=True).requires_grad_(False)
     for layer in (plain.head, *plain.join_prior):
         layer.weight.normal_(std=0.1)
     decoded = [torch.randn(2, 32, 6, 10), torch.randn(2, 16, 12, 20)]
@@ -128,8 +132,7 @@ def test_the_branch_equals_its_layers(dtype, least, pictures):
 
 def test_who_listens_to_a_block_does_not_slow_the_joins_and_who_listens_to_a_join_is_heard(monkeypatch):
     torch.manual_seed(0)
-    vae = AutoencoderConfig(channels=16, channel_mult=(1, 2), patch_size=2, norm_groups=8)
-    fast = strips.in_strips(FidelityBranch(FidelityConfig(channels=(24, 16), blocks=(2, 1)), vae, nn).requires_grad_(False))
+    fast = strips.in_strips(FidelityBranch(BRANCH, CONFIG, nn).requires_grad_(False))
     decoded, encoded = [torch.randn(1, 32, 6, 10), torch.randn(1, 16, 12, 20)], [torch.randn(1, 16, 12, 20), torch.randn(1, 96, 6, 10)]
     plain, heard, real = [], [], FidelityBranch.forward
     monkeypatch.setattr(FidelityBranch, "forward", lambda *given: plain.append(1) or real(*given))

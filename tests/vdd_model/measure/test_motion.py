@@ -52,6 +52,8 @@ def test_a_seed_gives_one_clip():
     for seed in (1, 2**64 - 1):                                # the largest has one too
         first, again, other = (camera_shake(photo(32), 2, 3.0, seed=s)[0] for s in (seed, seed, 2))
         assert torch.equal(first, again) and not torch.equal(first, other)
+    with pytest.raises(UserError, match="height, width, 3"):
+        camera_shake(torch.zeros(3, 32, 32), 2)
 
 
 def test_every_frame_is_reported_and_can_be_the_last():
@@ -71,11 +73,6 @@ def test_every_frame_is_reported_and_can_be_the_last():
     with pytest.raises(Cancelled):
         camera_shake(photo(32), 9, 3.0, progress=progress)
     assert done == [1, 2, 3, 1, 2]
-
-
-def test_wrong_photographs_are_refused():
-    with pytest.raises(UserError, match="height, width, 3"):
-        camera_shake(torch.zeros(3, 32, 32), 2)
 
 
 def test_demo(tmp_path, tiny_checkpoint, capfd):

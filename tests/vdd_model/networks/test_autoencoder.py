@@ -32,16 +32,26 @@ def test_full_size_keys_and_shapes(shared):
     assert ours == {k: v.replace(" ", "") for k, v in official.items()}
 
 
-def test_golden_float64(golden):
+def test_golden_float64_and_traces_of_sub_blocks(golden):
+    """The references of sub-blocks are stored in float32."""
     vae, io = golden
+    seen, handles = {}, []
+    for name in (key.removeprefix("out.trace.") for key in io if key.startswith("out.trace.")):
+        handles.append(vae.get_submodule(name).register_forward_hook(lambda m, i, o, name=name: seen.__setitem__(name, o)))
     with torch.no_grad():
-        vae64 = vae.double()
-        mean, logvar = vae64.encode(io["in.x"].double())
-        decoded = vae64.decode(io["in.z"].double())
+        vae.double()
+        mean, logvar = vae.encode(io["in.x"].double())
+        decoded = vae.decode(io["in.z"].double())
         vae.float()
+    for handle in handles:
+        handle.remove()
     for name, value in (("mean", mean), ("logvar", logvar), ("decode", decoded)):
         reference = io[f"out.{name}_f64"]
         assert (value - reference).abs().max() <= 1e-8 * reference.abs().max(), name
+    assert len(seen) == 19
+    for name, value in seen.items():
+        reference = io[f"out.trace.{name}"]
+        assert (value[:1] - reference).abs().max() <= 2e-5 * reference.abs().max(), name
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")
@@ -56,26 +66,6 @@ def test_golden_float32(golden, onednn):
         assert rounding.error(value, io[f"out.{name}_f64"], rounding.operations(part)) <= 1, name
 
 
-def test_golden_traces_of_sub_blocks(golden):
-    """float64 outputs of each sub-block; the references are stored in float32."""
-    vae, io = golden
-    seen, handles = {}, []
-    for key in io:
-        if key.startswith("out.trace."):
-            name = key.removeprefix("out.trace.")
-            handles.append(vae.get_submodule(name).register_forward_hook(lambda m, i, o, name=name: seen.__setitem__(name, o)))
-    with torch.no_grad():
-        vae.double().encode(io["in.x"].double())
-        vae.decode(io["in.z"].double())
-        vae.float()
-    for handle in handles:
-        handle.remove()
-    assert len(seen) == 19
-    for name, value in seen.items():
-        reference = io[f"out.trace.{name}"]
-        assert (value[:1] - reference).abs().max() <= 2e-5 * reference.abs().max(), name
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_stays_close(golden, dtype):
     vae, io = golden
@@ -86,6 +76,13 @@ def test_half_precision_stays_close(golden, dtype):
     assert (half - reference).square().mean().sqrt() < 0.05 * reference.square().mean().sqrt()
 
 
+@pytest.fixture()
+def vae():
+    """The shipped model's autoencoder, with random weights."""
+    torch.manual_seed(0)
+    return AutoencoderKL(preset("small").vae).eval()
+
+
 def branch_inputs(vae, n=2, size=32):
     torch.manual_seed(0)
     x = torch.rand(n, 3, size, size) * 2 - 1
@@ -94,20 +91,18 @@ def branch_inputs(vae, n=2, size=32):
     return torch.randn(n, 4, size // vae.config.factor, size // vae.config.factor), BlurGuide(x, features)
 
 
-def test_fidelity_zero_is_exactly_the_plain_decoder_and_one_starts_as_the_blurred_frame():
-    torch.manual_seed(0)
-    vae = AutoencoderKL(preset("small").vae).eval()
+def test_fidelity_zero_is_exactly_the_plain_decoder_and_one_starts_as_the_blurred_frame(vae):
     with torch.no_grad():
         z, guide = branch_inputs(vae)
         assert torch.equal(vae.decode(z, guide._replace(strength=0.0)), vae.decode(z))
         assert torch.equal(vae.decode(z, guide), guide.pixels)
         half = vae.decode(z, guide._replace(strength=0.5))
     torch.testing.assert_close(half, (vae.decode(z) + guide.pixels) / 2)
+    with pytest.raises(ValueError, match="needs encoder 2's features"):
+        vae.decode(z, BlurGuide(guide.pixels, strength=0.5))
 
 
-def test_fidelity_branch_uses_blurred_features_neighbours_and_latents():
-    torch.manual_seed(0)
-    vae = AutoencoderKL(preset("small").vae).eval()
+def test_fidelity_branch_uses_blurred_features_neighbours_and_latents(vae):
     torch.nn.init.normal_(vae.fidelity.head.weight, std=0.05)
     with torch.no_grad():
         z, guide = branch_inputs(vae)
@@ -119,13 +114,10 @@ def test_fidelity_branch_uses_blurred_features_neighbours_and_latents():
         assert not torch.allclose(base, vae.decode(z, guide._replace(features=[fine + 1, coarse])))
 
 
-def test_one_step_and_several_have_a_fidelity_branch_each():
-    torch.manual_seed(0)
-    config = preset("small").vae
-    vae = AutoencoderKL(config).eval()
+def test_one_step_and_several_have_a_fidelity_branch_each(vae):
     torch.nn.init.normal_(vae.fidelity.head.weight, std=0.05)
     torch.nn.init.normal_(vae.detail.head.weight, std=0.05)
-    alone = AutoencoderKL(dataclasses.replace(config, detail=False)).eval()
+    alone = AutoencoderKL(dataclasses.replace(vae.config, detail=False)).eval()
     alone.load_state_dict({name: value for name, value in vae.state_dict().items() if not name.startswith("detail.")})
     with torch.no_grad():
         z, guide = branch_inputs(vae)
@@ -138,23 +130,14 @@ def test_one_step_and_several_have_a_fidelity_branch_each():
         assert torch.equal(vae.decode(z, drawn), one)
 
 
-def test_fidelity_without_features_is_refused():
-    vae = AutoencoderKL(preset("small").vae)
-    with pytest.raises(ValueError, match="needs encoder 2's features"):
-        vae.decode(torch.zeros(1, 4, 8, 8), BlurGuide(torch.zeros(1, 3, 32, 32), strength=0.5))
-
-
-def test_thumbnail_is_the_start_and_both_encoders_agree():
-    torch.manual_seed(0)
-    config = preset("small").vae
-    vae = AutoencoderKL(config).eval()
+def test_thumbnail_is_the_start_and_both_encoders_agree(vae):
     x = torch.rand(1, 3, 32, 48) * 2 - 1
     with torch.no_grad():
         mean, _ = vae.encode(x)
         decoded = vae.decode(mean)
-    small = torch.nn.functional.avg_pool2d(x, config.factor)
-    torch.testing.assert_close(mean[:, :3], small)
-    torch.testing.assert_close(decoded, torch.nn.functional.interpolate(small, scale_factor=4, mode="bilinear"))
+    thumbnail = torch.nn.functional.avg_pool2d(x, vae.config.factor)
+    torch.testing.assert_close(mean[:, :3], thumbnail)
+    torch.testing.assert_close(decoded, torch.nn.functional.interpolate(thumbnail, scale_factor=4, mode="bilinear"))
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 5, 8])
