@@ -110,26 +110,20 @@ def test_truncated(tiny_checkpoint, tmp_path, keep, words):
         load(path)
 
 
-@pytest.mark.parametrize("head, words", [
+DAMAGED = [b"{nonsense", b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}', b'{"__metadata__": {"vdd.config": {}}}',
+           b'{"a": {"dtype": "F31", "shape": [2], "data_offsets": [0, 8]}}', b'{"a": 3}', b'{"__metadata__": "x"}',
+           b'{"__metadata__": {"vdd.format": 1}}']
+
+
+@pytest.mark.parametrize("content, words", [
     (b"PK\x03\x04" + b"\0" * 100, "PyTorch pickle"), (b"\x80\x02" + b"}" * 100, "PyTorch pickle"),
     (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS pointer"), (b"<!DOCTYPE html><html>404", "web page"),
     (b"RIFF" + b"\xff" * 100, "does not begin with"),
-])
-def test_not_safetensors(tmp_path, head, words):
+    *((struct.pack("<Q", len(header)) + header + b"\0" * 8, "is truncated or damaged .* bytes; ") for header in DAMAGED)])
+def test_other_files_and_damaged_headers(tmp_path, content, words):
     path = tmp_path / "model.safetensors"
-    path.write_bytes(head)
+    path.write_bytes(content)
     with pytest.raises(CheckpointError, match=words):
-        load(path)
-
-
-@pytest.mark.parametrize("header", [b"{nonsense", b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}',
-                                    b'{"a": {"dtype": "F31", "shape": [2], "data_offsets": [0, 8]}}', b'{"a": 3}',
-                                    b'{"__metadata__": "x"}', b'{"__metadata__": {"vdd.format": 1}}',
-                                    b'{"__metadata__": {"vdd.config": {}}}'])
-def test_damaged_header(tmp_path, header):
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 8)
-    with pytest.raises(CheckpointError, match="is truncated or damaged .* bytes; "):
         load(path)
 
 

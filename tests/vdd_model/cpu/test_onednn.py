@@ -14,25 +14,6 @@ from vdd_model.cpu import accelerate, onednn, restore
 from vdd_model.inference import pipeline
 from vdd_model.networks.unet3d import UNet3D
 
-PLAIN = {"linear": lambda: onednn.Linear(24, 40), "pointwise": lambda: onednn.PointwiseConv(24, 40, 1)}
-
-
-@pytest.mark.parametrize("make", PLAIN.values(), ids=PLAIN)
-@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
-def test_linear_with_a_sum(make, packed):
-    torch.manual_seed(0)
-    layer = make().requires_grad_(False)
-    x, add = torch.randn(2, 3, 5, 24), torch.randn(2, 3, 5, 40)
-    weight = layer.weight.flatten(1).clone()
-    if packed:
-        onednn.pack(layer)
-    with torch.no_grad():
-        expected = nn.functional.linear(x, weight, layer.bias)
-        assert torch.allclose(layer(x), expected, atol=1e-5)
-        before = add.clone()
-        assert torch.allclose(onednn.linear(layer, x, add), expected + add, atol=1e-5)
-        assert torch.equal(add, before)
-
 
 @pytest.mark.parametrize("gelu_pays", [True, False])
 def test_geglu_in_training_and_inference(gelu_pays, monkeypatch):

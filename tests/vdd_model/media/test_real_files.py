@@ -10,7 +10,6 @@ import pytest
 from media_tools import add_video, chart, eight_bits, encode, moved, pattern, remuxed, save_clip, seen, with_data
 
 from vdd_model.errors import UserError
-from vdd_model.media.clip import MediaError
 from vdd_model.media.container import printed
 from vdd_model.media.pixel_formats import ColorTags, from_rgb, plain, to_rgb
 from vdd_model.media.reader import Decoder
@@ -35,13 +34,6 @@ def test_the_default_track_is_the_clip(tmp_path):
         for stream in [add_video(out, size=(48, 64 + 32 * i), disposition=i) for i in range(2)]:
             encode(out, stream, [pattern(i, 48, stream.width) for i in range(4)])
     assert probe(tmp_path / "in.mkv").width == 96
-
-
-def test_a_coding_that_nobody_knows_is_named(tmp_path):
-    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(3)])
-    source.write_bytes(source.read_bytes().replace(b"avc1", b"zzz9").replace(b"avcC", b"zzzC"))
-    with pytest.raises(MediaError, match=r"in a coding that FFmpeg does not know \(zzz9\); convert it"):
-        probe(source)
 
 
 # what the container says

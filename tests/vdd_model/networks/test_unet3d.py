@@ -17,7 +17,7 @@ from vdd_model.diffusion.sampler import timesteps as spaced
 from vdd_model.diffusion.schedule import make_schedule
 from vdd_model.networks.layers import Attention, SpatialTransformer, channels_last
 from vdd_model.networks.model import DeblurModel
-from vdd_model.networks.unet3d import SPATIAL_CONDITIONS, UNet3D, sinusoidal_embedding
+from vdd_model.networks.unet3d import SPATIAL_CONDITIONS, UNet3D
 
 TINY = UNetConfig(dim=16, dim_mult=(1, 2), blocks_per_level=1, num_heads=2, head_dim=8, attn_scales=(0.5,),
                   context_dim=16, image_dim=16, norm_groups=8)
@@ -107,15 +107,6 @@ def test_golden_guided_ddim(golden, dtype):
     v_model = guided(lambda x, t: model(x, t, conditional), lambda x, t: model(x, t, unconditional), 9.0)
     x = ddim(v_model, golden.input("x", dtype)[:1], make_schedule(DiffusionConfig()), spaced(10, spacing="vgen"), final_x0=False)
     assert golden.error("ddim10_cfg9", x, calls=20) <= 1
-
-
-def test_golden_time_embedding(golden):
-    t = golden.input("t", torch.long)
-    embedding = sinusoidal_embedding(t, golden.config.dim)
-    assert ((embedding - golden.tensors["out.sinusoidal_t"]).abs() <= 2**-22 * (1 + t[:, None])).all()      # angles of up to t, rounded
-    layers = golden.model(torch.float32).time_embed
-    assert rounding.error(layers(embedding), layers.double()(embedding.double()), rounding.operations(layers)) <= 1
-    assert (layers(embedding.double()) - golden.tensors["out.time_embed_t"]).abs().max() < 1e-3
 
 
 def test_golden_traces_of_every_block(golden):
