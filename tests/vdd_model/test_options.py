@@ -23,11 +23,6 @@ def test_impossible_options_are_refused(change):
         DeblurOptions(**change)
 
 
-def test_choices_are_those_that_there_are():
-    option = {name: field.metadata["option"] for name, field in FIELDS.items()}
-    assert option["ensemble"].high == len(ORIENTATIONS)
-
-
 def test_every_option_has_a_flag_of_its_default_and_type():
     parser = argparse.ArgumentParser()
     add_flags(parser)
@@ -47,7 +42,8 @@ def test_a_parser_may_offer_a_few():
     assert from_flags(parser.parse_args(["--seed", "3"])) == DeblurOptions(seed=3)
 
 
-def test_widgets_lie_within_the_range():
+def test_widgets_lie_within_the_range_and_choices_are_those_that_there_are():
+    assert FIELDS["ensemble"].metadata["option"].high == len(ORIENTATIONS)
     for name, field in FIELDS.items():
         option, default = field.metadata["option"], field.default
         if isinstance(default, (int, float)) and not isinstance(default, bool) and name != "seed":

@@ -12,9 +12,10 @@ def picture(height=70, width=91, seed=0):
     return smooth + 0.1 * torch.rand(2, 3, height, width, generator=generator)
 
 
+@pytest.mark.parametrize("size", [(70, 91), (1, 1), (1, 7), (2, 3), (5, 64), (33, 17)])
 @pytest.mark.parametrize("shift, allowed", [(0.0, 1e-6), (0.2, 1e-5), (torch.tensor([0.1, -0.2, 0.05]).view(1, 3, 1, 1), 1e-5)])
-def test_a_color_cast_is_removed_exactly_and_the_same_picture_stays_itself(shift, allowed):
-    x = picture()
+def test_a_color_cast_is_removed_exactly_and_the_same_picture_stays_itself(size, shift, allowed):
+    x = picture(*size)
     torch.testing.assert_close(wavelet_color_transfer_(x + shift, x), x, rtol=0, atol=allowed)
 
 
@@ -50,14 +51,6 @@ def test_details_of_the_output_are_kept():
     x = picture(96, 96)
     board = 0.1 * ((torch.arange(96)[:, None] + torch.arange(96)) % 2 * 2 - 1)
     torch.testing.assert_close(wavelet_color_transfer_(x + board, x)[..., 8:-8, 8:-8], (x + board)[..., 8:-8, 8:-8], rtol=0, atol=2e-3)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 7), (2, 3), (5, 64), (33, 17)])
-def test_any_size(size):
-    x = torch.rand(1, 3, *size)
-    y = wavelet_color_transfer_(x + 0.25, x)
-    assert y.shape == x.shape
-    torch.testing.assert_close(y, x, rtol=0, atol=1e-5)
 
 
 def test_low_frequencies_are_those_of_the_plain_transform():

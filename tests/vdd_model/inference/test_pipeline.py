@@ -279,31 +279,22 @@ def test_input_behind_the_restart_point_is_refused(tiny_model):
 
 # ---- bad input, cancelling, lack of memory -------------------------------------------------------------------------
 
-def test_nan_frames_are_refused_by_number():
-    x = clip(30)
-    x[21, 3, 4, 1] = float("nan")
-    with pytest.raises(UserError, match="frame 21 holds NaN"):
-        run(Stub(), x)
-
-
-def test_frames_that_gradients_are_asked_of_are_frames():
-    x = clip(3)
-    assert torch.equal(run(Stub(), x.clone().requires_grad_()), run(Stub(), x))
-
-
-def test_a_changing_size_is_refused_by_number():
-    frames = [*clip(5), *clip(1, 16, 16)]
-    with pytest.raises(UserError, match="frame 5 is 16 x 16 pixels, but those before it are 32 x 24"):
+@pytest.mark.parametrize("frames, words", [
+    ([*clip(21), clip(1)[0].where(torch.arange(32)[:, None] != 4, float("nan"))], "frame 21 holds NaN"),
+    ([*clip(5), *clip(1, 16, 16)], "frame 5 is 16 x 16 pixels, but those before it are 32 x 24"),
+    *(([frame], "frame 0 has shape") for frame in (torch.zeros(8, 8), torch.zeros(8, 8, 4), torch.zeros(8, 8, 3, dtype=torch.uint8),
+                                                   torch.zeros(0, 8, 3)))])
+def test_what_are_no_frames_of_one_clip_is_refused_by_number(frames, words):
+    with pytest.raises(UserError, match=words):
         list(Deblurrer(Stub(), device="cpu").stream(iter(frames)))
 
 
-@pytest.mark.parametrize("frame", [torch.zeros(8, 8), torch.zeros(8, 8, 4), torch.zeros(8, 8, 3, dtype=torch.uint8), torch.zeros(0, 8, 3)])
-def test_things_that_are_no_frames_are_refused(frame):
-    with pytest.raises(UserError, match="frame 0 has shape"):
-        list(Deblurrer(Stub(), device="cpu").stream([frame]))
+def test_frames_that_gradients_are_asked_of_are_frames_and_none_are_nothing():
     with pytest.raises(UserError, match="expected frames"):
         Deblurrer(Stub(), device="cpu").deblur(torch.zeros(0, 8, 8, 3))
     assert list(Deblurrer(Stub(), device="cpu").stream(iter([]))) == []
+    x = clip(3)
+    assert torch.equal(run(Stub(), x.clone().requires_grad_()), run(Stub(), x))
 
 
 @pytest.mark.parametrize("device, dtype", [("cuda:0", torch.float16), ("cuda:1", torch.bfloat16), ("cuda", torch.float16)])

@@ -139,9 +139,6 @@ def test_twelve_bits_and_full_color(tmp_path):
     assert choose_encoding(clip, Path("o.mov"), OutputOptions(quality=3)).pix_fmt == "yuv422p10le"
     large = dataclasses.replace(clip, width=128)
     assert any("12 bits are stored as 10" in note for note in choose_encoding(large, Path("o.mp4"), OutputOptions()).notes)
-
-
-def test_finer_color_is_mentioned(tmp_path):
     clip = probe(save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(2)], pix_fmt="yuv422p"))
     assert any("4:2:2" in n and "--chroma 422" in n for n in choose_encoding(clip, Path("o.mp4"), OutputOptions()).notes)
     assert choose_encoding(clip, Path("o.mp4"), OutputOptions(chroma=422)).notes == ()
