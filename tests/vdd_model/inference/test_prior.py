@@ -41,7 +41,7 @@ def test_frames_of_any_size_keep_it_and_depend_on_themselves_alone(network, size
     assert out.shape == (2, *size, 3) and out.dtype == torch.float32 and 0 <= out.min() and out.max() <= 1
     assert not torch.allclose(out, frames, atol=1e-4) and torch.equal(Prior(network)(frames[1:]), out[1:])
     if size == (64, 128):                                    # what fits is not padded
-        assert torch.equal(network(frames[:1].movedim(3, 1)).clamp(0, 1).movedim(1, 3), out[:1])
+        assert (network(frames.movedim(3, 1)).clamp(0, 1).movedim(1, 3) - out).abs().max() < 1e-5
 
 
 def test_large_frames_are_cut_into_tiles(network, monkeypatch):
