@@ -2,8 +2,8 @@
 from __future__ import annotations
 
 import logging
+import re
 
-from ..vdd_model.config import ConfigError
 from ..vdd_model.errors import UserError
 
 _marked: set[str] = set()         # nodes that show notices of an earlier run
@@ -18,7 +18,6 @@ def name_errors_plainly() -> None:
 
     UserError.__init_subclass__ = classmethod(rename)          # of those that are imported later
     rename(UserError)
-    rename(ConfigError)
 
 
 class Notices:
@@ -43,6 +42,12 @@ class Notices:
         except (ImportError, AttributeError):                  # no server, or an older one
             return
         (_marked.add if self.lines else _marked.discard)(self.node)
+
+
+def without_flags(text: str) -> str:
+    """What the package says, for people who have no command line at hand: a node goes on by itself, and other flags are of `vdd deblur`."""
+    text = re.sub(" with --resume(?! --)", "", text)
+    return text + " (with `vdd deblur` on a command line)" * (" --" in text and "ComfyUI" not in text)
 
 
 def _running():

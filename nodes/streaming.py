@@ -24,7 +24,7 @@ from ..vdd_model.media.video import OutputOptions, part_folder, probe
 from ..vdd_model.options import DeblurOptions
 from . import folders, native, results
 from .frames import rgb_of, with_alpha
-from .notices import Notices, prompt_id
+from .notices import Notices, prompt_id, without_flags
 from .schema import advanced, option_input, options_from, schema, seed_input
 
 ALIASES = ["deblur", "unblur", "sharpen", "camera shake", "去模糊"]
@@ -115,14 +115,16 @@ class DeblurVideo(io.ComfyNode):
                 outcome = jobs.run(job, lambda: native.HostDeblurrer(weights, folders.find_prior()), options, output, identity=identity,
                                    precision=precision, resume=True, quiet=True, say=lambda text: notices(text, logging.INFO),
                                    tick=mm.throw_exception_if_processing_interrupted)
-            except BaseException:
+            except BaseException as error:
                 if part.exists():
                     notices(f"{source.name}: unfinished work of {results.size_of(part)} is kept in output/{results.FOLDER}. Run with the "
                             "same settings goes on with it; a run of this clip with others, or of another clip after a day, deletes it",
                             logging.INFO)
+                if isinstance(error, UserError):
+                    raise type(error)(without_flags(str(error))) from error
                 raise
             for note in outcome.notes:
-                notices(f"{source.name}: {note}" + " (with `vdd deblur` on a command line)" * (" --" in note))
+                notices(f"{source.name}: {without_flags(note)}")
             results.clear_results(target, {path for path, made in _handed_on.items() if made.prompt == prompt_id()})
         made = _handed_on.setdefault(str(target), HandedOn({}))
         made.there, made.prompt, made.widgets = True, prompt_id(), {"checkpoint": checkpoint, "quality": quality, **widgets}

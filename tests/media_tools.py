@@ -23,6 +23,8 @@ from vdd_model.media.pixel_formats import ColorTags, from_rgb
 from vdd_model.media.png import write_image
 from vdd_model.media.video import VideoClip, probe, read
 
+OLD = int(av.__version__.partition(".")[0]) < 17               # PyAV with FFmpeg up to 8.0
+
 
 class IdentityDeblurrer:
     """Gives the frames back unchanged, in chunks of one stride, keeping the interface of pipeline.Deblurrer."""
@@ -158,7 +160,7 @@ def with_data(packet: av.Packet, data: bytes) -> av.Packet:
 def remuxed(source: Path, target: Path, change=lambda packet, number: packet, bitstream: str = "") -> Path:
     """The packets of `source` in another file, the video's through a bitstream filter, as `change` gives them back; None is left out."""
     with av.open(str(source)) as before, av.open(str(target), "w") as out:
-        copies = {s.index: out.add_stream_from_template(s) for s in before.streams}
+        copies = {s.index: out.add_stream_from_template(s, opaque=True) for s in before.streams}
         video, number = before.streams.video[0], 0
         through = BitStreamFilterContext(bitstream, video, copies[video.index]) if bitstream else None
         for packet in before.demux():

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BASE = {"config", "errors", "options"}
 # What a room of vdd_model may import, beside itself. `weights` holds no code.
 ROOMS = {
-    "config": set(), "errors": set(), "options": {"config"},
+    "config": {"errors"}, "errors": set(), "options": {"config"},
     "diffusion": BASE,
     "networks": BASE | {"diffusion"},
     "checkpoint": BASE | {"networks", "media"},             # of media: `written_aside`
@@ -72,6 +72,12 @@ def test_arrows_between_the_rooms(path):
     if path.name == "maxim.py":                             # the prior is loaded with the layers that it runs fast with
         others.discard("cpu")
     assert others <= ROOMS[room], f"{room} imports {others - ROOMS[room]}"
+
+
+def test_errors_for_people_have_one_root():
+    kinds = {node.name: {ast.unparse(base) for base in node.bases} for path in files("vdd_model", "train", "nodes")
+             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.ClassDef) and "Error" in node.name}
+    assert len(kinds) >= 5 and {name for name, bases in kinds.items() if "UserError" not in bases} == {"UserError"}
 
 
 def test_no_circles():

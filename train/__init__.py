@@ -4,7 +4,6 @@ import functools
 import sys
 from collections.abc import Callable
 
-from vdd_model.config import ConfigError
 from vdd_model.errors import UserError
 
 
@@ -12,7 +11,7 @@ def exit_code(work: Callable[[], int | object], failed: int = 1) -> int:
     """Do a command's work: the number that it returns, or 0. What stops it becomes one sentence and `failed`, or 130."""
     try:
         found = work()
-    except (UserError, ConfigError) as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return failed
     except OSError as error:                                 # a full disk, a folder that is not there

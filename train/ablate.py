@@ -63,7 +63,7 @@ def variants(config: TrainConfig) -> dict[str, tuple[StageConfig, ...]]:
 
 
 def ablate(config: TrainConfig, out: Path, resume: bool = False) -> list[dict]:
-    """Train and score every variant; one row each, in the order of `variants`. Raises UserError, ConfigError."""
+    """Train and score every variant; one row each, in the order of `variants`. Raises UserError."""
     from .loop import run
 
     chosen, init, rows = variants(config), config.init, []

@@ -51,7 +51,7 @@ class Work:
 def run(config: TrainConfig, *, resume: bool = False, minutes: float | None = None, say: Callable[[str], None] = print) -> Path | None:
     """Train. Returns the inference checkpoint's path, or None when `minutes` (of wall time, this call) ended the run before its end.
 
-    Raises UserError or ConfigError with one sentence; all that can be checked is checked before any work.
+    Raises UserError with one sentence; all that can be checked is checked before any work.
     """
     end = time.monotonic() + 60 * minutes if minutes is not None else math.inf
     this = start.prepare(config, resume, _print if say is print else say)

@@ -66,7 +66,7 @@ class Run:
 
 
 def prepare(config: TrainConfig, resume: bool, say: Callable[[str], None]) -> Run:
-    """A run at the place where it stands, after all that can be checked. Raises UserError or ConfigError with one sentence."""
+    """A run at the place where it stands, after all that can be checked. Raises UserError with one sentence."""
     # ---- processes and data
     asked, config = config, computable(config)
     if config.threads:

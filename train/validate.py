@@ -33,7 +33,7 @@ class ValidationClip(NamedTuple):
 
 
 def load_clips(config: TrainConfig) -> list[ValidationClip]:
-    """The validation clips of a run, on the CPU. Raises ConfigError, DataError."""
+    """The validation clips of a run, on the CPU. Raises UserError."""
     validation, (pairs, photos) = config.validation, _sets(config)
     clips = [_pair_clip(sequence, validation.frames, validation.pairs_crop) for sequence in _spread(pairs, validation.clips)]
     for number, photo in enumerate(_spread(photos, validation.clips)):     # one at a time: whatever is drawn, it shows this one
@@ -44,7 +44,7 @@ def load_clips(config: TrainConfig) -> list[ValidationClip]:
 
 
 def _sets(config: TrainConfig) -> tuple[list[readers.Sequence], list[readers.Sequence]]:
-    """All pairs and all photographs that a run may validate on; an empty list for a set that is left out. Raises ConfigError, DataError."""
+    """All pairs and all photographs that a run may validate on; an empty list for a set that is left out. Raises UserError."""
     validation, root, pairs, photos = config.validation, Path(config.root), [], []
     if validation.pairs:
         found = readers.find(root / validation.pairs, "auto", validation.split, config.data.blur_folder).sequences
@@ -57,7 +57,7 @@ def _sets(config: TrainConfig) -> tuple[list[readers.Sequence], list[readers.Seq
 
 
 def seen_in_training(config: TrainConfig) -> list[str]:
-    """Names of validation clips whose sharp frames the run trains on. Raises ConfigError, DataError."""
+    """Names of validation clips whose sharp frames the run trains on. Raises UserError."""
     data, folder = config.data, Path(config.root) / config.data.folder
     if is_pool(folder):                                        # its photographs have no files any more
         return []

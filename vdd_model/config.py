@@ -7,8 +7,10 @@ import json
 import typing
 from dataclasses import dataclass, field, fields, is_dataclass
 
+from .errors import UserError
 
-class ConfigError(ValueError):
+
+class ConfigError(UserError, ValueError):
     """A configuration that cannot be used; the message is one sentence for the user."""
 
 

@@ -111,6 +111,19 @@ def test_a_trimmed_video_and_a_buffer_go_on_and_are_found_again(pack, video, deb
             deblur(Video(given().file, start_time=0.02))
 
 
+def test_a_full_disk_is_told_without_the_flags_of_the_command_line(pack, video, deblur, deblurred, tmp_path, monkeypatch):
+    source = video(str(write_clip(tmp_path, 9)))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pack.module("vdd_model.media.sinks"), "sync", full)
+        with pytest.raises(pack.module("vdd_model.errors").UserError, match="no room left .* free some space and run again$"):
+            deblur(source)
+    assert probe(deblur(source)).num_frames == 9
+
+
 def test_a_trim_is_seen_on_hosts_that_only_keep_it(video, deblur, deblurred, tmp_path):
     """ComfyUI 0.14 to 0.22 have Trim Video and nothing that tells of it."""
     source = write_clip(tmp_path, 6)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vdd_model.errors import UserError
 from vdd_model.media import images
-from vdd_model.media.container import open_container, video_stream
+from vdd_model.media.container import open_container, packets_of, video_stream
 from vdd_model.media.probe import probe_video
 from vdd_model.media.reader import VideoReader, upright_rgb
 
@@ -105,7 +105,7 @@ class VideoFrames:
     def _index(self) -> Index:
         clip, packets, number = self._clip, [], 0
         with open_container(self.path) as container, contextlib.suppress(av.FFmpegError):     # as far as the file goes
-            for packet in container.demux(video_stream(container, self.path)):
+            for packet in packets_of(container, video_stream(container, self.path)):
                 if packet.size and not packet.is_discard:
                     packets.append((packet.pts, packet.is_keyframe))
         times = sorted({pts for pts, _ in packets if pts is not None})

@@ -163,7 +163,7 @@ def _explain(error: Exception, debug: bool) -> int:
         import traceback
         traceback.print_exception(error)
     from ..errors import UserError
-    if isinstance(error, UserError) or type(error).__name__ == "ConfigError":
+    if isinstance(error, UserError):
         return _say_error(str(error), EXIT_ERROR)
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return _say_error("not enough memory; try a smaller --tile (256) or --window (8), or --device cpu", EXIT_ERROR)

@@ -5,7 +5,7 @@ import contextlib
 import os
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -13,6 +13,7 @@ from pathlib import Path
 import av
 import av.logging
 from av.codec.context import Flags
+from av.container import OutputContainer
 from av.stream import Disposition
 
 from .clip import MediaError
@@ -31,6 +32,8 @@ def open_container(path: Path):
                         (path.is_file() and path.stat().st_size == 0, "is empty (0 bytes)")):
         if found:
             raise MediaError(f"{path} {what}")
+    if _is_encrypted(path):
+        raise MediaError(f"{path} is encrypted (as by a shop or a streaming service); only a player that has its key can show it")
     try:
         container = av.open(os.path.abspath(path), metadata_errors="replace")      # FFmpeg would take 12:30.mp4 for an address
     except PermissionError:
@@ -44,6 +47,34 @@ def open_container(path: Path):
         container.close()
         raise MediaError(f"{path} is not a video (it looks like {container.format.long_name or container.format.name})")
     return container
+
+
+def _is_encrypted(path: Path) -> bool:
+    """Whether the head of an .mp4 or .mov says that its video is encrypted (Common Encryption, FairPlay)."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        place = 0
+        while len(box := file.read(16)) >= 8 and box[4:8].isalnum():
+            length = int.from_bytes(box[8:] if box[:4] == bytes(3) + b"\1" else box[:4], "big")
+            if box[4:8] == b"moov":
+                head = box + file.read(length)
+                return any(kind in head for kind in (b"encv", b"drmi")) and b"sinf" in head and b"schm" in head
+            place += max(length, 8)
+            file.seek(place)
+    return False
+
+
+def packets_of(container, streams) -> Iterator[av.Packet]:
+    """The packets of one or several streams, and an empty last one."""
+    try:
+        yield from container.demux(streams)
+    except IndexError:                                         # PyAV's, where another stream has begun behind the first megabytes
+        yield av.Packet()
+
+
+def later_streams(container) -> list[tuple[str, str]]:
+    """(kind, codec) of streams that have begun while the file was read: PyAV does not show them."""
+    found = re.findall(r"^  Stream #0:(\d+)\b.*?: (Video|Audio|Subtitle): (\w+)", _dump(container), re.MULTILINE)
+    return [(kind, codec) for index, kind, codec in found if int(index) >= len(container.streams)]
 
 
 def reason(error: BaseException) -> str:
@@ -64,7 +95,7 @@ def is_own_data(stream) -> bool:
 
 def is_telemetry(stream) -> bool:
     """Whether it is data whose coding FFmpeg can name in another file too: a GoPro's place, speed and exposure (`gpmd`)."""
-    return is_own_data(stream) and stream.name == "bin_data"
+    return is_own_data(stream) and stream.name == "bin_data" and hasattr(OutputContainer, "add_attachment")      # PyAV 16: else it crashes
 
 
 def name_of(stream) -> str:
@@ -99,7 +130,7 @@ def _stills(path: Path, streams: Sequence[int]) -> set[int]:
     """Those of several video streams that hold a single picture, as far as the file's first packets tell."""
     count = dict.fromkeys(streams, 0)
     with contextlib.closing(open_container(path)) as container, contextlib.suppress(av.FFmpegError):
-        for packet in islice(container.demux([container.streams[i] for i in streams]), TRIED):
+        for packet in islice(packets_of(container, [container.streams[i] for i in streams]), TRIED):
             count[packet.stream_index] += packet.size > 0
             if min(count.values()) > 1:
                 break
@@ -109,18 +140,22 @@ def _stills(path: Path, streams: Sequence[int]) -> set[int]:
 _dumping = threading.Lock()
 
 
-def printed(container, stream) -> str:
-    """What FFmpeg prints of a stream. It tells some things that PyAV has no name for, such as a crop."""
+def _dump(container) -> str:
+    """What FFmpeg prints of a file."""
     with _dumping, av.logging.Capture(False):                  # what other threads' decoders say meanwhile is nobody's business
         level = av.logging.get_level()
         try:
             av.logging.set_level(av.logging.VERBOSE)
             av.logging.set_libav_level(av.logging.VERBOSE)
-            text = container.dumps_format()
+            return container.dumps_format()
         finally:
             av.logging.set_libav_level(av.logging.INFO)
             av.logging.set_level(level)
-    found = re.search(rf"^  Stream #0:{stream.index}\b.*?(?=^  Stream #|\Z)", text, re.MULTILINE | re.DOTALL)
+
+
+def printed(container, stream) -> str:
+    """What FFmpeg prints of a stream. It tells some things that PyAV has no name for, such as a crop."""
+    found = re.search(rf"^  Stream #0:{stream.index}\b.*?(?=^  Stream #|\Z)", _dump(container), re.MULTILINE | re.DOTALL)
     return found[0] if found else ""
 
 

@@ -205,8 +205,6 @@ def _decode_tiff(data: bytes, name: str) -> Picture:
     tags = tiff.Tags(data)
     tags.check(data)
     frame, upright = (_frame(data, "tiff")[0], False) if tags.for_ffmpeg else tiff.decode(data, tags, name)
-    if frame.format.name.startswith("rgbf32"):                 # which libswscale would take through 16 bits
-        frame = av.VideoFrame.from_ndarray(frame.to_ndarray().astype("<f4"), "gbrpf32le")
     turns, mirrored = (0, False) if upright else _EXIF.get(tags.orientation, (0, False))
     aspect = 1 / tags.aspect if upright and tags.orientation > 4 else tags.aspect
     return Picture(frame, "tiff", tags.transparent, turns, mirrored, aspect, tags.pages)
@@ -351,7 +349,8 @@ def _peek(path: Path) -> tuple[str, bool] | None:
                 return tags.pix_fmt, tags.transparent
             with av.open(io.BytesIO(data)) as container:
                 context = container.streams.video[0].codec_context
-                if name := context.pix_fmt:
+                if context.format:                             # `pix_fmt` of none ends the process with PyAV 17
+                    name = context.format.name
                     alpha = layout(name).alpha and _may_be_transparent(data, context.name)
                     return name, alpha and (name != "pal8" or b"tRNS" in data)
     return None

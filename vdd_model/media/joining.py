@@ -15,7 +15,7 @@ from pathlib import Path
 import av
 
 from .clip import MediaError, VideoClip
-from .container import TRIED, Joins, is_telemetry, name_of, open_container, track_tags
+from .container import TRIED, Joins, is_telemetry, name_of, open_container, packets_of, track_tags
 from .encoding import CODECS, CONTAINERS, MUXERS, Encoding, OutputOptions, configure, no_room, with_decoding_times
 
 # tags for which .mp4 and .mov have a place of their own, where every program looks; others need Apple's, which takes all
@@ -119,7 +119,7 @@ def ways(path: Path, muxer: str) -> dict[int, str]:
         streams = {s.index: s for s in source.streams if s.type in ("audio", "subtitle") and s.codec_context or is_telemetry(s)}
         first: dict[int, list[av.Packet]] = {index: [] for index in streams}
         with contextlib.suppress(av.FFmpegError):
-            for packet in islice(source.demux(list(streams.values())), TRIED if streams else 0):
+            for packet in islice(packets_of(source, list(streams.values())), TRIED if streams else 0):
                 if packet.size and packet.dts is not None and len(first[packet.stream_index]) < 3:
                     first[packet.stream_index].append(packet)
                 if all(len(packets) == 3 for packets in first.values()):
@@ -232,7 +232,7 @@ def _audible(source, streams: Sequence, clip: VideoClip) -> Iterator[av.Packet]:
     before: dict[int, av.Packet] = {}                          # the last one that an edit list hides
     joins = Joins(source, -1, clip.joins)
     try:
-        for packet in source.demux(streams):
+        for packet in packets_of(source, streams):
             if packet.dts is None or not packet.size:
                 continue
             joins.correct(packet)

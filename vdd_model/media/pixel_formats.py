@@ -30,6 +30,7 @@ CONSTANT_LUMINANCE = 10                                         # of BT.2020, ta
 KNOWN_MATRICES = {RGB, UNSPECIFIED, YCGCO, *LUMA} - {CONSTANT_LUMINANCE}
 
 _PLANAR = re.compile(r"(yuvj|yuva|yuv|gbra|gbr|gray)(4\d\d)?p?(f32|f16|\d+)?(le|be)?")
+_PACKED_FLOATS = re.compile(r"(ya|rgba?)f(16|32)(le|be)")
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ def read_as(pix_fmt: str) -> str:
     format = av.VideoFormat(pix_fmt, 16, 16)
     alpha, size = any(part.is_alpha for part in format.components), (format.chroma_width(), format.chroma_height())
     depth = max((part.bits for part in format.components), default=16)
+    if _PACKED_FLOATS.fullmatch(pix_fmt):
+        return f"gbr{'ap' if alpha else 'p'}f32le"
     if format.is_rgb or format.is_bayer or pix_fmt.startswith(("xyz", "ya")):
         bits = "10le" if pix_fmt.startswith("x2") else "16le" * (depth > 8 or format.is_bayer)
         return ("gbrap" if alpha else "gbrp") + bits
@@ -130,17 +133,46 @@ def plain(frame: av.VideoFrame) -> av.VideoFrame:
     """The frame in a format that is read here, its rows from the top: Windows keeps RGB from the bottom (a negative line size). Raises
     UserError."""
     if any(plane.line_size < 0 for plane in frame.planes):
-        graph = av.filter.Graph()
-        source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format.name, time_base=Fraction(1, 25))
-        graph.link_nodes(source, graph.add("hflip"), graph.add("hflip"), graph.add("buffersink")).configure()      # there and back: a copy
+        graph = _graph(frame.format.name, frame.width, frame.height, ("hflip",), ("hflip",))           # there and back: a copy
         graph.push(frame)
         frame = graph.pull()
-    name = read_as(frame.format.name)
+    given = frame.format.name
+    if (name := read_as(given)) == given:
+        return frame
     try:
-        return frame if name == frame.format.name else frame.reformat(format=name)      # matrix and range stay what they are
-    except av.FFmpegError:
-        raise UserError(f"pixels stored as {frame.format.name} cannot be read: FFmpeg converts them into nothing else; "
+        if given == "pal8":
+            frame, given = frame.reformat(format="rgba"), "rgba"
+        if order := _ORDER.get(_PACKED_FLOATS.sub(r"\1", given)):
+            return _unpacked(frame, name, order)
+        if int(av.__version__.partition(".")[0]) < 17:         # it ends the process where libswscale cannot, which a graph says
+            _graph(given, 16, 16, ("format", name))
+        return frame.reformat(format=name)                     # matrix and range stay what they are
+    except (av.FFmpegError, ValueError):
+        raise UserError(f"pixels stored as {given} cannot be read: FFmpeg converts them into nothing else; "
                         "convert the clip first") from None
+
+
+def _graph(pix_fmt: str, width: int, height: int, *filters: tuple[str, ...]) -> av.filter.Graph:
+    """Filters (name, arguments) behind one another, for frames of this kind."""
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=width, height=height, format=pix_fmt, time_base=Fraction(1, 25))
+    graph.link_nodes(source, *(graph.add(*each) for each in filters), graph.add("buffersink")).configure()
+    return graph
+
+
+# where green, blue, red and opacity stand. libswscale ends the process over yaf32, cuts off other floats, and up to FFmpeg 7 rounds rgba
+_ORDER = {"ya": (0, 0, 0, 1), "rgb": (1, 2, 0), "rgba": (1, 2, 0, 3), "bgra": (1, 0, 2, 3), "argb": (2, 3, 1, 0), "abgr": (2, 1, 3, 0)}
+
+
+def _unpacked(frame: av.VideoFrame, name: str, order: tuple[int, ...]) -> av.VideoFrame:
+    """The values that stand side by side as the planes of `name`, green, blue, red and opacity."""
+    planar, dtype, count = av.VideoFrame(frame.width, frame.height, name), _type_of(frame, layout(frame.format.name)), 1 + max(order)
+    values = _plane(frame, 0, np.dtype(("V", dtype.itemsize * count))).view(dtype).reshape(frame.height, frame.width, count)
+    for index, place in enumerate(order):
+        rows = _empty_plane(planar, index, _type_of(planar, layout(name)))
+        rows[:, :frame.width] = values[..., place]
+        planar.planes[index].update(rows)
+    return planar
 
 
 def beyond_limits(frame: av.VideoFrame, tags: ColorTags) -> bool:
@@ -155,8 +187,8 @@ def beyond_limits(frame: av.VideoFrame, tags: ColorTags) -> bool:
 
 def _type_of(frame: av.VideoFrame, kind: Layout) -> np.dtype:
     """The type of a planar format's values."""
-    end = ">" if frame.format.name.endswith("be") else "<"
-    return np.dtype(f"{end}{'f' if kind.floating else 'u'}{1 if kind.depth <= 8 else 2 if kind.depth <= 16 else 4}")
+    end, depth = ">" if frame.format.name.endswith("be") else "<", max(part.bits for part in frame.format.components)
+    return np.dtype(f"{end}{'f' if kind.floating else 'u'}{1 if depth <= 8 else 2 if depth <= 16 else 4}")
 
 
 def _upsample(c: np.ndarray, step: int, size: int, centred: bool, axis: int) -> np.ndarray:

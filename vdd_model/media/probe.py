@@ -16,7 +16,20 @@ import av
 import numpy as np
 
 from .clip import MediaError, VideoClip
-from .container import Joins, is_cover, is_own_data, is_telemetry, name_of, open_container, presentation, reason, track_tags, video_stream
+from .container import (
+    Joins,
+    is_cover,
+    is_own_data,
+    is_telemetry,
+    later_streams,
+    name_of,
+    open_container,
+    packets_of,
+    presentation,
+    reason,
+    track_tags,
+    video_stream,
+)
 from .pixel_formats import CONSTANT_LUMINANCE, KNOWN_MATRICES, UNSPECIFIED, ColorTags, Layout, complete_tags, layout, to_rgb
 from .reader import Decoder, gif_pictures, nal_units
 
@@ -50,7 +63,7 @@ def probe_video(path: str | Path) -> VideoClip:
         if header_frames > path.stat().st_size:                # nobody came back to write it, as where an AVI went through a pipe
             header_frames = duration = 0
         # those that an edit list leaves out are in the header's number, but not all in the index
-        samples = min(header_frames, len(getattr(stream, "index_entries", ())) or header_frames)
+        samples = min(header_frames, len(getattr(stream, "index_entries", ())) or header_frames * hasattr(stream, "index_entries"))
         rates = [r for r in (stream.average_rate, stream.base_rate, stream.guessed_rate) if r]
         if family in RAW:                                      # of these only the last one looks into the stream
             rates.reverse()
@@ -85,6 +98,8 @@ def probe_video(path: str | Path) -> VideoClip:
         width, height = first.width - crop[2] - crop[3], first.height - crop[0] - crop[1]
     # all packets
     walk = _scan(path, timed=family not in RAW, fourth=fourth)
+    if walk.later:
+        facts["extras"] = (*extras, *dict.fromkeys(f"the {kind.lower()} that begins later ({codec})" for kind, codec in walk.later))
     has_alpha = has_alpha and (walk.fourth or not fourth)
     if walk.layered and not kind.alpha:
         remarks.append("its second layer of HEVC (transparency, or the other eye's view) is not read")
@@ -101,6 +116,9 @@ def probe_video(path: str | Path) -> VideoClip:
         breaks_off = f"it breaks off after {float(last):.1f} of {duration:.1f} s"
     elif family == "gif" and (found := gif_pictures(path.read_bytes()))[1]:        # its decoder does not tell
         missing, breaks_off = max(1, count - found[0]), f"it is damaged or breaks off behind frame {found[0]}"
+    elif walk.goes_on:
+        missing, breaks_off = 1, (f"it goes on behind its first {count} frames as another stream ({', '.join(walk.goes_on)}), as where "
+                                  "recordings were joined; what is there is not read: cut it at that place")
     elif ends_early(path, family, walk.stop):
         missing, breaks_off = 1, f"it breaks off within the frame behind its first {count}"
     # the grid of times
@@ -197,7 +215,7 @@ def _extras(container, video, frame: av.VideoFrame) -> tuple[tuple[str, ...], tu
     words = [_EXTRAS[name] for name in _side_data(frame) if name in _EXTRAS]
     others, kept = [s for s in container.streams.video if s != video], []
     if "avis" in container.metadata.get("compatible_brands", ""):                  # a moving AVIF: beside a still or two that stand for it
-        alpha = any(s.frames == video.frames > 1 and s.codec_context and s.codec_context.pix_fmt.startswith("gray") for s in others)
+        alpha = any(s.frames == video.frames > 1 and "gray" in getattr(getattr(s.codec_context, "format", 0), "name", "") for s in others)
         words, others = words + ["the transparency (a stream of its own)"] * alpha, []
     covers = sum(map(is_cover, others))
     words += ["the cover picture"] * bool(covers) + ["further video streams"] * (len(others) > covers)
@@ -223,6 +241,8 @@ class Walk:
     joins: tuple[Fraction, ...] = ()        # what `Joins` found
     fourth: bool = False                    # whether any fourth byte is not 0
     layered: bool = False                   # whether HEVC has a second layer
+    later: list[tuple[str, str]] = field(default_factory=list)                      # what `later_streams` found
+    goes_on: list[str] = field(default_factory=list)           # codecs of another recording's video behind the last packet of this one
 
 
 def _scan(path: Path, timed: bool, fourth: bool = False) -> Walk:
@@ -234,10 +254,11 @@ def _scan(path: Path, timed: bool, fourth: bool = False) -> Walk:
         streams = [s for s in container.streams if s.type in ("audio", "subtitle", "data") or s.type == "video" and not is_cover(s)]
         ends: dict[int, tuple[int, Fraction]] = {}
         starts: dict[int, Fraction] = {}
+        others: dict[int, tuple[int, str]] = {}                # first place of the other videos, and their codecs
         joins = Joins(container, video.index)
         walk.clock = joins.clock
         try:
-            for packet in container.demux(streams):
+            for packet in packets_of(container, streams):
                 joins.correct(packet)
                 index = packet.stream_index
                 if container.format.name == "avi":             # it tells when a frame is decoded
@@ -250,6 +271,8 @@ def _scan(path: Path, timed: bool, fourth: bool = False) -> Walk:
                     walk.headless += bool(packet.size) and not keyed
                     if fourth and not walk.fourth:
                         walk.fourth = bool(np.frombuffer(packet, np.uint8)[3::4].any())
+                elif packet.size and packet.stream.type == "video":
+                    others.setdefault(index, (packet.pos or 0, name_of(packet.stream)))
                 if not packet.size or packet.is_discard:       # an empty one with a time stands for a frame that was dropped
                     walk.hidden += index == video.index and (packet.size > 0 or packet.dts is not None)
                     continue
@@ -265,6 +288,9 @@ def _scan(path: Path, timed: bool, fourth: bool = False) -> Walk:
                     starts[index] = min(packet.pts * packet.time_base, starts.get(index, packet.pts * packet.time_base))
         except av.FFmpegError:
             pass                                               # the reader will meet the same place and report it
+        walk.later = later_streams(container)
+        behind = [codec for kind, codec in walk.later if kind == "Video" and walk.stop < 0.95 * path.stat().st_size]
+        walk.goes_on = behind + [codec for place, codec in others.values() if joins.clock and place >= walk.stop]
     walk.count, walk.joins, walk.headless = max(1, len(times) + untimed), tuple(joins.found), walk.headless if keyed else 0
     if timed and untimed <= len(times):
         walk.times = np.sort(np.asarray(times, np.int64))

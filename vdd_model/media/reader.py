@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from .clip import Frame, VideoClip
-from .container import Joins, decoder_of, open_container, reason, video_stream
+from .container import Joins, decoder_of, open_container, packets_of, reason, video_stream
 from .jpeg import END_OF_JPEG, MORE, is_unended
-from .pixel_formats import RGB, UNSPECIFIED, ColorTags, beyond_limits, complete_tags, differ, layout, to_rgb
+from .pixel_formats import UNSPECIFIED, ColorTags, beyond_limits, complete_tags, differ, layout, to_rgb
 
 # Decoders that make a whole picture of half a packet without a word: of every encoder in PyAV's wheel one packet was cut and decoded.
 # What stands here is put behind each packet for a second decoder: bytes that are no marker and of all kinds, so that a decoder which
@@ -43,6 +43,7 @@ class Decoder:
         self.joins = Joins(container, stream.index, clip.joins if clip else ())
         self._pictures = self._waiting = 0                     # damaged ones; packets of one picture each that gave none
         self._shown, self._ended = 0, False                    # packets of `_SLICES` that gave none; whether all were read
+        self._heads = self.decoder.extradata or b""            # parameter sets of H.264
         self._suspects: list[int] = []                         # numbers of the packets that the demuxer calls corrupt
 
     @property
@@ -51,71 +52,92 @@ class Decoder:
         return max(self._pictures + max(0, self._waiting), len(self._suspects), self._shown if self._ended else 0)
 
     def __iter__(self) -> Iterator[av.VideoFrame | Exception]:
-        packets, number = self.container.demux(self.stream), 0
+        packets, number = packets_of(self.container, self.stream), 0
         slots: deque[int | None] | None = deque() if self.clip and self.clip.slotted else None
         alone = self.decoder.codec.intra_only and "jpeg" not in self.decoder.name       # every packet is a picture, of AV1 is shown as one
         alone = alone or self.decoder.name in ("av1", "libdav1d") and not (self.clip and self.clip.headless)
         sliced, fields = self.decoder.name in _SLICES and not (self.clip and self.clip.headless), False
-        with contextlib.ExitStack() as stack:
-            watcher = self._watcher(stack)
-            while True:
-                try:
-                    packet = next(packets)
-                except StopIteration:
-                    self._ended = sliced and not fields
-                    return
-                except av.FFmpegError as error:
-                    yield error
-                    packet = None                              # the file ends here: flush the decoder
-                # an empty packet with a time repeats a picture or stands for one that was dropped; it would end the decoder
-                if packet is not None and not packet.size and packet.dts is not None:
-                    continue
-                data = packet if packet is not None and packet.size else None
-                number += 1
-                if data and self.joins.correct(data):          # the last packets before such a place are whole, and yet called corrupt
-                    self._suspects = [n for n in self._suspects if n < number - _NEAR]
-                if data and slots is not None:
-                    slots.append(data.dts)
-                try:
-                    pictures = self.decoder.decode(data)
-                    for picture in pictures if slots else ():
-                        picture.pts = slots.popleft() if slots else None
-                    if data and data.is_corrupt:
-                        self._suspects.append(number)
-                    self._pictures += bool(data) and _is_short(bytes(data), self.decoder)
-                    self._waiting += bool(data and alone and not data.is_discard) - len(pictures)
-                    fields = fields or any(getattr(picture, "interlaced_frame", False) for picture in pictures)
-                    if data and sliced and not data.is_discard and not fields:
-                        coded = bytes(data)
-                        self._shown += any(_is_slice(coded[start], self.decoder) for start, end in nal_units(coded, self.decoder)[1]
-                                           if start < end)
-                    self._shown -= len(pictures)
-                except av.EOFError:
-                    pictures = []
-                except av.FFmpegError as error:
-                    yield error
-                    pictures = []
-                others = self._watch(watcher, data) if watcher else pictures
-                strict = others is None and self.decoder.name in _STRICT
-                if others is None or len(others) != len(pictures):
-                    watcher, others = watcher if strict else None, pictures                # else the two are no longer in step
-                for picture, other in zip(pictures, others):
-                    self._pictures += bool(strict or getattr(picture, "is_corrupt", False) or picture is not other
-                                           and self.decoder.name in _COMPARED and differ(picture, other))
-                    yield picture
-                if packet is None:
-                    return
+        watcher = self._fresh() if self._is_watched() else None
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                self._ended = sliced and not fields
+                return
+            except av.FFmpegError as error:
+                yield error
+                packet = None                                  # the file ends here: flush the decoder
+            # an empty packet with a time repeats a picture or stands for one that was dropped; it would end the decoder
+            if packet is not None and not packet.size and packet.dts is not None:
+                continue
+            data = packet if packet is not None and packet.size else None
+            number += 1
+            if data and self.joins.correct(data):              # the last packets before such a place are whole, and yet called corrupt
+                self._suspects = [n for n in self._suspects if n < number - _NEAR]
+            if data and slots is not None:
+                slots.append(data.dts)
+            pictures, others, parts = [], [], []
+            if data and sliced:
+                coded = bytes(data)
+                parts = [coded[start:end] for start, end in nal_units(coded, self.decoder)[1] if start < end]
+            if self._begins_anew(parts):
+                pictures, self.decoder = self._watch(self.decoder, None) or [], self._fresh()
+                if watcher:
+                    others, watcher = self._watch(watcher, None) or [], self._fresh()
+            try:
+                pictures = pictures + self.decoder.decode(data)
+                for picture in pictures if slots else ():
+                    picture.pts = slots.popleft() if slots else None
+                if data and data.is_corrupt:
+                    self._suspects.append(number)
+                self._pictures += bool(data) and _is_short(bytes(data), self.decoder)
+                self._waiting += bool(data and alone and not data.is_discard) - len(pictures)
+                fields = fields or any(getattr(picture, "interlaced_frame", False) for picture in pictures)
+                if data and not data.is_discard and not fields:
+                    self._shown += any(_is_slice(part[0], self.decoder) for part in parts)
+                self._shown -= len(pictures)
+            except av.EOFError:
+                pass
+            except av.FFmpegError as error:
+                yield error
+            if watcher:
+                more = self._watch(watcher, data)
+                others = None if more is None else others + more
+            else:
+                others = pictures
+            strict = others is None and self.decoder.name in _STRICT
+            if others is None or len(others) != len(pictures):
+                watcher, others = watcher if strict else None, pictures                    # else the two are no longer in step
+            for picture, other in zip(pictures, others):
+                self._pictures += bool(strict or getattr(picture, "is_corrupt", False) or picture is not other
+                                       and self.decoder.name in _COMPARED and differ(picture, other))
+                yield picture
+            if packet is None:
+                return
 
-    def _watcher(self, stack: contextlib.ExitStack):
-        """The decoder that watches over a silent one, or None."""
-        context = self.decoder
-        if self.clip is None or context is not self.stream.codec_context or context.name not in _BEHIND | _STRICT:
-            return None
-        container = stack.enter_context(contextlib.closing(open_container(self.clip.path)))
-        watcher = video_stream(container, self.clip.path).codec_context
-        if context.name in _STRICT:
-            watcher.options = {"err_detect": "explode"}
-        return watcher
+    def _begins_anew(self, parts: list[bytes]) -> bool:
+        """Whether a packet of H.264 begins with other headers than those before, as where recordings were joined by copying: FFmpeg keeps
+        the colors of the earlier one where the later says nothing, and gives frames that it still holds those of the later one."""
+        if self.decoder.name != "h264" or not self.clip:
+            return False
+        heads = [part.rstrip(b"\0") for part in parts if part[0] & 31 == 7]
+        anew = bool(self._heads) and any(head not in self._heads for head in heads) and any(part[0] & 31 == 5 for part in parts)
+        self._heads = b"".join(heads) or self._heads
+        return anew
+
+    def _is_watched(self) -> bool:
+        """Whether a second decoder watches over a silent one."""
+        return bool(self.clip) and self.decoder is self.stream.codec_context and self.decoder.name in _BEHIND | _STRICT
+
+    def _fresh(self) -> av.CodecContext:
+        """Another decoder of the same stream, in its state at the beginning."""
+        with contextlib.closing(open_container(self.clip.path)) as container:
+            fresh = video_stream(container, self.clip.path).codec_context
+        if fresh.name in _STRICT:
+            fresh.options = {"err_detect": "explode"}
+        if self.joins.clock or self.clip.untimed:              # what such containers say are the first recording's colors
+            fresh.colorspace, fresh.color_primaries, fresh.color_trc, fresh.color_range = UNSPECIFIED, UNSPECIFIED, UNSPECIFIED, 0
+        return fresh
 
     def _watch(self, watcher, data: av.Packet | None) -> list[av.VideoFrame] | None:
         packet = None
@@ -288,8 +310,8 @@ def tags_of(picture: av.VideoFrame, clip: VideoClip) -> ColorTags:
     """A decoded picture's colors: the clip's, and what it says of itself where that is not what the first one said."""
     matrix, value_range, tags = int(picture.colorspace), int(picture.color_range), clip.color
     if (matrix, value_range) != clip.first_says:
-        tags = replace(tags, matrix=matrix if matrix not in (UNSPECIFIED, RGB) else tags.matrix,
-                       full_range={1: False, 2: True}.get(value_range, tags.full_range))
+        tags = replace(tags, matrix=tags.matrix if matrix == clip.first_says[0] else matrix,
+                       full_range=tags.full_range if value_range == clip.first_says[1] else value_range == 2)
     return complete_tags(tags, layout(picture.format.name).kind, picture.height, picture.width)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from media_tools import deblur, heard, lpcm, packets, pattern, save_clip, save_sounds
+from media_tools import OLD, deblur, heard, lpcm, packets, pattern, save_clip, save_sounds
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -42,6 +42,8 @@ def test_plain_tags_stay_where_every_program_looks(tmp_path, suffix):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_the_tracks_title_and_language_are_kept(tmp_path, suffix):
     given = tagged(tmp_path / "in.mp4", {}, {"title": "Camera B", "language": "deu"})
+    if OLD and "title" not in dict(probe(given).track):
+        pytest.skip("this FFmpeg reads no track's title of an .mp4")
     clip = probe(write_video(tmp_path / f"o{suffix}", read_clip(given), like=probe(given)))
     track = dict(clip.track)
     assert track["title"] == "Camera B" and track["language"] in ("deu", "ger")            # .mov keeps a number, of an older list

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import av
 import pytest
-from media_tools import eight_bits, noisy, pattern, remuxed, save_clip, save_packets, seen, with_data
+from media_tools import OLD, eight_bits, noisy, pattern, remuxed, save_clip, save_packets, seen, with_data
 from PIL import Image
 
 from vdd_model.media.pixel_formats import ColorTags
@@ -30,8 +30,8 @@ CUT = [("mjpeg", "yuvj420p", ".mkv"), ("mjpeg", "yuvj420p", ".avi"), ("huffyuv",
 @pytest.mark.parametrize("codec, pix_fmt, suffix", CUT)
 def test_half_a_packet_is_never_a_whole_frame(tmp_path, codec, pix_fmt, suffix):
     """Of one clip whole and of the same with one packet cut: the first is never called damaged, the second always."""
-    if codec not in HAS:
-        pytest.skip(f"this PyAV has no {codec}")
+    if codec not in HAS or OLD and codec in ("ffv1", "jpegls"):
+        pytest.skip(f"this PyAV has no {codec} that tells")
     options = {"x265-params": "log-level=none"} if codec == "libx265" else {"strict": "experimental"}
     whole, cut = (seen(save_packets(tmp_path / f"{n}{suffix}", noisy(8, 144, 176), codec, pix_fmt, options, cut=n)) for n in (None, 5))
     assert whole == (8, 0, []) and cut[0] <= 8 and cut[1] > 0 and cut[2], codec
@@ -46,8 +46,8 @@ ENDS = [(".rm", "rv10", "yuv420p"), (".rm", "rv20", "yuv420p"), (".mkv", "libx26
 @pytest.mark.parametrize("suffix, codec, pix_fmt", ENDS)
 def test_a_file_that_ends_within_its_last_frame(tmp_path, suffix, codec, pix_fmt):
     """Several of FFmpeg's demuxers pass over such a frame without a word."""
-    if codec not in HAS:
-        pytest.skip(f"this PyAV has no {codec}")
+    if codec not in HAS or OLD and (suffix, codec) == (".nut", "ffv1"):
+        pytest.skip(f"this PyAV has no {codec} that tells")
     source = save_packets(tmp_path / f"in{suffix}", noisy(6, 144, 176), codec, pix_fmt, {})
     assert seen(source) == (6, 0, [])
     with av.open(str(source)) as file:

@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from media_tools import IdentityDeblurrer, deblur, encoded, pattern, seen
+from media_tools import OLD, IdentityDeblurrer, deblur, encoded, pattern, seen
 from PIL import Image, ImageOps, features
 
 from train.data.readers import read_picture as read_for_training
@@ -81,6 +81,8 @@ def test_odd_but_good_jpegs_are_read(tmp_path, mode, keys):
            "filled up": data[:2] + b"\xff\xff" + data[2:], "a late comment": data[:scan] + b"\xff\xfe\0\4hm" + data[scan:],
            "broken EXIF": data[:2] + b"\xff\xe1\0\x10Exif\0\0MM\0*\xff\xff" + b"z" * 2 + data[2:],
            "broken profile": data[:2] + b"\xff\xe2\0\x10ICC_PROFILE\0\x09\x02" + data[2:]}
+    if OLD and mode == "CMYK" and "progressive" in keys:
+        del odd["no end marker"]                               # this FFmpeg decodes it anew where bytes stand behind it
     for what, changed in odd.items():
         assert torch.equal(read_picture(changed, what), whole), what
 

@@ -42,17 +42,18 @@ def test_planes_keep_a_chart(pix_fmt):
     assert np.abs(centres(again) - centres(rgb)).max() < 1e-6
 
 
-def formats() -> list[str]:
-    """Pixel formats that libswscale writes, those of hardware left out."""
-    found = []
-    for name in sorted(av.video.format.names):
-        with contextlib.suppress(ValueError, av.FFmpegError, OSError, RuntimeError):
-            if av.VideoFrame(16, 16, "rgb24").reformat(format=name).reformat(format="rgb24").planes:
-                found.append(name)
-    return found
+def is_written(name: str) -> bool:
+    """Whether libswscale makes such pixels and reads them again; asked directly, PyAV up to 16 ends the process where not."""
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=16, height=16, format="rgb24", time_base=Fraction(1, 25))
+    try:
+        graph.link_nodes(source, graph.add("format", name), graph.add("format", "rgb24"), graph.add("buffersink")).configure()
+    except (av.FFmpegError, ValueError):
+        return False
+    return name != "pal8"                                      # to which PyAV does not convert
 
 
-@pytest.mark.parametrize("name", formats())
+@pytest.mark.parametrize("name", [*filter(is_written, sorted(av.video.format.names))])
 def test_every_format_is_read(name):
     """The picture comes back with its colors in their places, white is white; libswscale has packed it."""
     whole, kind = av.VideoFrame.from_ndarray(np.rint(chart() * 255).astype(np.uint8), "rgb24"), layout(name).kind
@@ -77,10 +78,9 @@ YUV_OTHERWISE = [name for name in sorted(av.video.format.names) if read_as(name)
 def test_a_packed_format_is_what_its_planar_one_is(packed, tags):
     """Matrix and range are the stream's own."""
     kind, picture = layout(packed), chart()
-    try:
-        frame = from_rgb(picture, None, f"yuv444p{'' if kind.depth == 8 else f'{kind.depth}le'}", tags).reformat(format=packed)
-    except (OSError, ValueError):
+    if not is_written(packed):
         pytest.skip("libswscale does not write it")
+    frame = from_rgb(picture, None, f"yuv444p{'' if kind.depth == 8 else f'{kind.depth}le'}", tags).reformat(format=packed)
     assert layout(frame.format.name).kind == "yuv" and complete_tags(tags, layout(frame.format.name).kind, 64, 96) == tags
     assert np.abs(centres(to_rgb(frame, tags)[0]) - centres(picture)).max() < 0.012
 
@@ -385,7 +385,7 @@ def test_subtitles_may_outlast_the_picture(tmp_path):
     with contextlib.ExitStack() as stack:
         inputs = [stack.enter_context(av.open(str(tmp_path / name))) for name in ("in.mp4", "s.srt")]
         out = stack.enter_context(av.open(str(tmp_path / "in.mkv"), "w"))
-        copies = {i: out.add_stream_from_template(i.streams[0]) for i in inputs}
+        copies = {i: out.add_stream_from_template(i.streams[0], opaque=True) for i in inputs}
         for packet in (p for i in inputs for p in i.demux(i.streams[0])):
             if packet.dts is not None:
                 packet.stream = copies[packet.stream.container]

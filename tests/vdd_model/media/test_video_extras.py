@@ -181,6 +181,8 @@ def test_no_place_in_the_output_is_no_secret(tmp_path, capfd):
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
 def test_a_gopros_telemetry_is_kept_where_it_can_be(tmp_path, capfd, suffix):
+    if int(av.__version__[:2]) < 16:
+        pytest.skip("this PyAV copies no data")
     source, target = with_data(tmp_path / "in.mp4", b"gpmd"), tmp_path / f"out{suffix}"
 
     def packets(path: Path) -> list[tuple]:
