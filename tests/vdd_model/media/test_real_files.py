@@ -10,6 +10,7 @@ import pytest
 from media_tools import OLD, add_video, chart, eight_bits, encode, moved, pattern, remuxed, save_clip, seen, with_data
 
 from vdd_model.errors import UserError
+from vdd_model.media.clip import MediaError
 from vdd_model.media.container import printed
 from vdd_model.media.pixel_formats import ColorTags, from_rgb, layout, plain, to_rgb
 from vdd_model.media.reader import Decoder
