@@ -1,12 +1,16 @@
 """Deblur Prior and Decode Deblurred Frames."""
 from __future__ import annotations
 
+import functools
+
 import comfy.model_management as mm
 import torch
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..vdd_model.errors import UserError
-from ..vdd_model.inference.pipeline import checked
+from ..vdd_model.inference.ensemble import ORIENTATIONS
+from ..vdd_model.inference.pipeline import BESIDE_PRIOR, checked
 from ..vdd_model.inference.prior import NO_FUSION, need_prior
 from ..vdd_model.inference.scenes import pictures
 from ..vdd_model.inference.tiles import make_tiling
@@ -73,13 +77,14 @@ class DecodeDeblurredFrames(io.ComfyNode):
                                  "behind one step of Deblur Sampler, else sampled."),
                 io.Image.Input("prior", optional=True,
                                tooltip="The same frames from Deblur Prior: photographs and long blur become sharper."),
+                option_input("ensemble"),
             ],
             hidden=[io.Hidden.prompt],
             outputs=[io.Image.Output(display_name="frames", tooltip="As many frames, of the same size, as were encoded.")])
 
     @classmethod
     def execute(cls, latent, vae, blurred=None, fidelity=1.0, color="wavelet", tile=-1, tile_overlap=-1, detail="auto",
-                prior=None) -> io.NodeOutput:
+                prior=None, ensemble=-1) -> io.NodeOutput:
         encoders, model = native.need_deblur_vae(vae)
         config, z = encoders.config, latent["samples"]
         latents.need_video_latent(z, config.vae.latent_channels)
@@ -112,25 +117,35 @@ class DecodeDeblurredFrames(io.ComfyNode):
         if model.vae.fidelity is None:                     # this checkpoint has no such branch, or has not trained it
             fidelity = 0.0
         sampled = latent.get(latents.ONE_STEP) is not z if detail == "auto" else detail == "sampled"
+        estimate = blurred is not None and latent.get(latents.ESTIMATE) is z
+        if ensemble > 1 and not estimate:
+            raise UserError("ensemble must be 1 here: only one step of Deblur Sampler, decoded beside the blurred frames, can be turned")
+        turns = ORIENTATIONS[:ensemble if ensemble > 0 else BESIDE_PRIOR if estimate and prior is not None else 1]
         tiling = make_tiling(None if tile < 0 else tile, None if tile_overlap < 0 else tile_overlap, height, width, config.divisor)
         side, count = [min(n, tiling.tile or n) for n in padded], min(native.chunk_of(tiling, *padded), frames)
-        native.use([vae.patcher, *([encoders.spatial] if fidelity else [])],
+        native.use([vae.patcher, *([encoders.spatial] if fidelity or len(turns) > 1 else [])],
                    native.decode_memory(config, count, *side, encoders.dtype, fidelity > 0))
         seen, known = (x if x is None or len(shown) == frames else x[first] for x in (blurred, prior))    # of repeats the first
-        bar, pieces = Bar(len(shown)), len(tiling.boxes((1, *padded)))
+        bar, pieces = Bar(len(shown)), len(tiling.boxes((1, *padded))) * len(turns)
         alpha = blurred is not None and blurred.shape[-1] == 4
         out = torch.empty(frames, height, width, 3 + alpha, device=mm.intermediate_device())        # once: chunks to join would be it twice
-        codes = native.codes_of(encoders, model, seen, known, padded)
+        codes = {turn: native.codes_of(encoders, model, seen, known, padded, turn, len(turns)) for turn in turns}
+
+        def decoded(turn, these: range, near: range) -> Tensor:
+            """Those frames in one orientation, turned back; of several each begins at encoder 2's estimate of its own."""
+            part = None if len(turns) > 1 else z[:, :, these.start:these.stop].to(encoders.device) * config.vae.latent_scale
+            source = codes[turn].source(part, these, near, fidelity, sampled)
+            pixels = decode_frames(model, source, (len(these), *codes[turn].size), tiling, bar.tick)
+            codes[turn].forget(these.stop - 1)
+            need_numbers(pixels, first[these.start], encoders.dtype)
+            like = list(rgb_of(seen[these.start:these.stop])) if blurred is not None else [pixels.new_empty(height, width, 3)]
+            return to_frames(turn.turn_back(pixels), like, color, tiling.tile)
+
         with bar.watch(model):
             for these, near in latents.chunks_of(latents.scenes_of(latent), count):
                 bar.begin(len(these), pieces)
-                part = z[:, :, these.start:these.stop].to(encoders.device) * config.vae.latent_scale
-                decoded = decode_frames(model, codes.source(part, these, near, fidelity, sampled), (len(these), *padded), tiling, bar.tick)
-                codes.forget(these.stop - 1)
-                need_numbers(decoded, first[these.start], encoders.dtype)
-                at = slice(these.start, these.stop)
-                like = list(rgb_of(seen[at])) if blurred is not None else [decoded.new_empty(height, width, 3)]
-                for place, frame in zip(shown[at], to_frames(decoded, like, color, tiling.tile)):
+                mean = functools.reduce(Tensor.add_, (decoded(turn, these, near) for turn in turns)).div_(len(turns))
+                for place, frame in zip(shown[these.start:these.stop], mean):
                     out[place.start:place.stop, ..., :3] = frame
                 bar.end(frame)
         if alpha:

@@ -16,12 +16,15 @@ PRIOR = "vdd_prior"           # key of a LATENT's dict: the frames of Deblur Pri
 SCENES = "vdd_scenes"         # key of a LATENT's dict: where scenes begin, and the number of latents
 SHOWN = "vdd_shown"           # key of a LATENT's dict: the frame that each latent is of, and the number of frames, where some are repeats
 ONE_STEP = "vdd_one_step"     # key of a LATENT's dict: its samples when they came in one step; another node's samples are others
+ESTIMATE = "vdd_estimate"     # key of a LATENT's dict: the same of samples that are encoder 2's estimate alone, which can be had turned too
 
 
 def need_video_latent(samples: Tensor, channels: int) -> None:
     """Raise UserError unless latents are those of one clip, (1, channels, F, h, w)."""
     if samples.ndim != 5 or samples.shape[:2] != (1, channels):
-        raise UserError(f"this latent has the shape {tuple(samples.shape)}: connect the latent of 'Encode Blurred Clip'")
+        several = samples.ndim == 5 and len(samples) > 1
+        raise UserError(f"this latent holds {len(samples)} clips: take one of them, with Latent From Batch" if several else
+                        f"this latent has the shape {tuple(samples.shape)}: connect the latent of 'Encode Blurred Clip'")
 
 
 def scenes_of(latent: dict) -> list[range]:

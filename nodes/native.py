@@ -31,6 +31,7 @@ from ..vdd_model.config import ModelConfig
 from ..vdd_model.cpu import accelerate
 from ..vdd_model.errors import UserError
 from ..vdd_model.inference.codes import Codes
+from ..vdd_model.inference.ensemble import ORIENTATIONS, Orientation
 from ..vdd_model.inference.pipeline import Deblurrer, default_dtype
 from ..vdd_model.inference.prior import Prior
 from ..vdd_model.inference.tiles import Box, Tiling
@@ -222,10 +223,10 @@ def load(path: str, dtype: str = "auto") -> tuple[comfy.model_patcher.ModelPatch
 
     Raises UserError (CheckpointError) when the file cannot be used.
     """
-    config, state = checkpoint.read_state(path)
-    rest = {k: v for k, v in state.items() if not k.startswith(DENOISER)}
+    state, side = checkpoint.fitting(path, comfy.ops.disable_weight_init)
+    rest, config = {k: v for k, v in state.items() if not k.startswith(DENOISER)}, side.config
     device = mm.vae_device()
-    side = _assign(config, rest, autoencoder_dtype(device))
+    _assign(side, rest, autoencoder_dtype(device))
     side.encoder1.spatial_head = None                # used in training only
     encoders = Encoders(config, _patcher(_part(side, "encoder1"), device), _patcher(_part(side, "encoder2"), device),
                         rest["null_text"].float().clone(), side.null_text.dtype, device)
@@ -308,9 +309,9 @@ class HostDeblurrer:
     from `stream`."""
 
     def __init__(self, path: str, prior: str | os.PathLike | None = None):
-        config, state = checkpoint.read_state(path)
+        state, model = checkpoint.fitting(path, comfy.ops.disable_weight_init)
         device = mm.get_torch_device()
-        model = _assign(config, state, autoencoder_dtype(device))
+        _assign(model, state, autoencoder_dtype(device))
         if device.type == "cpu":
             accelerate(model.unet, packed=False)
         self.patcher = _patcher(model, device)                     # of which the host keeps only a weak reference
@@ -360,18 +361,16 @@ def prior_memory(prior: Prior, height: int, width: int) -> float:
     return PRIOR_VALUES * prior.pixels_at_once(height, width) * mm.dtype_size(prior.network.dtype)
 
 
-def _assign(config: ModelConfig, state: dict[str, Tensor], dtype: torch.dtype) -> DeblurModel:
-    """A model of the host's layers around the tensors in `state`, without the parts that have none there (some hosts would fill
+def _assign(model: DeblurModel, state: dict[str, Tensor], dtype: torch.dtype) -> None:
+    """Put the tensors in `state` into a model on the meta device, and leave out the parts that have none there (some hosts would fill
     their linear layers with zeros)."""
-    with torch.device("meta"):
-        model = DeblurModel(config, operations=comfy.ops.disable_weight_init)
     held = {name.partition(".")[0] for name in state}
     for part in [name for name, _ in model.named_children() if name not in held]:
         setattr(model, part, None)
     state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
     model.load_state_dict(state, strict=False, assign=True)
     drop_untrained_branch(model)
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
 
 
 def _part(model: DeblurModel, name: str) -> DeblurModel:
@@ -435,14 +434,19 @@ def decode_memory(config: ModelConfig, frames: int, height: int, width: int, dty
     return values / config.vae.patch_size**2 * height * width * mm.dtype_size(dtype)
 
 
-def codes_of(encoders: Encoders, model: DeblurModel, blurred: Tensor, prior: Tensor | None, size: tuple[int, int]) -> Codes:
-    """What guides the decoding of blurred frames, and of the prior's (IMAGE each)."""
+def codes_of(encoders: Encoders, model: DeblurModel, blurred: Tensor, prior: Tensor | None, size: tuple[int, int],
+             turn: Orientation = ORIENTATIONS[0], copies: int = 1) -> Codes:
+    """What guides the decoding of blurred frames, and of the prior's (IMAGE each), in this orientation, one of so many; `size` is theirs,
+    padded."""
+    size = turn.size(*size)
+
     def pixels(frames: Tensor, numbers: range, tile: Box) -> Tensor:
         """A tile of these frames, as the model takes them."""
-        part = frames[numbers.start:numbers.stop, tile.rows.slice, tile.columns.slice]
-        return to_pixels(list(rgb_of(part)), encoders.config.divisor, encoders.device)
+        rows, columns = turn.source(tile, size)
+        part = frames[numbers.start:numbers.stop, rows, columns]
+        return turn.turn(to_pixels(list(rgb_of(part)), encoders.config.divisor, encoders.device))
 
-    return Codes(model, functools.partial(pixels, blurred), None if prior is None else functools.partial(pixels, prior), size)
+    return Codes(model, functools.partial(pixels, blurred), None if prior is None else functools.partial(pixels, prior), size, copies)
 
 
 def need_deblur_vae(vae) -> Decoder:

@@ -53,7 +53,7 @@ class DeblurSampler(io.ComfyNode):
         if (steps == 1 and guidance == 1 and spacing == "trailing" and not denoise_at_one_step and latent.get("noise_mask") is None
                 and native.gives_estimate(model, positive) and positive[0][1][latents.BLUR].shape[2:] == samples.shape[2:]):
             result = native.estimate(model, positive).to(samples)        # as in the one-node way: the UNet moves it by hardly anything
-            return io.NodeOutput({**latent, "samples": result, latents.ONE_STEP: result})
+            return io.NodeOutput({**latent, "samples": result, latents.ONE_STEP: result, latents.ESTIMATE: result})
         positive, negative = ([[text, latents.with_pictures(extra)] for text, extra in each] for each in (positive, negative))
         run = hostsampler.WindowSampler(model, guidance, guidance_rescale, (guidance_from, guidance_to), eta, steps, spacing,
                                         seed, total)

@@ -210,7 +210,7 @@ def _cut(video, folder: Path) -> Path:
             shutil.rmtree(folder, ignore_errors=True)
             if isinstance(error, ValueError):
                 raise UserError(f"ComfyUI cannot write what is left of this video ({error}): "
-                                "trim or crop it with another program") from error
+                                "choose another part, or cut it with another program") from error
             raise
     return path
 

@@ -201,6 +201,9 @@ def checks(folder, checkpoint):
             single = nodes["VDDDeblurFrames"].execute(frames, choice, steps=1, guidance=1.0, fidelity=1.0, color="wavelet", seed=7,
                                                       denoise_at_one_step=denoise, **windows).result[0]
             one_step.append((steps1 - single).abs().max().item())
+        mean = nodes["VDDDeblurFrames"].execute(frames, choice, steps=1, guidance=1.0, fidelity=1.0, color="wavelet", seed=7, ensemble=4)
+        turned = nodes["VDDDecode"].execute(drawn, vae, frames, ensemble=4).result[0]
+        result["turned"] = (turned - mean.result[0]).abs().max().item(), (turned - steps1).abs().max().item()
         called, unet = [], model.model.diffusion_model
         hook = unet.time_embed.register_forward_hook(lambda *_: called.append(1))
         for denoise, more in ((False, {}), (True, {}), (False, {"noise_mask": torch.ones(1, 40, 52)})):
@@ -297,6 +300,7 @@ def checks(folder, checkpoint):
             "missing checkpoint": message(folders.path_of, "nothing.safetensors"),
             "wrong checkpoint": message(nodes["VDDLoadCheckpoint"].execute, os.path.basename(bad), "auto"),
             "image latent": message(nodes["VDDSampler"].execute, model, positive, negative, {"samples": samples[:, :, 0]}, 7, 1, 1.0, 0.0),
+            "two clips": message(nodes["VDDDecode"].execute, {"samples": samples.expand(2, -1, -1, -1, -1)}, vae),
             "other frames": message(nodes["VDDDecode"].execute, latent, vae, frames[:4]),
             "text conditioning": message(comfy.sample.sample, model, noise, 1, 1.0, "euler", "simple", [[encoders.null_text, {}]],
                                          [[encoders.null_text, {}]], samples, seed=7, disable_pbar=True),

@@ -37,6 +37,8 @@ def test_graph_and_one_node_agree(checked):
     assert checked["graph_against_one_node"] < 2e-3
     called, estimated = checked["one_step_against_one_node"]
     assert estimated < 1e-6 < called < 2e-3 < checked["the_other_branch"]
+    same, changed = checked["turned"]                                            # the mean over four orientations
+    assert same < 1e-6 < 1e-4 < changed
     assert checked["unet_calls_at_one_step"] == [0, 1, 0, 1, 0]                  # none, for the option, for a mask
     assert checked["shapes"][:2] == [[9, 40, 52, 4], [9, 40, 52, 4]]
     assert checked["shapes"][2] == [1, 9, 40, 56, 3]
@@ -106,6 +108,7 @@ def test_noise_mask_keeps_what_it_covers(checked):
     ("missing checkpoint", "models/vdd"),
     ("wrong checkpoint", "is not a safetensors file"),
     ("image latent", "Encode Blurred Clip"),
+    ("two clips", "holds 2 clips: take one of them, with Latent From Batch"),
     ("other frames", "connect the frames that were encoded"),
     ("text conditioning", "Encode Blurred Clip"),
 ])

@@ -101,6 +101,22 @@ def test_decode_takes_the_branch_of_how_the_latent_was_drawn(pack, frames, vae_a
         assert set(seen) == {sampled}, (mark.keys(), detail)
 
 
+def test_one_steps_estimate_can_be_turned(pack, frames, vae_and_encoders):
+    """As the one-node way does; what a sampler has drawn, or another node made of it, cannot."""
+    vae, encoders = vae_and_encoders
+    decode, latents = pack.nodes["VDDDecode"].execute, pack.module("nodes.latents")
+    told, _, latent = pack.nodes["VDDEncodeClip"].execute(frames, encoders, vae).result
+    z = latent["samples"]
+    latent = {**latent, latents.ONE_STEP: z, latents.ESTIMATE: z}
+    assert (decode(latent, vae, frames).result[0] - decode(latent, vae, frames, ensemble=4).result[0]).abs().max() > 1e-4
+    for more in ({}, {"tile": 32}, {"fidelity": 0.0}):
+        mean = pack.nodes["VDDDeblurFrames"].execute(frames, "vdd-tiny.safetensors", ensemble=4, **more).result[0]
+        assert (decode(latent, vae, frames, ensemble=4, **more).result[0] - mean).abs().max() < 1e-6, more
+    for given, blurred in (({**latent, "samples": z.clone()}, frames), ({**latent, latents.ESTIMATE: None}, frames), (latent, None)):
+        with pytest.raises(RuntimeError, match="ensemble must be 1 here"):
+            decode(given, vae, blurred, ensemble=2)
+
+
 def test_decode_tells_the_color_transfer_of_its_tiles(pack, frames, vae_and_encoders, monkeypatch):
     """What tiles disagree in is taken from the blurred frames; whole frames keep their own brightness."""
     vae, encoders = vae_and_encoders

@@ -66,6 +66,10 @@ def test_the_decoder_joins_its_frames_with_the_priors(pack, frames, vae_and_enco
     inside = (plain > 0) & (plain < 1)
     assert inside[..., :3].float().mean() > 0.5 and (joined - (plain + known) / 2)[..., :3][inside[..., :3]].abs().max() < 1e-5
     assert torch.equal(joined, decode.execute({**latent, latents.PRIOR: None}, vae, frames, color="none", prior=known).result[0])
+    turned = {**latent, latents.ESTIMATE: latent["samples"]}
+    for given, ensemble in ((latent, 1), (turned, 4)):                                # by itself
+        assert torch.equal(*(decode.execute(given, vae, frames, ensemble=n).result[0] for n in (-1, ensemble)))
+    assert not torch.equal(decode.execute(turned, vae, frames).result[0], decode.execute(latent, vae, frames).result[0])
     for node, arguments in ((encode, (frames, encoders, vae)), (decode, (latent, vae, frames))):
         with pytest.raises(RuntimeError, match="prior has 2 frames of 45 x 37 pixels"):
             node.execute(*arguments, prior=known[:2])

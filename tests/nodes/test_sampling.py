@@ -22,7 +22,7 @@ def test_the_hosts_unet_knows_windows_of_hosts_that_cut_no_conditioning(pack, ti
 def test_parts_without_weights_are_never_filled(pack, monkeypatch):
     """A host with dynamic VRAM makes zeros for a linear layer that a checkpoint leaves out."""
     native, model = pack.module("nodes.native"), pack.module("vdd_model.networks.model").DeblurModel
-    config, state = pack.module("vdd_model.checkpoint.store").read_state(pack.models / "vdd" / TINY)
+    state, empty = pack.module("vdd_model.checkpoint.store").fitting(pack.models / "vdd" / TINY)
     rest = {k: v for k, v in state.items() if not k.startswith(native.DENOISER)}
     held, load = [], model.load_state_dict
 
@@ -31,7 +31,7 @@ def test_parts_without_weights_are_never_filled(pack, monkeypatch):
         return load(self, *arguments, **keywords)
 
     monkeypatch.setattr(model, "load_state_dict", watched)
-    native._assign(config, rest, torch.float32)
+    native._assign(empty, rest, torch.float32)
     assert held == ["encoder1", "encoder2", "vae"]
 
 

@@ -150,13 +150,13 @@ def config_of(file: TensorFile) -> ModelConfig:
                               "use it with the version that wrote it, or convert or train it again with this one") from None
 
 
-def fitting(path: str | os.PathLike) -> tuple[dict[str, Tensor], DeblurModel]:
-    """The tensors of a checkpoint and its model on the meta device, whose names and shapes are theirs."""
+def fitting(path: str | os.PathLike, operations=nn) -> tuple[dict[str, Tensor], DeblurModel]:
+    """The tensors of a checkpoint and its model on the meta device, of these layers, whose names and shapes are theirs."""
     file = open_checkpoint(path)
     config = config_of(file)
     try:
         with torch.device("meta"):
-            model = DeblurModel(config)
+            model = DeblurModel(config, operations=operations)
     except (ValueError, ZeroDivisionError, RuntimeError, TypeError, IndexError) as error:
         raise CheckpointError(f"{file.path} has a configuration of which no model can be built ({error}): "
                               "the file is damaged or was written by another program") from None

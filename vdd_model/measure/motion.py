@@ -59,7 +59,7 @@ def camera_shake(photo: Tensor, num_frames: int, extent: float = 12.0, seed: int
     truth is what was seen at the middle of the exposure. Raises UserError for a photograph of another shape.
     """
     if photo.ndim != 3 or photo.shape[2] != 3 or min(photo.shape[:2]) < 2:
-        raise UserError(f"a photograph (height, width, 3) was expected, found {tuple(photo.shape)}")
+        raise UserError(f"a photograph (height, width, 3) of 2 pixels a side at least was expected, found {tuple(photo.shape)}")
     height, width = size or photo.shape[:2]
     homographies = shaking(extent, seed, 1.2 * max(height, width), height, width)
     samples = max(3, math.ceil(1.5 * extent)) | 1              # odd: the middle one is the truth; at most about a pixel apart
