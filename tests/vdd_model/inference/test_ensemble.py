@@ -1,4 +1,4 @@
-"""The mean over orientations: what it is, that it turns with the clip, and that it is nearer to the truth."""
+"""The mean over orientations: what it is, and that it is nearer to the truth."""
 import weakref
 
 import pytest
