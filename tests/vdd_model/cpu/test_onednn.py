@@ -15,6 +15,16 @@ from vdd_model.inference import pipeline
 from vdd_model.networks.unet3d import UNet3D
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("make", [lambda: onednn.Linear(24, 40), lambda: onednn.PointwiseConv(24, 40, 1)], ids=["linear", "pointwise"])
+def test_a_sum_is_taken_in_the_product_and_the_summand_stays_as_it_is(make):
+    torch.manual_seed(0)
+    layer, x, add = make().requires_grad_(False), torch.randn(2, 3, 5, 24), torch.randn(2, 3, 5, 40)
+    expected, before = nn.functional.linear(x, layer.weight.flatten(1), layer.bias) + add, add.clone()
+    for fast in (layer, onednn.pack(copy.deepcopy(layer))):
+        assert torch.allclose(onednn.linear(fast, x, add), expected, atol=1e-5) and torch.equal(add, before)
+
+
 @pytest.mark.parametrize("gelu_pays", [True, False])
 def test_geglu_in_training_and_inference(gelu_pays, monkeypatch):
     monkeypatch.setattr(onednn, "_gelu_pays", lambda: gelu_pays)
