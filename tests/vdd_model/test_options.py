@@ -1,5 +1,6 @@
 """The options of deblurring: one place for defaults, ranges and help."""
 import argparse
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -36,10 +37,13 @@ def test_every_option_has_a_flag_of_its_default_and_type():
     assert all(" ".join(f.metadata["option"].help.split()[:4]) in " ".join(text.split()) for f in FIELDS.values())
 
 
-def test_a_parser_may_offer_a_few():
+def test_a_parser_may_offer_a_few_and_what_it_gives_is_frozen():
     parser = argparse.ArgumentParser()
     add_flags(parser, "seed", "window")
-    assert from_flags(parser.parse_args(["--seed", "3"])) == DeblurOptions(seed=3)
+    options = from_flags(parser.parse_args(["--seed", "3"]))
+    assert options == DeblurOptions(seed=3)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        options.seed = 2
 
 
 def test_widgets_lie_within_the_range_and_choices_are_those_that_there_are():
