@@ -61,11 +61,16 @@ def test_a_picture_is_encoded_when_it_is_decoded(tiny_model, monkeypatch, room, 
 
 
 def test_several_steps_encode_for_the_latents_and_once_more_for_each_tile(tiny_model, monkeypatch):
+    """Whatever is kept in between."""
     clip, encoded, encode = noise(9, 32, 48), [], tiny_model.encode_each
+    deblurrer, options = Deblurrer(tiny_model, device="cpu"), {"steps": 2, "scenes": "off", "tile": 32, "tile_overlap": 16}
     monkeypatch.setattr(pipeline, "reads_pictures", lambda *_: False)
     monkeypatch.setattr(tiny_model, "encode_each", lambda pixels, *more: encoded.append(pixels.shape[2]) or encode(pixels, *more))
-    Deblurrer(tiny_model, device="cpu").deblur(clip, OPTIONS, steps=2, scenes="off", tile=32, tile_overlap=16)
+    found = deblurrer.deblur(clip, OPTIONS, **options)
     assert sum(encoded) == 2 * 2 * 9
+    monkeypatch.setattr(codes, "CPU_FEATURE_BYTES", 0)
+    monkeypatch.setattr(tiles, "CHUNK_PIXELS", 1)
+    torch.testing.assert_close(deblurrer.deblur(clip, OPTIONS, **options), found, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
