@@ -1,6 +1,7 @@
 """Training: data, synthetic blur, losses, stages, the loop and the evaluation (`python -m train CONFIG`)."""
 import argparse
 import functools
+import math
 import sys
 from collections.abc import Callable
 
@@ -26,6 +27,13 @@ def exit_code(work: Callable[[], int | object], failed: int = 1) -> int:
 def command(failed: int = 1):
     """For a command line, a function of its arguments (None: the program's): it returns an exit status, as `exit_code` has it."""
     return lambda main: functools.wraps(main)(lambda arguments=None: exit_code(lambda: main(arguments), failed))
+
+
+def minutes(text: str) -> float:
+    """argparse's type of durations."""
+    if math.isnan(float(text)):
+        raise argparse.ArgumentTypeError("nan is no time")
+    return float(text)
 
 
 def at_least(least: int) -> Callable[[str], int]:

@@ -5,7 +5,7 @@ import argparse
 import dataclasses
 import sys
 
-from . import command
+from . import command, minutes
 from .config import load, scale_minutes
 
 
@@ -18,13 +18,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", help="folder of the run: states, log, panels, checkpoint")
     parser.add_argument("--init", help="checkpoint to start from")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out (begin it when there is none)")
-    parser.add_argument("--minutes", type=float, help="stop cleanly after so many minutes of this call, to go on with --resume")
-    parser.add_argument("--total-minutes", type=float, help="scale the stages' minutes so that they sum to this")
+    parser.add_argument("--minutes", type=minutes, help="stop cleanly after so many minutes of this call, to go on with --resume")
+    parser.add_argument("--total-minutes", type=minutes, help="scale the stages' minutes so that they sum to this")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key, e.g. stages.0.lr=1e-4")
     options = parser.parse_args(arguments)
     config = load(options.config, options.set)
     config = dataclasses.replace(config, **{key: getattr(options, key) for key in ("root", "out", "init") if getattr(options, key)})
-    if options.total_minutes:
+    if options.total_minutes is not None:
         config = scale_minutes(config, options.total_minutes)
     from .loop import run  # takes seconds: a mistake in the configuration is told at once
 

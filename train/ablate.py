@@ -24,7 +24,7 @@ from vdd_model.config import ConfigError
 from vdd_model.errors import UserError
 from vdd_model.measure.report import align, save_text
 
-from . import command
+from . import command, minutes
 from .config import StageConfig, TrainConfig, load, scale_minutes
 
 STOPPED = "stopped before the end; go on with --resume"
@@ -121,13 +121,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--root", help="folder of the data")
     parser.add_argument("--out", default="runs/ablation", help="folder of the runs and the table")
     parser.add_argument("--init", help="checkpoint that every variant starts from, instead of the autoencoder and denoiser stages")
-    parser.add_argument("--total-minutes", type=float, help="scale the stages' minutes so that one variant's sum to this")
+    parser.add_argument("--total-minutes", type=minutes, help="scale the stages' minutes so that one variant's sum to this")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args(arguments)
     config = load(options.config, options.set)
     config = replace(config, **{key: getattr(options, key) for key in ("root", "init") if getattr(options, key)})
-    if options.total_minutes:
+    if options.total_minutes is not None:
         one = sum(stage.minutes or 0 for stage in variants(config)["two stages"])
         config = scale_minutes(config, options.total_minutes * sum(stage.minutes or 0 for stage in config.stages) / (one or 1))
     print("\n" + table(ablate(config, Path(options.out), resume=options.resume)))

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from vdd_model.config import ConfigError, ModelConfig, from_dict, preset
 from .synthesis.config import BlurConfig
 
 KINDS = ("autoencoder", "denoiser", "stage1", "stage2", "stage3")
+MOST_THREADS = 1024
 
 # What each kind of stage trains when `trainable` is left empty: prefixes of the model's parameter names.
 TRAINABLE: dict[str, tuple[str, ...]] = {
@@ -184,7 +187,7 @@ def override(data: dict, text: str) -> None:
             _require(name.isdecimal() and int(name) < len(node), f"--set {text}: {name!r} is no item of a list of {len(node)}")
             name = int(name)
         if place == len(names) - 1:
-            node[name] = parse(value)
+            node[name] = parse(value) if value else ""
         else:
             node = node[name] if isinstance(node, list) else node.setdefault(name, {})
 
@@ -195,8 +198,14 @@ def check(config: TrainConfig) -> TrainConfig:
     _require(config.precision in ("float32", "bfloat16"), f"precision: float32 or bfloat16, found {config.precision!r}")
     _require(config.export_dtype in ("float32", "float16", "bfloat16"), f"export_dtype: unknown dtype {config.export_dtype!r}")
     _require(0 <= config.ema < 1, f"ema: a decay in [0, 1), found {config.ema}")
+    for key, number in _numbers(dataclasses.asdict(config)):
+        _require(not math.isnan(number) and (isinstance(number, float) or -2**63 <= number < 2**63), f"{key}: {number} cannot be used")
+    for key, number in _numbers(config.model, "model"):
+        _require(isinstance(number, float) or number > 0, f"{key}: at least 1, found {number}")
     _at_least(config, "", keep=1, save_every=1, log_every=1, threads=0, save_minutes=0)
     _at_least(config.data, "data.", workers=0, samples=0)
+    for key, number in (("threads", config.threads), ("data.workers", config.data.workers)):
+        _require(number <= MOST_THREADS, f"{key}: at most {MOST_THREADS}, found {number}")
     _at_least(config.validation, "validation.", every=0, clips=0, frames=1, crop=1, pairs_crop=0)
     _require(not (config.fsdp and config.channels_last), "channels_last: not with fsdp, which shares out contiguous weights only")
     divisor = model_config(config).divisor
@@ -206,6 +215,7 @@ def check(config: TrainConfig) -> TrainConfig:
         _require((stage.steps is None) != (stage.minutes is None), f"{at}: give steps or minutes, exactly one of them")
         _require((stage.minutes if stage.steps is None else stage.steps) > 0, f"{at}: steps and minutes must be positive")
         _at_least(stage, at + ".", batch=1, accumulation=1, frames=1, crop=1, lr=0, min_lr=0, warmup=0, weight_decay=0, eps=0, clip=0)
+        _at_least(stage.loss, f"{at}.loss.", **dict.fromkeys(dataclasses.asdict(stage.loss), 0))
         _require(stage.batch % stage.accumulation == 0, f"{at}: batch {stage.batch} is no multiple of accumulation {stage.accumulation}")
         _require(not stage.rescale or stage.kind.startswith("stage"), f"{at}.rescale: encoder 2 has no estimate before stage 1")
         _require(stage.crop % divisor == 0, f"{at}.crop: {stage.crop} is no multiple of {divisor}, the model's divisor")
@@ -226,6 +236,7 @@ def blur_config(config: TrainConfig, stage: StageConfig | None = None) -> BlurCo
 
 def scale_minutes(config: TrainConfig, total: float) -> TrainConfig:
     """Scale every stage's minutes so that they sum to `total`. Raises ConfigError when a stage counts steps."""
+    _require(total > 0, f"--total-minutes: more than 0, found {total:g}")
     _require(all(s.minutes for s in config.stages), "--total-minutes needs stages that are given in minutes, not steps")
     factor = total / sum(s.minutes for s in config.stages)
     return dataclasses.replace(config, stages=tuple(dataclasses.replace(s, minutes=s.minutes * factor) for s in config.stages))
@@ -248,6 +259,18 @@ def _merge(base: dict, changes: dict) -> dict:
         inside = isinstance(value, dict) and isinstance(base.get(key), dict)
         merged[key] = _merge(base[key], value) if inside else value
     return merged
+
+
+def _numbers(value: object, path: str = "") -> Iterator[tuple[str, int | float]]:
+    """All numbers in nested dicts and lists, with their keys' full names."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _numbers(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, (list, tuple)):
+        for i, inner in enumerate(value):
+            yield from _numbers(inner, f"{path}[{i}]")
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield path, value
 
 
 def _require(condition: bool, message: str) -> None:

@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vdd_model.errors import UserError
+from vdd_model.inference.tiles import lacks_memory
 
 from . import export, start
 from . import state as states
 from . import validate as checks
-from .config import StageConfig, TrainConfig
+from .config import ConfigError, StageConfig, TrainConfig
 from .data.readers import DataError
 from .data.source import Batches, open_source
 from .muon import Muon
@@ -66,6 +67,11 @@ def run(config: TrainConfig, *, resume: bool = False, minutes: float | None = No
                 if this.accelerator.num_processes == 1:
                     save(this, work)
                 raise
+            except (RuntimeError, MemoryError) as error:
+                if not lacks_memory(error):
+                    raise
+                raise UserError(f"there is not enough memory for step {position.step + 1} of stage {work.number}: lower its batch, crop or "
+                                "frames, raise its accumulation or set gradient_checkpointing, and go on with --resume") from None
             if not finished:
                 save(this, work)
                 this.say(f"stopping at step {position.step} of stage {work.number}; go on with --resume")
@@ -133,6 +139,10 @@ def train_stage(this: Run, work: Work, ending: Callable[[], bool]) -> bool:
                 clips, positions = work.batches.take(part), work.batches.positions(part)
                 with _sharing(this, work, k == stage.accumulation - 1), this.accelerator.autocast():
                     terms = work.module(clips.blurred, clips.sharp, positions, clips.prior)
+                    if not terms["loss"].requires_grad:
+                        raise ConfigError(f"stages[{work.number}]: nothing that it trains takes part in the batch of step "
+                                          f"{position.step + 1}; see trainable, last_timestep, prior_dropout, and whether the data hold a "
+                                          "prior's frames")
                     (terms["loss"] / stage.accumulation).backward()
                 rows.append(torch.stack([value.detach().float() for value in terms.values()]))
                 files += clips.names

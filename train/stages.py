@@ -46,7 +46,7 @@ def trainable_names(model: nn.Module, stage: StageConfig) -> list[str]:
         if not any(name.startswith(prefix) for name in names):
             raise ConfigError(f"trainable: no parameter's name starts with {prefix!r}")
     if not (found := [name for name in names if name.startswith(stage.prefixes)]):
-        raise ConfigError(f"this model has nothing that a stage of kind {stage.kind!r} could train")
+        raise ConfigError(f"kind: this model has nothing that a stage of kind {stage.kind!r} could train")
     return found
 
 

@@ -161,9 +161,9 @@ def make_model(config: TrainConfig, restored: states.State | None, say=print) ->
         wanted, said = found, f"starting from {config.init}"
     try:
         model = DeblurModel(wanted)
-    except (ValueError, ZeroDivisionError, RuntimeError, TypeError, IndexError) as error:
-        raise ConfigError(f"model: no model can be built of it ({error})") from None
-    if values:
+    except Exception as error:                               # whatever stops a layer from being made
+        raise ConfigError(f"model: no model can be built of it ({type(error).__name__}: {error})") from None
+    if restored or config.init:
         if misfit := checkpoint.misfits(values, model):
             raise UserError(f"{restored.path if restored else config.init} does not fit this version's model: tensors {misfit}")
         model.load_state_dict(values)

@@ -3,21 +3,24 @@ share a run."""
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from vdd_model.checkpoint.tensorfile import CheckpointError, read_file, write_tensors
+from vdd_model.config import ModelConfig, from_dict
 from vdd_model.errors import UserError
 from vdd_model.networks.model import DeblurModel
 
 from .config import TRAINABLE
+from .muon import is_matrix
 from .shard import like, part, whole
 
 
@@ -60,7 +63,7 @@ def files(folder: Path) -> list[Path]:
 def save(folder: Path, position: Position, record: Mapping, tensors: Mapping[str, Tensor], keep: int) -> Path:
     """Write a state and delete all but the newest `keep`. Raises CheckpointError (disk full, not writable); older states stay."""
     path = folder / f"state-{position.stage:02d}-{position.step:08d}.safetensors"
-    metadata = {"train.progress": json.dumps(asdict(position)), "train.record": json.dumps(record)}
+    metadata = {"train.progress": json.dumps(dataclasses.asdict(position)), "train.record": json.dumps(record)}
     write_tensors(path, tensors, metadata)
     for old in files(folder)[keep:]:
         old.unlink(missing_ok=True)
@@ -73,14 +76,30 @@ def newest(folder: Path, say=print) -> State | None:
         half.unlink(missing_ok=True)
     for path in files(folder):
         try:
-            _, tensors, metadata = read_file(path)
-            position, record = (json.loads(metadata[key]) for key in ("train.progress", "train.record"))
-            return State(path, Position(**position), record, tensors)
-        except (CheckpointError, KeyError, TypeError, ValueError) as error:
+            return read(path)
+        except UserError as error:
             say(f"passing over a state that cannot be read: {error}")
     if damaged := files(folder):
         raise UserError(f"{folder}: none of its {len(damaged)} states can be read; start again in another folder (--out)")
     return None
+
+
+def read(path: Path) -> State:
+    """A state of which all that is said of the run is there. Raises UserError naming the file and what it lacks."""
+    _, tensors, metadata = read_file(path)
+    try:
+        position, record = (json.loads(metadata[key]) for key in ("train.progress", "train.record"))
+        position, config = from_dict(Position, position), record["config"]
+        texts = [text for stage in config["stages"] for text in (stage["kind"], *stage["trainable"])]
+        ModelConfig.from_json(record["model"])
+        if min(dataclasses.asdict(position).values()) < 0 or position.stage + bool(position.step) > len(config["stages"]):
+            raise ValueError(f"stage {position.stage}, step {position.step} of {len(config['stages'])} stages")
+        if not (isinstance(config["seed"], int) and all(isinstance(text, str) for text in texts)):
+            raise TypeError("its seed, kinds or prefixes are of another type")
+    except (LookupError, TypeError, ValueError, UserError) as error:
+        what = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise CheckpointError(f"{path} is no state of a training, or a damaged one ({what})") from None
+    return State(path, position, record, tensors)
 
 
 def check_room(folder: Path, needed: int) -> None:
@@ -167,20 +186,25 @@ def restore(state: State, work) -> None:
     if not position.step:
         return                                          # saved between two stages
     parts, average, then = {key: state.part(key) for key in MOMENTS}, state.part("ema"), state.record["config"]["stages"][position.stage]
-    same = (_chosen(state, then), then.get("optimizer", "adamw")) == (_chosen(state, asdict(work.stage)), work.stage.optimizer)
+    same = (_chosen(state, then), then.get("optimizer", "adamw")) == (_chosen(state, dataclasses.asdict(work.stage)), work.stage.optimizer)
     if not same or work.average.values and average.keys() != work.parameters.keys():
         raise UserError(f"{state.path}: its stage trains other parameters, or keeps other averages or moments, than this configuration's "
                         f"stage {position.stage}; start a new run with `init` instead")
-    for (name, parameter), value in zip(work.parameters.items(), work.average.values):
-        value.copy_(part(like(average[name], parameter)))
     work.average.updates = position.averaged
-    for name, parameter in work.parameters.items():
-        if name in parts["exp_avg"]:
-            held = {key: values[name] for key, values in parts.items() if name in values}
-            held.setdefault("step", torch.tensor(float(position.step)))                  # states of older versions have no counts
+    for number, (name, parameter) in enumerate(work.parameters.items()):
+        found = {key: values[name].float() for key, values in ({"ema": average} | parts).items() if name in values}
+        wanted = {"exp_avg"} if work.stage.optimizer == "muon" and is_matrix(parameter) else {"exp_avg", "exp_avg_sq"}
+        if found.keys() & set(MOMENTS) and not wanted <= found.keys() or any(
+                value.shape != (() if key == "step" else parameter.shape) for key, value in found.items()):
+            raise UserError(f"{state.path} is damaged: it lacks a moment of {name}, or holds one of another shape; delete it, and the run "
+                            "goes on from the one before")
+        if (value := found.pop("ema", None)) is not None and work.average.values:
+            work.average.values[number].copy_(part(like(value, parameter)))
+        if found:
+            found.setdefault("step", torch.tensor(float(position.step)))                 # states of older versions have no counts
             # copies, or the state's file would stay mapped; in the parameter's memory format: torch's fused AdamW looks at no strides
             work.optimizer.state[parameter] = {key: like(value, parameter) if key != "step" else
-                                               value.clone().to(parameter.device) for key, value in held.items()}
+                                               value.clone().to(parameter.device) for key, value in found.items()}
 
 
 def _chosen(state: State, stage: Mapping) -> set[str]:

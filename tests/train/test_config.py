@@ -62,8 +62,15 @@ def one(**changes) -> dict:
     (one(betas=[1, 2]), "stages[0].betas: two numbers in [0, 1)"),
     (one(prior_success=1.5), "stages[0].prior_success: a probability"),
     (one(blur={"cut": 0}), "cut and layer_counts must be positive"),
-    ({"model": {"unet": {"dim": -1}}}, "model: no model can be built of it"),
+    ({"model": {"unet": {"dim": -1}}}, "model.unet.dim: at least 1"),
     ({"init": "/nowhere.safetensors"}, "no checkpoint /nowhere.safetensors"),
+    ({"seed": 10**20}, "seed: 100000000000000000000 cannot be used"),
+    ({"threads": 10**9}, "threads: at most"),
+    (one(loss={"latent": -1}), "stages[0].loss.latent: at least 0"),
+    ({"model": {"vae": {"patch_size": 0}}}, "model.vae.patch_size: at least 1"),
+    ({"model": {"unet": {"spatial_conditions": ["x"]}}}, "model: no model can be built of it (KeyError: 'x')"),
+    ({"data": {"split": "tset"}}, "no split is called 'tset'"),
+    ({"validation": {"split": "tset"}}, "no split is called 'tset'"),
 ])
 def test_mistakes_are_named_before_any_work(tmp_path, capsys, changes, words):
     assert main([str(write_config(tmp_path, **changes))]) == 2
@@ -88,8 +95,10 @@ def test_set_changes_one_key(tmp_path):
     stage = dataclasses.replace(config.stages[0], blur={"duty": [0.5, 0.6]})            # a stage's changes the run's
     assert configs.blur_config(config).extent == configs.blur_config(config, stage).extent == (1.0, 2.0)
     assert configs.blur_config(config, stage).duty == (0.5, 0.6)
+    assert configs.load(path, ["validation.split="]).validation.split == ""
     for text, words in (("stages.9.lr=1", "no item"), ("seed", "KEY=VALUE"), ("stages.0.lr.x=1", "stages.0.lr has no keys"),
-                        ("threads.x.y=1", "threads has no keys"), ("data.blur.extent=[1", "not YAML")):
+                        ("threads.x.y=1", "threads has no keys"), ("data.blur.extent=[1", "not YAML"),
+                        ("stages.0.lr=.nan", "lr: nan cannot be used"), ("data.blur.max_step=.nan", "blur.max_step: nan cannot")):
         with pytest.raises(ConfigError, match=words):
             configs.load(path, [text])
 
@@ -102,3 +111,5 @@ def test_total_minutes_scales_the_stages(tmp_path):
     assert [s.minutes for s in config.stages] == [2, 4, 6, 8, 10]
     with pytest.raises(ConfigError, match="minutes"):
         configs.scale_minutes(configs.load(write_config(tmp_path)), 30)
+    with pytest.raises(ConfigError, match="more than 0, found -5"):
+        configs.scale_minutes(config, -5)

@@ -1,5 +1,8 @@
 """A run that is killed at any moment continues with the identical loss curve; what stops a run says so in one sentence."""
+import functools
+import json
 import multiprocessing
+import operator
 import os
 import signal
 import time
@@ -16,6 +19,7 @@ from train.__main__ import main
 from train.data.clips import PhotoClips
 from train.data.readers import DataError
 from train.loop import run
+from train.stages import StageLoss
 from vdd_model.checkpoint import tensorfile
 from vdd_model.checkpoint.store import load, read_state, read_training
 from vdd_model.config import ConfigError
@@ -200,6 +204,72 @@ def test_damaged_state_is_passed_over(tmp_path):
     said: list[str] = []
     run(config, resume=True, say=said.append)
     assert any("passing over" in text for text in said) and any("step 6" in text for text in said)
+
+
+def without(values: dict, *keys) -> dict:
+    """A deep copy of nested dicts and lists in which the value at `keys` is missing."""
+    copy = json.loads(json.dumps(values))
+    node = functools.reduce(operator.getitem, keys[:-1], copy)
+    del node[keys[-1]]
+    return copy
+
+
+def test_a_state_that_lacks_something_is_one_sentence(tmp_path):
+    """Of what it says of the run: as if it could not be read. Of its tensors: by name, since an older state may be whole."""
+    path = write_config(tmp_path, STEPS[:1], validation=NO_VALIDATION, keep=3)
+    run(configs.load(path), say=quiet)
+    folder = tmp_path / "run" / "states"
+    for later in state.files(folder)[:2]:
+        later.unlink()
+    file, tensors, metadata = tensorfile.read_file(state.files(folder)[0])
+    tensors = {name: value.clone() for name, value in tensors.items()}
+    position, record = (json.loads(metadata[f"train.{key}"]) for key in ("progress", "record"))
+    kind = dict(record["config"], stages=[dict(record["config"]["stages"][0], kind=None)])
+    for told, words in (({}, "train.progress"), ((position | {"step": "x"}, record), "step: expected int"),
+                        ((position | {"total": -1}, record), "step 4"), ((position | {"stage": 9}, record), "stage 9"),
+                        (([1], record), "mapping"), ((position, []), "indices"), ((position, record | {"model": 3}), "JSON"),
+                        ((position, without(record, "config")), "'config' is missing"), ((position, record | {"config": kind}), "kinds"),
+                        ((position, without(record, "config", "seed")), "'seed' is missing"),
+                        ((position, without(record, "config", "stages", 0)), "of 0 stages"),
+                        ((position, without(record, "config", "stages", 0, "trainable")), "'trainable' is missing")):
+        said: list[str] = []
+        tensorfile.write_tensors(file, tensors, dict(zip(("train.progress", "train.record"), map(json.dumps, told))))
+        with pytest.raises(UserError, match="none of its 1 states can be read"):
+            state.newest(folder, said.append)
+        assert len(said) == 1 and file.name in said[0] and words in said[0]
+
+    name = "exp_avg_sq/adapter.conv1.weight"
+    for damage, words in ((without_part(tensors, "model/"), "does not fit"), (without_part(tensors, name), "a moment of adapter.conv1"),
+                          (tensors | {name: tensors[name][:1]}, "another shape"), (without_part(tensors, "ema/adapter"), "other averages"),
+                          (tensors | {"ema/adapter.conv1.bias": torch.zeros(1)}, "another shape")):
+        tensorfile.write_tensors(file, damage, metadata)
+        with pytest.raises(UserError, match=words):
+            run(configs.load(path), resume=True, say=quiet)
+    tensorfile.write_tensors(file, {key: value.double() for key, value in tensors.items()}, metadata)       # other types are no damage
+    assert run(configs.load(path), resume=True, say=quiet) is not None
+
+
+def without_part(tensors: dict, prefix: str) -> dict:
+    """But for those whose names begin with it."""
+    return {name: value for name, value in tensors.items() if not name.startswith(prefix)}
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"), MemoryError(),
+                                   RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")])
+def test_a_batch_that_does_not_fit_says_what_to_lower(tmp_path, monkeypatch, error):
+    def forward(*_):
+        raise error
+
+    monkeypatch.setattr(StageLoss, "forward", forward)
+    with pytest.raises(UserError, match="not enough memory for step 1 of stage 0: lower its batch"):
+        run(configs.load(write_config(tmp_path, STEPS[:1], validation=NO_VALIDATION)), say=quiet)
+
+
+@pytest.mark.parametrize("number", [2, 4])
+def test_a_stage_whose_parameters_take_no_part_says_so(tmp_path, number):
+    stage = {**STAGES[number], "trainable": ["vae.detail."], "last_timestep": 1.0}
+    with pytest.raises(ConfigError, match=r"stages\[0\]: nothing that it trains takes part in the batch of step 1"):
+        run(configs.load(write_config(tmp_path, [stage], validation=NO_VALIDATION)), say=quiet)
 
 
 def test_data_that_vanish_cost_no_step(tmp_path, monkeypatch):

@@ -71,6 +71,9 @@ def find(root: str | Path, layout: str = "auto", split: str = "", blur: str = "b
         raise DataError(f"there is no folder {root}")
     if layout not in (*LAYOUTS, "auto"):
         raise DataError(f"no layout is called {layout!r}; there are: auto, {', '.join(LAYOUTS)}")
+    if split and split.lower() not in SPLITS:
+        raise DataError(f"no split is called {split!r}; there are: train, val, test, and none ('') for all that is there")
+    split = SPLITS.get(split.lower(), "")
     problems: list[str] = []
     for name in LAYOUTS[:-1] if layout == "auto" else (layout,):
         if name in ("videos", "frames") and (problems or _side_by_side(root, split, blur) or layout == "auto" and _blurred(root, split)):
@@ -80,7 +83,7 @@ def find(root: str | Path, layout: str = "auto", split: str = "", blur: str = "b
         finder = {"gopro": partial(_named, "", "sharp"), "reds": _reds, "bsd": partial(_named, "Blur/RGB", "Sharp/RGB"),
                   "dvd": partial(_named, "input", "GT"), "hide": _hide, "pairs": _pairs, "videos": _videos,
                   "frames": _frames if layout == "frames" else _films}[name]
-        sequences = [s for s in finder(root, SPLITS.get(split, split), blur, problems) if len(s) > 0]
+        sequences = [s for s in finder(root, split, blur, problems) if len(s) > 0]
         if sequences:
             return Found(name, sorted(sequences, key=lambda s: s.name), problems)
     if problems:
@@ -141,7 +144,7 @@ def _walk_files(root: Path) -> list[Path]:
 def _in_split(root: Path, folder: Path, split: str) -> bool:
     """Whether a folder below root belongs to the split; a path that names none belongs to all."""
     named = _splits(root, folder)
-    return not split or not named or named[-1] == SPLITS.get(split, split)
+    return not split or not named or named[-1] == split
 
 
 def _splits(root: Path, folder: Path) -> list[str]:

@@ -163,13 +163,18 @@ def make_tiling(tile: int | None, overlap: int | None, height: int, width: int, 
     return Tiling(tile, min(math.ceil(overlap / divisor), tile // divisor // 2) * divisor, divisor=divisor)
 
 
+def lacks_memory(error: Exception) -> bool:
+    """Whether it says that memory ran out, on any device."""
+    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or any(words in str(error) for words in NO_MEMORY)
+
+
 def until_it_fits(work: Callable[[], T], shrink: Callable[[], None]) -> T:
     """work(), again behind shrink(), which may raise, for as long as memory runs out, on any device."""
     while True:
         try:
             return work()
         except (RuntimeError, MemoryError) as error:
-            if not isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) and not any(words in str(error) for words in NO_MEMORY):
+            if not lacks_memory(error):
                 raise
         shrink()
         gc.collect()                                     # outside of the `except` block, whose traceback holds tensors
