@@ -17,6 +17,7 @@ from av.bitstream import BitStreamFilterContext
 
 from vdd_model.app.cli import main
 from vdd_model.app.jobs import Job, run
+from vdd_model.cpu.frames import to_float
 from vdd_model.inference.pipeline import DeblurOptions
 from vdd_model.media.encoding import OutputOptions
 from vdd_model.media.pixel_formats import ColorTags, from_rgb
@@ -36,7 +37,7 @@ class IdentityDeblurrer:
         held, index = [], input_start
         for frame in frames:
             if index >= first_frame:
-                held.append(frame)
+                held.append(to_float(frame))
             index += 1
             if held and index % options.stride == 0:
                 if self.stop_after is not None and index > self.stop_after:
@@ -265,7 +266,7 @@ def vdd(capfd, *command, code: int = 0, model=None) -> str:
 OPTIONS = DeblurOptions(window=6, overlap=2)
 
 
-def deblur(source, target: Path, *, stand_in=None, options=OPTIONS, output=None, rate=None, **more):
+def deblur(source, target: Path, *, stand_in=None, options=OPTIONS, output=None, rate=Job.rate, **more):
     """`run` with the stand-in for the model, quiet."""
     source = tuple(source) if isinstance(source, (list, tuple)) else source
     job = Job(source, target, as_images=not target.suffix or target.suffix == ".png", rate=rate)

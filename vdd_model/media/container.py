@@ -89,7 +89,8 @@ def is_cover(stream) -> bool:
 
 def is_own_data(stream) -> bool:
     """Whether it is a stream of data, and neither the time code nor the text of chapters, which .mov keeps in streams too."""
-    chapters = getattr(getattr(stream, "discard", None), "name", "") == "all"
+    written = "all" if stream.metadata.get("handler_name") == "SubtitleHandler" else ""           # before PyAV 17
+    chapters = getattr(getattr(stream, "discard", None), "name", written) == "all"
     return stream.type == "data" and not chapters and not any(key.lower() == "timecode" for key in stream.metadata)
 
 

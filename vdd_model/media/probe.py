@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -40,6 +41,7 @@ STANDARD_RATES = tuple(Fraction(n, d) for n, d in (
 RAW = {"h264", "hevc", "vvc", "evc", "m4v", "mpegvideo", "vc1", "cavsvideo", "avs2", "avs3", "dirac", "obu", "h261", "h263", "mjpeg"}
 # metadata that describes the file it stands in and would be wrong in another one
 _OF_THE_FILE = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration", "timecode"}
+_OF_AN_MXF = re.compile(r"(generation_|product_)?uid|operational_pattern_ul|(product|toolkit)_version(_num)?|application_platform|.*_umid")
 APPLE = "com.apple.quicktime."
 _SEGMENT = 0x18538067                                          # Matroska: what holds all else
 # frame side data that no encoder here writes, as FFmpeg and as people call it
@@ -203,7 +205,8 @@ def _metadata(container) -> tuple[tuple[str, str], ...]:
     FFmpeg writes all names into Matroska in capitals; others have them small, as has ComfyUI, which looks for `workflow`.
     """
     loud = "matroska" in container.format.name
-    found = {k.lower() if loud and k.isupper() else k: v for k, v in container.metadata.items() if k.lower() not in _OF_THE_FILE}
+    found = {k.lower() if loud and k.isupper() else k: v for k, v in container.metadata.items() if k.lower() not in _OF_THE_FILE
+             and not ("mxf" in container.format.name and _OF_AN_MXF.fullmatch(k))}
     for name, key in (("location", "location.ISO6709"), ("make", "make"), ("model", "model")):
         if APPLE + key in found:
             found.setdefault(name, found[APPLE + key])

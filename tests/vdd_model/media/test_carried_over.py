@@ -39,6 +39,12 @@ def test_plain_tags_stay_where_every_program_looks(tmp_path, suffix):
     assert b"\xa9nam" in data and b"mdta" not in data
 
 
+def test_what_an_mxf_says_of_itself_stays_there(tmp_path):
+    with av.open(str(save_clip(tmp_path / "in.mxf", [pattern(i) for i in range(3)], codec="mpeg2video"))) as file:
+        assert {"uid", "operational_pattern_ul", "product_version"} <= set(file.metadata)
+    assert not any(word in key for key, _ in probe(tmp_path / "in.mxf").metadata for word in ("uid", "umid", "_ul", "version", "platform"))
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_the_tracks_title_and_language_are_kept(tmp_path, suffix):
     given = tagged(tmp_path / "in.mp4", {}, {"title": "Camera B", "language": "deu"})
