@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from vdd_model.inference.tiles import Span, Tiling, blend, ramp, spans
+from vdd_model.inference.tiles import Box, Span, Tiling, blend, ramp, spans
 from vdd_model.inference.windows import fade_in, frame_noise, window_steps
 
 
@@ -42,6 +42,12 @@ def test_blending_pieces_of_one_tensor_gives_it_back():
     assert len(pieces) > 8
     torch.testing.assert_close(blend(pieces, lambda box: box.of(x)), x, rtol=0, atol=1e-5)
     assert blend(Tiling(8).boxes((3, 4, 5)), lambda box: x) is x                           # one box
+
+
+def test_a_box_of_latents():
+    box = Box(Span(0, 3), Span(16, 32, 8, 4), Span(32, 48, 0, 8))
+    assert box.shrunk(4) == Box(Span(0, 3), Span(4, 8, 2, 1), Span(8, 12, 0, 2))
+    assert box.shrunk(4).weight().shape == (3, 4, 4)
 
 
 def steps(total, window, overlap, first=0):
