@@ -1,5 +1,6 @@
 """Strict configurations: one clear sentence before any work."""
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from training_tools import STAGES, write_config
 
 from train import config as configs
 from train.__main__ import main
+from train.synthesis.config import BlurConfig
 from vdd_model.config import ConfigError, preset
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
@@ -23,6 +25,18 @@ def test_the_papers_numbers():
     assert [s.kind for s in stages[:2]] == ["stage1", "stage2"]
     for stage in stages[:2]:
         assert (stage.lr, stage.betas, stage.frames, stage.crop, stage.loss.coherence) == (5e-5, (0.9, 0.999), 16, 256, 0.1)
+
+
+@pytest.mark.parametrize("name", ["small", "small_cpu", "small_more", "single", "fusion"])
+def test_shipped_configurations_ask_for_all_kinds_of_clips(name):
+    """The fusion's lie in a pool, by the command at the head of its file; blur of 60 pixels needs crops of 256."""
+    path = CONFIGS[0].with_name(f"{name}.yaml")
+    config, values = configs.load(path), {}
+    for text in re.findall(r"--set (\S+)", path.read_text()):
+        configs.override(values, text)
+    blur = BlurConfig(**values) if values else configs.blur_config(config, config.stages[-1])
+    assert min(blur.single, blur.repeats, blur.hard_cuts, blur.still, blur.gopro) > 0
+    assert blur.extent[1] == blur.max_step == 60.0 or config.stages[-1].crop < 256
 
 
 def one(**changes) -> dict:

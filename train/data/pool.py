@@ -46,7 +46,7 @@ def write_pool(source: PhotoClips, out: Path, prior: Callable[[Tensor], Tensor],
         path = out / f"{index:06d}.safetensors"
         if path.exists():
             continue
-        single = set(shots(seed, index, num_frames, source.blur)[0].shown) == {0}
+        single = sum(shot.num_frames for shot in shots(seed, index, num_frames, source.blur)) == 1
         clips = source.batch(seed, [index], num_frames=1 if single else num_frames, size=size, device="cpu")
         blurred, sharp = (x[0].transpose(0, 1) for x in (clips.blurred, clips.sharp))
         frames = {"blurred": blurred, "sharp": sharp, "prior": prior(blurred.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)}

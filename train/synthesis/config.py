@@ -18,7 +18,7 @@ class BlurConfig:
     duty: tuple[float, ...] = (0.25, 1.0)                # exposure / frame interval
     kinks: float = 0.4                                   # share of motions that turn in the middle of an exposure; others are smooth
     relief: float = 0.75                                 # probability that the background is no plane: nearer parts move more
-    relief_size: tuple[float, ...] = (14.0, 48.0)        # of its bumps
+    relief_size: tuple[float, ...] = (14.0, 48.0)        # of its bumps; larger ones where they move far
     relief_motion: tuple[float, ...] = (0.08, 0.8)       # their motion (root mean square) / mean blur
     max_step: float = 56.0                               # travel per frame interval; longer blurs take a longer shutter
     sub_step: float = 1.0                                # pixels between sub-samples

@@ -185,19 +185,19 @@ class Motion:
 class Parallax:
     """What a relief's depth adds to a plane's motion: the random shift, in output pixels, of a pixel of unit depth.
 
-    Its mean over the exposures is `extent` pixels. Within an exposure it is the path itself; from one to the next it stays below a quarter
-    of `cell`, the size of a bump, so that none folds over its neighbour.
+    Its mean over the exposures is `extent` pixels. Within an exposure it is the path itself, before bumps (`cell`) at least three times as
+    large; from one exposure to the next it stays below a twelfth of a bump. More would fold bumps over their neighbours: a bent truth.
     """
 
     def __init__(self, rng: np.random.Generator, extent: float, duty: float, frames: int, order: int, cell: float) -> None:
-        self.frames, self.order, self.cell = frames, order, cell
+        self.frames, self.order, self.cell = frames, order, max(cell, 3 * extent)
         self.seed, self.gain = int(rng.integers(2**62)), 1.0
         start, self.middle, stop = (self._walk(exposure_times(frames, duty, 1).ravel() + duty * half) for half in (-0.5, 0.0, 0.5))
         lengths = np.linalg.norm(stop - self.middle, axis=1) + np.linalg.norm(self.middle - start, axis=1)
         self.gain = extent / max(float(lengths.mean()), 1e-3)
         self.middle = self.middle * self.gain
         self.lengths = lengths * self.gain                  # (frames,) pixels
-        self.truth = np.clip(self.middle - self.middle[frames // 2], -cell / 4, cell / 4)      # (frames, 2) at the middles of the exposures
+        self.truth = np.clip(self.middle - self.middle[frames // 2], -self.cell / 12, self.cell / 12)        # (frames, 2)
         self.reach = float(np.abs(self.truth).max() + self.lengths.max())
 
     def _walk(self, times: np.ndarray) -> np.ndarray:

@@ -51,6 +51,13 @@ def test_samples_are_cut_alike_and_made_once(pool):
     assert first.stat().st_mtime_ns == stamp
 
 
+def test_a_sample_with_a_hard_cut_behind_its_first_frame_is_no_single_one(pool):
+    source = open_clips(pool.parent / "data" / "train_photos", blur=BlurConfig(extent=(1.0, 4.0), max_subsamples=5, hard_cuts=1.0))
+    write_pool(source, pool.parent / "cuts", lambda frames: frames, count=2, seed=5, num_frames=2, size=64, say=lambda text: None)
+    clips = PoolClips(pool.parent / "cuts")
+    assert len(clips.clips) == 2 and not clips.singles
+
+
 def test_what_cannot_be_read_is_named(pool):
     """At the start, and where it breaks later; another one is drawn in its place, the same in every process."""
     paths = sorted(pool.glob("*.safetensors"))
