@@ -19,6 +19,7 @@ from .pixel_formats import BT709, BT2020, OF_PNG, UNSPECIFIED, ColorTags, from_r
 
 _ORIENTATION = re.compile(rb"""\s+tiff:Orientation=["']\d["']|<tiff:Orientation>\d</tiff:Orientation>""")
 _OF_THE_FILE = re.compile(rb"hdrgm:|GCamera:|GContainer|Container:")          # what XMP says of further pictures in the file
+_WORDS = {270, 271, 272, 305, 306, 315, 33432, 34665, 34853}   # tags of a TIFF that tell nothing of how it is stored: title to place
 _COLOR_CHUNKS = (b"cICP", b"gAMA", b"cHRM", b"sRGB", b"mDCV", b"cLLI")
 
 
@@ -77,9 +78,10 @@ def about(picture: Image.Image | None, turned: bool) -> bytes:
     if picture and "dpi" in picture.info and 282 in getattr(picture, "tag_v2", (282,)):      # Pillow has 1 where a TIFF says nothing
         x, y = (round(float(n) / 0.0254) for n in picture.info["dpi"])
         found += _chunk(b"pHYs", struct.pack(">IIB", *((y, x) if turned else (x, y)), 1)) if 0 < min(x, y) <= max(x, y) < 2**31 else b""
-    if picture and "exif" in picture.info:
+    if picture and ("exif" in picture.info or picture.format == "TIFF"):
         exif = picture.getexif()
-        exif.pop(0x0112, None)
+        for tag in [tag for tag in exif if tag == 0x0112 or picture.format == "TIFF" and tag not in _WORDS]:
+            del exif[tag]
         found += _chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) if exif else b""
     xmp = picture.info.get("xmp", b"") if picture and picture.format != "PNG" else b""         # a PNG file's own is one of its texts
     if isinstance(xmp, bytes) and xmp and not _OF_THE_FILE.search(xmp):

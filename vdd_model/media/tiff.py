@@ -11,7 +11,7 @@ from fractions import Fraction
 
 import av
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from .clip import MediaError
@@ -40,6 +40,7 @@ class Tags:
             self.colors = {3: 1, 5: 4}.get(photometric, 1 if self.gray else 3)
             # FFmpeg writes transparency without any word on what is behind the colors; 0 says that it is something else
             self.transparent = get(277, 1) > self.colors and extra in (1, 2)
+            self.lab = photometric in (8, 9, 10)
             self.associated = self.transparent and extra == 1
             size = get(256), get(257)                          # of another size it is the same again, for looking at
             self.pages = max(1, sum((p.get(256), p.get(257)) == size and not p.get(254, 0) & 1 for p in pictures))
@@ -72,7 +73,7 @@ class Tags:
     @property
     def for_ffmpeg(self) -> bool:
         """Whether FFmpeg decodes it rightly."""
-        if self.tiled or self.big or self.compression not in _OF_FFMPEG or self.associated and self.bits <= 8:
+        if self.tiled or self.big or self.lab or self.compression not in _OF_FFMPEG or self.associated and self.bits <= 8:
             return False
         if self.floating:
             return self.bits == 32 and not self.gray and (self.predictor == 1 if self.planar else not self.transparent)
@@ -105,6 +106,8 @@ def decode(data: bytes, tags: Tags, name: str) -> tuple[av.VideoFrame, bool]:
         with contextlib.suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             return _with_pillow(data, tags)
     try:
+        if tags.lab:
+            raise ValueError("L*a*b* of more than 8 bits")
         import tifffile
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             values, axes = file.pages[0].asarray(), file.pages[0].axes
@@ -126,6 +129,8 @@ def _with_pillow(data: bytes, tags: Tags) -> tuple[av.VideoFrame, bool]:
         upright = ORIENTATION not in picture.tag_v2            # newer ones have turned it
         if tags.bits <= 8:
             gray = picture.mode in ("1", "L", "LA")
+            if picture.mode == "LAB":
+                picture = ImageCms.profileToProfile(picture, *map(ImageCms.createProfile, ("LAB", "sRGB")), outputMode="RGB")
             picture = picture.convert(("LA" if gray else "RGBA") if tags.transparent else "L" if gray else "RGB")
         elif picture.mode != "F" and not picture.mode.startswith("I;16"):
             raise ValueError(f"{picture.mode} holds less than is in it")

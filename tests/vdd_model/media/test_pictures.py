@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from media_tools import OLD, IdentityDeblurrer, deblur, encoded, pattern, seen
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageCms, ImageOps, features
 
 from train.data.readers import read_picture as read_for_training
 from vdd_model.app.cli import main
@@ -85,6 +85,13 @@ def test_odd_but_good_jpegs_are_read(tmp_path, mode, keys):
         del odd["no end marker"]                               # this FFmpeg decodes it anew where bytes stand behind it
     for what, changed in odd.items():
         assert torch.equal(read_picture(changed, what), whole), what
+
+
+def test_lab_is_read(tmp_path):
+    """As Photoshop saves it, which FFmpeg does not know."""
+    lab = ImageCms.profileToProfile(Image.fromarray(PICTURE), *map(ImageCms.createProfile, ("sRGB", "LAB")), outputMode="LAB")
+    lab.save(tmp_path / "a.tif")
+    assert (read_picture(tmp_path / "a.tif").float() - torch.from_numpy(PICTURE).float()).abs().mean() < 2
 
 
 def test_cmyk_with_fewer_samples_is_read(tmp_path):
