@@ -1,18 +1,20 @@
 """`make bench`: every benchmark, one after the other, each in a process of its own; then what was asked for and what was measured.
 
-    python -m benchmarks [--device cuda] [--full] [--only NAME ...] [--against CHECKOUT] [--minutes 15] [--checkpoint small] [--out FOLDER]
+    python -m benchmarks [--device cuda] [--full] [--only NAME ...] [--against CHECKOUT] [--minutes 14] [--checkpoint small] [--out FOLDER]
 
-It ends within the minutes, however busy the machine is: what was not done by then is "not measured" (--full: no end). First comes today's
-build beside the last tagged one (before there is a tag: the first version), or another (benchmarks/against.py). The full-size UNet is
-measured against VGen's own module where $VDD_VGEN names a checkout, else against diffusers. --full does both, and adds torch.compile,
-448 x 256, repeats, every number of steps at 480p and 720p five times, 1080p and 2,000 frames. What needs a GPU says "not measured" where
-there is none.
+It ends within the minutes and what tidying up takes, however busy the machine is: what was not done by then is "not measured" (--full: no
+end). First comes today's build beside the last tagged one (before there is a tag: the first version), or another (benchmarks/against.py).
+The full-size UNet is measured against VGen's own module where $VDD_VGEN names a checkout, else against diffusers. --full does both, and
+adds torch.compile, 448 x 256, repeats, every number of steps at 480p and 720p five times, 1080p and 2,000 frames. What needs a GPU says
+"not measured" where there is none.
 """
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +24,7 @@ from benchmarks import common
 from benchmarks.against import last_tag
 
 GPU_SIZE = "1280x768"
+GRACE = 20                       # seconds that a benchmark has to tidy up when its time is over
 
 
 def commands(device: str, full: bool, checkpoint: str, out: Path, against: str | None = None) -> dict[str, list[str]]:
@@ -39,6 +42,23 @@ def commands(device: str, full: bool, checkpoint: str, out: Path, against: str |
             "pipeline": [*small, *(["--full"] if full else [])],
             "quality": [*small, *([] if full else ["--clips", "1", "--crop", "96"])],
             "options": [*small, *([] if full or device == "cuda" else ["--no-compile"])], "unet": unet}
+
+
+def run_within(command: list[str], seconds: float | None) -> int | None:
+    """A command's exit status, or None where the time was over: then all that it started is interrupted, to tidy up, and killed."""
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
+        with contextlib.suppress(ProcessLookupError):          # nothing is left of it
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def table_of(out: Path, name: str, title: str, device: str) -> list[dict]:
@@ -98,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=list(commands("cpu", False, "", Path(), "any")))
     parser.add_argument("--against", default=last_tag(),
                         help="another build to measure beside this one (default: the last tag, else the first version)")
-    parser.add_argument("--minutes", type=float, default=15)
+    parser.add_argument("--minutes", type=float, default=14)
     parser.add_argument("--checkpoint", default="small")
     parser.add_argument("--out", type=Path, default=common.RESULTS)
     arguments = parser.parse_args(argv)
@@ -115,13 +135,9 @@ def main(argv: list[str] | None = None) -> int:
         left = None if arguments.full else started + 60 * arguments.minutes - since
         print(f"== {name}", file=sys.stderr, flush=True)
         module = "pipeline" if name == "against" else name
-        try:
-            if left is not None and left <= 0:
-                late.append(name)
-            elif subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *options], timeout=left).returncode:
-                failed.append(name)
-        except subprocess.TimeoutExpired:
-            late.append(name)
+        status = None if left is not None and left <= 0 else run_within([sys.executable, "-m", f"benchmarks.{module}", *options], left)
+        if status != 0:
+            (late if status is None else failed).append(name)
         print(f"== {name}: {time.monotonic() - since:.0f} s", file=sys.stderr, flush=True)
     common.write("summary", summary(arguments.out), {"minutes": round((time.monotonic() - started) / 60, 1)}, folder=arguments.out,
                  notes=[f"{what}: {', '.join(names)}." for what, names in (("Failed", failed), ("Not done in time", late)) if names])
