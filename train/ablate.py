@@ -24,8 +24,8 @@ from vdd_model.config import ConfigError
 from vdd_model.errors import UserError
 from vdd_model.measure.report import align, save_text
 
-from . import command, minutes
-from .config import StageConfig, TrainConfig, load, scale_minutes
+from . import command
+from .config import StageConfig, TrainConfig, add_run_flags, from_run_flags, scale_minutes
 
 STOPPED = "stopped before the end; go on with --resume"
 COLUMNS = {"v": "v loss"} | {f"{group}_{key}": f"{group}, {title}" for group in ("pairs", "photos") for key, title in (
@@ -117,16 +117,9 @@ def write(rows: list[dict], out: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m train.ablate", description=__doc__.splitlines()[0])
-    parser.add_argument("config")
-    parser.add_argument("--root", help="folder of the data")
-    parser.add_argument("--out", default="runs/ablation", help="folder of the runs and the table")
-    parser.add_argument("--init", help="checkpoint that every variant starts from, instead of the autoencoder and denoiser stages")
-    parser.add_argument("--total-minutes", type=minutes, help="scale the stages' minutes so that one variant's sum to this")
-    parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    add_run_flags(parser, out="runs/ablation")
     options = parser.parse_args(arguments)
-    config = load(options.config, options.set)
-    config = replace(config, **{key: getattr(options, key) for key in ("root", "init") if getattr(options, key)})
+    config = from_run_flags(options)
     if options.total_minutes is not None:
         one = sum(stage.minutes or 0 for stage in variants(config)["two stages"])
         config = scale_minutes(config, options.total_minutes * sum(stage.minutes or 0 for stage in config.stages) / (one or 1))

@@ -1,6 +1,7 @@
 """A training run's configuration: typed, strict YAML; a stage is one entry of a list."""
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import math
 import re
@@ -12,6 +13,7 @@ import yaml
 
 from vdd_model.config import ConfigError, ModelConfig, from_dict, preset
 
+from . import minutes
 from .synthesis.config import BlurConfig
 
 KINDS = ("autoencoder", "denoiser", "stage1", "stage2", "stage3")
@@ -160,6 +162,23 @@ def load(path: str | Path, overrides: list[str] | None = None) -> TrainConfig:
         raise ConfigError(f"{path}: {str(error).partition(') ')[2] or error}") from None
 
 
+def add_run_flags(parser: argparse.ArgumentParser, out: str | None = None) -> None:
+    """What the command lines of runs share: the configuration, and what of it they change. `out`: the default of --out."""
+    parser.add_argument("config", help="a YAML file, such as configs/small.yaml")
+    parser.add_argument("--root", help="folder of the data; the configuration's folders are relative to it")
+    parser.add_argument("--out", default=out, help="folder of what is made: states, log, panels, checkpoints, tables")
+    parser.add_argument("--init", help="checkpoint to start from")
+    parser.add_argument("--resume", action="store_true", help="go on with what is in --out (begin it when there is none)")
+    parser.add_argument("--total-minutes", type=minutes, help="scale the minutes of the stages (of one variant's) so that they sum to this")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key, e.g. stages.0.lr=1e-4")
+
+
+def from_run_flags(options: argparse.Namespace) -> TrainConfig:
+    """The configuration as these flags change it, but for --total-minutes. Raises ConfigError."""
+    changes = {key: getattr(options, key) for key in ("root", "out", "init") if getattr(options, key)}
+    return dataclasses.replace(load(options.config, options.set), **changes)
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.2 numbers: 5e-5 is one, with or without a point."""
 
@@ -194,6 +213,7 @@ def override(data: dict, text: str) -> None:
 
 def check(config: TrainConfig) -> TrainConfig:
     """Refuse what cannot work, with the key's name. Returns `config`."""
+    # ---- the run
     _require(len(config.stages) > 0, "stages: at least one stage is needed")
     _require(config.precision in ("float32", "bfloat16"), f"precision: float32 or bfloat16, found {config.precision!r}")
     _require(config.export_dtype in ("float32", "float16", "bfloat16"), f"export_dtype: unknown dtype {config.export_dtype!r}")
@@ -208,6 +228,8 @@ def check(config: TrainConfig) -> TrainConfig:
         _require(number <= MOST_THREADS, f"{key}: at most {MOST_THREADS}, found {number}")
     _at_least(config.validation, "validation.", every=0, clips=0, frames=1, crop=1, pairs_crop=0)
     _require(not (config.fsdp and config.channels_last), "channels_last: not with fsdp, which shares out contiguous weights only")
+
+    # ---- its stages
     divisor = model_config(config).divisor
     for number, stage in enumerate(config.stages):
         at = f"stages[{number}]"

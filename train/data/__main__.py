@@ -79,6 +79,8 @@ def main(argv: list[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m train.data", description="Check and look at training data; make a pool of samples.")
     commands = parser.add_subparsers(dest="command", required=True)
+
+    # ---- flags
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("root", type=Path, help="folder of clips or photographs")
     common.add_argument("--layout", default="auto", help=f"auto, {', '.join(readers.LAYOUTS)}")
@@ -99,6 +101,8 @@ def main(argv: list[str] | None = None) -> int:
             each.add_argument(f"--{name}", type=at_least(least), default=default)
         each.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the blur's configuration")
     args = parser.parse_args(argv)
+
+    # ---- check; a pool of samples; a sheet of them
     if args.command == "check":
         return check(args.root, args.layout, args.split, args.blur_folder, args.every)
     values: dict = {}
