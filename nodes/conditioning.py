@@ -30,8 +30,7 @@ class LoadDeblurCheckpoint(io.ComfyNode):
             description="Loads a video deblurring model: the denoiser, the video autoencoder and both image encoders, from one file.",
             search_aliases=["vdd loader", "motion deblur model", "video deblurring checkpoint"],
             inputs=[
-                io.Combo.Input("checkpoint", options=folders.names(),
-                               tooltip="A .safetensors file in models/vdd, or the small model that comes with the pack."),
+                folders.checkpoint_input(),
                 io.Combo.Input("dtype", options=list(native.DTYPES), default="auto",
                                tooltip="Number format of the denoiser's weights. auto: what suits this device. fp8 halves the memory of "
                                        "16-bit weights and costs some precision."),

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import folder_paths
+from comfy_api.latest import io
 
 from ..vdd_model.checkpoint import store as checkpoint
 from ..vdd_model.checkpoint.maxim import FILE_NAME
@@ -26,6 +27,12 @@ def register() -> None:
 def names() -> list[str]:
     """The choices of the loader: the built-in model first."""
     return [BUILT_IN, *(name for name in folder_paths.get_filename_list(KEY) if os.path.basename(name) != FILE_NAME)]
+
+
+def checkpoint_input() -> io.Input:
+    """The widget that chooses one."""
+    return io.Combo.Input("checkpoint", options=names(),
+                          tooltip="A .safetensors file in models/vdd, or the model that comes with the pack.")
 
 
 def path_of(name: str) -> str:

@@ -1,6 +1,8 @@
 """What this pack puts into a LATENT and a CONDITIONING, and how both are cut to some of a clip's frames."""
 from __future__ import annotations
 
+from itertools import pairwise, starmap
+
 import comfy.utils
 import torch
 from torch import Tensor
@@ -31,14 +33,14 @@ def scenes_of(latent: dict) -> list[range]:
     """The scenes of a LATENT; one where nobody looked for them, or another node has changed the number of frames."""
     frames = latent["samples"].shape[2]
     bounds = latent.get(SCENES, (0, frames))
-    return [range(*pair) for pair in zip(bounds, bounds[1:])] if bounds[-1] == frames else [range(frames)]
+    return [*starmap(range, pairwise(bounds if bounds[-1] == frames else (0, frames)))]
 
 
 def shown_of(latent: dict) -> list[range]:
     """The frames that show what each latent of a clip is of: one each, where none is a repeat or another node has changed their number."""
     count = latent["samples"].shape[2]
     bounds = latent.get(SHOWN, ())
-    return [range(*pair) for pair in zip(bounds, bounds[1:])] if len(bounds) == count + 1 else [range(i, i + 1) for i in range(count)]
+    return [*starmap(range, pairwise(bounds if len(bounds) == count + 1 else range(count + 1)))]
 
 
 def chunks_of(scenes: list[range], count: int) -> list[tuple[range, range]]:

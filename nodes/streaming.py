@@ -31,16 +31,11 @@ ALIASES = ["deblur", "unblur", "sharpen", "camera shake", "去模糊"]
 CUT_CRF = 4                   # of the file that the host writes of a trimmed video: hardly a difference to see, or for the model
 
 
-LATEST = ("scenes", "repeats", "denoise_at_one_step")
-
-
-def option_inputs() -> list[io.Input]:
-    """The widgets that both nodes share, in the order of saved graphs, which know them by their place: new ones come last."""
-    return [
-        io.Combo.Input("checkpoint", options=folders.names(),
-                       tooltip="A .safetensors file in models/vdd, or the model that comes with the pack."),
-        *map(option_input, ("steps", "guidance", "fidelity", "color")), seed_input(), *map(option_input, ("window", "overlap", "tile")),
-    ]
+def option_inputs(*own: io.Input) -> list[io.Input]:
+    """The widgets that both nodes share, and a node's own, in the order of saved graphs, which know them by place: new ones come last."""
+    return [folders.checkpoint_input(), *map(option_input, ("steps", "guidance", "fidelity", "color")), seed_input(),
+            *map(option_input, ("window", "overlap", "tile")), *own,
+            option_input("ensemble"), option_input("prior", True), *map(option_input, ("scenes", "repeats", "denoise_at_one_step"))]
 
 
 @dataclass
@@ -79,10 +74,8 @@ class DeblurVideo(io.ComfyNode):
             search_aliases=["vdd", "video deblurring", "motion blur removal", "restore video", *ALIASES],
             inputs=[
                 io.Video.Input("video", tooltip="The blurred video, e.g. from Load Video."),
-                *option_inputs(),
-                advanced(io.Int.Input, "quality", default=16, min=0, max=51,
-                         tooltip="CRF of the written file: smaller is better and larger. Not used for a clip with transparency."),
-                option_input("ensemble"), option_input("prior", True), *map(option_input, LATEST),
+                *option_inputs(advanced(io.Int.Input, "quality", default=16, min=0, max=51, tooltip="CRF of the written file: smaller is "
+                                        "better and larger. Not used for a clip with transparency.")),
             ],
             outputs=[io.Video.Output(display_name="video", tooltip="The sharp video. Save Video copies it without encoding again; with "
                                      f"transparency or unusual sound, take the file in output/{results.FOLDER}.")])
@@ -233,8 +226,7 @@ class DeblurFrames(io.ComfyNode):
             description="Deblurs a batch of frames in one node, a window of frames at a time. As many frames of the same size come back; "
                         "alpha passes through.",
             search_aliases=["vdd images", "deblur image batch", "motion blur removal", "photo", *ALIASES],
-            inputs=[io.Image.Input("frames", tooltip="Blurred frames in order."), *option_inputs(), option_input("ensemble"),
-                    option_input("prior", True), *map(option_input, LATEST)],
+            inputs=[io.Image.Input("frames", tooltip="Blurred frames in order."), *option_inputs()],
             outputs=[io.Image.Output(display_name="frames", tooltip="Sharp frames.")])
 
     @classmethod
