@@ -19,6 +19,7 @@ import numpy as np
 from ..errors import UserError
 
 STRIP_ROWS = 64
+_MAJOR = int(av.__version__.partition(".")[0])                 # FFmpeg 7 up to PyAV 15, 8.0 in 16
 UNSPECIFIED = 2                                                # in H.273: matrix, primaries and transfer alike
 PQ, HLG, P3 = 16, 18, (11, 12)                                 # transfers; primaries
 RGB, BT709, BT470BG, SMPTE170M, BT2020 = 0, 1, 5, 6, 9         # matrix coefficients by their H.273 numbers
@@ -140,11 +141,12 @@ def plain(frame: av.VideoFrame) -> av.VideoFrame:
     if (name := read_as(given)) == given:
         return frame
     try:
-        if given == "pal8":
+        if given == "pal8" and _MAJOR < 16:
             frame, given = frame.reformat(format="rgba"), "rgba"
-        if order := _ORDER.get(_PACKED_FLOATS.sub(r"\1", given)):
-            return _unpacked(frame, name, order)
-        if int(av.__version__.partition(".")[0]) < 17:         # it ends the process where libswscale cannot, which a graph says
+        floats = _PACKED_FLOATS.fullmatch(given)
+        if floats or given in _ORDER and _MAJOR < 16:
+            return _unpacked(frame, name, _ORDER[floats[1] if floats else given])
+        if _MAJOR < 17:                                        # it ends the process where libswscale cannot, which a graph says
             _graph(given, 16, 16, ("format", name))
         return frame.reformat(format=name)                     # matrix and range stay what they are
     except (av.FFmpegError, ValueError):
