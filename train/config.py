@@ -234,7 +234,7 @@ def check(config: TrainConfig) -> TrainConfig:
     for number, stage in enumerate(config.stages):
         at = f"stages[{number}]"
         _require(stage.kind in KINDS, f"{at}.kind: one of {', '.join(KINDS)}, found {stage.kind!r}")
-        _require((stage.steps is None) != (stage.minutes is None), f"{at}: give steps or minutes, exactly one of them")
+        _require((stage.steps is None) != (stage.minutes is None), f"{at}: give steps or minutes, one of them (null takes one away)")
         _require((stage.minutes if stage.steps is None else stage.steps) > 0, f"{at}: steps and minutes must be positive")
         _at_least(stage, at + ".", batch=1, accumulation=1, frames=1, crop=1, lr=0, min_lr=0, warmup=0, weight_decay=0, eps=0, clip=0)
         _at_least(stage.loss, f"{at}.loss.", **dict.fromkeys(dataclasses.asdict(stage.loss), 0))

@@ -161,7 +161,7 @@ def from_dict(cls: type, data: object, path: str = ""):
     Raises ConfigError, naming the key's full path.
     """
     if not isinstance(data, dict):
-        raise ConfigError(f"{path or cls.__name__}: expected a mapping, found {type(data).__name__}")
+        raise ConfigError(f"{path.rstrip('.') or cls.__name__}: expected a mapping, found {type(data).__name__}")
     hints = typing.get_type_hints(cls)
     known = [f.name for f in fields(cls)]
     for key in data:

@@ -62,6 +62,7 @@ def one(**changes) -> dict:
     ({"fsdp": True, "channels_last": True}, "channels_last: not with fsdp"),
     ({**one(), "fsdp": True}, "torchrun"),
     ({**one(), "trackers": ["tensorbord"]}, "trackers: "),
+    ({"data": None}, "yaml: data: expected a mapping, found NoneType"),
     ({"sede": 1}, "did you mean 'seed'"),
     ({"preset": "smal"}, "no preset is called 'smal'"),
     ({"model": {"unet": {"dims": 3}}}, "did you mean 'dim'"),
