@@ -30,6 +30,16 @@ def test_what_prores_and_ffv1_cannot_store_is_refused(tmp_path):
         choose_encoding(odd, tmp_path / "o.mkv", OutputOptions(codec="ffv1", chroma=420))
 
 
+def test_the_encoder_holds_few_large_frames(tmp_path):
+    """x264 looks ahead at as many frames as fit into the bound, never fewer than 8, and at no more than its preset would."""
+    clip = probe(save_clip(tmp_path / "in.mp4", [pattern(0)] * 2))
+    for size, preset, ahead in (((64, 48), "medium", None), ((1280, 720), "medium", 24), ((1280, 720), "veryfast", None),
+                                ((3840, 2160), "fast", 8)):
+        sized = dataclasses.replace(clip, width=size[0], height=size[1])
+        params = dict(choose_encoding(sized, tmp_path / "o.mp4", OutputOptions(preset=preset)).options).get("x264-params", "").split(":")
+        assert [p for p in params if p.startswith("rc-lookahead")] == ([f"rc-lookahead={ahead}"] if ahead else []), (size, preset)
+
+
 def test_options_without_effect_are_named(tmp_path):
     source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(2)])
     for options, target, named in (({"quality": 7, "preset": "slow"}, "o.mkv", ["--quality", "--preset"]),
