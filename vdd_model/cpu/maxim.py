@@ -17,7 +17,7 @@ from ..networks import maxim
 from .norms import normalized, scaled
 from .onednn import _onednn, _product, computes, hooked
 
-STRIP_BYTES = 2**21             # of one tensor of a strip; about ten are alive at a time
+STRIP_BYTES = 2**20             # of one tensor of a strip; about ten are alive at a time
 
 
 def _plainly(module: nn.Module, x: Tensor) -> bool:
