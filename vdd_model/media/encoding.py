@@ -22,7 +22,7 @@ VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".ts", ".mts"
                   ".m2v", ".dv", ".qt", ".asf", ".ivf", ".avif", ".mjpg", ".mjpeg", ".f4v", ".mod", ".lrv"}
 MUXERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 PRORES_PROFILES = ("proxy", "lt", "standard", "hq", "4444", "4444xq")
-LOOKAHEAD_BYTES = 2**26  # of frames that x264 looks ahead at, at most its 40: at crf 16 fewer cost nothing
+LOOKAHEAD_BYTES = 2**26  # of frames that x264 looks ahead at, at most its 40: a long clip fills them all, a short one never
 _GLOBAL_HEADER = 1 << 22                                       # AV_CODEC_FLAG_GLOBAL_HEADER: the same header for every segment
 
 
