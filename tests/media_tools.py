@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
 import av
 import numpy as np
+import pytest
 import torch
 from av.bitstream import BitStreamFilterContext
 
@@ -19,12 +20,17 @@ from vdd_model.app.cli import main
 from vdd_model.app.jobs import Job, run
 from vdd_model.cpu.frames import to_float
 from vdd_model.inference.pipeline import DeblurOptions
-from vdd_model.media.encoding import OutputOptions
 from vdd_model.media.pixel_formats import ColorTags, from_rgb
 from vdd_model.media.png import write_image
-from vdd_model.media.video import VideoClip, probe, read
+from vdd_model.media.video import OutputOptions, VideoClip, probe, read, read_clip, write_video
 
 OLD = int(av.__version__.partition(".")[0]) < 17               # PyAV with FFmpeg up to 8.0
+
+
+def needs_codec(name: str, tells: bool = True) -> None:
+    """Skips where this PyAV has none, or none that tells what the test asks for."""
+    if name not in av.codecs_available or not tells:
+        pytest.skip(f"this PyAV has no {name} that tells")
 
 
 class IdentityDeblurrer:
@@ -56,6 +62,11 @@ def pattern(index: int, height: int = 48, width: int = 64) -> np.ndarray:
     position = (3 * index) % width
     rgb[:, position: position + 6] += 0.2
     return rgb.astype(np.float32)
+
+
+def patterns(count: int, *size: int) -> torch.Tensor:
+    """`pattern` 0 to `count` - 1 as a clip (F,H,W,3)."""
+    return torch.from_numpy(np.stack([pattern(i, *size) for i in range(count)]))
 
 
 def eight_bits(index: int = 0, height: int = 48, width: int = 64) -> np.ndarray:
@@ -118,12 +129,16 @@ def save_sounds(path: Path, *codecs: str, frames: int = 10, video: str = "libx26
     return path
 
 
-def save_clip(path: Path, frames: Sequence[np.ndarray], *, codec: str = "libx264", pix_fmt: str = "yuv420p", rate: Fraction = Fraction(25),
-              times: Sequence[int] | None = None, time_base: Fraction | None = None, tags: ColorTags | None = None, alpha=None,
-              audio: bool = False, options: dict | None = None, container_options: dict | None = None, metadata: dict | None = None,
-              track: dict | None = None) -> Path:
-    """Write a clip straight with PyAV, independently of vdd_model.media.encoding."""
-    tags = tags or ColorTags(1, 1, 1, False)
+HDR = {"codec": "libx265", "pix_fmt": "yuv420p10le", "tags": ColorTags(9, 9, 16, False)}
+
+
+def save_clip(path: Path, frames: int | Sequence[np.ndarray], *, size: tuple[int, int] = (48, 64), codec: str = "libx264",
+              pix_fmt: str = "yuv420p", rate=Fraction(25), times: Sequence[int] | None = None, time_base: Fraction | None = None,
+              tags: ColorTags | None = None, alpha=None, audio: bool = False, options: dict | None = None,
+              container_options: dict | None = None, metadata: dict | None = None, track: dict | None = None) -> Path:
+    """Write frames, or so many of `pattern`, straight with PyAV, independently of vdd_model.media.encoding."""
+    frames = [pattern(i, *size) for i in range(frames)] if isinstance(frames, int) else frames
+    tags = tags or (ColorTags(5, 1, 1, True) if "yuvj" in pix_fmt else ColorTags(1, 1, 1, False))
     with av.open(str(path), "w", options=container_options or {}) as out:
         stream = add_video(out, codec, pix_fmt, frames[0].shape[:2], rate)
         out.metadata.update(metadata or {})
@@ -246,6 +261,12 @@ def packets(path: Path, kind: str) -> list[tuple[float, bytes]]:
     with av.open(str(path)) as container:
         stream = getattr(container.streams, kind)[0]
         return [(float(p.pts * p.time_base), bytes(p)) for p in container.demux(stream) if p.size]
+
+
+def written_again(source, target: Path, **options) -> VideoClip:
+    """The clip of a file, or an open one, in another file, encoded like it unless OutputOptions say more."""
+    clip = source if isinstance(source, VideoClip) else probe(source)
+    return probe(write_video(target, read_clip(clip), like=clip, options=OutputOptions(**options)))
 
 
 def seen(source) -> tuple[int, int, list[str]]:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from media_tools import pattern, save_clip
+from media_tools import save_clip
 
 from vdd_model.checkpoint.store import BUILT_IN
 from vdd_model.media.video import probe
@@ -29,7 +29,7 @@ def test_an_installed_wheel_deblurs_a_clip(tmp_path):
     wheel, = tmp_path.glob("*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--no-compile", "--target", tmp_path / "there", wheel], check=True, capture_output=True)
     assert {p.name for p in (tmp_path / "there").iterdir() if not p.name.endswith(".dist-info")} <= {"vdd_model", "train", "bin"}
-    clip = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(3)])
+    clip = save_clip(tmp_path / "in.mp4", 3)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "there")}
     code = "import sys, vdd_model; from vdd_model.app.cli import main; print(vdd_model.__file__); sys.exit(main(sys.argv[1:]))"
     result = subprocess.run([sys.executable, "-c", code, "deblur", clip, "-o", tmp_path / "out.mp4", "--device", "cpu"],

@@ -14,7 +14,7 @@ from vdd_model.media.video import part_folder, probe, read, read_clip, write_ima
 @pytest.fixture()
 def whole(tmp_path):
     """A clip of 60 frames whose index is at its start, so that it can be read when it is cut off."""
-    return save_clip(tmp_path / "whole.mp4", [pattern(i) for i in range(60)], container_options={"movflags": "faststart"})
+    return save_clip(tmp_path / "whole.mp4", 60, container_options={"movflags": "faststart"})
 
 
 def expect_error(capfd, tmp_path, source, text: str) -> None:
@@ -53,7 +53,7 @@ def test_clips_without_pictures_frames_or_header(tmp_path, capfd):
         add_video(out)
         out.start_encoding()
     expect_error(capfd, tmp_path, tmp_path / "none.mkv", "not one frame")
-    source = save_clip(tmp_path / "a.mp4", [pattern(i) for i in range(30)])       # its index is at the end
+    source = save_clip(tmp_path / "a.mp4", 30)       # its index is at the end
     data = source.read_bytes()
     (tmp_path / "cut.mp4").write_bytes(data[: len(data) // 2])
     expect_error(capfd, tmp_path, tmp_path / "cut.mp4", "header is missing")
@@ -64,7 +64,7 @@ def test_a_clip_that_breaks_off(tmp_path, capfd, whole, suffix):
     """What can be decoded is delivered and the loss is said."""
     source = whole
     if suffix != ".mp4":
-        source = save_clip(tmp_path / f"whole{suffix}", [pattern(i) for i in range(60)])
+        source = save_clip(tmp_path / f"whole{suffix}", 60)
     data = source.read_bytes()
     (tmp_path / f"cut{suffix}").write_bytes(data[: int(len(data) * 0.6)])
     error = vdd(capfd, tmp_path / f"cut{suffix}", "-o", tmp_path / "out.mp4", code=3)
@@ -93,7 +93,7 @@ def test_damage_in_the_middle(tmp_path, capfd, whole):
 
 def test_frame_size_changes(tmp_path, capfd):
     """H.264 may change its size in the middle of a stream."""
-    parts = [save_clip(tmp_path / f"{i}.h264", [pattern(k, *size) for k in range(12)]) for i, size in enumerate([(48, 64), (64, 96)])]
+    parts = [save_clip(tmp_path / f"{i}.h264", 12, size=size) for i, size in enumerate([(48, 64), (64, 96)])]
     (tmp_path / "both.h264").write_bytes(parts[0].read_bytes() + parts[1].read_bytes())
     error = vdd(capfd, tmp_path / "both.h264", "-o", tmp_path / "out.mp4", code=3)
     assert "the frame size changes from 64x48 to 96x64 at frame 12" in error and "12 frames lost" in error
@@ -134,7 +134,7 @@ def test_nan_frames_and_values_beyond_white(tmp_path, capfd):
 
 def test_a_model_that_answers_nan(tmp_path, capfd, tiny_model):
     tiny_model.vae.fidelity.head.bias[0] = float("nan")
-    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(3)])
+    source = save_clip(tmp_path / "in.mp4", 3)
     for dtype, advice in ((torch.bfloat16, True), (torch.float32, False)):
         model = Deblurrer(tiny_model, device="cpu", dtype=dtype)
         error = vdd(capfd, source, "-o", tmp_path / "out.mp4", "--force", model=model, code=1)

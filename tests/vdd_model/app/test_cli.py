@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from media_tools import IdentityDeblurrer, pattern, pictures, save_clip, vdd
+from media_tools import IdentityDeblurrer, pictures, save_clip, vdd
 
 from vdd_model.app.cli import main, parser
 from vdd_model.media.video import probe
@@ -17,7 +17,7 @@ TOOLS = ROOT / "tests" / "media_tools.py"
 
 
 def clip(path: Path, frames: int = 5) -> Path:
-    return save_clip(path, [pattern(i) for i in range(frames)])
+    return save_clip(path, frames)
 
 
 @pytest.mark.parametrize("command", [[], ["deblur"], ["compare"], ["convert"], ["info"]])
@@ -180,7 +180,7 @@ def test_resume_of_many_leaves_the_finished_ones(tmp_path, capsys):
 def test_info(tmp_path, tiny_checkpoint, capsys):
     assert main(["info", str(tiny_checkpoint)]) == 0
     assert "tiny" in capsys.readouterr().out
-    assert main(["info", str(save_clip(tmp_path / "a.mp4", [pattern(0)] * 5, audio=True))]) == 0
+    assert main(["info", str(save_clip(tmp_path / "a.mp4", 5, audio=True))]) == 0
     text = capsys.readouterr().out
     assert "5, 64 x 48" in text and "25 frames per second" in text and "aac" in text
     assert main(["info", str(tmp_path / "none.safetensors")]) == 1

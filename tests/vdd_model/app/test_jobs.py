@@ -34,7 +34,7 @@ def decoded(path: Path) -> list[bytes]:
 @pytest.fixture(scope="module")
 def clip_150(tmp_path_factory) -> Path:
     """150 frames: three segments."""
-    return save_clip(tmp_path_factory.mktemp("clip") / "in.mp4", [pattern(i) for i in range(150)], audio=True)
+    return save_clip(tmp_path_factory.mktemp("clip") / "in.mp4", 150, audio=True)
 
 
 @pytest.mark.parametrize("suffix, codec", [(".mp4", "h264"), (".mp4", "hevc"), (".mov", "prores"), (".mkv", "ffv1")])
@@ -65,7 +65,7 @@ def test_all_frames_arrive_also_after_interruptions(tmp_path, clip_150, suffix, 
 
 def test_resume_with_the_model_gives_the_same_frames(tmp_path, tiny_model):
     """The whole chain, with windows that blend into each other."""
-    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(31)])
+    source = save_clip(tmp_path / "in.mp4", 31)
     model = Deblurrer(tiny_model, device="cpu")
     output = OutputOptions(codec="ffv1")
     deblur(source, tmp_path / "whole.mkv", stand_in=model, output=output)
@@ -86,7 +86,7 @@ def test_resume_with_the_model_gives_the_same_frames(tmp_path, tiny_model):
 
 def test_the_folder_goes_where_no_open_file_can_be_deleted(tmp_path, monkeypatch):
     """As on Windows."""
-    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(7)])
+    source = save_clip(tmp_path / "in.mp4", 7)
     real, target = os.unlink, tmp_path / "o.mp4"
 
     def unlink(path, **keywords):
@@ -102,7 +102,7 @@ def test_the_folder_goes_where_no_open_file_can_be_deleted(tmp_path, monkeypatch
 
 
 def test_a_folder_without_work_beside_the_output_is_cleared_away(tmp_path):
-    source, target = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(7)]), tmp_path / "o.mp4"
+    source, target = save_clip(tmp_path / "in.mp4", 7), tmp_path / "o.mp4"
     deblur(source, target)
     folder = part_folder(target)
     folder.mkdir()
@@ -166,7 +166,7 @@ def test_a_kill_around_the_last_rename_loses_nothing(tmp_path, monkeypatch, behi
     def killed(*_):
         raise Killed
 
-    source, target = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(7)]), tmp_path / "o.mp4"
+    source, target = save_clip(tmp_path / "in.mp4", 7), tmp_path / "o.mp4"
     replace = os.replace
     with monkeypatch.context() as patch:
         patch.setattr(jobs, "_discard", killed)
@@ -242,9 +242,9 @@ def test_pictures_to_video_and_back(tmp_path):
 
 
 def test_pictures_lose_times_but_not_in_silence(tmp_path):
-    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(5)], times=[0, 40, 95, 120, 181], time_base=Fraction(1, 1000))
+    source = save_clip(tmp_path / "in.mp4", 5, times=[0, 40, 95, 120, 181], time_base=Fraction(1, 1000))
     assert any("varying times" in note for note in deblur(source, tmp_path / "a").notes)
-    assert deblur(save_clip(tmp_path / "plain.mp4", [pattern(0)] * 2), tmp_path / "c").notes == []
+    assert deblur(save_clip(tmp_path / "plain.mp4", 2), tmp_path / "c").notes == []
 
 
 def test_what_an_encoder_refuses_costs_no_work_and_leaves_nothing(tmp_path):
@@ -313,7 +313,7 @@ def test_two_runs_do_not_mix(tmp_path, clip_150):
     ("os.fsync", errno.EINVAL, ""), ("os.fsync", errno.EIO, "cannot be written")])
 def test_network_folders_that_lock_or_sync_nothing(tmp_path, monkeypatch, call, number, refusal):
     pytest.importorskip(call.partition(".")[0])
-    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(3)])
+    source = save_clip(tmp_path / "in.mp4", 3)
 
     def refuse(*args):
         raise OSError(number, os.strerror(number))

@@ -35,11 +35,11 @@ def test_a_longer_run_before_leaves_no_pictures(tmp_path):
         (out / name).write_bytes(b"mine")
     deblur(pictures(tmp_path / "short", *range(7, 12)), out, force=True)
     assert sorted(p.name for p in out.iterdir()) == sorted([*others, *(f"shot1_{i:04d}.png" for i in range(7, 12))])
-    deblur(save_clip(tmp_path / "long.mp4", [pattern(i) for i in range(40)]), tmp_path / "video")
-    short = save_clip(tmp_path / "short.mp4", [pattern(i) for i in range(3)])
+    deblur(save_clip(tmp_path / "long.mp4", 40), tmp_path / "video")
+    short = save_clip(tmp_path / "short.mp4", 3)
     deblur(short, tmp_path / "video", force=True)
     assert sorted(p.name for p in (tmp_path / "video").iterdir()) == [f"frame_{i:06d}.png" for i in range(3)]
-    deblur(save_clip(tmp_path / "one.mp4", [pattern(0)]), tmp_path / "video", force=True)
+    deblur(save_clip(tmp_path / "one.mp4", 1), tmp_path / "video", force=True)
     assert [p.name for p in (tmp_path / "video").iterdir()] == ["frame_000000.png"]
 
 
@@ -47,8 +47,8 @@ def test_a_longer_run_before_leaves_no_pictures(tmp_path):
 def test_old_pictures_go_also_after_an_interruption(tmp_path, monkeypatch, place):
     """A kill while the old ones are removed, or the new ones moved in: --resume needs no --force and counts no old picture as its own."""
     out, real = tmp_path / "out", os.replace
-    deblur(save_clip(tmp_path / "long.mp4", [pattern(i) for i in range(12)]), out)
-    short = save_clip(tmp_path / "short.mp4", [pattern(i) for i in range(5)])
+    deblur(save_clip(tmp_path / "long.mp4", 12), out)
+    short = save_clip(tmp_path / "short.mp4", 5)
 
     def killed(*names, **keys):
         if place == "removing" or str(names[1]).endswith("frame_000002.png") and out in Path(names[1]).parents:
@@ -74,7 +74,7 @@ def test_pictures_of_the_same_kind():
 
 
 def test_pictures_of_an_unknown_run_are_not_resumed(tmp_path):
-    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(20)])
+    source = save_clip(tmp_path / "in.mp4", 20)
     folder = part_folder(tmp_path / "out") / "pictures"
     folder.mkdir(parents=True)
     for i in range(3):
@@ -114,7 +114,7 @@ def test_a_folder_may_hold_other_files(tmp_path, capsys):
     assert "was left as it is" in vdd(capsys, taken, "-o", out, "--resume")
     assert f"{out / '0.png'} exists already" in vdd(capsys, taken, "-o", out, code=1)
     (out / "2.png").unlink()
-    frames = [save_clip(tmp_path / "a.mp4", [pattern(i) for i in range(5)]), "-o", out, "--codec", "png"]
+    frames = [save_clip(tmp_path / "a.mp4", 5), "-o", out, "--codec", "png"]
     for command, made in (((taken / "2.png", "-o", out), "2.png"), (frames, "frame_000004.png")):
         vdd(capsys, *command)
         assert (out / made).exists()

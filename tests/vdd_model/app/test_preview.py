@@ -7,7 +7,7 @@ from vdd_model.media.video import probe, read_clip, write_image
 
 
 def test_preview(tmp_path):
-    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(150)])
+    source = save_clip(tmp_path / "in.mp4", 150)
 
     class Brighter(IdentityDeblurrer):
         def stream(self, *args, **keys):
@@ -31,17 +31,17 @@ def test_a_preview_that_fails_is_only_a_note(tmp_path):
 
 def test_a_preview_replaces_nothing(tmp_path, capsys):
     """Not the input, no file that was there, nor the preview of another output."""
-    source = save_clip(tmp_path / "k.mp4.preview.mp4", [pattern(i) for i in range(3)])
+    source = save_clip(tmp_path / "k.mp4.preview.mp4", 3)
     before = source.read_bytes()
     command = [source, "-o", tmp_path / "k.mp4", "--preview"]
     assert "would replace an input" in vdd(capsys, *command, "--force", code=1) and not (tmp_path / "k.mp4").exists()
     vdd(capsys, *command[:-1])
     vdd(capsys, *command, "--resume", code=1)
     assert source.read_bytes() == before
-    other = save_clip(tmp_path / "k.mp4", [pattern(0)] * 2)
+    other = save_clip(tmp_path / "k.mp4", 2)
     assert "would replace an output" in vdd(capsys, source, other, "-o", tmp_path / "both", "--preview", code=1)
     assert not (tmp_path / "both").exists()
-    several = [*(save_clip(tmp_path / f"d{suffix}", [pattern(0)] * 2) for suffix in (".mp4", ".mov")), "-o", tmp_path / "out", "--preview"]
+    several = [*(save_clip(tmp_path / f"d{suffix}", 2) for suffix in (".mp4", ".mov")), "-o", tmp_path / "out", "--preview"]
     vdd(capsys, *several)
     assert sorted(p.name for p in (tmp_path / "out").glob("*.preview.mp4")) == ["d.mov.preview.mp4", "d.mp4.preview.mp4"]
     for target in ("d.mp4", "d.mov"):
@@ -51,7 +51,7 @@ def test_a_preview_replaces_nothing(tmp_path, capsys):
 
 
 def test_resume_adds_a_preview_that_is_missing(tmp_path, capsys):
-    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(3)])
+    source = save_clip(tmp_path / "in.mp4", 3)
     command = [source, "-o", tmp_path / "o.mp4"]
     vdd(capsys, *command)
     written = (tmp_path / "o.mp4").stat().st_mtime_ns

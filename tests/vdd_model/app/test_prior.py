@@ -1,6 +1,6 @@
 """The pretrained prior on the command line: which file is taken, what is said where there is none, `vdd convert maxim`."""
 import pytest
-from media_tools import pattern, save_clip
+from media_tools import save_clip
 
 from vdd_model.app import cli
 from vdd_model.app.cli import main
@@ -18,7 +18,7 @@ def nowhere(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("given", ["maxim", "nowhere.safetensors"])
 def test_a_prior_asked_for_in_vain_is_one_sentence(tmp_path, tiny_checkpoint, capsys, given):
-    source = save_clip(tmp_path / "a.mp4", [pattern(0)])
+    source = save_clip(tmp_path / "a.mp4", 1)
     command = ["deblur", str(source), "-o", str(tmp_path / "o.mp4"), "--checkpoint", str(tiny_checkpoint), "--prior", given]
     assert main(command) == 1
     error = capsys.readouterr().err

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from media_tools import IdentityDeblurrer, deblur, pattern, pictures, save_clip
+from media_tools import IdentityDeblurrer, deblur, pictures, save_clip
 
 from vdd_model.app import shares
 from vdd_model.app.shares import Team, divide
@@ -53,7 +53,7 @@ def together(size: int, work) -> list:
 @pytest.mark.parametrize("suffix, codec", [(".mp4", "h264"), (".mov", "prores")])
 def test_shares_equal_one_process(tmp_path, tiny_model, short_segments, suffix, codec):
     """The whole chain with the model, whose windows blend across the borders of shares: the same file, byte for byte, with its sound."""
-    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(37)], audio=True)
+    source = save_clip(tmp_path / "in.mp4", 37, audio=True)
     model, output = Deblurrer(tiny_model, device="cpu"), OutputOptions(codec=codec, preset="veryfast")
     whole = deblur(source, tmp_path / f"whole{suffix}", stand_in=model, output=output)
     made = together(3, lambda team: deblur(source, tmp_path / f"o{suffix}", stand_in=model, output=output, team=team))
@@ -76,7 +76,7 @@ def test_pictures_are_shared_out_and_a_damaged_one_ends_the_clip(tmp_path, short
 
 
 def test_a_run_begun_alone_is_finished_by_many(tmp_path, short_segments):
-    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(50)])
+    source = save_clip(tmp_path / "in.mp4", 50)
     with pytest.raises(KeyboardInterrupt):
         deblur(source, tmp_path / "o.mp4", stand_in=IdentityDeblurrer(stop_after=13))
     made = together(3, lambda team: deblur(source, tmp_path / "o.mp4", stand_in=IdentityDeblurrer(0.02), team=team, resume=True))
@@ -86,7 +86,7 @@ def test_a_run_begun_alone_is_finished_by_many(tmp_path, short_segments):
 
 
 def test_what_the_first_refuses_ends_all(tmp_path):
-    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(3)])
+    source = save_clip(tmp_path / "in.mp4", 3)
     (tmp_path / "o.mp4").write_bytes(b"")
     first, second = together(2, lambda team: deblur(source, tmp_path / "o.mp4", team=team))
     assert "exists already" in str(first) and isinstance(second, UserError) and "the first process did" in str(second)
@@ -127,7 +127,7 @@ def start(rank: int, port: int, source: Path, target: Path, *more: str) -> subpr
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_process_that_dies_costs_no_frame(tmp_path, killed):
     """kill -9 of the second: the first takes over. Of the first: the second goes on, and --resume joins what is there."""
-    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(150)], audio=True)
+    source = save_clip(tmp_path / "in.mp4", 150, audio=True)
     target, folder = tmp_path / "o.mp4", part_folder(tmp_path / "o.mp4")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

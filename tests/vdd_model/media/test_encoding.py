@@ -3,10 +3,8 @@ import dataclasses
 import functools
 
 import av
-import numpy as np
 import pytest
-import torch
-from media_tools import deblur, pattern, save_clip
+from media_tools import deblur, patterns, save_clip
 
 from vdd_model.media.clip import MediaError
 from vdd_model.media.encoding import choose_encoding
@@ -14,7 +12,7 @@ from vdd_model.media.video import OutputOptions, probe, write_video
 
 
 def test_what_prores_and_ffv1_cannot_store_is_refused(tmp_path):
-    clip = probe(save_clip(tmp_path / "in.mp4", [pattern(0)] * 2))
+    clip = probe(save_clip(tmp_path / "in.mp4", 2))
     encode = functools.partial(choose_encoding, clip, tmp_path / "o.mov")
     assert encode(OutputOptions(codec="prores", chroma=444)).pix_fmt == "yuv444p10le"
     assert encode(OutputOptions(codec="prores")).pix_fmt == encode(OutputOptions(codec="prores", chroma=422)).pix_fmt == "yuv422p10le"
@@ -32,7 +30,7 @@ def test_what_prores_and_ffv1_cannot_store_is_refused(tmp_path):
 
 def test_the_encoder_holds_few_large_frames(tmp_path):
     """x264 looks ahead at as many frames as fit into the bound, never fewer than 8, and at no more than its preset would."""
-    clip = probe(save_clip(tmp_path / "in.mp4", [pattern(0)] * 2))
+    clip = probe(save_clip(tmp_path / "in.mp4", 2))
     for size, preset, ahead in (((64, 48), "medium", None), ((1280, 720), "medium", 24), ((1280, 720), "veryfast", None),
                                 ((3840, 2160), "fast", 8)):
         sized = dataclasses.replace(clip, width=size[0], height=size[1])
@@ -41,7 +39,7 @@ def test_the_encoder_holds_few_large_frames(tmp_path):
 
 
 def test_options_without_effect_are_named(tmp_path):
-    source = save_clip(tmp_path / "in.mp4", [pattern(i) for i in range(2)])
+    source = save_clip(tmp_path / "in.mp4", 2)
     for options, target, named in (({"quality": 7, "preset": "slow"}, "o.mkv", ["--quality", "--preset"]),
                                    ({"preset": "slow"}, "o.mov", ["--preset"]),
                                    ({"quality": 7, "chroma": 444, "bit_depth": 10}, "out", ["--quality", "--chroma", "16 are written"])):
@@ -53,8 +51,7 @@ def test_options_without_effect_are_named(tmp_path):
 @pytest.mark.parametrize("frames", [1, 2, 3, 65])
 def test_decoding_times_are_our_own(tmp_path, frames):
     """x265's mean nothing where a run is shorter than its reordering is deep, and the last segment may be."""
-    pictures = (torch.from_numpy(pattern(i, 16, 64)) for i in range(frames))
-    out = write_video(tmp_path / "o.mp4", pictures, options=OutputOptions(codec="hevc", preset="ultrafast"))
+    out = write_video(tmp_path / "o.mp4", patterns(frames, 16, 64), options=OutputOptions(codec="hevc", preset="ultrafast"))
     with av.open(str(out)) as file:
         ticks = round(1 / (file.streams.video[0].average_rate * file.streams.video[0].time_base))
         times = [(p.pts, p.dts) for p in file.demux(video=0) if p.size]
@@ -65,10 +62,9 @@ def test_decoding_times_are_our_own(tmp_path, frames):
 
 @pytest.mark.parametrize("size", [(18, 34), (48, 48), (62, 62), (8, 640), (640, 14), (640, 48)])
 def test_hevc_refuses_what_its_encoder_cannot_take(tmp_path, size):
-    frames = torch.from_numpy(np.stack([pattern(i, *size) for i in range(3)]))
+    frames = patterns(3, *size)
     with pytest.raises(MediaError, match="too small for hevc"):
         write_video(tmp_path / "o.mp4", frames, options=OutputOptions(codec="hevc"))
     clip = probe(write_video(tmp_path / "o.mp4", frames, options=OutputOptions(bit_depth=10)))
     assert (clip.codec, clip.bit_depth) == ("h264", 10)
-    note = choose_encoding(clip, tmp_path / "o.mp4", OutputOptions()).notes
-    assert any("too small for hevc" in text for text in note)
+    assert any("too small for hevc" in note for note in choose_encoding(clip, tmp_path / "o.mp4", OutputOptions()).notes)

@@ -6,16 +6,16 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from media_tools import OLD, IdentityDeblurrer, deblur, encoded, pattern, seen
+from media_tools import OLD, deblur, eight_bits, encoded, pattern, seen, vdd
 from PIL import Image, ImageCms, ImageOps, features
 
 from train.data.readers import read_picture as read_for_training
-from vdd_model.app.cli import main
 from vdd_model.media.clip import MediaError
 from vdd_model.media.images import picture_size, read_image, read_picture
 from vdd_model.media.video import probe, read, write_image
 
-PICTURE = (pattern(0, 96, 128) * 255).astype(np.uint8)
+PICTURE = eight_bits(0, 96, 128)
+AVIF = pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
 GRAIN = np.clip(PICTURE + np.random.default_rng(0).normal(0, 9, PICTURE.shape), 0, 255).astype(np.uint8)
 
 
@@ -35,16 +35,13 @@ def tiff_file(values, *, pages=1, order="<", compress=False, **keys):
     return data.getvalue()
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "progressive.jpg", "cmyk.jpg", "a.png", "a.webp", "a.bmp", "a.tif", "a.jp2", "a.tga", "a.ppm",
-                                  "a.exr", "a.dpx", "lzw.tif", "jpeg.tif", "rle.tga"])
-def test_what_is_cut_off_is_named(tmp_path, name):
-    path, kinds = tmp_path / name, {"a.exr": "gbrpf32le", "a.dpx": "gbrp10le"}
-    if name in kinds:
-        encoded(path, name[2:], kinds[name], GRAIN)
-    else:
-        stored(path, "CMYK" if name == "cmyk.jpg" else "RGB", **({"progressive": True} if "prog" in name else {}),
-               **({"compression": found} if (found := {"lzw": "tiff_lzw", "jpeg": "jpeg", "rle": "tga_rle"}.get(path.stem)) else {}))
-    data = path.read_bytes()
+@pytest.mark.parametrize("name, keys", [
+    *((f"a.{suffix}", {}) for suffix in ("jpg", "png", "webp", "bmp", "tif", "jp2", "tga", "ppm")), ("b.jpg", {"progressive": True}),
+    ("c.jpg", {"mode": "CMYK"}), ("a.exr", "gbrpf32le"), ("a.dpx", "gbrp10le"), ("b.tga", {"compression": "tga_rle"}),
+    *((f"{kind}.tif", {"compression": kind}) for kind in ("tiff_lzw", "jpeg"))])
+def test_what_is_cut_off_is_named(tmp_path, name, keys):
+    path = tmp_path / name
+    data = (stored(path, **keys) if isinstance(keys, dict) else encoded(path, name[2:], keys, GRAIN)).read_bytes()
     whole = read_image(path)[0]
     assert (whole - torch.from_numpy(GRAIN) / 255).abs().mean() < 0.06
     for part in (0.3, 0.5, 0.9):
@@ -62,10 +59,9 @@ def test_a_jpeg_that_lacks_its_last_bytes_is_named(tmp_path, missing):
         read_picture(data[:-missing], "a.jpg")
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.tif"])
-def test_a_wrong_byte_is_named_where_the_file_keeps_sums(tmp_path, name):
-    stored(tmp_path / name, **({"compression": "tiff_adobe_deflate"} if name == "a.tif" else {}))
-    data = bytearray((tmp_path / name).read_bytes())
+@pytest.mark.parametrize("name, keys", [("a.png", {}), ("a.tif", {"compression": "tiff_adobe_deflate"})])
+def test_a_wrong_byte_is_named_where_the_file_keeps_sums(tmp_path, name, keys):
+    data = bytearray(stored(tmp_path / name, **keys).read_bytes())
     data[len(data) // 2] ^= 0x55
     (tmp_path / name).write_bytes(data)
     with pytest.raises(MediaError, match=name):
@@ -87,16 +83,13 @@ def test_odd_but_good_jpegs_are_read(tmp_path, mode, keys):
         assert torch.equal(read_picture(changed, what), whole), what
 
 
-def test_lab_is_read(tmp_path):
-    """As Photoshop saves it, which FFmpeg does not know."""
+def test_other_colors_than_rgb_are_read(tmp_path):
+    """Lab as Photoshop saves it, which FFmpeg does not know; CMYK with fewer samples."""
     lab = ImageCms.profileToProfile(Image.fromarray(PICTURE), *map(ImageCms.createProfile, ("sRGB", "LAB")), outputMode="LAB")
     lab.save(tmp_path / "a.tif")
-    assert (read_picture(tmp_path / "a.tif").float() - torch.from_numpy(PICTURE).float()).abs().mean() < 2
-
-
-def test_cmyk_with_fewer_samples_is_read(tmp_path):
-    rgb = read_picture(stored(tmp_path / "a.jpg", "CMYK", subsampling=1, quality=95))
-    assert (rgb.float() - torch.from_numpy(PICTURE).float()).abs().mean() < 14
+    stored(tmp_path / "a.jpg", "CMYK", subsampling=1, quality=95)
+    for name, limit in (("a.tif", 2), ("a.jpg", 14)):
+        assert (read_picture(tmp_path / name).float() - torch.from_numpy(PICTURE).float()).abs().mean() < limit
 
 
 @pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "f2", "f4"])
@@ -167,21 +160,15 @@ def test_further_pictures_of_a_jpeg_are_said(tmp_path, xmp, kind, said):
 
 
 def test_four_channels_are_not_always_transparent(tmp_path):
-    opaque = [stored(tmp_path / "cmyk.jpg", "CMYK"), stored(tmp_path / "lossless.webp", "RGBA", lossless=True)]
-    (tmp_path / "x.tif").write_bytes(tiff_file(np.dstack([PICTURE, PICTURE[..., :1]]), extrasamples=["unspecified"]))
-    for path in [*opaque, tmp_path / "x.tif"]:
-        assert read_image(path)[1] is None and not probe(path).has_alpha
-        assert not probe([stored(tmp_path / "first.png"), path]).has_alpha
-    real = Image.fromarray(np.dstack([PICTURE, PICTURE[..., 1]]))
+    first = stored(tmp_path / "first.png")
+    opaque = [stored(tmp_path / "cmyk.jpg", "CMYK"), stored(tmp_path / "lossless.webp", "RGBA", lossless=True), tmp_path / "x.tif"]
+    opaque[2].write_bytes(tiff_file(np.dstack([PICTURE, PICTURE[..., :1]]), extrasamples=["unspecified"]))
+    for path in opaque:
+        assert read_image(path)[1] is None and not probe(path).has_alpha and not probe([first, path]).has_alpha
     for name, keys in (("a.webp", {"lossless": True, "exact": True}), ("b.webp", {}), ("c.tif", {}), ("d.tga", {}), ("e.jp2", {})):
-        real.save(tmp_path / name, **keys)
-        assert probe(tmp_path / name).has_alpha and probe([stored(tmp_path / "first.png"), tmp_path / name]).has_alpha
-        assert np.abs(read_image(tmp_path / name)[1].numpy() - PICTURE[..., 1] / 255).max() < 0.01
-
-
-def test_grey_targa_with_transparency(tmp_path):
-    stored(tmp_path / "a.tga", "LA")
-    assert np.array_equal(np.rint(read_image(tmp_path / "a.tga")[0].numpy()[..., 0] * 255), np.asarray(Image.fromarray(GRAIN).convert("L")))
+        path = stored(tmp_path / name, "RGBA", np.dstack([PICTURE, PICTURE[..., 1]]), **keys)
+        assert probe(path).has_alpha and probe([first, path]).has_alpha
+        assert np.abs(read_image(path)[1].numpy() - PICTURE[..., 1] / 255).max() < 0.01
 
 
 @pytest.mark.parametrize("suffix, bits", [(".tga", 0), (".tga", 8), (".bmp", 0)])
@@ -195,6 +182,8 @@ def test_an_empty_fourth_byte_is_no_transparency(tmp_path, suffix, bits):
     (tmp_path / f"a{suffix}").write_bytes(head + rows)
     rgb, alpha = read_image(tmp_path / f"a{suffix}")
     assert alpha is None and np.array_equal(np.rint(rgb.numpy() * 255), GRAIN)
+    gray = read_image(stored(tmp_path / "gray.tga", "LA"))[0].numpy()[..., 0]
+    assert np.array_equal(np.rint(gray * 255), np.asarray(Image.fromarray(GRAIN).convert("L")))
 
 
 @pytest.mark.parametrize("codec, suffix, pix_fmt", [("dpx", "dpx", "gbrp10le"), ("exr", "exr", "gbrpf32le"), ("png", "png", "rgb24"),
@@ -205,10 +194,9 @@ def test_the_shape_of_pixels_is_kept(tmp_path, capfd, codec, suffix, pix_fmt):
         encoded(tmp_path / "in" / f"{i}.{suffix}", codec, pix_fmt, GRAIN, aspect=Fraction(2))
     assert probe(tmp_path / "in").pixel_aspect == 2
     if codec == "dpx":
-        assert main(["deblur", str(tmp_path / "in"), "-o", str(tmp_path / "o.mp4"), "--quiet"], IdentityDeblurrer()) == 0
+        vdd(capfd, tmp_path / "in", "-o", tmp_path / "o.mp4")
         assert probe(tmp_path / "o.mp4").pixel_aspect == 2
-        assert main(["deblur", str(tmp_path / "in"), "-o", str(tmp_path / "o"), "--quiet"], IdentityDeblurrer()) == 0
-        assert "not square (2:1)" in capfd.readouterr().err
+        assert "not square (2:1)" in vdd(capfd, tmp_path / "in", "-o", tmp_path / "o")
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif"])
@@ -225,19 +213,16 @@ def test_pixels_per_inch_are_the_other_way_round(tmp_path, name):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "lzw.tif", "zstd.tif"])
-def test_one_reader_for_deblurring_and_training(tmp_path, name, orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    keys = {"compression": {"lzw": "tiff_lzw", "zstd": "zstd"}[name[:-4]]} if name.endswith("tif") else {}
+@pytest.mark.parametrize("name, keys", [("a.jpg", {}), ("a.png", {}), ("a.webp", {}), ("a.tif", {"compression": "tiff_lzw"}),
+                                        ("b.tif", {"compression": "zstd"})])
+def test_one_reader_for_deblurring_and_training(tmp_path, name, keys, orientation):
+    exif, plain = Image.Exif(), Image.fromarray(GRAIN)
+    exif[0x0112] = plain.getexif()[0x0112] = orientation
     try:
         stored(tmp_path / name, exif=exif, **keys)
     except OSError:
         pytest.skip("this Pillow does not write it")
-    upright = read_image(tmp_path / name)[0]
-    plain = Image.fromarray(GRAIN)
-    plain.getexif()[0x0112] = orientation
-    turned = np.asarray(ImageOps.exif_transpose(plain))
+    upright, turned = read_image(tmp_path / name)[0], np.asarray(ImageOps.exif_transpose(plain))
     assert upright.shape == turned.shape and (upright - torch.from_numpy(turned / 255.0)).abs().mean() < 0.06
     found = read_for_training(tmp_path / name)
     assert torch.equal(found, (upright * 255).round().byte().permute(2, 0, 1))
@@ -262,41 +247,33 @@ def test_grey_and_transparent_pictures_in_eight_bits(tmp_path):
     assert np.array_equal(read_picture(buffer.getvalue()).numpy(), GRAIN)
 
 
-def test_still_avif_is_a_picture_and_a_moving_one_a_clip(tmp_path):
-    if not features.check("avif"):
-        pytest.skip("this Pillow has no AVIF")
+@AVIF
+def test_still_avif_is_a_picture_and_a_moving_one_a_clip(tmp_path, capfd):
     stored(tmp_path / "a.avif", values=PICTURE, quality=95)
     rgb, alpha = read_image(tmp_path / "a.avif")
     assert alpha is None and (rgb - torch.from_numpy(PICTURE) / 255).abs().mean() < 0.02
-    assert main(["deblur", str(tmp_path / "a.avif"), "-o", str(tmp_path / "o.png"), "--quiet"], IdentityDeblurrer()) == 0
+    vdd(capfd, tmp_path / "a.avif", "-o", tmp_path / "o.png")
     clear, exif = np.dstack([PICTURE, PICTURE[..., 1]]), Image.Exif()
     for exif[0x0112], turned in ((1, clear), (6, np.rot90(clear, 3))):
         Image.fromarray(clear).save(tmp_path / "b.avif", quality=95, exif=exif)
         found = np.dstack([x.numpy() for x in read_image(tmp_path / "b.avif")])
         assert found.shape == turned.shape and np.abs(found - turned / 255).mean() < 0.02 and probe(tmp_path / "b.avif").has_alpha
-    frames = [Image.fromarray(np.full((48, 64, 3), 40 * i, np.uint8)) for i in range(5)]
-    frames[0].save(tmp_path / "c.avif", save_all=True, append_images=frames[1:], duration=40)
-    assert probe(tmp_path / "c.avif").num_frames == len(list(read(probe(tmp_path / "c.avif")))) == 5
-    assert probe(tmp_path / "c.avif").extras == ()
-    for frame in frames:
-        frame.putalpha(99)
-    frames[0].save(tmp_path / "c.avif", save_all=True, append_images=frames[1:], duration=40)
-    assert probe(tmp_path / "c.avif").extras == ("the transparency (a stream of its own)",)            # what is lost is said
+    for mode, lost in (("RGB", ()), ("RGBA", ("the transparency (a stream of its own)",))):           # what is lost is said
+        frames = [Image.new(mode, (64, 48), (40 * i,) * 3 + (99,) * (mode == "RGBA")) for i in range(5)]
+        frames[0].save(tmp_path / "c.avif", save_all=True, append_images=frames[1:], duration=40)
+        clip = probe(tmp_path / "c.avif")
+        assert clip.num_frames == len(list(read(clip))) == 5 and clip.extras == lost
     data = (tmp_path / "a.avif").read_bytes()
     (tmp_path / "a.avif").write_bytes(data[:len(data) // 2])
     with pytest.raises(MediaError, match="a.avif"):
         read_image(tmp_path / "a.avif")
-    folder = tmp_path / "in"
-    folder.mkdir()
-    for name in ("0.png", "1.avif"):
-        stored(folder / name, values=PICTURE)
-    assert probe(folder).num_frames == 2 and not probe(folder).has_alpha
+    both = probe([stored(tmp_path / name, values=PICTURE) for name in ("0.png", "1.avif")])
+    assert both.num_frames == 2 and not both.has_alpha
 
 
+@AVIF
 def test_pictures_in_tiles_that_nobody_here_reads_are_one_sentence(tmp_path, monkeypatch):
     """FFmpeg would give one tile of such a file for the whole."""
-    if not features.check("avif"):
-        pytest.skip("this Pillow has no AVIF")
     monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
     data = stored(tmp_path / "a.avif").read_bytes()
     (tmp_path / "a.heic").write_bytes(data[:8] + b"heic" + data[12:].replace(b"av01", b"grid", 1))
@@ -310,17 +287,14 @@ def test_five_bits_a_color_reach_white(tmp_path):
     assert read_image(tmp_path / "a.bmp")[0].min() == 1 and read_picture(tmp_path / "a.bmp").min() == 255
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.tga", "a.avif"])
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.tga", pytest.param("a.avif", marks=AVIF)])
 def test_large_pictures_are_no_bombs(tmp_path, name, monkeypatch):
     """Pillow refuses those beyond 179 million pixels, which photographs of telephones have."""
-    data = tiff_file(PICTURE, tile=(16, 16)) if name == "a.tif" else None
     exif = Image.Exif()
     exif[0x0112] = 6
-    if name == "a.avif" and not features.check("avif"):
-        pytest.skip("this Pillow has no AVIF")
-    clear = {"mode": "RGBA", "values": np.dstack([GRAIN, PICTURE[..., 1]])} if name == "a.avif" else {}
-    stored(tmp_path / name, **clear, **({"compression": "tga_rle"} if name == "a.tga" else {"exif": exif} if data is None else {}))
-    if data:
-        (tmp_path / name).write_bytes(data)
+    keys = {"a.tga": {"compression": "tga_rle"}, "a.tif": {}, "a.avif": {"mode": "RGBA", "values": np.dstack([GRAIN, GRAIN[..., 1]])}}
+    stored(tmp_path / name, **keys.get(name, {"exif": exif}))
+    if name == "a.tif":
+        (tmp_path / name).write_bytes(tiff_file(PICTURE, tile=(16, 16)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     assert read_picture(tmp_path / name).shape[1] == probe(tmp_path / name).width == picture_size(tmp_path / name)[0]
