@@ -22,7 +22,9 @@ def test_the_adapter_in_bands_equals_the_whole(height, monkeypatch):
     fast = accelerate(copy.deepcopy(plain))
     with torch.no_grad():
         torch.testing.assert_close(fast(latents), plain(latents), rtol=0, atol=1e-5)
-        learning, expected = accelerate(copy.deepcopy(plain).requires_grad_()), plain(latents)
-        with torch.enable_grad():
-            assert torch.equal(learning(latents), expected)                    # while it learns it is the plain one
-        assert torch.equal(restore(fast)(latents), expected)
+        assert torch.equal(restore(fast)(latents), plain(latents))
+    learning = accelerate(copy.deepcopy(plain).requires_grad_())              # while it learns it is the plain one, its gradients too
+    for adapter in (learning, plain.requires_grad_()):
+        adapter(latents).square().sum().backward()
+    for one, other in zip(learning.parameters(), plain.parameters()):
+        assert torch.equal(one.grad, other.grad) and one.grad.any()
