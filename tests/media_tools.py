@@ -20,6 +20,7 @@ from vdd_model.app.cli import main
 from vdd_model.app.jobs import Job, run
 from vdd_model.cpu.frames import to_float
 from vdd_model.inference.pipeline import DeblurOptions
+from vdd_model.media.clip import MediaError
 from vdd_model.media.pixel_formats import ColorTags, from_rgb
 from vdd_model.media.png import write_image
 from vdd_model.media.video import OutputOptions, VideoClip, probe, read, read_clip, write_video
@@ -34,25 +35,32 @@ def needs_codec(name: str, tells: bool = True) -> None:
 
 
 class IdentityDeblurrer:
-    """Gives the frames back unchanged, in chunks of one stride, keeping the interface of pipeline.Deblurrer."""
+    """Gives the frames back unchanged, in chunks of one stride, keeping the interface of pipeline.Deblurrer.
 
-    def __init__(self, delay: float = 0.0, stop_after: int | None = None, error: BaseException | None = None):
-        self.delay, self.stop_after, self.error = delay, stop_after, error
+    `each(number, chunk)` is called with every chunk before it goes out, and may raise; what it returns goes out in its place.
+    """
+
+    def __init__(self, delay: float = 0.0, stop_after: int | None = None, error: BaseException | None = None, each=lambda *_: None):
+        self.delay, self.stop_after, self.error, self.each = delay, stop_after, error or KeyboardInterrupt(), each
 
     def stream(self, frames, options, *, first_frame=0, input_start=0, **_):
-        held, index = [], input_start
-        for frame in frames:
-            if index >= first_frame:
+        held, count = [], 0
+        for index, frame in enumerate(frames, input_start + 1):
+            if index > first_frame:
                 held.append(to_float(frame))
-            index += 1
             if held and index % options.stride == 0:
                 if self.stop_after is not None and index > self.stop_after:
-                    raise self.error or KeyboardInterrupt
+                    raise self.error
                 time.sleep(self.delay)
-                yield torch.stack(held)
-                held = []
+                yield self._given(count, held)
+                held, count = [], count + 1
         if held:
-            yield torch.stack(held)
+            yield self._given(count, held)
+
+    def _given(self, number: int, held: list[torch.Tensor]) -> torch.Tensor:
+        chunk = torch.stack(held)
+        changed = self.each(number, chunk)
+        return chunk if changed is None else changed
 
 
 def pattern(index: int, height: int = 48, width: int = 64) -> np.ndarray:
@@ -293,6 +301,18 @@ def deblur(source, target: Path, *, stand_in=None, options=OPTIONS, output=None,
     job = Job(source, target, as_images=not target.suffix or target.suffix == ".png", rate=rate)
     output = output or OutputOptions(preset="veryfast" if target.suffix == ".mp4" else "medium")
     return run(job, lambda: stand_in or IdentityDeblurrer(), options, output, quiet=True, **{"say": lambda text: None, **more})
+
+
+def stopped(source, target: Path, after: int, error: BaseException | None = None, **more) -> None:
+    """`deblur`, ended by Ctrl-C (or this error) in the place of what comes behind so many frames."""
+    with pytest.raises(type(error or KeyboardInterrupt())):
+        deblur(source, target, stand_in=IdentityDeblurrer(stop_after=after, error=error), **more)
+
+
+def refused(words: str, source, target: Path, **more) -> None:
+    """`deblur`, which has to refuse with a sentence of these words."""
+    with pytest.raises(MediaError, match=words):
+        deblur(source, target, **more)
 
 
 def pictures(folder: Path, *numbers: int, name: str = "shot1_{:04d}.png", **keys) -> list[Path]:

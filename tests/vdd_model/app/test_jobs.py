@@ -1,28 +1,31 @@
 """A deblurring job: nothing half done under the final name, and the same frames after any interruption."""
-import contextlib
 import dataclasses
 import errno
+import itertools
 import os
 import signal
 import threading
 import time
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import av
 import numpy as np
 import pytest
 import torch
-from media_tools import OPTIONS, IdentityDeblurrer, deblur, packets, pattern, pictures, save_clip
+from media_tools import OPTIONS, IdentityDeblurrer, deblur, packets, patterns, pictures, refused, save_clip, stopped, vdd
 
 from vdd_model.app import jobs
-from vdd_model.app.cli import main
 from vdd_model.app.jobs import Job
 from vdd_model.inference.pipeline import Deblurrer
 from vdd_model.media import joining, sinks
-from vdd_model.media.clip import MediaError
 from vdd_model.media.reader import VideoReader
 from vdd_model.media.video import OutputOptions, part_folder, probe, read_clip, read_image, write_image
+
+NEVER = IdentityDeblurrer(stop_after=0, error=AssertionError("it was called"))
+AS_OPTIONS = ("--window", "6", "--overlap", "2", "--preset", "veryfast")
 
 
 def decoded(path: Path) -> list[bytes]:
@@ -51,11 +54,9 @@ def test_all_frames_arrive_also_after_interruptions(tmp_path, clip_150, suffix, 
     times = [t for t, _ in packets(whole, "video")]
     assert np.allclose(np.array(sorted(times)) - min(times), np.arange(150) / 25, atol=1.1e-3)
     for stop in (1, 40, 65, 130):
-        with pytest.raises(KeyboardInterrupt):
-            deblur(clip_150, target, output=output, stand_in=IdentityDeblurrer(stop_after=stop), resume=True)
+        stopped(clip_150, target, stop, output=output, resume=True)
         assert not target.exists() and part_folder(target).is_dir() == (stop > 1)      # nothing is left of a run without a frame
-    with pytest.raises(MediaError, match="--resume"):
-        deblur(clip_150, target, output=output)
+    refused("--resume", clip_150, target, output=output)
     told = []
     outcome = deblur(clip_150, target, output=output, resume=True, say=told.append)
     assert outcome.frames == 150 and "128 finished frames" in told[0]
@@ -66,48 +67,40 @@ def test_all_frames_arrive_also_after_interruptions(tmp_path, clip_150, suffix, 
 def test_resume_with_the_model_gives_the_same_frames(tmp_path, tiny_model):
     """The whole chain, with windows that blend into each other."""
     source = save_clip(tmp_path / "in.mp4", 31)
-    model = Deblurrer(tiny_model, device="cpu")
-    output = OutputOptions(codec="ffv1")
+    model, output = Deblurrer(tiny_model, device="cpu"), OutputOptions(codec="ffv1")
     deblur(source, tmp_path / "whole.mkv", stand_in=model, output=output)
 
-    class Interrupted:
-        def stream(self, *args, **keys):
-            for count, chunk in enumerate(model.stream(*args, **keys)):
-                if count == 3:
-                    raise KeyboardInterrupt
-                yield chunk
-
+    def interrupted(*args, **keys):
+        yield from itertools.islice(model.stream(*args, **keys), 3)
+        raise KeyboardInterrupt
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            deblur(source, tmp_path / "o.mkv", stand_in=Interrupted(), output=output, resume=True)
+            deblur(source, tmp_path / "o.mkv", stand_in=SimpleNamespace(stream=interrupted), output=output, resume=True)
     deblur(source, tmp_path / "o.mkv", stand_in=model, output=output, resume=True)
     assert decoded(tmp_path / "o.mkv") == decoded(tmp_path / "whole.mkv")
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc to tell which files are open")
 def test_the_folder_goes_where_no_open_file_can_be_deleted(tmp_path, monkeypatch):
     """As on Windows."""
-    source = save_clip(tmp_path / "in.mp4", 7)
-    real, target = os.unlink, tmp_path / "o.mp4"
+    real = os.unlink
 
     def unlink(path, **keywords):
         if Path(os.fsdecode(path)).name == "lock" and any(os.path.realpath(f).endswith("/lock") for f in Path("/proc/self/fd").iterdir()):
             raise PermissionError(13, "it is used by another process")
         real(path, **keywords)
-
-    if not Path("/proc/self/fd").is_dir():
-        pytest.skip("needs /proc to tell which files are open")
     monkeypatch.setattr(os, "unlink", unlink)
-    deblur(source, target)
+    deblur(save_clip(tmp_path / "in.mp4", 7), tmp_path / "o.mp4")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.mp4", "o.mp4"]
 
 
-def test_a_folder_without_work_beside_the_output_is_cleared_away(tmp_path):
-    source, target = save_clip(tmp_path / "in.mp4", 7), tmp_path / "o.mp4"
+def test_a_folder_without_work_beside_the_output_is_cleared_away(tmp_path, capfd):
+    source, target, folder = save_clip(tmp_path / "in.mp4", 7), tmp_path / "o.mp4", part_folder(tmp_path / "o.mp4")
     deblur(source, target)
-    folder = part_folder(target)
     folder.mkdir()
     (folder / "lock").touch()
-    assert main(["deblur", str(source), "-o", str(target), "--resume"], IdentityDeblurrer()) == 0 and not folder.exists()
+    vdd(capfd, source, "-o", target, "--resume")
+    assert not folder.exists()
     folder.mkdir()
     (folder / "packets.bin").write_bytes(b"work")
     assert not jobs.is_finished(Job(source, target)) and (folder / "packets.bin").exists()
@@ -124,32 +117,24 @@ def test_a_folder_without_work_beside_the_output_is_cleared_away(tmp_path):
 
 def test_resume_refuses_other_settings(tmp_path, clip_150, monkeypatch):
     target = tmp_path / "o.mp4"
-    with pytest.raises(KeyboardInterrupt):
-        deblur(clip_150, target, stand_in=IdentityDeblurrer(stop_after=20))
-    with pytest.raises(MediaError, match="steps was 1, is 4"):
-        deblur(clip_150, target, resume=True, options=dataclasses.replace(OPTIONS, steps=4))
-    with monkeypatch.context() as patch, pytest.raises(MediaError, match="version of the processing was"):
+    stopped(clip_150, target, 20)
+    for words, change in (("steps was 1, is 4", {"options": dataclasses.replace(OPTIONS, steps=4)}), ("weights", {"identity": "others"}),
+                          ("precision was", {"precision": "float32 on cpu"})):
+        refused(words, clip_150, target, resume=True, **change)
+    with monkeypatch.context() as patch:
         patch.setattr(jobs, "PROCESSING", 1000)
-        deblur(clip_150, target, resume=True)
-    with pytest.raises(MediaError, match="weights"):
-        deblur(clip_150, target, resume=True, identity="others")
-    with pytest.raises(MediaError, match="precision was"):
-        deblur(clip_150, target, resume=True, precision="float32 on cpu")
+        refused("version of the processing was", clip_150, target, resume=True)
     assert deblur(clip_150, target, force=True).frames == 150
     files = pictures(tmp_path / "in", *range(20))
-    with pytest.raises(KeyboardInterrupt):
-        deblur(files, tmp_path / "p.mp4", rate=Fraction(24), stand_in=IdentityDeblurrer(stop_after=8))
-    with pytest.raises(MediaError, match="fps was 24, is 30"):
-        deblur(files, tmp_path / "p.mp4", rate=Fraction(30), resume=True)
+    stopped(files, tmp_path / "p.mp4", 8, rate=Fraction(24))
+    refused("fps was 24, is 30", files, tmp_path / "p.mp4", rate=Fraction(30), resume=True)
 
 
 def test_a_torn_tail_is_dropped(tmp_path, clip_150):
     """What a kill leaves half written, in the spool or in the packet file, is done again."""
     deblur(clip_150, tmp_path / "whole.mp4")
-    target = tmp_path / "o.mp4"
-    with pytest.raises(KeyboardInterrupt):
-        deblur(clip_150, target, stand_in=IdentityDeblurrer(stop_after=100))
-    folder = part_folder(target)
+    target, folder = tmp_path / "o.mp4", part_folder(tmp_path / "o.mp4")
+    stopped(clip_150, target, 100)
     spool = next(folder.glob("spool-*.raw"))
     spool.write_bytes(spool.read_bytes()[:-1000])
     with (folder / "packets.bin").open("ab") as file:
@@ -159,25 +144,20 @@ def test_a_torn_tail_is_dropped(tmp_path, clip_150):
 
 
 @pytest.mark.parametrize("behind", [False, True])
-def test_a_kill_around_the_last_rename_loses_nothing(tmp_path, monkeypatch, behind):
-    class Killed(BaseException):
-        pass
-
+def test_a_kill_around_the_last_rename_loses_nothing(tmp_path, monkeypatch, capfd, behind):
     def killed(*_):
-        raise Killed
+        raise SystemExit
 
-    source, target = save_clip(tmp_path / "in.mp4", 7), tmp_path / "o.mp4"
-    replace = os.replace
+    source, target, replace = save_clip(tmp_path / "in.mp4", 7), tmp_path / "o.mp4", os.replace
     with monkeypatch.context() as patch:
         patch.setattr(jobs, "_discard", killed)
         if not behind:
             patch.setattr(os, "replace", lambda a, b: killed() if Path(b) == target else replace(a, b))
-        with pytest.raises(Killed):
+        with pytest.raises(SystemExit):
             deblur(source, target, identity="given")
     assert target.exists() == behind and (part_folder(target) / "packets.bin").exists()
     before = target.stat().st_ino if behind else None
-    command = ["deblur", str(source), "-o", str(target), "--window", "6", "--overlap", "2", "--preset", "veryfast", "--resume"]
-    assert main(command, IdentityDeblurrer()) == 0
+    vdd(capfd, source, "-o", target, *AS_OPTIONS, "--resume")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.mp4", "o.mp4"] and len(decoded(target)) == 7
     assert before in (None, target.stat().st_ino)                   # what was whole is left alone
 
@@ -192,120 +172,88 @@ def interruptible():
 
 @pytest.mark.parametrize("how, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_leave_nothing_under_the_name(tmp_path, clip_150, how, code, capfd, interruptible):
-    class Signalled(IdentityDeblurrer):
-        def stream(self, *args, **keys):
-            for count, chunk in enumerate(super().stream(*args, **keys)):
-                if count == 4:
-                    os.kill(os.getpid(), how)
-                    time.sleep(5)
-                yield chunk
+    def signalled(number, _):
+        if number == 4:
+            os.kill(os.getpid(), how)
+            time.sleep(5)
 
     target = tmp_path / "o.mp4"
-    command = ["deblur", str(clip_150), "-o", str(target), "--window", "6", "--overlap", "2", "--preset", "veryfast"]
-    assert main(command, Signalled()) == code
-    error = capfd.readouterr().err
-    assert "--resume" in error and "Traceback" not in error and not target.exists()
-    assert main([*command, "--resume"], IdentityDeblurrer()) == 0
-    assert "goes on after 16 finished frames" in capfd.readouterr().err
+    command = [clip_150, "-o", target, *AS_OPTIONS]
+    assert "--resume" in vdd(capfd, *command, model=IdentityDeblurrer(each=signalled), code=code) and not target.exists()
+    assert "goes on after 16 finished frames" in vdd(capfd, *command, "--resume")
     assert [p.name for p in tmp_path.iterdir()] == ["o.mp4"]
 
 
 def test_mixed_pictures_come_out_whole(tmp_path):
     """A black lead-in that is stored in grey, then colors, then transparency: every picture keeps its own."""
-    folder = tmp_path / "in"
-    folder.mkdir()
-    alphas = [None, None, torch.full((48, 64), 0.25)]
-    for i, alpha in enumerate(alphas):
-        write_image(folder / f"{i}.png", torch.from_numpy(pattern(i)) * (i > 0), alpha, gray=i == 0)
-    deblur(sorted(folder.iterdir()), tmp_path / "out")
-    for i, alpha in enumerate(alphas):
+    given = patterns(3) * torch.tensor([0, 1, 1])[:, None, None, None]
+    for i, alpha in enumerate([None, None, torch.full((48, 64), 0.25)]):
+        write_image(tmp_path / f"{i}.png", given[i], alpha, gray=i == 0)
+    deblur(sorted(tmp_path.iterdir()), tmp_path / "out")
+    for i, mean in enumerate((1, 1, 0.25)):
         rgb, opacity = read_image(tmp_path / "out" / f"{i}.png")
-        assert (rgb - torch.from_numpy(pattern(i)) * (i > 0)).abs().max() < 0.01
-        assert abs(float(opacity.mean()) - (1 if alpha is None else 0.25)) < 0.01
+        assert (rgb - given[i]).abs().max() < 0.01 and abs(float(opacity.mean()) - mean) < 0.01
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), MemoryError()])
 def test_a_run_without_a_frame_leaves_nothing(tmp_path, clip_150, error):
     """So that the corrected command is not held up."""
     for target in (tmp_path / "o.mp4", tmp_path / "out"):
-        with pytest.raises(type(error)):
-            deblur(clip_150, target, stand_in=IdentityDeblurrer(stop_after=0, error=error))
+        stopped(clip_150, target, 0, error)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pictures_to_video_and_back(tmp_path):
+def test_pictures_become_a_video_and_lose_its_times_but_not_in_silence(tmp_path):
     deblur(pictures(tmp_path / "in", *range(9)), tmp_path / "o.mp4", output=OutputOptions(quality=4))
     clip = probe(tmp_path / "o.mp4")
     assert clip.num_frames == 9 and clip.color.matrix == clip.color.primaries == clip.color.transfer == 1
-    deblur(tmp_path / "o.mp4", tmp_path / "frames")
+    assert deblur(tmp_path / "o.mp4", tmp_path / "frames").notes == []
     assert len(list((tmp_path / "frames").glob("frame_*.png"))) == 9
-
-
-def test_pictures_lose_times_but_not_in_silence(tmp_path):
     source = save_clip(tmp_path / "in.mp4", 5, times=[0, 40, 95, 120, 181], time_base=Fraction(1, 1000))
     assert any("varying times" in note for note in deblur(source, tmp_path / "a").notes)
-    assert deblur(save_clip(tmp_path / "plain.mp4", 2), tmp_path / "c").notes == []
 
 
-def test_what_an_encoder_refuses_costs_no_work_and_leaves_nothing(tmp_path):
+def test_what_an_encoder_or_a_small_disk_refuses_costs_no_work_and_leaves_nothing(tmp_path, clip_150, monkeypatch):
     write_image(tmp_path / "in.png", torch.zeros(16, 17000, 3))
-    with pytest.raises(MediaError, match="h264 cannot store frames of 17000x16"):
-        deblur([tmp_path / "in.png"], tmp_path / "o.mp4", stand_in=IdentityDeblurrer(stop_after=0, error=AssertionError()))
+    refused("h264 cannot store frames of 17000x16", [tmp_path / "in.png"], tmp_path / "o.mp4", stand_in=NEVER)
+    monkeypatch.setattr(jobs.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    refused("of room while it is written", clip_150, tmp_path / "o.mp4", stand_in=NEVER)
     assert [p.name for p in tmp_path.iterdir()] == ["in.png"]
-
-
-def test_room_is_checked_beforehand(tmp_path, clip_150, monkeypatch):
-    monkeypatch.setattr(jobs.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    with pytest.raises(MediaError, match="of room while it is written"):
-        deblur(clip_150, tmp_path / "o.mp4")
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("place", ["segment", "join"])
 def test_a_full_disk_loses_nothing(tmp_path, clip_150, monkeypatch, place):
     """The disk runs full while segments are written, or while they are joined; --resume goes on once there is room."""
-    target, real_end, real_join = tmp_path / "o.mp4", sinks.VideoSink._end_segment, sinks.join
+    target, end, told = tmp_path / "o.mp4", sinks.VideoSink._end_segment, []
 
     def full(*args, **keys):
         raise OSError(28, "No space left on device")
 
-    if place == "segment":
-        monkeypatch.setattr(sinks.VideoSink, "_end_segment", lambda self: full() if self.segment == 1 else real_end(self))
-    else:
-        monkeypatch.setattr(sinks, "join", full)
-    with pytest.raises(MediaError, match="no room left"):
-        deblur(clip_150, target)
+    with monkeypatch.context() as patch:
+        if place == "segment":
+            patch.setattr(sinks.VideoSink, "_end_segment", lambda self: full() if self.segment == 1 else end(self))
+        else:
+            patch.setattr(sinks, "join", full)
+        refused("no room left", clip_150, target)
     assert not target.exists()
-    monkeypatch.setattr(sinks.VideoSink, "_end_segment", real_end)
-    monkeypatch.setattr(sinks, "join", real_join)
-    told = []
-    assert deblur(clip_150, target, resume=True, say=told.append).frames == 150
-    assert told
+    assert deblur(clip_150, target, resume=True, say=told.append).frames == 150 and told
     deblur(clip_150, tmp_path / "whole.mp4")
     assert decoded(target) == decoded(tmp_path / "whole.mp4")
 
 
 def test_sound_that_cannot_be_joined_may_be_left_away(tmp_path, clip_150, monkeypatch):
     """The pictures, which took hours, are not lost with it."""
-    target, real = tmp_path / "o.mp4", joining.copied
+    target, real, told = tmp_path / "o.mp4", joining.copied, []
     monkeypatch.setattr(joining, "copied", lambda *args: iter(list(real(*args))[::-1]))
-    with pytest.raises(MediaError, match="--resume --no-audio"):
-        deblur(clip_150, target)
-    told = []
+    refused("--resume --no-audio", clip_150, target)
     assert deblur(clip_150, target, resume=True, output=OutputOptions(preset="veryfast", audio=False), say=told.append).frames == 150
     assert "150 finished frames" in told[0] and probe(target).sound == ()
 
 
 def test_two_runs_do_not_mix(tmp_path, clip_150):
     target = tmp_path / "o.mp4"
-
-    class Second(IdentityDeblurrer):
-        def stream(self, *args, **keys):
-            with pytest.raises(MediaError, match="another run"):
-                deblur(clip_150, target, resume=True)
-            yield from super().stream(*args, **keys)
-
-    assert deblur(clip_150, target, stand_in=Second()).frames == 150
+    second = IdentityDeblurrer(each=lambda number, _: None if number else refused("another run", clip_150, target, resume=True))
+    assert deblur(clip_150, target, stand_in=second).frames == 150
 
 
 @pytest.mark.parametrize("call, number, refusal", [
@@ -314,12 +262,10 @@ def test_two_runs_do_not_mix(tmp_path, clip_150):
 def test_network_folders_that_lock_or_sync_nothing(tmp_path, monkeypatch, call, number, refusal):
     pytest.importorskip(call.partition(".")[0])
     source = save_clip(tmp_path / "in.mp4", 3)
-
-    def refuse(*args):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(call, refuse)
-    with pytest.raises(MediaError, match=refusal) if refusal else contextlib.nullcontext():
+    monkeypatch.setattr(call, Mock(side_effect=OSError(number, os.strerror(number))))
+    if refusal:
+        refused(refusal, source, tmp_path / "o.mp4")
+    else:
         assert deblur(source, tmp_path / "o.mp4").frames == 3
 
 
@@ -330,14 +276,12 @@ def test_reading_computing_and_writing_overlap(tmp_path, clip_150, monkeypatch):
     monkeypatch.setattr(VideoReader, "__iter__", lambda self: (read.append(f.index) or f for f in iterate(self)))
     monkeypatch.setattr(sinks.VideoSink, "write", lambda self, rgb, *rest: (write(self, rgb, *rest), written.extend(rgb))[0])
 
-    class Watcher(IdentityDeblurrer):
-        def stream(self, frames, options, **keys):
-            for number, chunk in enumerate(super().stream((taken.append(f) or f for f in frames), options, **keys)):
-                end = time.monotonic() + 30
-                while number < 4 and (len(read) <= len(taken) or len(written) < number * options.stride):
-                    assert time.monotonic() < end, f"chunk {number}: {len(read)} read, {len(taken)} taken, {len(written)} written"
-                    time.sleep(0.001)
-                yield chunk
+    def wait(number, chunk):
+        taken.extend(chunk)
+        end = time.monotonic() + 30
+        while number < 4 and (len(read) <= len(taken) or len(written) < number * OPTIONS.stride):
+            assert time.monotonic() < end, f"chunk {number}: {len(read)} read, {len(taken)} taken, {len(written)} written"
+            time.sleep(0.001)
 
-    deblur(clip_150, tmp_path / "o.mp4", stand_in=Watcher())
+    deblur(clip_150, tmp_path / "o.mp4", stand_in=IdentityDeblurrer(each=wait))
     assert len(written) == 150 and set(threading.enumerate()) <= before

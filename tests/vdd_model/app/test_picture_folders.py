@@ -5,25 +5,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from media_tools import IdentityDeblurrer, deblur, pattern, pictures, save_clip, vdd
+from media_tools import deblur, pictures, save_clip, stopped, vdd
 
 from vdd_model.media import sinks
 from vdd_model.media.video import part_folder, read_clip, read_image, write_image
 
 
 def test_pictures_keep_names_depth_and_alpha(tmp_path):
-    folder = tmp_path / "in"
-    folder.mkdir()
+    out = tmp_path / "out"
     for i in range(20):
-        write_image(folder / f"shot_{i + 7:03d}.png", torch.from_numpy(pattern(i)), torch.full((48, 64), i / 20), bit_depth=16)
-    files = sorted(folder.iterdir())
-    with pytest.raises(KeyboardInterrupt):
-        deblur(files, tmp_path / "out", stand_in=IdentityDeblurrer(stop_after=9))
-    assert not (tmp_path / "out").exists()
-    assert deblur(files, tmp_path / "out", resume=True).frames == 20
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [f.name for f in files]
-    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(files, sorted((tmp_path / "out").iterdir())))
-    assert not part_folder(tmp_path / "out").exists()
+        files = pictures(tmp_path / "in", i + 7, name="shot_{:03d}.png", alpha=torch.full((48, 64), i / 20), bit_depth=16)
+    stopped(files, out, 9)
+    assert not out.exists()
+    assert deblur(files, out, resume=True).frames == 20 and not part_folder(out).exists()
+    assert [(p.name, p.read_bytes()) for p in sorted(out.iterdir())] == [(p.name, p.read_bytes()) for p in files]
 
 
 def test_a_longer_run_before_leaves_no_pictures(tmp_path):
@@ -35,12 +30,9 @@ def test_a_longer_run_before_leaves_no_pictures(tmp_path):
         (out / name).write_bytes(b"mine")
     deblur(pictures(tmp_path / "short", *range(7, 12)), out, force=True)
     assert sorted(p.name for p in out.iterdir()) == sorted([*others, *(f"shot1_{i:04d}.png" for i in range(7, 12))])
-    deblur(save_clip(tmp_path / "long.mp4", 40), tmp_path / "video")
-    short = save_clip(tmp_path / "short.mp4", 3)
-    deblur(short, tmp_path / "video", force=True)
-    assert sorted(p.name for p in (tmp_path / "video").iterdir()) == [f"frame_{i:06d}.png" for i in range(3)]
-    deblur(save_clip(tmp_path / "one.mp4", 1), tmp_path / "video", force=True)
-    assert [p.name for p in (tmp_path / "video").iterdir()] == ["frame_000000.png"]
+    for count in (40, 3, 1):
+        deblur(save_clip(tmp_path / "in.mp4", count), tmp_path / "video", force=True)
+        assert sorted(p.name for p in (tmp_path / "video").iterdir()) == [f"frame_{i:06d}.png" for i in range(count)]
 
 
 @pytest.mark.parametrize("place", ["removing", "moving"])
@@ -66,11 +58,10 @@ def test_old_pictures_go_also_after_an_interruption(tmp_path, monkeypatch, place
 
 
 def test_pictures_of_the_same_kind():
-    assert sinks.naming(["a1_08.png", "a1_09.png"]).fullmatch("a1_10.png")
-    assert not sinks.naming(["a1_08.png", "a1_09.png"]).fullmatch("a2_08.png")
-    assert not sinks.naming(["a1_08.png"]).fullmatch("a1_09.png")              # one name alone does not tell which number counts
-    assert not sinks.naming(["a.png", "b.png"]).fullmatch("c.png")
-    assert sinks.naming(["a1.png", "a2.png", "b.png"]).fullmatch("a30.png")
+    for names, other, alike in (("a1_08.png a1_09.png", "a1_10.png", True), ("a1_08.png a1_09.png", "a2_08.png", False),
+                                ("a1_08.png", "a1_09.png", False),             # one name alone does not tell which number counts
+                                ("a.png b.png", "c.png", False), ("a1.png a2.png b.png", "a30.png", True)):
+        assert bool(sinks.naming(names.split()).fullmatch(other)) == alike
 
 
 def test_pictures_of_an_unknown_run_are_not_resumed(tmp_path):

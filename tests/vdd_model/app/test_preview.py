@@ -7,16 +7,10 @@ from vdd_model.media.video import probe, read_clip, write_image
 
 
 def test_preview(tmp_path):
-    source = save_clip(tmp_path / "in.mp4", 150)
-
-    class Brighter(IdentityDeblurrer):
-        def stream(self, *args, **keys):
-            yield from ((chunk + 0.2).clamp(0, 1) for chunk in super().stream(*args, **keys))
-
-    outcome = deblur(source, tmp_path / "o.mp4", stand_in=Brighter(), preview=True)
-    assert "preview" in outcome.notes[-1]
+    brighter = IdentityDeblurrer(each=lambda _, chunk: (chunk + 0.2).clamp(0, 1))
+    outcome = deblur(save_clip(tmp_path / "in.mp4", 150), tmp_path / "o.mp4", stand_in=brighter, preview=True)
     picture = read_clip(tmp_path / "o.mp4.preview.png")[0]
-    assert picture.shape == (48, 2 * 64 + 4, 3)
+    assert "preview" in outcome.notes[-1] and picture.shape == (48, 2 * 64 + 4, 3)
     assert 0.15 < (picture[:, 68:] - picture[:, :64]).mean() < 0.25
     video = probe(tmp_path / "o.mp4.preview.mp4")
     assert (video.num_frames, video.rate, video.width) == (150, 25, 64)

@@ -4,14 +4,14 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
-from media_tools import IdentityDeblurrer, deblur, pictures, save_clip
+from media_tools import IdentityDeblurrer, deblur, pictures, save_clip, stopped
 
 from vdd_model.app import shares
 from vdd_model.app.shares import Team, divide
@@ -42,11 +42,8 @@ def together(size: int, work) -> list:
         except BaseException as error:
             found[number] = error
 
-    threads = [threading.Thread(target=member, args=(i,)) for i in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(size) as pool:
+        list(pool.map(member, range(size)))
     return found
 
 
@@ -77,8 +74,7 @@ def test_pictures_are_shared_out_and_a_damaged_one_ends_the_clip(tmp_path, short
 
 def test_a_run_begun_alone_is_finished_by_many(tmp_path, short_segments):
     source = save_clip(tmp_path / "in.mp4", 50)
-    with pytest.raises(KeyboardInterrupt):
-        deblur(source, tmp_path / "o.mp4", stand_in=IdentityDeblurrer(stop_after=13))
+    stopped(source, tmp_path / "o.mp4", 13)
     made = together(3, lambda team: deblur(source, tmp_path / "o.mp4", stand_in=IdentityDeblurrer(0.02), team=team, resume=True))
     deblur(source, tmp_path / "whole.mp4")
     assert made[0].frames == 50 and 30 < sum(outcome.made for outcome in made) < 50
@@ -92,33 +88,25 @@ def test_what_the_first_refuses_ends_all(tmp_path):
     assert "exists already" in str(first) and isinstance(second, UserError) and "the first process did" in str(second)
 
 
-def test_processes_that_do_not_see_each_other(tmp_path):
+def test_processes_that_do_not_see_each_other(tmp_path, monkeypatch):
     """Another folder stands in for another machine's disk."""
     assert together(2, lambda team: team.sees(tmp_path)) == [True, True]
-    real = fcntl.flock
-    try:
-        fcntl.flock = lambda *_: None                          # locks that keep nobody out
-        assert together(2, lambda team: team.sees(tmp_path)) == [False, False]
-    finally:
-        fcntl.flock = real
-    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None)       # locks that keep nobody out
+    assert together(2, lambda team: team.sees(tmp_path)) == [False, False] and not list(tmp_path.iterdir())
 
 
 def test_division(tmp_path):
     """Segments are shared out evenly, and the first division stays."""
     assert divide(tmp_path, 1000, 1) == [0]
-    assert divide(tmp_path, 1000, 3) == [0, 320, 640]
-    assert divide(tmp_path, 1000, 5) == divide(tmp_path, 1000, 1) == [0, 320, 640]
-    (tmp_path / "shares.json").unlink()
-    assert divide(tmp_path, 100, 8) == [0, 64]
-    (tmp_path / "shares.json").unlink()
-    assert divide(tmp_path, 1000, 2, begun=70) == [0, 128, 576]
+    for (length, size, begun), starts in {(1000, 3, 0): [0, 320, 640], (100, 8, 0): [0, 64], (1000, 2, 70): [0, 128, 576]}.items():
+        assert divide(tmp_path, length, size, begun=begun) == divide(tmp_path, length, 5) == divide(tmp_path, length, 1) == starts
+        (tmp_path / "shares.json").unlink()
 
 
-def start(rank: int, port: int, source: Path, target: Path, *more: str) -> subprocess.Popen:
+def start(rank: int, port: int, source: Path, target: Path) -> subprocess.Popen:
     """One of two processes that torchrun would start."""
     command = [sys.executable, str(TOOLS), "deblur", str(source), "-o", str(target), "--window", "6", "--overlap", "2", "--preset",
-               "veryfast", "--quiet", *more]
+               "veryfast", "--quiet"]
     environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
                    "OMP_NUM_THREADS": "1", "STAND_IN_DELAY": "0.1"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
@@ -141,10 +129,7 @@ def test_a_process_that_dies_costs_no_frame(tmp_path, killed):
     left = processes[1 - killed]
     said, _ = left.communicate(timeout=120)
     assert left.returncode == 0 and target.exists() == bool(killed)
-    if killed:
-        assert "150 frames" in said
-    else:
-        assert deblur(source, target, resume=True, identity="given").made == 0
+    assert "150 frames" in said if killed else deblur(source, target, resume=True, identity="given").made == 0
     deblur(source, tmp_path / "whole.mp4")
     assert target.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
     assert not folder.exists()
