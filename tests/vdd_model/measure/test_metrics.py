@@ -34,12 +34,12 @@ def test_psnr_agrees_with_scikit_image(clips):
 
 def test_ssim_gaussian_agrees_with_scikit_image(clips):
     from skimage.metrics import structural_similarity
-    a, b = clips
+    a, b = (x.repeat(1, 4, 3, 1)[:, :, :150] for x in clips)   # several parts, the last ones small
     ours = metrics.ssim_gaussian(a, b)
     for value, x, y in zip(ours, a, b):
         theirs = structural_similarity(eight_bit(y), eight_bit(x), gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
                                        data_range=255, channel_axis=-1)
-        assert abs(value - theirs) < 1e-6
+        assert abs(value - theirs) < 1e-9
     assert 0.1 < ours.min() and ours.max() < 0.95
     assert metrics.ssim_gaussian(a, a).allclose(torch.ones(3, dtype=torch.float64))
     assert metrics.ssim_gaussian(a[:, :8], b[:, :8]).isnan().all()
