@@ -60,6 +60,7 @@ class VideoClip:
     extras: tuple[str, ...] = ()            # what else is in the file and has no place in an output, in words
     telemetry: tuple[str, ...] = ()         # streams of data that .mp4 and .mov take over, in words
     attached: tuple[str, ...] = ()          # names of attached files
+    hold: int = 0                           # ticks for which the last frame is shown: nothing else tells its end; 0: as any other
     origin: Fraction = Fraction(0)          # seconds of the first frame in the file
     shift: Fraction = Fraction(0)           # seconds taken off every stream so that the output starts at 0
     joins: tuple[Fraction, ...] = ()        # of a file joined by copying: seconds to add to the times behind each place

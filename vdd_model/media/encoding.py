@@ -142,7 +142,9 @@ _CRF_FILES = (".m4v", ".mkv", ".mov", ".mp4")
 CODECS = {
     "h264": Codec("libx264", _CRF_FILES, "8, 10", _x264),
     "hevc": Codec("libx265", _CRF_FILES, "8, 10", _x265, smallest=(64, 16)),
-    "prores": Codec("prores_ks", (".mkv", ".mov"), "10", _prores, 422, alpha=True, intra=True, unused=("--preset",)),
+    # FFmpeg 7.1.0, in PyAV 14.2, takes the profile for another option of that name and leaves prores_ks its own choice
+    "prores": Codec("prores" if av.ffmpeg_version_info == "7.1" else "prores_ks", (".mkv", ".mov"), "10", _prores, 422, alpha=True,
+                    intra=True, unused=("--preset",)),
     "ffv1": Codec("ffv1", (".mkv",), "8, 10, 12, 16", _ffv1, 444, alpha=True, intra=True, unused=("--quality", "--preset")),
     "png": Codec("png", (), "8, 16", alpha=True, intra=True, unused=("--quality", "--chroma", "--preset")),
 }

@@ -133,10 +133,11 @@ def probe_video(path: str | Path) -> VideoClip:
     if constant:
         exact = (origin - shift) * rate.numerator
         tick = Fraction(1, rate.numerator if exact.denominator == 1 else rate.numerator * math.ceil(90000 / rate.numerator))
+        walk.hold = round(walk.hold * rate) / rate
     return VideoClip(path=path, width=height if turns % 2 else width, height=width if turns % 2 else height, num_frames=count, rate=rate,
                 time_base=tick, constant_rate=constant, has_alpha=has_alpha, origin=origin, shift=shift, joins=walk.joins,
-                untimed=not len(times), missing=missing, breaks_off=breaks_off, headless=walk.headless, remarks=tuple(remarks),
-                **facts)
+                hold=round(walk.hold / tick), untimed=not len(times), missing=missing, breaks_off=breaks_off, headless=walk.headless,
+                remarks=tuple(remarks), **facts)
 
 
 def _first_frame(container, stream, path: Path) -> av.VideoFrame:
@@ -240,6 +241,7 @@ class Walk:
     slots: int = 0                          # places on the grid of decoding times, dropped frames among them
     first: Fraction | None = None           # first moment of picture or sound in seconds
     last: Fraction | None = None            # last moment of any stream
+    hold: Fraction = Fraction(0)            # seconds for which the last picture is shown
     clock: bool = False                     # times may be negative because a clock ran over
     joins: tuple[Fraction, ...] = ()        # what `Joins` found
     fourth: bool = False                    # whether any fourth byte is not 0
@@ -291,7 +293,7 @@ def _scan(path: Path, timed: bool, fourth: bool = False) -> Walk:
                     starts[index] = min(packet.pts * packet.time_base, starts.get(index, packet.pts * packet.time_base))
         except av.FFmpegError:
             pass                                               # the reader will meet the same place and report it
-        walk.later = later_streams(container)
+        walk.later, shown = later_streams(container), ends.get(video.index)
         behind = [codec for kind, codec in walk.later if kind == "Video" and walk.stop < 0.95 * path.stat().st_size]
         walk.goes_on = behind + [codec for place, codec in others.values() if joins.clock and place >= walk.stop]
     walk.count, walk.joins, walk.headless = max(1, len(times) + untimed), tuple(joins.found), walk.headless if keyed else 0
@@ -299,6 +301,7 @@ def _scan(path: Path, timed: bool, fourth: bool = False) -> Walk:
         walk.times = np.sort(np.asarray(times, np.int64))
         walk.first = min(starts.values(), default=None)
         walk.last = max((end * base for end, base in ends.values()), default=None)
+        walk.hold = (shown[0] - int(walk.times[-1])) * shown[1] if times else walk.hold
     return walk
 
 

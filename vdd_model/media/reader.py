@@ -264,12 +264,9 @@ class VideoReader:
                 if beyond_limits(item, tags_of(item, clip)):
                     beyond.append(index)
                 if index >= self.start:
-                    duration = getattr(item, "duration", 0) or 0
-                    if clip.constant_rate:                     # the last frame may be held for longer: nothing else tells its end
-                        held = round(duration * tick * clip.rate) if index == clip.num_frames - 1 and not clip.untimed else 1
-                        duration = one * max(1, held)
                     rgb, alpha = upright_rgb(item, clip)
-                    yield Frame(torch.from_numpy(rgb), None if alpha is None else torch.from_numpy(alpha), pts, int(duration) or one, index)
+                    alpha = None if alpha is None else torch.from_numpy(alpha)
+                    yield Frame(torch.from_numpy(rgb), alpha, pts, clip.hold if index == clip.num_frames - 1 and clip.hold else one, index)
                     del rgb, alpha
                 else:
                     self.passing()

@@ -28,6 +28,13 @@ def test_what_prores_and_ffv1_cannot_store_is_refused(tmp_path):
         choose_encoding(odd, tmp_path / "o.mkv", OutputOptions(codec="ffv1", chroma=420))
 
 
+def test_prores_has_the_profile_that_is_asked_for(tmp_path):
+    for quality, tag in enumerate(("apco", "apcs", "apcn", "apch", "ap4h", "ap4x")):
+        path = write_video(tmp_path / "o.mov", [torch.from_numpy(pattern(0))], options=OutputOptions(codec="prores", quality=quality))
+        with av.open(str(path)) as file:
+            assert file.streams.video[0].codec_context.codec_tag == tag
+
+
 def test_the_encoder_holds_few_large_frames(tmp_path):
     """x264 looks ahead at as many frames as fit into the bound, never fewer than 8, and at no more than its preset would."""
     clip = probe(save_clip(tmp_path / "in.mp4", 2))

@@ -85,8 +85,8 @@ def test_colors_that_stand_in_the_container_only(tmp_path, codec, pix_fmt, suffi
     """Most decoders overwrite them, with what they do not know, when they start."""
     needs_codec(codec)
     options = {"libx265": {"x265-params": "log-level=none:colorprim=unknown:transfer=unknown:colormatrix=unknown:bframes=0"},
-               "dnxhd": {"profile": "dnxhr_hqx"}}.get(codec, {})
-    size, full = (128, 256) if codec == "dnxhd" else (96, 128), "j" in pix_fmt
+               "dnxhd": {"b": "90M"}}.get(codec, {})
+    size, full = (720, 1280) if codec == "dnxhd" else (96, 128), "j" in pix_fmt
     with av.open(str(tmp_path / f"in{suffix}"), "w") as out:
         stream = add_video(out, codec, pix_fmt, size, options=options, color_primaries=9, color_trc=16, colorspace=9, color_range=1 + full)
         encode(out, stream, [from_rgb(pattern(i, *size), None, pix_fmt, ColorTags(2, 2, 2, full)) for i in range(2)])
