@@ -30,7 +30,7 @@ def test_what_prores_and_ffv1_cannot_store_is_refused(tmp_path):
 
 def test_prores_has_the_profile_that_is_asked_for(tmp_path):
     for quality, tag in enumerate(("apco", "apcs", "apcn", "apch", "ap4h", "ap4x")):
-        path = write_video(tmp_path / "o.mov", [torch.from_numpy(pattern(0))], options=OutputOptions(codec="prores", quality=quality))
+        path = write_video(tmp_path / "o.mov", patterns(1), options=OutputOptions(codec="prores", quality=quality))
         with av.open(str(path)) as file:
             assert file.streams.video[0].codec_context.codec_tag == tag
 
