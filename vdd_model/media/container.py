@@ -33,7 +33,7 @@ def open_container(path: Path):
         if found:
             raise MediaError(f"{path} {what}")
     if _is_encrypted(path):
-        raise MediaError(f"{path} is encrypted (as by a shop or a streaming service); only a player that has its key can show it")
+        raise encrypted(path)
     try:
         container = av.open(os.path.abspath(path), metadata_errors="replace")      # FFmpeg would take 12:30.mp4 for an address
     except PermissionError:
@@ -47,6 +47,19 @@ def open_container(path: Path):
         container.close()
         raise MediaError(f"{path} is not a video (it looks like {container.format.long_name or container.format.name})")
     return container
+
+
+def encrypted(path: Path) -> MediaError:
+    """What is said of a file that nobody reads without its key."""
+    return MediaError(f"{path} is encrypted (as by a shop, a station or a streaming service); only a player that has its key can show it")
+
+
+def is_scrambled(path: Path, number: int) -> bool:
+    """Whether most of the packets of a transport stream that stand at its beginning say so. `number`: the video's."""
+    heads = [re.escape(bytes([flags << 5 | number >> 8, number & 255])) for flags in range(8)]
+    with path.open("rb") as file:                              # a packet: G, flags and the number, two bits for it
+        found = re.findall(b"G(?:" + b"|".join(heads) + b")(.)", file.read(1 << 20), re.DOTALL)
+    return 2 * sum(byte[0] > 63 for byte in found) > len(found)
 
 
 def _is_encrypted(path: Path) -> bool:

@@ -19,8 +19,10 @@ import numpy as np
 from .clip import MediaError, VideoClip
 from .container import (
     Joins,
+    encrypted,
     is_cover,
     is_own_data,
+    is_scrambled,
     is_telemetry,
     later_streams,
     name_of,
@@ -57,6 +59,8 @@ def probe_video(path: str | Path) -> VideoClip:
     with contextlib.closing(open_container(path)) as container:
         # what the file says: before a picture is decoded, for many decoders then overwrite the container's colors with "not said"
         stream = video_stream(container, path)
+        if "enc_key_id" in stream.metadata:                    # Matroska's
+            raise encrypted(path)
         context, tick, family = stream.codec_context, stream.time_base or Fraction(1, 1000), container.format.name
         said = ColorTags(int(context.colorspace), int(context.color_primaries), int(context.color_trc), int(context.color_range) == 2)
         crop, chroma = presentation(container, stream)
@@ -146,6 +150,8 @@ def _first_frame(container, stream, path: Path) -> av.VideoFrame:
         if not isinstance(item, Exception):
             return item
         error = error or item
+    if container.format.name == "mpegts" and is_scrambled(path, stream.id):        # of some only the mark is left
+        raise encrypted(path)
     why = f" ({reason(error)})" if error else ""
     raise MediaError(f"{path} holds a video stream but not one frame that can be decoded{why}")
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import re
 from collections import deque
@@ -81,9 +82,9 @@ class Decoder:
                 coded = bytes(data)
                 parts = [coded[start:end] for start, end in nal_units(coded, self.decoder)[1] if start < end]
             if self._begins_anew(parts):
-                pictures, self.decoder = self._watch(self.decoder, None) or [], self._fresh()
+                pictures, self.decoder = self._watch(self.decoder, None) or [], self._fresh(self._says_itself)
                 if watcher:
-                    others, watcher = self._watch(watcher, None) or [], self._fresh()
+                    others, watcher = self._watch(watcher, None) or [], self._fresh(self._says_itself)
             try:
                 pictures = pictures + self.decoder.decode(data)
                 for picture in pictures if slots else ():
@@ -129,15 +130,24 @@ class Decoder:
         """Whether a second decoder watches over a silent one."""
         return bool(self.clip) and self.decoder is self.stream.codec_context and self.decoder.name in _BEHIND | _STRICT
 
-    def _fresh(self) -> av.CodecContext:
-        """Another decoder of the same stream, in its state at the beginning."""
+    def _fresh(self, silent: bool = False) -> av.CodecContext:
+        """Another decoder of the same stream, in its state at the beginning; a `silent` one knows no colors of the container's."""
         with contextlib.closing(open_container(self.clip.path)) as container:
             fresh = video_stream(container, self.clip.path).codec_context
         if fresh.name in _STRICT:
             fresh.options = {"err_detect": "explode"}
-        if self.joins.clock or self.clip.untimed:              # what such containers say are the first recording's colors
+        if silent:
             fresh.colorspace, fresh.color_primaries, fresh.color_trc, fresh.color_range = UNSPECIFIED, UNSPECIFIED, UNSPECIFIED, 0
         return fresh
+
+    @functools.cached_property
+    def _says_itself(self) -> bool:
+        """Whether the first picture says its colors itself: what the container says is then of the first recording alone."""
+        with contextlib.closing(open_container(self.clip.path)) as container:
+            decoder = Decoder(container, video_stream(container, self.clip.path))
+            decoder.decoder = self._fresh(silent=True)
+            first = next(item for item in decoder if not isinstance(item, Exception))
+            return (int(first.colorspace), int(first.color_range)) == self.clip.first_says
 
     def _watch(self, watcher, data: av.Packet | None) -> list[av.VideoFrame] | None:
         packet = None

@@ -107,15 +107,18 @@ def test_the_range_may_change_in_the_middle(tmp_path):
     assert len(frames) == 10 and np.abs(frames * 255 - 200).max() < 2
 
 
-@pytest.mark.parametrize("suffix", [".h264", ".ts"])
+@pytest.mark.parametrize("suffix", [".h264", ".ts", ".mp4", ".mkv"])
 @pytest.mark.parametrize("ranges", [(2, 0), (0, 2)])
 def test_the_range_of_one_recording_does_not_reach_into_the_next(tmp_path, ranges, suffix):
     """FFmpeg keeps what the first has said where the second says nothing, and gives frames that it still holds what the second says."""
+    bare = suffix if suffix == ".h264" else ".ts"
     for value in ranges:
-        with av.open(str(tmp_path / f"{value}{suffix}"), "w") as out:
+        with av.open(str(tmp_path / f"{value}{bare}"), "w") as out:
             stream = add_video(out, options={"crf": "4", "x264-params": "bframes=2:b-adapt=0:scenecut=0"}, color_range=value)
             encode(out, stream, [from_rgb(np.full((48, 64, 3), 0.7843), None, "yuv420p", ColorTags(6, 6, 6, value == 2))] * 9)
-    (tmp_path / f"in{suffix}").write_bytes(b"".join((tmp_path / f"{value}{suffix}").read_bytes() for value in ranges))
+    (tmp_path / f"in{bare}").write_bytes(b"".join((tmp_path / f"{value}{bare}").read_bytes() for value in ranges))
+    if suffix != bare:
+        remuxed(tmp_path / "in.ts", tmp_path / f"in{suffix}", lambda packet, number: moved(packet, Fraction(9 * (number > 8), 25)))
     reader = read(probe(tmp_path / f"in{suffix}"))
     frames = [frame.rgb.numpy() for frame in reader]
     assert len(frames) == 18 and np.abs(np.array(frames) * 255 - 200).max() < 2 and (reader.lost, reader.notes) == (0, [])
@@ -138,6 +141,18 @@ def test_what_is_encrypted_is_called_so(tmp_path):
         source = save_clip(tmp_path / "in.mp4", 3, container_options={**keys, **flags})
         with pytest.raises(MediaError, match="is encrypted"):
             probe(source)
+    # Matroska: encodings in the place of the track's name; a transport stream: two bits of each packet, whose content is noise
+    key = bytes.fromhex("6240a6 50318100 50328101 50338101 503597 47e18105 47e290") + bytes(16)
+    data = save_clip(tmp_path / "in.mkv", 3, track={"title": 41 * "x"}).read_bytes()
+    (tmp_path / "in.mkv").write_bytes(data.replace(b"\x53\x6e\xa9" + 41 * b"x", b"\x6d\x80\xa9" + key))
+    parts, rng = bytearray(save_clip(tmp_path / "in.ts", 3).read_bytes()), np.random.default_rng(0)
+    for place in range(0, len(parts), 188):
+        if parts[place + 1] & 31 == 1 and parts[place + 2] == 0:
+            parts[place + 3:place + 188] = bytes([parts[place + 3] & 15 | 144]) + rng.bytes(184)
+    (tmp_path / "in.ts").write_bytes(parts)
+    for suffix in (".mkv", ".ts"):
+        with pytest.raises(MediaError, match="is encrypted"):
+            probe(tmp_path / f"in{suffix}")
 
 
 def test_ycgco_is_read_and_written():
