@@ -8,8 +8,9 @@ from collections.abc import Callable
 from vdd_model.errors import UserError
 
 
-def exit_code(work: Callable[[], int | object], failed: int = 1) -> int:
-    """Do a command's work: the number that it returns, or 0. What stops it becomes one sentence and `failed`, or 130."""
+def exit_code(work: Callable[[], int | object], failed: int = 1, again: str = "the same command goes on where it stopped") -> int:
+    """Do a command's work: the number that it returns, or 0. What stops it becomes one sentence and `failed`, or 130; `again`: what to do
+    behind an interruption."""
     try:
         found = work()
     except UserError as error:
@@ -19,14 +20,14 @@ def exit_code(work: Callable[[], int | object], failed: int = 1) -> int:
         print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return failed
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        print(f"interrupted; {again}", file=sys.stderr)
         return 130
     return found if isinstance(found, int) else 0
 
 
-def command(failed: int = 1):
+def command(*how):
     """For a command line, a function of its arguments (None: the program's): it returns an exit status, as `exit_code` has it."""
-    return lambda main: functools.wraps(main)(lambda arguments=None: exit_code(lambda: main(arguments), failed))
+    return lambda main: functools.wraps(main)(lambda arguments=None: exit_code(lambda: main(arguments), *how))
 
 
 def minutes(text: str) -> float:

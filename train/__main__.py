@@ -8,7 +8,7 @@ from . import command, minutes
 from .config import add_run_flags, from_run_flags, scale_minutes
 
 
-@command(2)
+@command(2, "go on with --resume")
 def main(arguments: list[str] | None = None) -> None:
     """The command line. Returns the exit status: 0 finished or stopped in time, 2 for a user's error, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="python -m train", description="Train a model: the stages of CONFIG, one after the other.")

@@ -113,7 +113,7 @@ def write(rows: list[dict], out: Path) -> None:
         save_text(content, out / f"ablation.{name}")
 
 
-@command(2)
+@command(2, "go on with --resume")
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m train.ablate", description=__doc__.splitlines()[0])

@@ -175,6 +175,8 @@ def train_stage(this: Run, work: Work, ending: Callable[[], bool]) -> bool:
     bar.close()
     journal.flush()
     journal.left_out(work.batches.source.unreadable)
+    if position.step > first and position.step % config.log_every:       # a short stage says of its losses at least the last ones
+        journal.line(position, seconds=(time.monotonic() - clock) / (position.step - first))
     work.batches.close()
     return done >= 1
 

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -104,7 +105,8 @@ def check_data(config: TrainConfig) -> None:
     folders = {"data.folder": config.data.folder, "validation.pairs": validation.pairs, "validation.photos": validation.photos}
     for key, name in folders.items():
         if name and not (Path(config.root) / name).exists():
-            raise ConfigError(f"{key}: there is no folder {Path(config.root) / name}; give the data's place with --root")
+            raise ConfigError(f"{key}: there is no folder {Path(config.root) / name}; give the place of the data's folders with --root, "
+                              f"another name with --set {key}=NAME" + f", or go without it: --set {key}=" * (key != "data.folder"))
 
 
 def check_split(config: TrainConfig, processes: int) -> None:
@@ -239,6 +241,7 @@ def make_accelerator(config: TrainConfig):
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
+    warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)          # its later name is unknown to accelerate
     shared = DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)
     patient = InitProcessGroupKwargs(timeout=timedelta(hours=2))         # the others wait while one writes a state or validates
     try:

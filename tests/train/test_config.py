@@ -67,6 +67,8 @@ def one(**changes) -> dict:
     ({"preset": "smal"}, "no preset is called 'smal'"),
     ({"model": {"unet": {"dims": 3}}}, "did you mean 'dim'"),
     ({"root": "/nowhere"}, "there is no folder /nowhere/train_photos"),
+    ({"validation": {"pairs": "mine"}}, "or go without it: --set validation.pairs="),
+    ({"data": {"folder": "val_photos", "layout": "videos"}}, "no clips in the layout 'videos' of the split 'train'; the layout 'auto'"),
     ({"ema": 1.5}, "ema"),
     ({"save_every": 0}, "save_every: at least 1"),
     ({"log_every": 0}, "log_every: at least 1"),

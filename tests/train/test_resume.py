@@ -13,8 +13,8 @@ import pytest
 import torch
 from training_tools import BLUR, NO_VALIDATION, STAGES, losses, write_config
 
+from train import ablate, export, loop, start, state
 from train import config as configs
-from train import export, start, state
 from train.__main__ import main
 from train.data.clips import PhotoClips
 from train.data.readers import DataError
@@ -190,6 +190,16 @@ def test_a_resumed_stage_does_not_scale_the_latents_again(tmp_path):
     assert losses(halves / "run") == losses(whole / "run") and not any("latent_scale" in text for text in said)
     ours, theirs = (read_state(folder / "run" / "vdd.safetensors")[0] for folder in (halves, whole))
     assert ours == theirs and ours.vae.latent_scale != 1.0
+
+
+@pytest.mark.parametrize("command", [main, ablate.main])
+def test_an_interruption_says_how_to_go_on(tmp_path, monkeypatch, capsys, command):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "run", interrupted)
+    assert command([str(write_config(tmp_path)), "--out", str(tmp_path / "run")]) == 130
+    assert capsys.readouterr().err == "interrupted; go on with --resume\n"
 
 
 def test_damaged_state_is_passed_over(tmp_path):

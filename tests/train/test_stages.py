@@ -61,16 +61,17 @@ def test_a_stage_moves_its_parameters_and_no_others_bit_for_bit(kind):
 def test_a_whole_run_moves_what_its_stages_say(tmp_path):
     """Through the loop: optimiser, EMA and decay touch nothing else; encoder 1's target branch never moves after stage 0a."""
     exported = tmp_path / "run" / "vdd.safetensors"
-    by_stage, scales = [], []
+    by_stage, scales, said = [], [], []
 
     def say(text: str) -> None:
+        said.append(text)
         if "(after stage" in text:
             model = load(exported)
             by_stage.append({name: value.clone() for name, value in model.state_dict().items()})
             scales.append(model.config.vae.latent_scale)
 
     assert run(configs.load(write_config(tmp_path, export_dtype="float32")), say=say) == exported
-    assert len(by_stage) == 5
+    assert len(by_stage) == 5 and any(text.startswith("stage 4 stage3 step 2/2  loss ") for text in said)       # log_every is 1000
     for number, state in enumerate(by_stage):             # a later stage can be worse: every stage's weights stay
         kept = load(tmp_path / "run" / f"vdd-stage{number}.safetensors").state_dict()
         assert all(torch.equal(kept[name], value) for name, value in state.items())

@@ -100,7 +100,8 @@ def find(root: str | Path, layout: str = "auto", split: str = "", blur: str = "b
         if paths:
             return Found("photos", [Sequence(str(p.relative_to(root)), PictureFrames(str(p), [p])) for p in paths], [])
     kind = "clips or photographs" if layout == "auto" else f"clips in the layout {layout!r}"
-    raise DataError(f"the folder {root} holds no {kind}" + (f" of the split {split!r}" if split else ""))
+    more = f" of the split {split!r}" * bool(split) + "; the layout 'auto' looks for all kinds" * (layout != "auto")
+    raise DataError(f"the folder {root} holds no {kind}{more}")
 
 
 def _side_by_side(root: Path, split: str, blur: str) -> Path | None:
