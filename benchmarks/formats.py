@@ -35,7 +35,7 @@ NAMES = {"libx264": "H.264", "libx265": "HEVC", "prores_ks": "ProRes", "ffv1": "
          "libvpx": "VP8", "libsvtav1": "AV1", "mpeg2video": "MPEG-2", "mpeg4": "MPEG-4", "rawvideo": "uncompressed", "png": "PNG",
          "qtrle": "QuickTime Animation", "dnxhd": "DNxHR", "huffyuv": "HuffYUV", "utvideo": "Ut Video", "v210": "v210", "cfhd": "CineForm",
          "dvvideo": "DV", "wmv2": "WMV", "gif": "GIF", "apng": "APNG", "h264": "H.264", "hevc": "HEVC", "prores": "ProRes",
-         "flv": "Sorenson Spark", "wrapped_avframe": "uncompressed"}
+         "flv": "Sorenson Spark", "wrapped_avframe": "uncompressed", "libwebp_anim": "WebP, animated"}
 # what is read: file, encoder, its pixel format
 INPUTS = [
     (".mp4", "libx264", "yuv420p"), (".mp4", "libx264", "yuv420p10le"), (".mp4", "libx265", "yuv420p10le"),
@@ -48,6 +48,7 @@ INPUTS = [
     (".avi", "utvideo", "yuv422p"), (".avi", "cfhd", "yuv422p10le"), (".wmv", "wmv2", "yuv420p"), (".h264", "libx264", "yuv420p"),
     (".hevc", "libx265", "yuv420p"), (".vob", "mpeg2video", "yuv420p"), (".mxf", "mpeg2video", "yuv420p"), (".flv", "flv", "yuv420p"),
     (".3gp", "mpeg4", "yuv420p"), (".y4m", "wrapped_avframe", "yuv420p"), (".gif", "gif", "rgb8"), (".apng", "apng", "rgba"),
+    (".webp", "libwebp_anim", "bgra"),
 ]
 # pictures, a folder of which is a clip: file, Pillow's mode
 PICTURES = [(".png", "RGB"), (".png", "RGBA"), (".png", "I;16"), (".jpg", "RGB"), (".tif", "RGBA"), (".webp", "RGBA"), (".bmp", "RGB"),
@@ -57,7 +58,7 @@ OUTPUTS = [(suffix, name) for name, codec in CODECS.items() for suffix in codec.
 # mean error of 255 that the codec itself makes
 LIMITS = {"gif": 25, "mpeg2video": 5, "wmv2": 8, "flv": 8, "mpeg4": 8, "mjpeg": 5, "libsvtav1": 5}
 SETTINGS = {"libx264": {"crf": "4"}, "libx265": {"x265-params": "log-level=none", "crf": "4"}, "dnxhd": {"profile": "dnxhr_hqx"},
-            "libsvtav1": {"crf": "10"}, "libvpx": {"auto-alt-ref": "0"}, "libvpx-vp9": {"auto-alt-ref": "0"},
+            "libsvtav1": {"crf": "10"}, "libvpx": {"auto-alt-ref": "0"}, "libvpx-vp9": {"auto-alt-ref": "0"}, "libwebp_anim": {"lossless": "1"},
             "mpeg2video": {"qmin": "1", "qmax": "2"}}
 TAGS = {"title": "t", "workflow": "{}"}
 

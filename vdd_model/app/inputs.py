@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..media.clip import MediaError
 from ..media.encoding import CONTAINERS, VIDEO_SUFFIXES, OutputOptions
-from ..media.images import find_images, is_picture, listed, natural_order, picture_size
+from ..media.images import IMAGE_SUFFIXES, find_images, is_picture, listed, natural_order, picture_size
 from .jobs import Job
 from .shares import Team, gather
 
@@ -31,7 +31,8 @@ def find_clips(inputs: Sequence[str]) -> list[tuple[str, Path | tuple[Path, ...]
         is_folder, is_pattern = path.is_dir(), set(path.name) & set("*?%[") or "*" in text
         if is_folder or is_pattern and not path.exists():
             images = find_images(text)
-            videos = natural_order(p for p in listed(text) if p.suffix.lower() in VIDEO_SUFFIXES)
+            moving = {p for p in listed(text) if p.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES}
+            videos = natural_order(moving - set(images))       # animations may have a picture's name
             if is_folder and images and videos:
                 raise MediaError(f"{path} holds both pictures and videos; name a pattern, such as {path / ('*' + videos[0].suffix)}")
             if not images and not videos:

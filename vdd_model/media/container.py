@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import io
 import os
 import re
 import threading
@@ -12,9 +14,12 @@ from pathlib import Path
 
 import av
 import av.logging
+import numpy as np
 from av.codec.context import Flags
 from av.container import OutputContainer
 from av.stream import Disposition
+from PIL import ImageSequence
+from PIL.WebPImagePlugin import WebPImageFile
 
 from .clip import MediaError
 from .pixel_formats import CHROMA
@@ -35,18 +40,36 @@ def open_container(path: Path):
     if _is_encrypted(path):
         raise encrypted(path)
     try:
-        container = av.open(os.path.abspath(path), metadata_errors="replace")      # FFmpeg would take 12:30.mp4 for an address
+        source = io.BytesIO(_webp(path, path.stat().st_mtime_ns)) if path.suffix.lower() == ".webp" else os.path.abspath(path)
+        container = av.open(source, metadata_errors="replace")                     # as a mere name it would take 12:30.mp4 for an address
     except PermissionError:
         raise MediaError(f"{path} may not be read (permission denied)") from None
     except av.EOFError:
         raise MediaError(f"{path} ends behind its header and holds not one frame") from None
-    except (av.FFmpegError, OSError, ValueError) as error:
+    except (av.FFmpegError, OSError, ValueError, SyntaxError, EOFError) as error:
         raise MediaError(f"{path} is not a video that can be read, or its header is missing ({reason(error)}); if a player opens it, "
                          "convert it first, e.g. with ffmpeg") from error
     if set(container.format.name.split(",")) & NOT_VIDEO:
         container.close()
         raise MediaError(f"{path} is not a video (it looks like {container.format.long_name or container.format.name})")
     return container
+
+
+@functools.lru_cache(maxsize=1)
+def _webp(path: Path, _changed: int) -> bytes:
+    """An animated WebP, which FFmpeg does not read, as a .mov of PNG pictures."""
+    data, time = io.BytesIO(), 0
+    with WebPImageFile(path) as picture, av.open(data, "w", format="mov") as out:
+        stream = out.add_stream("png", rate=25, options={"compression_level": "1"})
+        stream.width, stream.height, stream.pix_fmt = *picture.size, {"RGBA": "rgba"}.get(picture.mode, "rgb24")
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        for shown in ImageSequence.Iterator(picture):
+            frame = av.VideoFrame.from_ndarray(np.asarray(shown), stream.pix_fmt)
+            frame.pts, held = time, shown.info.get("duration") or 100          # as browsers do
+            for packet in stream.encode(frame):
+                packet.duration, time = held, time + held
+                out.mux(packet)
+    return data.getvalue()
 
 
 def encrypted(path: Path) -> MediaError:

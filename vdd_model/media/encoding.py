@@ -19,7 +19,7 @@ from .pixel_formats import BT709, BT2020, RGB, SMPTE170M, UNSPECIFIED, ColorTags
 
 VIDEO_SUFFIXES = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".wmv", ".flv", ".gif",
                   ".mxf", ".3gp", ".3g2", ".ogv", ".h264", ".hevc", ".264", ".265", ".266", ".vob", ".nut", ".apng", ".y4m", ".m2t",
-                  ".m2v", ".dv", ".qt", ".asf", ".ivf", ".avif", ".mjpg", ".mjpeg", ".f4v", ".mod", ".lrv"}
+                  ".m2v", ".dv", ".qt", ".asf", ".ivf", ".mjpg", ".mjpeg", ".f4v", ".mod", ".lrv"}
 MUXERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 PRORES_PROFILES = ("proxy", "lt", "standard", "hq", "4444", "4444xq")
 LOOKAHEAD_BYTES = 2**26  # of frames that x264 looks ahead at, at most its 40: a long clip fills them all, a short one never

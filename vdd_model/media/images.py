@@ -47,14 +47,19 @@ _HEAD = 1 << 14                                                # bytes of a file
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a path's name, and in .avif and .heic files what they say of themselves, is that of one picture."""
+    """Whether a path's name, and what the file's head says of itself, is that of one picture."""
     if path.suffix.lower() not in IMAGE_SUFFIXES or not path.is_file():
         return False
     with contextlib.suppress(OSError), path.open("rb") as file:
-        head = file.read(64)
-        brands = head[8:int.from_bytes(head[:4], "big")] if head[4:8] == b"ftyp" else b""
-        return not any(brands[i:i + 4] in _MOVING for i in range(0, len(brands), 4))
+        return not _moves(file.read(_HEAD))
     return True
+
+
+def _moves(head: bytes) -> bool:
+    """Whether a file that begins so holds a row of pictures: AVIF or HEIC, PNG, WebP."""
+    brands = head[8:int.from_bytes(head[:4], "big")] if head[4:8] == b"ftyp" else b""
+    return any(brands[i:i + 4] in _MOVING for i in range(0, min(len(brands), 64), 4)) or (
+        b"acTL" in head[:head.find(b"IDAT")] if head[:4] == b"\x89PNG" else head[8:12] == b"WEBP" and b"ANIM" in head[:64])
 
 
 def natural_order(paths: Iterable[Path]) -> list[Path]:
@@ -118,10 +123,8 @@ def _decode_image(source: str | Path | bytes, name: str = "") -> Picture:
     if not data:
         raise MediaError(f"{name} is empty (0 bytes)")
     codec = "targa" if name.lower().endswith(".tga") else _codec(data)         # nothing in such a file tells FFmpeg what it is
-    if codec == "webp" and b"ANIM" in data[:64]:
-        raise MediaError(f"{name} is an animated WebP, which cannot be read; convert it to a video, .gif or .apng first")
-    if codec == "png" and b"acTL" in data[:data.find(b"IDAT")]:
-        raise MediaError(f"{name} is an animation; give it a name ending in .apng to have all its frames read")
+    if codec in ("png", "webp") and _moves(data):
+        raise MediaError(f"{name} is an animation, which is a clip and no picture")
     try:
         if codec == "tiff":
             return _decode_tiff(data, name)

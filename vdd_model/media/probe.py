@@ -84,7 +84,7 @@ def probe_video(path: str | Path) -> VideoClip:
         if tags.matrix not in KNOWN_MATRICES:
             remarks.append(f"its colors are stored with matrix {tags.matrix} of H.273, which is taken for "
                            + ("BT.2020's with non-constant luminance" if tags.matrix == CONSTANT_LUMINANCE else "BT.709's"))
-        has_alpha = kind.alpha and (family != "gif" or bool(to_rgb(first, tags)[1].min() < 1))
+        has_alpha = kind.alpha and (family != "gif" and path.suffix.lower() != ".webp" or bool(to_rgb(first, tags)[1].min() < 1))
         # Windows' RGB of 32 bits: the fourth byte is unused, and alpha where a program has agreed with itself that it is
         fourth = has_alpha and family == "avi" and context.name == "rawvideo"
         if has_alpha and family == "avi" and not fourth:       # packed, as in HuffYUV: the first picture must do

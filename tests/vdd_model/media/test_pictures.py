@@ -252,7 +252,7 @@ def test_still_avif_is_a_picture_and_a_moving_one_a_clip(tmp_path, capfd):
     stored(tmp_path / "a.avif", values=PICTURE, quality=95)
     rgb, alpha = read_image(tmp_path / "a.avif")
     assert alpha is None and (rgb - torch.from_numpy(PICTURE) / 255).abs().mean() < 0.02
-    vdd(capfd, tmp_path / "a.avif", "-o", tmp_path / "o.png")
+    vdd(capfd, tmp_path, "-o", tmp_path / "o")                 # the folder of it
     clear, exif = np.dstack([PICTURE, PICTURE[..., 1]]), Image.Exif()
     for exif[0x0112], turned in ((1, clear), (6, np.rot90(clear, 3))):
         Image.fromarray(clear).save(tmp_path / "b.avif", quality=95, exif=exif)

@@ -14,7 +14,7 @@ from PIL import Image, ImageCms
 from vdd_model.media.clip import MediaError
 from vdd_model.media.encoding import choose_encoding
 from vdd_model.media.probe import _frame_rate
-from vdd_model.media.video import OutputOptions, describe, probe, read, read_clip
+from vdd_model.media.video import OutputOptions, describe, probe, read, read_clip, read_image
 
 LIGHT = "master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1):max-cll=1000,400"
 CHAPTERS = pytest.mark.skipif(not hasattr(av.container.OutputContainer, "set_chapters"), reason="this PyAV knows no chapters")
@@ -212,11 +212,18 @@ def test_color_profiles_of_pictures_are_kept(tmp_path, capfd, name):
     assert any("color profile" in n for n in choose_encoding(probe(tmp_path / name), Path("o.mp4"), OutputOptions()).notes)
 
 
-def test_animations_are_not_taken_for_pictures(tmp_path):
+@pytest.mark.parametrize("alpha", [False, True])
+@pytest.mark.parametrize("name", ["a.png", "a.webp"])
+def test_animations_are_clips(tmp_path, capfd, name, alpha):
+    """FFmpeg reads PNG's, Pillow WebP's; a folder of them is one of videos."""
     frames = [Image.fromarray(eight_bits(i)) for i in range(4)]
-    for name, text in (("a.png", "name ending in .apng"), ("a.webp", "animated WebP")):
-        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], duration=40)
-        with pytest.raises(MediaError, match=text):
-            probe(tmp_path / name)
-    (tmp_path / "a.png").rename(tmp_path / "a.apng")
-    assert read_clip(tmp_path / "a.apng").shape[0] == 4
+    for frame in frames if alpha else ():
+        frame.putalpha(128)
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], duration=[40, 80, 40, 200], lossless=True)
+    with pytest.raises(MediaError, match="is an animation"):
+        read_image(tmp_path / name)
+    clip = probe(tmp_path / name)
+    found = list(read(clip))
+    assert [frame.pts for frame in found] == [0, 1, 3, 4] and found[-1].duration == 5 and clip.rate == 25 and clip.has_alpha == alpha
+    assert all(np.array_equal(np.rint(frame.rgb * 255), eight_bits(i)) for i, frame in enumerate(found))
+    assert (vdd(capfd, tmp_path, "-o", tmp_path / "out") == "") != alpha and probe(tmp_path / "out/a.mp4").num_frames == 4
