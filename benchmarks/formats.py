@@ -58,8 +58,8 @@ OUTPUTS = [(suffix, name) for name, codec in CODECS.items() for suffix in codec.
 # mean error of 255 that the codec itself makes
 LIMITS = {"gif": 25, "mpeg2video": 5, "wmv2": 8, "flv": 8, "mpeg4": 8, "mjpeg": 5, "libsvtav1": 5}
 SETTINGS = {"libx264": {"crf": "4"}, "libx265": {"x265-params": "log-level=none", "crf": "4"}, "dnxhd": {"profile": "dnxhr_hqx"},
-            "libsvtav1": {"crf": "10"}, "libvpx": {"auto-alt-ref": "0"}, "libvpx-vp9": {"auto-alt-ref": "0"}, "libwebp_anim": {"lossless": "1"},
-            "mpeg2video": {"qmin": "1", "qmax": "2"}}
+            "libsvtav1": {"crf": "10"}, "libvpx": {"auto-alt-ref": "0"}, "libvpx-vp9": {"auto-alt-ref": "0"},
+            "libwebp_anim": {"lossless": "1"}, "mpeg2video": {"qmin": "1", "qmax": "2"}}
 TAGS = {"title": "t", "workflow": "{}"}
 
 
