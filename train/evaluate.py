@@ -42,7 +42,7 @@ from .data.readers import Found, Frames, find
 
 WHOLE = {"gopro": 1111, "dvd": 1000}     # frames of the published test sets
 STEPS = (1, 4, 10, 50)
-OPTIONS = ("guidance", "fidelity", "seed", "window", "overlap", "tile")         # of DeblurOptions, that are flags here
+OPTIONS = ("guidance", "fidelity", "seed", "window", "overlap", "tile", "prior")        # of DeblurOptions, that are flags here
 CHUNK = 8                                # frames read or encoded together
 # PSNR in dB on full frames, RGB; "-" where a paper gives no number. GoPro: 1111 full frames, `blur`; its SSIM column mixes both families,
 # as the papers do. DVD: 10 test clips, 1000 frames.
@@ -157,7 +157,8 @@ def settings_of(deblurrer: Deblurrer, steps: Iterable[int], options: DeblurOptio
     chosen = {steps_name(count): replace(options, steps=count) for count in steps}
     chosen |= {f"1 step, mean of {count} orientations": replace(options, steps=1, ensemble=count) for count in ensembles}
     for name, each in chosen.items():
-        table[name] = lambda pair, each=each: chain.from_iterable(deblurrer.stream(pair.blurred(), each, total=pair.num_frames))
+        table[name] = lambda pair, each=each: chain.from_iterable(deblurrer.stream(pair.blurred(), each, total=pair.num_frames,
+                                                                                     notice=tqdm.write))
     return table | {"truth": lambda pair: pair.sharp()}
 
 
@@ -280,7 +281,8 @@ def evaluate(a: argparse.Namespace) -> None:
     options = from_flags(argparse.Namespace(**{name: getattr(a, name) for name in (*OPTIONS, "color")}))
     found = find(a.root, a.layout, a.split, a.blur)
     pairs = pairs_of(found, a.frames, a.crop, a.sequences)
-    deblurrer = Deblurrer(a.checkpoint, device=a.device, dtype=getattr(torch, a.dtype) if a.dtype else None)
+    deblurrer = Deblurrer(a.checkpoint, device=a.device, dtype=getattr(torch, a.dtype) if a.dtype else None,
+                          prior=None if a.prior == options.prior else a.prior)
     total = sum(p.num_frames for p in pairs)
     frames = f"centred {a.crop} x {a.crop} crops (not comparable with full-frame tables)" if a.crop else "full frames"
     head = {"title": f"Evaluation of {deblurrer.model.config.name}", "model": a.checkpoint,
@@ -302,8 +304,11 @@ def evaluate(a: argparse.Namespace) -> None:
 
 def fingerprint_of(checkpoint: str | Path, deblurrer: Deblurrer, options: DeblurOptions, root: Path, lpips: bool, *more) -> str:
     """All that the numbers of one clip depend on, as text: two runs of one fingerprint may share finished parts. `more` is JSON-able."""
-    dtype, file = next(deblurrer.model.vae.parameters()).dtype, resolve(checkpoint).stat()        # a later file may have the same name
-    return json.dumps([str(checkpoint), file.st_size, file.st_mtime_ns, str(deblurrer.device), str(dtype), asdict(options),
+    dtype, files = next(deblurrer.model.vae.parameters()).dtype, [resolve(checkpoint).stat()]        # a later file may have the same name
+    if deblurrer.prior.path and options.prior != "none":
+        files.append(deblurrer.prior.path.stat())
+    stamps = [(file.st_size, file.st_mtime_ns) for file in files]
+    return json.dumps([str(checkpoint), stamps, str(deblurrer.device), str(dtype), asdict(options),
                        str(root.resolve()), lpips and not report.lpips_note(), code_version(), *more])
 
 

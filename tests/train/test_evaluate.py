@@ -115,7 +115,12 @@ def test_a_fingerprint_changes_with_all_that_numbers_depend_on(tiny_model, tiny_
     deblurrer.model.bfloat16()
     seen.append(text())
     os.utime(checkpoint, (1, 1))                             # a later file of the same name
-    seen.append(text())
+    seen += [text(), text(prior="none")]
+    deblurrer.prior.path = tmp_path / "prior.safetensors"
+    for content in (b"1", b"12"):
+        deblurrer.prior.path.write_bytes(content)
+        seen.append(text())
+    assert text(prior="none") == seen[-3]
     source = tmp_path / "vdd_model" / "__init__.py"
     source.parent.mkdir()
     monkeypatch.setattr(evaluate.vdd_model, "__file__", str(source))
@@ -124,7 +129,7 @@ def test_a_fingerprint_changes_with_all_that_numbers_depend_on(tiny_model, tiny_
         evaluate.code_version.cache_clear()
         seen.append(text())
     evaluate.code_version.cache_clear()
-    assert len(set(seen)) == len(seen) == 10
+    assert len(set(seen)) == len(seen) == 13
 
 
 def test_crops_and_input_folder(gopro, tiny_checkpoint, tmp_path):
@@ -147,6 +152,7 @@ def test_the_round_trip_is_the_plain_autoencoder(tiny_model):
     (None, "there is no checkpoint"),
     (["--sequences", "NONE"], "no sequence .* of these names .*SEQ_A"), (["--crop", "64"], "smaller than the crop"),
     (["--layout", "imax"], "no layout is called 'imax'"), (["--color", "green"], "color must be"),
+    (["--prior", "/none.safetensors"], "/none.safetensors"),
 ])
 def test_one_sentence_for_the_user(gopro, tiny_checkpoint, tmp_path, capsys, more, words):
     assert quick(tmp_path / "none.safetensors" if more is None else tiny_checkpoint, gopro, tmp_path, *(more or ())) == 1
