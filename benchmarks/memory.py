@@ -78,7 +78,8 @@ def networks_seldom(arguments: list[str]) -> int:
         return lambda *given: (other if next(calls) % SELDOM else real)(*given)
     DeblurModel.encode_each = seldom(DeblurModel.encode_each, blank)
     DeblurModel.decode = seldom(DeblurModel.decode, lambda self, z, guide=None: guide.pixels.clone())
-    return cli.main(arguments)
+    sys.argv[1:] = arguments
+    return cli.main()                                    # as a process of its own, which keeps the memory that it frees
 
 
 def measure(frames: list[int], width: int, height: int, checkpoint: str, extra: list[str], seldom: bool = False) -> list[dict]:

@@ -36,6 +36,7 @@ from .windows import WINDOWS_BACK, Step, fade_in, first_input_frame, seek, windo
 T = TypeVar("T")
 SELDOM = ("unet", "adapter", "encoder1", "vae.detail", "vae.informed", "vae.fusion")     # parts that one step without a prior does not call
 BESIDE_PRIOR = 4                         # orientations in one step: +0.07 to 0.1 dB
+GIVE_BACK_PIXELS = 2**24                 # given, on a CPU, between two returns of freed memory: what lies between would grow with the clip
 ALONE = 3                                # pictures of a window without the UNet, of which small ones are decoded together
 
 
@@ -149,6 +150,7 @@ class _Pass:
         self.prior = deblurrer.prior.for_clip(options, total, deblurrer.model.vae, self.device, notice)
         self.orientations = ORIENTATIONS[:options.ensemble or (BESIDE_PRIOR if self.prior is not None and not self.calls else 1)]
         self.tiling: Tiling | None = None
+        self.pixels = 0                                  # given since freed memory went back to the system
 
     def stream(self, found: Iterator[Picture], starts: list[Moment]) -> Iterator[Tensor]:
         """A clip's pictures -> deblurred chunks (n, H, W, 3). `starts`: of the windows that the run begins with."""
@@ -292,8 +294,10 @@ class _Pass:
                 if skip < max(together, shown[i].times):
                     frames = [to_frames(each[:, :, i:i + together], blurred, self.options.color, self.tiling.tile) for each in pixels]
                     frames = functools.reduce(Tensor.add_, frames).div_(len(frames))
-                    if self.tiling.tile and self.device.type == "cpu":
+                    self.pixels += math.prod(frames.shape[:3])
+                    if self.device.type == "cpu" and (self.tiling.tile or self.pixels >= GIVE_BACK_PIXELS):
                         give_back_memory()               # an encoder takes as much again for a large frame
+                        self.pixels = 0
                     yield from [frames[skip:]] if together > 1 else [frames] * (shown[i].times - skip)
                     del frames                           # before the next are made
             del pixels, shown

@@ -104,6 +104,17 @@ def test_a_pass_in_tiles_keeps_no_picture_that_it_has_given(tiny_model, monkeypa
     assert len(held) == 8 and held[-1] > 1 and held == sorted(held)
 
 
+@pytest.mark.parametrize("tile, times", [(0, 2), (32, 9)])
+def test_freed_memory_goes_back_once_in_so_many_pixels_or_behind_each_tiled_frame(tiny_model, monkeypatch, tile, times):
+    """What is free but was touched would else grow with the clip."""
+    given = []
+    monkeypatch.setattr(pipeline, "GIVE_BACK_PIXELS", 4 * 32 * 48)
+    monkeypatch.setattr(pipeline, "give_back_memory", lambda: given.append(1))
+    monkeypatch.setattr(tiles, "CHUNK_PIXELS", 1)
+    Deblurrer(tiny_model, device="cpu").deblur(noise(9, 32, 48), dataclasses.replace(OPTIONS, tile=tile, tile_overlap=16))
+    assert len(given) == times
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_stays_is_kept_apart(dtype, monkeypatch):
     """With its values and its place for every axis, also of one picture of several."""
