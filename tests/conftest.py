@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 import dataclasses
 import os
+import re
 import zlib
 from pathlib import Path
 
@@ -19,6 +20,11 @@ def shared() -> Path:
     if not (path / "golden").is_dir():
         pytest.skip(f"needs the reference folder {path} (golden/, data/), which is not here")
     return path
+
+
+def official_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The tensors that a list of the references names."""
+    return {line.split()[0]: tuple(map(int, re.findall(r"\d+", line.split(" ", 1)[1]))) for line in path.read_text().splitlines()}
 
 
 def golden_weights(module, seed: int, scale: float = 1.0) -> dict:
@@ -90,13 +96,11 @@ def clip(frames: int, height: int = 24, width: int = 32, seed: int = 0):
 
 @pytest.fixture()
 def tiny_model():
-    """A fresh tiny model."""
     return make_tiny_model()
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Path:
-    """A checkpoint file of the tiny model."""
     from vdd_model.checkpoint.store import save
     path = tmp_path_factory.mktemp("checkpoint") / "vdd-tiny.safetensors"
     save(make_tiny_model(), path)

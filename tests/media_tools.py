@@ -167,7 +167,6 @@ def save_clip(path: Path, frames: int | Sequence[np.ndarray], *, size: tuple[int
 
 
 def moved(packet: av.Packet, seconds: Fraction) -> av.Packet:
-    """The packet, so much later."""
     ticks = round(seconds / packet.time_base)
     packet.pts, packet.dts = packet.pts + ticks, packet.dts + ticks
     return packet
@@ -311,8 +310,7 @@ def stopped(source, target: Path, after: int, error: BaseException | None = None
 
 def refused(words: str, source, target: Path, **more) -> None:
     """`deblur`, which has to refuse with a sentence of these words."""
-    with pytest.raises(MediaError, match=words):
-        deblur(source, target, **more)
+    pytest.raises(MediaError, deblur, source, target, **more).match(words)
 
 
 def pictures(folder: Path, *numbers: int, name: str = "shot1_{:04d}.png", **keys) -> list[Path]:

@@ -1,16 +1,18 @@
 """The benchmarks run, on the smallest of everything; their figures are not looked at."""
+import functools
 import importlib
 import json
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from benchmarks import __main__ as bench
-from benchmarks import against, autoencoder, common, options, pipeline, quality, shortcuts, startup, unet, wing
+from benchmarks import against, autoencoder, common, memory, options, pipeline, quality, shortcuts, startup, unet, wing
 from vdd_model.inference.pipeline import Deblurrer
 
 
@@ -41,15 +43,9 @@ def test_timing_and_tables(tmp_path):
     assert json.loads(path.with_suffix(".json").read_text())["tables"]["x"][0] == {"a": 1.0, "b": "c"}
 
 
-def test_autoencoder(tiny_checkpoint, types):
-    rows, notes = autoencoder.rows(str(tiny_checkpoint), 2, (32, 32), repeats=1)
-    assert len(rows) == 4 * len(types) and len(notes) == len(types) and all(row["GFLOP"] > 0 for row in rows)
-
-
 def test_file_to_file_by_stage(tiny_checkpoint, tmp_path):
-    from benchmarks.memory import make_clip
     case = pipeline.Case(3, 32, 32, dtype="float32", runs=2, warmup=0)
-    make_clip(tmp_path / "clip.mp4", 3, 32, 32)
+    memory.make_clip(tmp_path / "clip.mp4", 3, 32, 32)
     result = pipeline.run_case(case, tmp_path / "clip.mp4", tmp_path, str(tiny_checkpoint), "cpu")
     assert len(result["seconds"]) == 2 and all(result["stages"][stage] > 0 for stage in pipeline.STAGES)
     row = pipeline.row(case, result)
@@ -84,7 +80,9 @@ def test_start_up(tiny_checkpoint):
     assert found["first frames"] > 0 and not set(startup.TRAINING) & set(found["modules"])
 
 
-def test_options(tiny_checkpoint, types):
+def test_options_and_the_autoencoder(tiny_checkpoint, types):
+    rows, notes = autoencoder.rows(str(tiny_checkpoint), 2, (32, 32), repeats=1)
+    assert len(rows) == 4 * len(types) and len(notes) == len(types) and all(row["GFLOP"] > 0 for row in rows)
     weights = options.weight_rows(str(tiny_checkpoint), 2, (32, 32), "cpu", 1, compiled=False)
     assert {row["weights"].split(",")[0].split(" ")[0] for row in weights} == {*types, "float8", *(["float16"] if len(types) > 1 else [])}
     assert len(options.step_rows(str(tiny_checkpoint), 2, (32, 32), 3, "cpu", 1)) == 5
@@ -92,20 +90,17 @@ def test_options(tiny_checkpoint, types):
 
 
 def test_shortcuts_leave_the_model_as_it_was(tiny_model):
-    frames = torch.rand(2, 32, 32, 3)
-    deblurrer = Deblurrer(tiny_model, device="cpu")
-    before = deblurrer.deblur(frames, steps=4)
-    stored = shortcuts.weight_bytes(tiny_model.unet)
-    with shortcuts.fp8_weights(tiny_model.unet):
-        assert shortcuts.weight_bytes(tiny_model.unet) < 0.5 * stored
-        small = deblurrer.deblur(frames, steps=4)
-    with shortcuts.rounded_to_fp8(tiny_model.unet):
-        torch.testing.assert_close(deblurrer.deblur(frames, steps=4), small, rtol=0, atol=1e-4)
-    with shortcuts.cached_features(tiny_model.unet, 1):
-        assert torch.equal(deblurrer.deblur(frames, steps=4), before)
-    with shortcuts.cached_features(tiny_model.unet, 2):
-        assert not torch.equal(deblurrer.deblur(frames, steps=4), before)
-    assert torch.equal(deblurrer.deblur(frames, steps=4), before)
+    unet, deblur = tiny_model.unet, functools.partial(Deblurrer(tiny_model, device="cpu").deblur, torch.rand(2, 32, 32, 3), steps=4)
+    before, stored = deblur(), shortcuts.weight_bytes(unet)
+    with shortcuts.fp8_weights(unet):
+        assert shortcuts.weight_bytes(unet) < 0.5 * stored
+        small = deblur()
+    with shortcuts.rounded_to_fp8(unet):
+        torch.testing.assert_close(deblur(), small, rtol=0, atol=1e-4)
+    for steps, alike in ((1, True), (2, False)):
+        with shortcuts.cached_features(unet, steps):
+            assert torch.equal(deblur(), before) == alike
+    assert torch.equal(deblur(), before)
 
 
 def test_the_summary_says_what_was_not_measured(tmp_path, monkeypatch):
@@ -125,41 +120,26 @@ def test_every_benchmark_of_make_bench_is_there(name):
 
 
 def test_another_environment_that_cannot_be_made_is_tried_once(tmp_path, monkeypatch):
-    def fails(command, **_):
-        tried.append(command)
-        raise OSError("no network")
-
-    tried = []
     monkeypatch.setattr(unet, "HERE", tmp_path)
-    monkeypatch.setattr(unet.subprocess, "run", fails)
+    monkeypatch.setattr(unet.subprocess, "run", Mock(side_effect=OSError("no network")))
     unet.reference_python.cache_clear()
     try:
-        assert unet.reference_python() is unet.reference_python() is None
+        assert unet.reference_python() is unet.reference_python() is None and unet.subprocess.run.call_count == 1
     finally:
         unet.reference_python.cache_clear()
-    assert len(tried) == 1
 
 
-def test_make_bench_goes_on_after_a_failure(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "commands", lambda *_: {"nothing": [], "requirements": []})
-    ran = []
-    monkeypatch.setattr(bench, "run_within", lambda command, seconds: ran.append(command[2]) or int(len(ran) == 1))
-    assert bench.main(["--out", str(tmp_path)]) == 1
-    assert ran == ["benchmarks.nothing", "benchmarks.requirements"]
-    assert "Failed: nothing." in (tmp_path / "summary.md").read_text()
-
-
-def test_make_bench_ends_in_time(tmp_path, monkeypatch):
+@pytest.mark.parametrize("codes, more, code, said", [([1, 0], [], 1, "Failed: first."), ([None, None], [], 0, "first, second."),
+                                                     ([], ["--minutes", "0"], 0, "Not done in time: first, second.")])
+def test_make_bench_goes_on_after_a_failure_and_ends_in_time(tmp_path, monkeypatch, codes, more, code, said):
     """What is under way when the minutes are over is ended, the rest is not begun, and both are named."""
-    monkeypatch.setattr(bench, "commands", lambda *_: {"slow": [], "never": []})
-    monkeypatch.setattr(bench, "run_within", lambda command, seconds: None)
-    assert bench.main(["--out", str(tmp_path)]) == 0
-    assert bench.main(["--out", str(tmp_path), "--minutes", "0"]) == 0
-    assert "Not done in time: slow, never." in (tmp_path / "summary.md").read_text()
+    monkeypatch.setattr(bench, "commands", lambda *_: {"first": [], "second": []})
+    monkeypatch.setattr(bench, "run_within", run := Mock(side_effect=codes))
+    assert bench.main(["--out", str(tmp_path), *more]) == code and said in (tmp_path / "summary.md").read_text()
+    assert [call.args[0][2] for call in run.call_args_list] == ["benchmarks.first", "benchmarks.second"][:len(codes)]
 
 
 def test_another_build_is_measured_beside_todays(tmp_path, tiny_checkpoint, monkeypatch):
-    """Both builds' processes run, here the same one twice: the same frames."""
     monkeypatch.setattr(against, "SIZES", {"256": (48, 32)})
     found, = against.rows(against.HERE, ["256"], 3, ["float32"], 1, str(tiny_checkpoint))
     assert found["agree dB"] == float("inf") and found["time"] > 0 and 0.5 < found["memory"] < 2 and found["today MB"] > 50
@@ -170,7 +150,6 @@ def test_another_build_is_measured_beside_todays(tmp_path, tiny_checkpoint, monk
 
 
 def test_frames_are_compared_by_the_other_builds_weights(tmp_path, monkeypatch):
-    """Where each ships weights of its own, today's frames are made once more with the other's."""
     shipped, used = tmp_path / against.BUILT_IN["small"].relative_to(against.HERE), []
     shipped.parent.mkdir(parents=True)
     shipped.touch()

@@ -23,9 +23,5 @@ def test_rows_of_what_is_read(tmp_path, row):
     assert formats.input_row(tmp_path, *row) in TABLE
 
 
-def test_a_row_of_what_is_written(tmp_path):
-    assert formats.output_row(tmp_path, ".mp4", "h264") in TABLE
-
-
-def test_a_row_of_pictures(tmp_path):
-    assert formats.picture_row(tmp_path, ".png", "RGBA") in TABLE
+def test_rows_of_what_is_written_and_of_pictures(tmp_path):
+    assert formats.output_row(tmp_path, ".mp4", "h264") in TABLE and formats.picture_row(tmp_path, ".png", "RGBA") in TABLE

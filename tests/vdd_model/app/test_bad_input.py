@@ -60,7 +60,6 @@ def test_clips_without_pictures_frames_or_header(tmp_path, capfd):
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
 def test_a_clip_that_breaks_off(tmp_path, capfd, whole, suffix):
-    """What can be decoded is delivered and the loss is said."""
     source = whole if suffix == ".mp4" else save_clip(tmp_path / f"whole{suffix}", 60)
     data = source.read_bytes()
     (tmp_path / f"cut{suffix}").write_bytes(data[: int(len(data) * 0.6)])

@@ -49,8 +49,7 @@ def test_old_pictures_go_also_after_an_interruption(tmp_path, monkeypatch, place
 
     with monkeypatch.context() as patch:
         patch.setattr(*(Path, "unlink") if place == "removing" else (os, "replace"), killed)
-        with pytest.raises(KeyboardInterrupt):
-            deblur(short, out, force=True)
+        pytest.raises(KeyboardInterrupt, deblur, short, out, force=True)
     assert len(list(out.iterdir())) == (12 if place == "removing" else 5)
     assert deblur(short, out, resume=True).frames == 5
     assert sorted(p.name for p in out.iterdir()) == [f"frame_{i:06d}.png" for i in range(5)]

@@ -12,7 +12,6 @@ from vdd_model.options import DeblurOptions
 
 @pytest.fixture(autouse=True)
 def nowhere(tmp_path, monkeypatch):
-    """No prior in the package."""
     monkeypatch.setattr(module, "__file__", str(tmp_path / "package" / "inference" / "prior.py"))
 
 
@@ -29,7 +28,6 @@ def test_a_prior_asked_for_in_vain_is_one_sentence(tmp_path, tiny_checkpoint, ca
 def test_another_prior_is_another_result(tmp_path, tiny_checkpoint):
     """What a run is gone on with: the weights, the prior's among them, where it may be asked."""
     def mark(choice: str, prior=None) -> str:
-        """With these options."""
         return cli._identity(str(tiny_checkpoint), DeblurOptions(prior=choice), prior)
     without = mark("auto")
     other = tmp_path / "other.safetensors"
@@ -41,8 +39,7 @@ def test_another_prior_is_another_result(tmp_path, tiny_checkpoint):
         assert FILE_NAME in mark("auto") and mark("none") == without
     finally:
         beside.unlink()
-    with pytest.raises(UserError, match="make prior"):
-        mark("maxim")
+    pytest.raises(UserError, mark, "maxim").match("make prior")
 
 
 def test_convert_maxim(tmp_path, capsys, monkeypatch):

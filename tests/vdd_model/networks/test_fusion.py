@@ -3,7 +3,9 @@ import dataclasses
 
 import pytest
 import torch
+from conftest import make_tiny_model
 
+from vdd_model.checkpoint.store import CheckpointError, load, save
 from vdd_model.config import AutoencoderConfig, FidelityConfig, FusionConfig
 from vdd_model.networks.autoencoder import AutoencoderKL
 from vdd_model.networks.fidelity import BlurGuide, PriorFusion
@@ -22,7 +24,6 @@ def vae():
 
 
 def inputs(size: int = 32):
-    """Latents and a guide without a prior, of two pictures."""
     pixels, z = torch.rand(2, 3, size, size) * 2 - 1, torch.randn(2, 4, size // 4, size // 4)
     features = [torch.randn(2, 16, size // 2, size // 2), torch.randn(2, 96, size // 4, size // 4)]
     return z, BlurGuide(pixels, features)
@@ -63,17 +64,9 @@ def test_a_trained_fusion_looks_at_all_it_is_given_and_only_at_what_is_near():
 
 
 def test_weights_of_before_it_load_without_it_and_a_model_with_it_names_what_is_missing(tmp_path):
-    from vdd_model.checkpoint.store import CheckpointError, load, save
-    from vdd_model.config import preset
-    from vdd_model.networks.model import DeblurModel
-
-    config = preset("small")
-    config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, fusion=None))
-    model = DeblurModel(config)
+    model = make_tiny_model()
     save(model, tmp_path / "old.safetensors")
     assert load(tmp_path / "old.safetensors", "cpu", torch.float32).vae.fusion is None
-    with_fusion = dataclasses.replace(config, vae=dataclasses.replace(config.vae, fusion=FusionConfig()))
-    model.config = with_fusion
+    model.config = dataclasses.replace(model.config, vae=dataclasses.replace(model.config.vae, fusion=FusionConfig()))
     save(model, tmp_path / "missing.safetensors")
-    with pytest.raises(CheckpointError, match="vae.fusion"):
-        load(tmp_path / "missing.safetensors", "cpu", torch.float32)
+    pytest.raises(CheckpointError, load, tmp_path / "missing.safetensors", "cpu", torch.float32).match("vae.fusion")

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import rounding
 import torch
-from conftest import golden_weights, without_zeros
+import torch.nn.functional as F
+from conftest import golden_weights, official_shapes, without_zeros
 from safetensors.torch import load_file
 from torch import nn
 
@@ -15,6 +16,7 @@ from vdd_model.cpu import accelerate, onednn
 from vdd_model.diffusion.sampler import ddim, guided
 from vdd_model.diffusion.sampler import timesteps as spaced
 from vdd_model.diffusion.schedule import make_schedule
+from vdd_model.networks import adapter, layers
 from vdd_model.networks.layers import Attention, SpatialTransformer, channels_last
 from vdd_model.networks.model import DeblurModel
 from vdd_model.networks.unet3d import SPATIAL_CONDITIONS, UNet3D
@@ -59,11 +61,6 @@ def golden(shared):
 
 
 @pytest.fixture(scope="module")
-def golden_vcomposer(shared):
-    return Golden(shared / "golden", "unet_vcomposer_small", tuple(SPATIAL_CONDITIONS))
-
-
-@pytest.fixture(scope="module")
 def tiny():
     torch.manual_seed(0)
     return without_zeros(UNet3D(TINY), 0.1)
@@ -80,12 +77,8 @@ def inputs(batch=1, frames=3, height=4, width=6, dtype=torch.float32, seed=0):
 @pytest.mark.parametrize("name, conditions, parameters", [("t2v", (), 1_416_504_900),
                                                           ("vcomposer", tuple(SPATIAL_CONDITIONS), 1_416_584_436)])
 def test_full_size_keys_shapes_and_parameters(shared, name, conditions, parameters):
-    official = {}
-    for line in (shared / "golden" / f"keys_tft2v_{name}.txt").read_text().splitlines():
-        key, shape = line.split()
-        official[key] = tuple(int(n) for n in shape.strip("()").split(","))
     model = UNet3D(UNetConfig(spatial_conditions=conditions), device="meta")
-    assert {k: tuple(v.shape) for k, v in model.state_dict().items()} == official
+    assert {k: v.shape for k, v in model.state_dict().items()} == official_shapes(shared / "golden" / f"keys_tft2v_{name}.txt")
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
@@ -93,11 +86,10 @@ def test_full_size_keys_shapes_and_parameters(shared, name, conditions, paramete
 def test_golden_outputs(golden, dtype):
     model = golden.model(dtype)
     x, t, y = golden.input("x", dtype), golden.input("t", torch.long), golden.input("y", dtype)
-    assert golden.error("out_y", model(x, t, y)) <= 1
-    assert golden.error("out_y_image", model(x, t, model.tokens(y, golden.input("image", dtype).squeeze(1)))) <= 1
-    assert golden.error("out_y_swapped_t", model(x, t.flip(0), y)) <= 1
-    assert golden.error("out_single_frame", model(x[:, :, :1], t, y)) <= 1
-    assert golden.error("out_noy_zero_y", model(x, t, golden.input("zero_y", dtype).expand(len(x), -1, -1))) <= 1
+    image, zero = model.tokens(y, golden.input("image", dtype).squeeze(1)), golden.input("zero_y", dtype).expand(len(x), -1, -1)
+    for name, given in (("y", (x, t, y)), ("y_image", (x, t, image)), ("y_swapped_t", (x, t.flip(0), y)),
+                        ("single_frame", (x[:, :, :1], t, y)), ("noy_zero_y", (x, t, zero))):
+        assert golden.error(f"out_{name}", model(*given)) <= 1, name
 
 
 @DTYPES
@@ -113,14 +105,10 @@ def test_golden_traces_of_every_block(golden):
     """float64 outputs of each sub-block; the references are stored in float32."""
     model, seen = golden.model(torch.float64), {}
     names = [key.removeprefix("out.trace.") for key in golden.tensors if key.startswith("out.trace.")]
-
-    def record(name: str):
-        return lambda module, args, output: seen.update({name: output.clone()})       # in-place layers may reuse the memory
-    hooks = [model.get_submodule(name).register_forward_hook(record(name)) for name in names]
+    for name in names:                                                                # in-place layers may reuse the memory
+        model.get_submodule(name).register_forward_hook(lambda module, args, output, name=name: seen.update({name: output.clone()}))
     tokens = model.tokens(golden.input("y", torch.float64)[:1], golden.input("image", torch.float64)[:1, 0])
     out = model(golden.input("x_trace", torch.float64), golden.input("t_trace", torch.long), tokens)
-    for hook in hooks:
-        hook.remove()
     assert len(names) > 30
     for name in names:
         reference = golden.tensors[f"out.trace.{name}"]
@@ -131,86 +119,75 @@ def test_golden_traces_of_every_block(golden):
 
 
 @DTYPES
-def test_golden_spatial_conditions(golden_vcomposer, dtype):
-    case = golden_vcomposer
+def test_golden_spatial_conditions(shared, dtype):
+    case = Golden(shared / "golden", "unet_vcomposer_small", tuple(SPATIAL_CONDITIONS))
     model = case.model(dtype)
     x, t, y = case.input("x", dtype), case.input("t", torch.long), case.input("y", dtype)
-    size, frames = x.shape[-2:], x.shape[2]
-    pixels = {
-        "depthmap": case.input("depth", dtype), "motion": case.input("motion", dtype), "mask": case.input("masked", dtype),
-        "sketch": case.input("sketch", dtype), "single_sketch": case.input("sketch", dtype)[:, :, :1].expand(-1, -1, frames, -1, -1),
-        "local_image": case.input("local_image_frame", dtype).expand(-1, -1, frames, -1, -1),
-    }
-    concat = {name: model.spatial_condition(name, p, size) for name, p in pixels.items()}
+    pixels = {name: case.input(name, dtype) for name in ("depth", "motion", "masked", "sketch", "local_image_frame")}
+    pixels["local_image"], pixels["single_sketch"] = pixels.pop("local_image_frame"), pixels["sketch"][:, :, :1]
+    keys = {"depth": "depthmap", "masked": "mask"}
+    concat = {name: model.spatial_condition(keys.get(name, name), p.expand(-1, -1, x.shape[2], -1, -1), x.shape[-2:])
+              for name, p in pixels.items()}
     image_tokens = model.tokens(y, case.input("image", dtype).squeeze(1))
-    assert case.error("out_y", model(x, t, y)) <= 1
-    outputs = {"depthmap": "depth", "mask": "masked"}
-    for name, channels in concat.items():
-        assert case.error(f"out_y_{outputs.get(name, name)}", model(x, t, y, channels)) <= 1
-    assert case.error("out_y_image_local_image", model(x, t, image_tokens, concat["local_image"])) <= 1
-    assert case.error("out_all", model(x, t, image_tokens, sum(concat.values()))) <= 1
+    outputs = {"y": (y,), **{f"y_{name}": (y, channels) for name, channels in concat.items()},
+               "y_image_local_image": (image_tokens, concat["local_image"]), "all": (image_tokens, sum(concat.values()))}
+    for name, given in outputs.items():
+        assert case.error(f"out_{name}", model(x, t, *given)) <= 1, name
     reference = case.tensors["out.local_image_embedding_after"]                     # in float32
     layers = model.get_submodule("local_image_embedding"), model.get_submodule("local_image_embedding_after")
     assert rounding.error(concat["local_image"], reference, 4 * sum(map(rounding.operations, layers)), torch.float32) <= 1
 
 
-def test_inference_and_training_paths_agree(tiny):
+def test_inference_and_training_paths_agree_with_autocast_too(tiny):
     """In-place layers and feed-forward in chunks, used without gradients only, change nothing; inputs stay as they were."""
     arguments = inputs(batch=2, frames=5, height=8, width=8)
-    copies = [a.clone() for a in arguments]
-    trained = tiny(*arguments)
+    copies, trained = [a.clone() for a in arguments], tiny(*arguments)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = tiny(*arguments)
+        with torch.no_grad():
+            inference = tiny(*arguments)
+    half.float().square().mean().backward()
+    tiny.zero_grad()
+    assert max((got - trained).norm() / trained.norm() for got in (half, inference)) < 0.04
     with torch.no_grad():
         assert torch.allclose(tiny(*arguments), trained, rtol=1e-5, atol=1e-5)
-    assert all(torch.equal(a, c) for a, c in zip(arguments, copies))
+    assert all(map(torch.equal, arguments, copies))
 
 
 def test_size_that_does_not_fit_is_refused(tiny):
-    x, t, tokens, _ = inputs(height=5)
-    with pytest.raises(ValueError, match="multiples of 2"):
-        tiny(x, t, tokens)
+    pytest.raises(ValueError, tiny, *inputs(height=5)[:3]).match("multiples of 2")
 
 
-def test_float16(tiny):
-    x, t, tokens, concat = inputs(frames=4)
-    half = UNet3D(TINY, dtype=torch.float16)
-    half.load_state_dict(tiny.state_dict())
+def of_type(dtype: torch.dtype, network: UNet3D, arguments: tuple) -> tuple[UNet3D, list]:
+    """The network's copy in another type, and arguments for it."""
+    made = UNet3D(network.config, dtype=dtype)
+    made.load_state_dict(network.state_dict())
+    return made, [a.to(dtype) if a.is_floating_point() else a for a in arguments]
+
+
+def test_float16_and_weights_with_channels_last(tiny):
+    (half, given), (last, arguments) = (of_type(dtype, tiny, inputs(frames=4)) for dtype in (torch.float16, torch.float32))
     with torch.no_grad():
-        reference, out = tiny(x, t, tokens, concat), half(x.half(), t, tokens.half(), concat.half())
+        reference, out = tiny(*arguments), half(*given)
+        assert torch.allclose(channels_last(last)(*arguments), reference, atol=1e-5)
     assert out.dtype == torch.float16 and (out - reference).norm() < 0.005 * reference.norm()
-
-
-def test_autocast_in_inference_and_training(tiny):
-    arguments = inputs(frames=4)
-    with torch.no_grad():
-        reference = tiny(*arguments)
-    with torch.autocast("cpu", torch.bfloat16):
-        out = tiny(*arguments)
-        with torch.no_grad():
-            inference = tiny(*arguments)
-    out.float().square().mean().backward()
-    tiny.zero_grad()
-    for got in (out, inference):
-        assert (got - reference).norm() < 0.04 * reference.norm()
+    assert all(torch.equal(value, tiny.state_dict()[key]) for key, value in last.state_dict().items())
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(tiny):
-    arguments, gradients = inputs(batch=2), []
-    for tiny.gradient_checkpointing in (False, True):
+    gradients = []
+    for tiny.gradient_checkpointing in (True, False):
+        tiny(*inputs(batch=2)).square().mean().backward()
+        gradients.append({name: p.grad for name, p in tiny.named_parameters() if p.grad is not None})
         tiny.zero_grad()
-        tiny(*arguments).square().mean().backward()
-        gradients.append({name: p.grad.clone() for name, p in tiny.named_parameters() if p.grad is not None})
-    tiny.gradient_checkpointing = False
-    tiny.zero_grad()
     assert gradients[0].keys() == gradients[1].keys()
     assert all(torch.allclose(g, gradients[1][name], rtol=1e-4, atol=1e-7) for name, g in gradients[0].items())
 
 
 def test_starts_as_zero():
-    """From scratch every residual branch is the identity and the output convolution is zero."""
     torch.manual_seed(0)
     model = UNet3D(TINY)
-    x, t, tokens, concat = inputs()
-    out = model(x, t, tokens, concat)
+    out = model(*inputs())
     assert torch.equal(out, model.out[2].bias.view(1, -1, 1, 1, 1).expand_as(out))
     for name, layer in model.named_modules():
         if name.endswith(("proj_out", "conv4.3", "out_layers.3")):
@@ -222,14 +199,7 @@ def test_host_operations_are_used():
     calls = []
 
     def host(cls):
-        class Host(cls):
-            def __init__(self, *args, dtype=None, device=None, **kw):
-                super().__init__(*args, dtype=dtype, device=device, **kw)
-
-            def forward(self, *args, **kw):
-                calls.append(self)
-                return super().forward(*args, **kw)
-        return Host
+        return type("Host", (cls,), {"forward": lambda self, *args, **keys: calls.append(self) or cls.forward(self, *args, **keys)})
     names = ("Linear", "Conv1d", "Conv2d", "Conv3d", "GroupNorm", "LayerNorm")
     operations = types.SimpleNamespace(**{name: host(getattr(nn, name)) for name in names})
     config = UNetConfig(**{**vars(TINY), "spatial_conditions": ("local_image",)})
@@ -244,7 +214,6 @@ def test_host_operations_are_used():
 
 
 def test_packed_golden(golden, monkeypatch):
-    """Weights in oneDNN's layout: the same outputs, to the same bounds."""
     monkeypatch.setattr(onednn, "_WORTH_PACKING", 0)
     monkeypatch.setattr(onednn, "_WORTH_FILTERING", 0)
     model = accelerate(golden.model(torch.float32), packed=True)
@@ -257,48 +226,36 @@ def test_packed_golden(golden, monkeypatch):
     with torch.no_grad():
         assert golden.error("out_y_image", model(x, t, model.tokens(y, golden.input("image").squeeze(1)))) <= 1
         assert golden.error("out_single_frame", model(x[:, :, :1], t, y)) <= 1
-    with pytest.raises(RuntimeError, match="packed for inference"):
-        model(x, t, y)
-
-
-def test_channels_last_weights_change_nothing(tiny):
-    model = UNet3D(TINY)
-    model.load_state_dict(tiny.state_dict())
-    with torch.no_grad():
-        assert torch.allclose(channels_last(model)(*inputs()), tiny(*inputs()), atol=1e-5)
-    assert all(torch.equal(value, tiny.state_dict()[key]) for key, value in model.state_dict().items())
+    pytest.raises(RuntimeError, model, x, t, y).match("packed for inference")
 
 
 def test_fused_and_packed_in_bfloat16(tiny):
     """As near to float32 as weights and results of every layer in bfloat16 can be, plain, fused and packed."""
-    x, t, tokens, concat = (a.bfloat16() if a.is_floating_point() else a for a in inputs(batch=2, frames=4))
-    half = UNet3D(TINY, dtype=torch.bfloat16)
-    half.load_state_dict(tiny.state_dict())
+    half, given = of_type(torch.bfloat16, tiny, inputs(batch=2, frames=4))
     count = 2 * len(rounding.layers(half))
     with torch.no_grad():
-        reference = tiny(x.float(), t, tokens.float(), concat.float())
+        reference = tiny(*(a.float() if a.is_floating_point() else a for a in given))
         half.requires_grad_(False)
         with torch.enable_grad():
-            assert rounding.error(half(x, t, tokens, concat), reference, count) <= 1
+            assert rounding.error(half(*given), reference, count) <= 1
         for model in (half, accelerate(half, packed=False), accelerate(half, packed=True)):
-            assert rounding.error(model(x, t, tokens, concat), reference, count) <= 1
+            assert rounding.error(model(*given), reference, count) <= 1
 
 
 def test_filtered_convolutions_in_bfloat16():
     """In layers wide enough for Winograd's filtering the whole network stays as near to float32 as the results of every layer in bfloat16
     can be, and its sums in between."""
     config = UNetConfig(**{**vars(TINY), "dim": 192, "norm_groups": 32, "dim_mult": (1,), "attn_scales": (1.0,)})
-    exact, half = UNet3D(config), UNet3D(config, dtype=torch.bfloat16)
-    weights = {name: w.bfloat16().float() for name, w in golden_weights(exact, seed=5).items()}
-    exact.load_state_dict(weights)
-    half.load_state_dict(weights)
-    x, t, tokens, concat = (a.bfloat16() if a.is_floating_point() else a for a in inputs(frames=6, height=16, width=16))
+    exact = UNet3D(config)
+    exact.load_state_dict({name: w.bfloat16().float() for name, w in golden_weights(exact, seed=5).items()})
+    half, given = of_type(torch.bfloat16, exact, inputs(frames=6, height=16, width=16))
     with torch.no_grad():
-        reference, count = exact(x.float(), t, tokens.float(), concat.float()), 2 * len(rounding.layers(half))
+        reference = exact(*(a.float() if a.is_floating_point() else a for a in given))
+        count = 2 * len(rounding.layers(half))
         packed = accelerate(half, packed=True)
         if not any(len(getattr(m, "packed", ())) == 16 for m in packed.modules()):
             pytest.skip("oneDNN has no bfloat16 on this processor")
-        assert rounding.error(packed(x, t, tokens, concat), reference, count) <= 1
+        assert rounding.error(packed(*given), reference, count) <= 1
 
 
 @pytest.mark.parametrize("diffusion", [DiffusionConfig(num_timesteps=1200), DiffusionConfig(zero_terminal_snr=False)])
@@ -322,8 +279,7 @@ def test_an_estimate_is_standardised_by_the_models_own_schedule(diffusion):
 
 
 def test_keys_and_values_only_once_per_clip(tiny, monkeypatch):
-    calls = []
-    original = Attention.keys_values
+    calls, original = [], Attention.keys_values
     monkeypatch.setattr(Attention, "keys_values", lambda self, c: calls.append(self) or original(self, c))
     x, t, tokens, concat = inputs()
     with torch.no_grad():
@@ -332,3 +288,15 @@ def test_keys_and_values_only_once_per_clip(tiny, monkeypatch):
             tiny(x, torch.tensor([step]), cache, concat)
     crossing = [layer.transformer_blocks[0].attn2 for layer in tiny.modules() if isinstance(layer, SpatialTransformer)]
     assert len(cache) == len(crossing) and all(calls.count(layer) == 1 for layer in crossing)
+
+
+@pytest.mark.parametrize(("limit", "calls"), [(1, 7), (3, 3), (7, 1), (None, 1)])
+def test_a_long_batch_is_cut(limit, calls, monkeypatch):
+    """CUDA's kernels take a limited batch; the pieces are bit for bit the whole."""
+    q, k, v = (torch.randn(7, 2, 5, 8) for _ in range(3))
+    whole, seen = F.scaled_dot_product_attention(q, k, v), []
+    torchs = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *part: seen.append(len(part[0])) or torchs(*part))
+    assert torch.equal(layers.attention(q, k, v, limit), whole)
+    assert Attention.attend is adapter.TemporalTransformer.attend is layers.attention       # which knows the device's limit
+    assert len(seen) == calls and max(seen) <= (limit or 7) and sum(seen) == 7
