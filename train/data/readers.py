@@ -139,7 +139,9 @@ def _counts(name: str) -> bool:
 
 
 def _walk_files(root: Path) -> list[Path]:
-    return sorted(path for folder in _folders(root) for path in folder.iterdir() if _counts(path.name) and path.is_file())
+    """Links that lead nowhere too: they are named when they are read."""
+    return sorted(path for folder in _folders(root) for path in folder.iterdir()
+                  if _counts(path.name) and (path.is_file() or not path.exists()))
 
 
 def _in_split(root: Path, folder: Path, split: str) -> bool:

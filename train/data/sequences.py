@@ -30,20 +30,19 @@ def in_sequences(names: Iterable[str]) -> list[tuple[str, list[str]]]:
     names are alike but for a number, all are one sequence; so are numbers that mostly jump, such as times. HIDE's photographs
     stand alone.
     """
-    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
     names = sorted(names, key=natural)
     if names and all(map(ALONE.match, names)):
         return [(name, [name]) for name in names]
     for name in names:
         found = NUMBER.fullmatch(name)
-        groups[found.group(1, 3) if found else (name, "")].append(name)
+        groups[found.group(1, 3) if found else (name,)].append(name)        # `a` is no neighbour of `a2`
     if len(groups) == len(names):
         return [("", names)] if names else []
-    found = []
-    for (before, behind), members in groups.items():
-        runs, label = _runs(members), (before + behind).strip("-_. ") if len(groups) > 1 else ""
-        found += [(f"{label}#{i}" if len(runs) > 1 else label, run) for i, run in enumerate(runs)]
-    return found
+    labelled = defaultdict(list)
+    for key, members in groups.items():
+        labelled["".join(key).strip("-_. ") if len(groups) > 1 else ""] += _runs(members)
+    return [(f"{label}#{i}" if len(runs) > 1 else label, run) for label, runs in labelled.items() for i, run in enumerate(runs)]
 
 
 def _runs(names: list[str]) -> list[list[str]]:

@@ -300,8 +300,10 @@ def test_sharp_videos(tmp_path):
     write_video(tmp_path / "a.mp4", 24, speed=4)
     write_video(tmp_path / "fast.mp4", 40, rate=240, speed=1)
     (tmp_path / "broken.mp4").write_bytes(b"no video")
+    (tmp_path / "lost.mp4").symlink_to(tmp_path / "no drive")
     found = readers.find(tmp_path)
-    assert found.layout == "videos" and len(found.sequences) == 2 and "broken.mp4" in found.problems[0]
+    assert found.layout == "videos" and len(found.sequences) == 2
+    assert len(found.problems) == 2 and "broken.mp4" in found.problems[0] and "lost.mp4" in found.problems[1]
     source = VideoClips(found, BlurConfig(noise=0.0, codec=0.0))
     clips = source.batch(0, range(3), num_frames=3, size=32, device="cpu")
     assert clips.blurred.shape == clips.sharp.shape == (3, 3, 3, 32, 32)

@@ -19,6 +19,7 @@ from train.data.sequences import in_sequences
     (["0001_left", "0001_right", "0002_left", "0002_right"], {"left": 2, "right": 2}),
     (["1", "2", "5", "6", "7"], {"#0": 2, "#1": 3}),
     (["x_010", "x_020", "x_030", "x_050", "y_1", "y_2"], {"x#0": 3, "x#1": 1, "y": 2}),
+    (["a", "a1", "a2"], {"a#0": 1, "a#1": 2}), (["a-1", "a-2", "a_1", "a_2", "a_3"], {"a#0": 2, "a#1": 3}),
     (["0.033", "0.067", "0.099", "0.134"], {"": 4}),                              # times
     (["frame9", "frame10", "frame11"], {"": 3}), (["paris 1", "rome 2"], {"": 2}), ([], {})])
 def test_names_tell_which_pictures_follow_one_another(names, expected):
