@@ -33,6 +33,7 @@ class DeblurPrior(io.ComfyNode):
                         "Frames, which joins it with what the neighbouring frames tell.",
             search_aliases=["vdd maxim", "photo deblurring", "single image deblur"],
             inputs=[io.Image.Input("frames", tooltip="The blurred frames; any number and any size. Alpha passes through.")],
+            hidden=[io.Hidden.dynprompt],
             outputs=[io.Image.Output(display_name="frames", tooltip="As many frames of the same size.")])
 
     @classmethod
@@ -41,7 +42,7 @@ class DeblurPrior(io.ComfyNode):
 
     @classmethod
     def execute(cls, frames: torch.Tensor) -> io.NodeOutput:
-        prior = native.load_prior(need_prior(folders.find_prior()))
+        prior = native.kept(cls.hidden, native.load_prior, need_prior(folders.find_prior()))
         native.use([prior.patcher], native.prior_memory(prior, *frames.shape[1:3]))
         bar, out = Bar(len(frames)), torch.empty(*frames.shape[:3], 3, device=mm.intermediate_device())
         shown = []

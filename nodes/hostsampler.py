@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ..vdd_model.diffusion import sampler as samplers
 from ..vdd_model.diffusion.schedule import Schedule
+from ..vdd_model.errors import UserError
+from . import latents
 from .progress import Bar
 
 
@@ -23,6 +25,30 @@ def sigmas_of(model_sampling, spacing: str, steps: int) -> Tensor:
     """Noise levels (steps + 1,), float32, ending on 0."""
     sigmas = model_sampling.sigmas.detach().float().cpu()
     return torch.cat([sigmas[samplers.timesteps(steps, len(sigmas), spacing)], sigmas.new_zeros(1)])
+
+
+def gives_estimate(model, positive: list) -> bool:
+    """Whether one step may be encoder 2's estimate (`ModelConfig.gives_estimate`): not where other nodes have changed the model, or say
+    more of the clip than Encode Blurred Clip does."""
+    network = model.model
+    wrapped = (each for kind in model.wrappers.values() for key, each in kind.items() if key != latents.PICTURES)
+    changed = (model.patches, model.object_patches, *wrapped,
+               *(value for key, value in model.model_options.items() if key != "transformer_options"),
+               *model.model_options["transformer_options"].values())
+    return (network.diffusion_model.config.estimate and network.model_config.sampling_settings["zsnr"] and not any(changed)
+            and len(positive) == 1 and {*positive[0][1]} - {latents.PICTURES} == {latents.BLUR, latents.IMAGE})
+
+
+def estimate(model, positive: list) -> Tensor:
+    """Encoder 2's estimate of the clean latents (1, 4, F, h, w), unscaled: what one step shows."""
+    network = model.model
+    return network.process_latent_out(positive[0][1][latents.BLUR][:, :network.latent_format.latent_channels])
+
+
+def need_deblur_model(model) -> None:
+    """Raise UserError unless `model` is the denoiser of this pack (or a copy of it with patches)."""
+    if not hasattr(model.model, "diffusion_model") or not hasattr(model.model.diffusion_model, "adapter"):
+        raise UserError("this model does not deblur: connect the MODEL output of 'Load Deblur Checkpoint'")
 
 
 def _scaled(sigma: Tensor) -> tuple[float, float]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import copy
 import functools
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 import comfy.conds
 import comfy.latent_formats
@@ -44,6 +46,7 @@ from .latents import BLUR, IMAGE, PICTURES, with_pictures
 from .patches import Patched
 from .progress import Bar
 
+T = TypeVar("T")
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
           "fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 
@@ -304,23 +307,42 @@ def use(patchers: list, memory_required: int = 0) -> None:
                     parameter.data = parameter.data.to(patcher.load_device)
 
 
+_kept: WeakKeyDictionary[object, dict] = WeakKeyDictionary()      # run of a graph -> what each loader gave last
+
+
+def kept(hidden, load: Callable[[str | os.PathLike], T], path: str | os.PathLike) -> T:
+    """`load(path)`, which stays for what follows in this run of the graph, that of a node's `hidden`: the elements of a list come one by
+    one. The host lets go of a run at the next one and at "Free memory"."""
+    run = getattr(hidden, "dynprompt", None)
+    held = {} if run is None else _kept.setdefault(run, {})
+    if held.get(load, (None,))[0] != path:
+        held.pop(load, None)                                       # before another takes its room
+        held[load] = path, load(path)
+    return held[load][1]
+
+
+def load_whole(path: str | os.PathLike) -> comfy.model_patcher.ModelPatcher:
+    """A checkpoint's DeblurModel in one piece, still to be brought to its device (`use`)."""
+    state, model = checkpoint.fitting(path, comfy.ops.disable_weight_init)
+    device = mm.get_torch_device()
+    _assign(model, state, autoencoder_dtype(device))
+    if device.type == "cpu":
+        accelerate(model.unet, packed=False)
+    return _patcher(model, device)
+
+
 class HostDeblurrer:
     """A Deblurrer whose weights the host's memory manager holds, with the host's progress bar, preview and Cancel: jobs take its frames
     from `stream`."""
 
-    def __init__(self, path: str, prior: str | os.PathLike | None = None):
-        state, model = checkpoint.fitting(path, comfy.ops.disable_weight_init)
-        device = mm.get_torch_device()
-        _assign(model, state, autoencoder_dtype(device))
-        if device.type == "cpu":
-            accelerate(model.unet, packed=False)
-        self.patcher = _patcher(model, device)                     # of which the host keeps only a weak reference
+    def __init__(self, path: str, prior: str | os.PathLike | None = None, hidden=None):
+        self.hidden, self.patcher = hidden, kept(hidden, load_whole, path)              # of which the host keeps only a weak reference
         use([self.patcher], WORKING_MEMORY)
-        self.deblurrer = Deblurrer(model, device=self.patcher.load_device, prior=prior, move=False)
+        self.deblurrer = Deblurrer(self.patcher.model, device=self.patcher.load_device, prior=prior, move=False)
         self.deblurrer.prior.load = self._load_prior
 
     def _load_prior(self, path: str | os.PathLike) -> Prior:
-        prior = load_prior(path)
+        prior = kept(self.hidden, load_prior, path)
         use([self.patcher, prior.patcher], WORKING_MEMORY)
         return prior
 
@@ -456,27 +478,3 @@ def need_deblur_vae(vae) -> Decoder:
         kind = "an image VAE, which would decode the first frame only" if getattr(vae, "latent_dim", 2) == 2 else "another model's VAE"
         raise UserError(f"this is {kind}: connect the VAE output of 'Load Deblur Checkpoint'")
     return decoder
-
-
-def gives_estimate(model, positive: list) -> bool:
-    """Whether one step may be encoder 2's estimate (`ModelConfig.gives_estimate`): not where other nodes have changed the model, or say
-    more of the clip than Encode Blurred Clip does."""
-    network = model.model
-    wrapped = (each for kind in model.wrappers.values() for key, each in kind.items() if key != PICTURES)
-    changed = (model.patches, model.object_patches, *wrapped,
-               *(value for key, value in model.model_options.items() if key != "transformer_options"),
-               *model.model_options["transformer_options"].values())
-    return (network.diffusion_model.config.estimate and network.model_config.sampling_settings["zsnr"] and not any(changed)
-            and len(positive) == 1 and {*positive[0][1]} - {PICTURES} == {BLUR, IMAGE})
-
-
-def estimate(model, positive: list) -> Tensor:
-    """Encoder 2's estimate of the clean latents (1, 4, F, h, w), unscaled: what one step shows."""
-    network = model.model
-    return network.process_latent_out(positive[0][1][BLUR][:, :network.latent_format.latent_channels])
-
-
-def need_deblur_model(model) -> None:
-    """Raise UserError unless `model` is the denoiser of this pack (or a copy of it with patches)."""
-    if not hasattr(model.model, "diffusion_model") or not hasattr(model.model.diffusion_model, "adapter"):
-        raise UserError("this model does not deblur: connect the MODEL output of 'Load Deblur Checkpoint'")

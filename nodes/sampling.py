@@ -5,7 +5,7 @@ import torch
 from comfy_api.latest import io
 
 from ..vdd_model.inference.windows import fade_in, frame_noise, window_steps
-from . import hostsampler, latents, native
+from . import hostsampler, latents
 from .schema import advanced, option_input, schema, seed_input
 
 
@@ -40,7 +40,7 @@ class DeblurSampler(io.ComfyNode):
     @classmethod
     def execute(cls, model, positive, negative, latent, seed, steps, guidance, eta, spacing="trailing", window=16, overlap=4,
                 guidance_rescale=0.0, guidance_from=0.0, guidance_to=1.0, denoise_at_one_step=False) -> io.NodeOutput:
-        native.need_deblur_model(model)
+        hostsampler.need_deblur_model(model)
         samples = latent["samples"]
         layout = model.get_model_object("latent_format")
         latents.need_video_latent(samples, layout.latent_channels)
@@ -51,11 +51,11 @@ class DeblurSampler(io.ComfyNode):
                   for scene in latents.scenes_of(latent)]
         total = sum(len(found) for _, found in scenes)
         if (steps == 1 and guidance == 1 and spacing == "trailing" and not denoise_at_one_step and latent.get("noise_mask") is None
-                and native.gives_estimate(model, positive) and positive[0][1][latents.BLUR].shape[2:] == samples.shape[2:]):
-            result = native.estimate(model, positive).to(samples)        # as in the one-node way: the UNet moves it by hardly anything
+                and hostsampler.gives_estimate(model, positive) and positive[0][1][latents.BLUR].shape[2:] == samples.shape[2:]):
+            result = hostsampler.estimate(model, positive).to(samples)        # as in the one-node way: the UNet moves it by hardly anything
             return io.NodeOutput({**latent, "samples": result, latents.ONE_STEP: result, latents.ESTIMATE: result})
         positive, negative = ([[text, latents.with_pictures(extra)] for text, extra in each] for each in (positive, negative))
-        run = hostsampler.WindowSampler(model, guidance, guidance_rescale, (guidance_from, guidance_to), eta, steps, spacing,
+        run = hostsampler.WindowSampler(model, guidance, guidance_rescale, sorted((guidance_from, guidance_to)), eta, steps, spacing,
                                         seed, total)
         parts = []
         for scene, found in scenes:                 # each as if it were alone, its noise too
@@ -89,5 +89,5 @@ class DeblurSigmas(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, steps, spacing="trailing") -> io.NodeOutput:
-        native.need_deblur_model(model)
+        hostsampler.need_deblur_model(model)
         return io.NodeOutput(hostsampler.sigmas_of(model.get_model_object("model_sampling"), spacing, steps))

@@ -1,6 +1,7 @@
 """Deblur Video and Deblur Frames: the one-node way, window by window, in memory that does not grow with the clip."""
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import logging
@@ -77,6 +78,7 @@ class DeblurVideo(io.ComfyNode):
                 *option_inputs(advanced(io.Int.Input, "quality", default=16, min=0, max=51, tooltip="CRF of the written file: smaller is "
                                         "better and larger. Not used for a clip with transparency.")),
             ],
+            hidden=[io.Hidden.dynprompt],
             outputs=[io.Video.Output(display_name="video", tooltip="The sharp video. Save Video copies it without encoding again; with "
                                      f"transparency or unusual sound, take the file in output/{results.FOLDER}.")])
 
@@ -87,8 +89,9 @@ class DeblurVideo(io.ComfyNode):
     @classmethod
     def execute(cls, video, checkpoint, quality=16, **widgets) -> io.NodeOutput:
         options, weights, notices = options_from(**widgets), folders.path_of(checkpoint), Notices()
+        load = functools.partial(native.HostDeblurrer, weights, folders.find_prior(), cls.hidden)
         if isinstance(video, InputImpl.VideoFromComponents):         # its frames are in memory already: no file, no loss
-            return io.NodeOutput(_in_memory(video, native.HostDeblurrer(weights, folders.find_prior()), options, notices))
+            return io.NodeOutput(_in_memory(video, load(), options, notices))
         source = _source_of(video)
         suffix = _suffix(source.clip)
         output = OutputOptions(quality=None if suffix == ".mov" else quality)          # .mov: ProRes, which has no CRF
@@ -105,7 +108,7 @@ class DeblurVideo(io.ComfyNode):
             try:
                 path = source.clip.path if source.clip else _cut(video, part)
                 job = jobs.Job(path, target, name=source.name)
-                outcome = jobs.run(job, lambda: native.HostDeblurrer(weights, folders.find_prior()), options, output, identity=identity,
+                outcome = jobs.run(job, load, options, output, identity=identity,
                                    precision=precision, resume=True, quiet=True, say=lambda text: notices(text, logging.INFO),
                                    tick=mm.throw_exception_if_processing_interrupted)
             except BaseException as error:
@@ -227,6 +230,7 @@ class DeblurFrames(io.ComfyNode):
                         "alpha passes through.",
             search_aliases=["vdd images", "deblur image batch", "motion blur removal", "photo", *ALIASES],
             inputs=[io.Image.Input("frames", tooltip="Blurred frames in order."), *option_inputs()],
+            hidden=[io.Hidden.dynprompt],
             outputs=[io.Image.Output(display_name="frames", tooltip="Sharp frames.")])
 
     @classmethod
@@ -235,6 +239,6 @@ class DeblurFrames(io.ComfyNode):
 
     @classmethod
     def execute(cls, frames: torch.Tensor, checkpoint, **widgets) -> io.NodeOutput:
-        deblurrer = native.HostDeblurrer(folders.path_of(checkpoint), folders.find_prior())
+        deblurrer = native.HostDeblurrer(folders.path_of(checkpoint), folders.find_prior(), cls.hidden)
         sharp = deblurrer.deblur(rgb_of(frames), options_from(**widgets), notice=Notices())
         return io.NodeOutput(with_alpha(sharp.to(mm.intermediate_device()), frames))

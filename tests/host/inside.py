@@ -259,7 +259,9 @@ def checks(folder, checkpoint):
         unguided, halved = (nodes["VDDSampler"].execute(m, positive, negative, latent, 7, 1, guidance, 0.0, window=0, guidance_to=0.9,
                                                         denoise_at_one_step=True).result[0]["samples"]
                             for m, guidance in ((model, 1.0), (doubled, 2.0)))
-        result["interval"] = ((halved - 2 * unguided).abs().max() / guided.std()).item()
+        whole = nodes["VDDSampler"].execute(model, positive, negative, latent, 7, 1, 2.0, 0.0, window=0, guidance_from=1.0,
+                                            guidance_to=0.0).result[0]["samples"]                     # in either order
+        result["interval"] = [((a - b).abs().max() / guided.std()).item() for a, b in ((halved, 2 * unguided), (whole, guided))]
         formula = model.clone()
         formula.set_model_sampler_cfg_function(lambda args: args["input"] - 7.0)
         seven = nodes["VDDSampler"].execute(formula, positive, negative, latent, 7, 1, 2.0, 0.0, window=0).result[0]["samples"]

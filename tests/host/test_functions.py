@@ -75,7 +75,7 @@ def test_a_saved_model_is_loaded_again(checked):
 
 
 def test_other_nodes_reach_the_network_and_its_guidance(checked):
-    assert checked["post_cfg"] < 1e-3 and checked["interval"] < 1e-3 and checked["formula"] < 1e-2
+    assert checked["post_cfg"] < 1e-3 and max(checked["interval"]) < 1e-3 and checked["formula"] < 1e-2
     assert checked["wrapper_calls"] >= 1 and checked["wrapped"] == 0.0
 
 

@@ -53,7 +53,7 @@ class Schema:
 
 
 class Node:
-    hidden = SimpleNamespace(prompt=None)
+    hidden = SimpleNamespace(prompt=None, dynprompt=None)
 
     @classmethod
     def GET_SCHEMA(cls):                                     # noqa: N802
@@ -192,7 +192,7 @@ def host_modules(models: Path) -> dict[str, types.ModuleType]:
     kinds = {name: kind(name.upper()) for name in ("Image", "Model", "Vae", "Latent", "Conditioning", "Sigmas", "Video", "Int", "Float",
                                                    "String", "Combo", "Boolean")}
     latest.io = SimpleNamespace(Schema=Schema, ComfyNode=Node, NodeOutput=NodeOutput, Custom=kind, Input=Value,
-                                Hidden=SimpleNamespace(prompt="PROMPT"), **kinds)
+                                Hidden=SimpleNamespace(prompt="PROMPT", dynprompt="DYNPROMPT"), **kinds)
     latest.InputImpl = SimpleNamespace(VideoFromFile=VideoFromFile, VideoFromComponents=VideoFromComponents)
     latest.Types = SimpleNamespace(VideoComponents=SimpleNamespace)
     latest.ui = SimpleNamespace(PreviewImage=lambda image, cls: SimpleNamespace(as_dict=lambda: {"images": [{"filename": "x.png"}]}))

@@ -1,7 +1,11 @@
 """Deblur Prior, and its frames on their way to the decoder."""
+import gc
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from tests.nodes.conftest import TINY
 from vdd_model.checkpoint.maxim import FILE_NAME
 from vdd_model.checkpoint.tensorfile import write_tensors
 from vdd_model.config import FusionConfig
@@ -84,3 +88,29 @@ def test_the_one_node_way_finds_it_in_models_vdd(pack, frames, prior_file, monke
     assert asked == [(prior_file, choice)]
     loaded = native.load_prior(prior_file)
     assert loaded.patcher.model is loaded.network and native.prior_memory(loaded, 37, 45) == native.PRIOR_VALUES * 64 * 64 * 4
+
+
+def test_weights_stay_for_a_run_of_the_graph(pack, frames, prior_file, monkeypatch):
+    """A list comes element by element: none of them loads again what the one before has."""
+    native, read = pack.module("nodes.native"), []
+    for owner, name in ((native.checkpoint, "fitting"), (native.Prior, "load")):
+        load = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given, load=load, name=name: read.append(name) or load(*given))
+    node = pack.nodes["VDDDeblurFrames"]
+    other = pack.models / "vdd" / "other.safetensors"
+    other.write_bytes((pack.models / "vdd" / TINY).read_bytes())
+    for checkpoints, expected in (([TINY] * 3, ["fitting", "load"]), ([TINY, other.name, TINY], ["fitting", "load", "fitting", "fitting"])):
+        read.clear()
+        run = type("DynamicPrompt", (), {})()
+        monkeypatch.setattr(node, "hidden", SimpleNamespace(dynprompt=run))
+        monkeypatch.setattr(pack.nodes["VDDPrior"], "hidden", node.hidden)
+        for checkpoint in checkpoints:
+            node.execute(frames, checkpoint, prior="none")
+            pack.nodes["VDDPrior"].execute(frames[:1])
+        assert read == expected
+    assert dict(native._kept)
+    del run
+    monkeypatch.undo()
+    gc.collect()
+    assert not dict(native._kept)                                 # nothing outlives its run
+    other.unlink()
