@@ -1,4 +1,5 @@
 """Small clips for tests, and a stand-in for the model that gives every frame back. Run as a script it is `vdd` with the stand-in."""
+import itertools
 import os
 import struct
 import sys
@@ -44,23 +45,15 @@ class IdentityDeblurrer:
         self.delay, self.stop_after, self.error, self.each = delay, stop_after, error or KeyboardInterrupt(), each
 
     def stream(self, frames, options, *, first_frame=0, input_start=0, **_):
-        held, count = [], 0
-        for index, frame in enumerate(frames, input_start + 1):
-            if index > first_frame:
-                held.append(to_float(frame))
-            if held and index % options.stride == 0:
-                if self.stop_after is not None and index > self.stop_after:
-                    raise self.error
-                time.sleep(self.delay)
-                yield self._given(count, held)
-                held, count = [], count + 1
-        if held:
-            yield self._given(count, held)
-
-    def _given(self, number: int, held: list[torch.Tensor]) -> torch.Tensor:
-        chunk = torch.stack(held)
-        changed = self.each(number, chunk)
-        return chunk if changed is None else changed
+        wanted = (to_float(frame) for index, frame in enumerate(frames, input_start) if index >= first_frame)
+        done, number = first_frame, 0
+        while held := [*itertools.islice(wanted, options.stride - done % options.stride)]:
+            done, number, chunk = done + len(held), number + 1, torch.stack(held)
+            if self.stop_after is not None and done > self.stop_after:
+                raise self.error
+            time.sleep(self.delay)
+            changed = self.each(number - 1, chunk)
+            yield chunk if changed is None else changed
 
 
 def pattern(index: int, height: int = 48, width: int = 64) -> np.ndarray:

@@ -82,7 +82,7 @@ def test_resume_refuses_another_dtype(tmp_path, tiny_checkpoint, capsys):
     assert main([*command, "--dtype", "float32"]) == 0
 
 
-def test_the_folder_one_stands_in(tmp_path, monkeypatch, capsys):
+def test_the_folder_one_stands_in_and_one_with_a_dot_in_its_name(tmp_path, monkeypatch, capsys):
     pictures(tmp_path / "in", 0, name="a.png")
     for folder, where in (("one", "."), ("two/deep", "..")):
         (tmp_path / folder).mkdir(parents=True)
@@ -91,9 +91,6 @@ def test_the_folder_one_stands_in(tmp_path, monkeypatch, capsys):
     names = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.png"))
     assert names == ["in/a.png", "one.preview.png", "one/a.png", "two.preview.png", "two/a.png"]
     assert "choose a folder inside it" in vdd(capsys, tmp_path / "in", "-o", "/", "--force", code=1)
-
-
-def test_a_folder_with_a_dot_in_its_name(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     save_clip(tmp_path / "a.mp4", 5)
     assert "for a folder of that name, write results_v1.2/" in vdd(capsys, "a.mp4", "-o", "results_v1.2", code=1)
