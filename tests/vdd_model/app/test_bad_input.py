@@ -17,45 +17,28 @@ def whole(tmp_path):
     return save_clip(tmp_path / "whole.mp4", 60, container_options={"movflags": "faststart"})
 
 
-def expect_error(capfd, tmp_path, source, text: str) -> None:
-    """Exit code 1, one sentence with `text`, and nothing left behind."""
-    before = set(tmp_path.iterdir())
-    error = vdd(capfd, source, "-o", tmp_path / "out.mp4", code=1)
-    assert text in error and error.count("\n") == 0, error
-    assert set(tmp_path.iterdir()) == before
-
-
-def test_what_is_missing_or_empty(tmp_path, capfd):
-    (tmp_path / "empty.mkv").touch()
-    for folder in ("folder", "both"):
-        (tmp_path / folder).mkdir()
-    for name in ("a.png", "b.mp4"):
-        (tmp_path / "both" / name).write_bytes(b"any")
-    for name, words in (("nothing.mp4", "does not exist"), ("*.mp4", "nothing fits the pattern"), ("empty.mkv", "is empty (0 bytes)"),
-                        ("folder", "holds no video and no pictures"), ("both", "holds both pictures and videos; name a pattern")):
-        expect_error(capfd, tmp_path, tmp_path / name, words)
-
-
-@pytest.mark.parametrize("data", [b"\x00" * 5000, b"just some text\n" * 100, b"%PDF-1.4 " + bytes(range(256)) * 20,
-                                  b"\x89PNG\r\n\x1a\n" + b"x" * 99, b"1\n00:00:00,100 --> 00:00:00,500\nhello\n\n"])
-def test_files_that_are_no_video(tmp_path, capfd, data):
-    (tmp_path / "film.mp4").write_bytes(data)
-    expect_error(capfd, tmp_path, tmp_path / "film.mp4", "film.mp4")
-
-
-def test_clips_without_pictures_frames_or_header(tmp_path, capfd):
+def test_what_is_no_clip(tmp_path, capfd):
+    """Exit code 1, one sentence, and nothing left behind."""
+    films = [b"\x00" * 5000, b"just some text\n" * 100, b"%PDF-1.4 " + bytes(range(256)) * 20, b"\x89PNG\r\n\x1a\n" + b"x" * 99,
+             b"1\n00:00:00,100 --> 00:00:00,500\nhello\n\n"]
+    data = save_clip(tmp_path / "a.mp4", 30).read_bytes()                                             # its index is at the end
+    files = {f"film{i}.mp4": film for i, film in enumerate(films)} | {"cut.mp4": data[: len(data) // 2], "empty.mkv": b""}
+    for name, content in {**files, "both/a.png": b"any", "both/b.mp4": b"any", "folder/._a.mp4": b""}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
     with wave.open(str(tmp_path / "sound.wav"), "wb") as file:
         file.setparams((1, 2, 8000, 4000, "NONE", ""))
         file.writeframes(bytes(8000))
-    expect_error(capfd, tmp_path, tmp_path / "sound.wav", "no video in it, only sound")
     with av.open(str(tmp_path / "none.mkv"), "w") as out:
         add_video(out)
         out.start_encoding()
-    expect_error(capfd, tmp_path, tmp_path / "none.mkv", "not one frame")
-    source = save_clip(tmp_path / "a.mp4", 30)       # its index is at the end
-    data = source.read_bytes()
-    (tmp_path / "cut.mp4").write_bytes(data[: len(data) // 2])
-    expect_error(capfd, tmp_path, tmp_path / "cut.mp4", "header is missing")
+    before = set(tmp_path.iterdir())
+    for name, words in {**{name: name for name in files}, "cut.mp4": "header is missing", "empty.mkv": "is empty (0 bytes)",
+                        "nothing.mp4": "does not exist", "*.avi": "nothing fits the pattern", "folder": "holds no video and no pictures",
+                        "both": "holds both pictures and videos; name a pattern", "sound.wav": "no video in it, only sound",
+                        "none.mkv": "not one frame"}.items():
+        error = vdd(capfd, tmp_path / name, "-o", tmp_path / "out.mp4", code=1)
+        assert words in error and "\n" not in error and set(tmp_path.iterdir()) == before, error
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
