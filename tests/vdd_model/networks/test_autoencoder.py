@@ -94,19 +94,7 @@ def test_fidelity_zero_is_exactly_the_plain_decoder_and_one_starts_as_the_blurre
     pytest.raises(ValueError, vae.decode, z, BlurGuide(guide.pixels, strength=0.5)).match("needs encoder 2's features")
 
 
-def test_fidelity_branch_uses_blurred_features_neighbours_and_latents(vae):
-    torch.nn.init.normal_(vae.fidelity.head.weight, std=0.05)
-    with torch.no_grad():
-        z, guide = branch_inputs(vae)
-        base, (fine, coarse) = vae.decode(z, guide), guide.features
-        assert not torch.allclose(base, vae.decode(z + 1, guide))
-        neighbour = coarse.clone()
-        neighbour[:, :64] += 1                                    # frame t - 1
-        assert not torch.allclose(base, vae.decode(z, guide._replace(features=[fine, neighbour])))
-        assert not torch.allclose(base, vae.decode(z, guide._replace(features=[fine + 1, coarse])))
-
-
-def test_one_step_and_several_have_a_fidelity_branch_each(vae):
+def test_one_step_and_several_have_a_fidelity_branch_each_that_uses_blurred_features_neighbours_and_latents(vae):
     torch.nn.init.normal_(vae.fidelity.head.weight, std=0.05)
     torch.nn.init.normal_(vae.detail.head.weight, std=0.05)
     alone = AutoencoderKL(dataclasses.replace(vae.config, detail=False)).eval()
@@ -114,7 +102,11 @@ def test_one_step_and_several_have_a_fidelity_branch_each(vae):
     with torch.no_grad():
         z, guide = branch_inputs(vae)
         drawn = guide._replace(detail=True)
-        one, several = vae.decode(z, guide), vae.decode(z, drawn)
+        one, several, (fine, coarse) = vae.decode(z, guide), vae.decode(z, drawn), guide.features
+        neighbour = coarse.clone()
+        neighbour[:, :64] += 1                                    # frame t - 1
+        for given in ((z + 1, guide), *((z, guide._replace(features=each)) for each in ([fine, neighbour], [fine + 1, coarse]))):
+            assert not torch.allclose(one, vae.decode(*given))
         assert not torch.allclose(one, several, atol=1e-2)
         assert torch.equal(vae.decode(z, drawn._replace(strength=0.0)), vae.decode(z))
         assert all(torch.equal(alone.decode(z, each), one) for each in (guide, drawn))
