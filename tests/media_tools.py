@@ -173,9 +173,9 @@ def with_data(packet: av.Packet, data: bytes) -> av.Packet:
     return new
 
 
-def remuxed(source: Path, target: Path, change=lambda packet, number: packet, bitstream: str = "") -> Path:
+def remuxed(source: Path, target: Path, change=lambda packet, number: packet, bitstream: str = "", **options) -> Path:
     """The packets of `source` in another file, the video's through a bitstream filter, as `change` gives them back; None is left out."""
-    with av.open(str(source)) as before, av.open(str(target), "w") as out:
+    with av.open(str(source)) as before, av.open(str(target), "w", options=options) as out:
         copies = {s.index: out.add_stream_from_template(s, opaque=True) for s in before.streams}
         video, number = before.streams.video[0], 0
         through = BitStreamFilterContext(bitstream, video, copies[video.index]) if bitstream else None

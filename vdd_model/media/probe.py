@@ -134,6 +134,8 @@ def probe_video(path: str | Path) -> VideoClip:
     shift = walk.first or Fraction(0)
     if shift < 0 and not walk.clock:                           # an edit list's way to hide what stands before 0
         shift = Fraction(0)
+    if walk.early and len(times):
+        origin = shift = origin - walk.early / rate
     if constant:
         exact = (origin - shift) * rate.numerator
         tick = Fraction(1, rate.numerator if exact.denominator == 1 else rate.numerator * math.ceil(90000 / rate.numerator))
@@ -248,6 +250,7 @@ class Walk:
     first: Fraction | None = None           # first moment of picture or sound in seconds
     last: Fraction | None = None            # last moment of any stream
     hold: Fraction = Fraction(0)            # seconds for which the last picture is shown
+    early: int = 0                          # pictures before time 0, of which Matroska tells no time
     clock: bool = False                     # times may be negative because a clock ran over
     joins: tuple[Fraction, ...] = ()        # what `Joins` found
     fourth: bool = False                    # whether any fourth byte is not 0
@@ -289,6 +292,7 @@ def _scan(path: Path, timed: bool, fourth: bool = False) -> Walk:
                     continue
                 if packet.pts is None:
                     untimed += index == video.index
+                    walk.early += index == video.index and not walk.clock and bool(walk.early or not times)
                     continue
                 if index == video.index:
                     times.append(packet.pts)

@@ -7,7 +7,22 @@ import media_tools
 import numpy as np
 import pytest
 import torch
-from media_tools import OLD, add_video, chart, deblur, encode, packets, pattern, patterns, pictures, remuxed, save_clip, seen, written_again
+from media_tools import (
+    OLD,
+    add_video,
+    chart,
+    deblur,
+    encode,
+    moved,
+    packets,
+    pattern,
+    patterns,
+    pictures,
+    remuxed,
+    save_clip,
+    seen,
+    written_again,
+)
 from PIL import Image
 
 from vdd_model.media import images
@@ -327,6 +342,15 @@ def test_a_losslessly_cut_clip_is_whole(tmp_path):
     source.write_bytes(data)
     clip = probe(source)
     assert len(list(read(clip))) == clip.num_frames == 20 and not clip.breaks_off
+
+
+def test_frames_before_time_0_stay_in_time_with_the_sound(tmp_path):
+    """Matroska tells no times of these."""
+    source, target = save_clip(tmp_path / "a.mp4", 20, audio=True), tmp_path / "out.mp4"
+    remuxed(source, tmp_path / "in.mkv", lambda packet, _: moved(packet, Fraction(-8, 25)), avoid_negative_ts="disabled")
+    assert not deblur(tmp_path / "in.mkv", target).notes
+    later = [packets(path, "video")[0][0] - packets(path, "audio")[0][0] for path in (source, target)]
+    assert abs(later[1] - later[0]) < 0.001 and len(packets(target, "video")) == 20
 
 
 def test_subtitles_may_outlast_the_picture(tmp_path):
