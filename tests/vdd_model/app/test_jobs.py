@@ -281,13 +281,15 @@ def test_reading_computing_and_writing_overlap(tmp_path, clip_150, monkeypatch):
 
 
 def test_preview(tmp_path):
-    brighter = IdentityDeblurrer(each=lambda _, chunk: (chunk + 0.2).clamp(0, 1))
-    outcome = deblur(save_clip(tmp_path / "in.mp4", 150), tmp_path / "o.mp4", stand_in=brighter, preview=True)
+    brighter, source = IdentityDeblurrer(each=lambda _, chunk: (chunk + 0.2).clamp(0, 1)), save_clip(tmp_path / "in.mp4", 150)
+    outcome = deblur(source, tmp_path / "o.mp4", stand_in=brighter, preview=True)
     picture = read_clip(tmp_path / "o.mp4.preview.png")[0]
     assert "preview" in outcome.notes[-1] and picture.shape == (48, 2 * 64 + 4, 3)
     assert 0.15 < (picture[:, 68:] - picture[:, :64]).mean() < 0.25
     video = probe(tmp_path / "o.mp4.preview.mp4")
     assert (video.num_frames, video.rate, video.width) == (150, 25, 64)
+    after = ((read_clip(video) - read_clip(source)).mean(dim=(1, 3)) > 0.1).float().mean(dim=1)           # its part of each frame's width
+    assert after.min() < 0.1 and after.max() > 0.9
 
 
 def test_a_preview_that_fails_is_only_a_note(tmp_path):
