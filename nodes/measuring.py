@@ -13,6 +13,7 @@ from .progress import Bar
 from .schema import schema, seed_input
 
 SMALLEST_COLUMN = 240         # pixels: narrower pictures are enlarged, or their labels would be cut off
+LARGEST_HEIGHT = 2048         # pixels, of what is enlarged
 
 
 def _as_image(picture) -> torch.Tensor:
@@ -57,9 +58,10 @@ class CompareDeblurring(io.ComfyNode):
         rows = {name: scorer.result() for name, scorer in zip(("deblurred", "blurred"), scorers)}
         labels = [f"{name}  {report.format_value('psnr', row['psnr'])} dB" for name, row in reversed(rows.items())]
         pictures = pictures[2:] + pictures[:2]
-        width = clips[0].shape[2]
-        panel = _as_image(report.panel(pictures, [*labels, "truth"], width=min(480, max(SMALLEST_COLUMN, width))))
-        times = -(-SMALLEST_COLUMN // width)                    # of a small frame the scale below the map would find no room
+        height, width = clips[0].shape[1:3]
+        times = min(-(-SMALLEST_COLUMN // width), max(1, LARGEST_HEIGHT // height))      # the map's scale needs room
+        column = min(480, max(width, min(SMALLEST_COLUMN, width * times)))
+        panel = _as_image(report.panel(pictures, [*labels, "truth"], width=column))
         errors = _as_image(report.error_map(*(x.repeat_interleave(times, 0).repeat_interleave(times, 1) for x in pictures[-2:])))
         table = report.measures_table(rows, f"{count} frames", always=())
         shown_ui = [ui.PreviewImage(image, cls=cls).as_dict()["images"] for image in (panel, errors)]

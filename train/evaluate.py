@@ -132,7 +132,8 @@ def score(output: Iterable[Tensor], pair: Pair, *, reference: bool, shown: int, 
     clock, scorer = [0.0], metrics.Scorer(**measures)
     clips = [_timed(output, clock), pair.sharp(), *([pair.blurred()] if reference else [])]
     with tqdm(total=pair.num_frames, desc=pair.name, unit="frame", leave=False, disable=None) as bar:
-        kept, count, _ = report.compare_frames([scorer], zip_longest(*clips), shown=shown, progress=lambda count: bar.update(count - bar.n))
+        kept, count, _ = report.compare_frames([scorer], zip_longest(*clips), shown=shown,
+                                               progress=lambda count: bar.update(int(count) - bar.n))
     if count != pair.num_frames:
         raise UserError(f"{pair.name}: {count} of {pair.num_frames} frames came out")
     return {"frames": count, "seconds": round(clock[0], 3), **scorer.result()}, kept[0]

@@ -20,6 +20,15 @@ def test_compare_and_synthesize(pack):
         pack.nodes["VDDCompare"].execute(sharp, sharp[:2])
 
 
+def test_comparing_moves_within_a_frame_and_keeps_a_strip_small(pack):
+    """The measures of one large frame take seconds; a strip as wide as others are would be tens of thousands of pixels high."""
+    strip, bar = torch.rand(1, 200, 3, 3), pack.host["comfy.utils"].ProgressBar
+    bar.reported.clear()
+    out = pack.nodes["VDDCompare"].execute(strip, strip, strip).result
+    assert [report[0] for report in bar.reported] == [0, 12, 25, 38, 50, 62, 75, 88, 100]
+    assert max(out[1].shape[1:3]) < 6000 and max(out[2].shape[1:3]) < 2300
+
+
 def test_synthesizing_can_be_cancelled_and_shows_progress(pack, monkeypatch):
     photo, node = torch.rand(1, 24, 32, 3), pack.nodes["VDDSynthesizeBlur"]
     bar = pack.host["comfy.utils"].ProgressBar

@@ -223,7 +223,7 @@ def lpips_note() -> str:
 
 
 def compare_frames(scorers: Sequence[metrics.Scorer], together: Iterable[Sequence[Tensor | None]], *, shown: int = 0,
-                   progress: Callable[[int], None] | None = None) -> tuple[list[Tensor], int, bool]:
+                   progress: Callable[[float], None] = lambda frames: None) -> tuple[list[Tensor], int, bool]:
     """Score frames (H, W, 3), one time after the other: a result, its truth and, where it is given, what it was made from; None where a
     clip has ended. The first of `scorers` takes the result, a second one what it was made from.
 
@@ -239,14 +239,12 @@ def compare_frames(scorers: Sequence[metrics.Scorer], together: Iterable[Sequenc
             raise UserError(f"frames of different sizes after frame {count}: " + ", ".join(map(_size, frames)))
         if not all(torch.isfinite(frame).all() for frame in frames):
             raise UserError(f"frame {count} holds NaN or infinite values, which no measure is made for; replace it or cut it out")
-        scorers[0].add(*(frame[None] for frame in frames))
-        for scorer in scorers[1:]:
-            scorer.add(frames[2][None], frames[1][None])
+        for i, (scorer, scored) in enumerate(zip(scorers, (frames, frames[:0:-1]))):
+            scorer.add(*(x[None] for x in scored), tick=lambda part, i=i, done=count: progress(done + (i + part) / len(scorers)))
         if count <= shown:
             middle = [frame.clone() for frame in frames]
         count += 1
-        if progress is not None:
-            progress(count)
+        progress(count)
     return middle, count, uneven
 
 
