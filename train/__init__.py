@@ -1,7 +1,6 @@
 """Training: data, synthetic blur, losses, stages, the loop and the evaluation (`python -m train CONFIG`)."""
 import argparse
 import functools
-import math
 import sys
 from collections.abc import Callable
 
@@ -30,18 +29,10 @@ def command(*how):
     return lambda main: functools.wraps(main)(lambda arguments=None: exit_code(lambda: main(arguments), *how))
 
 
-def minutes(text: str) -> float:
-    """argparse's type of durations."""
-    if math.isnan(float(text)):
-        raise argparse.ArgumentTypeError("nan is no time")
-    return float(text)
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """argparse's type of whole numbers from `least` on."""
-    def number(text: str) -> int:
-        """One of them."""
-        if int(text) < least:
+def at_least(least: float, kind: type = int) -> Callable[[str], float]:
+    """argparse's type of numbers of this kind from `least` on."""
+    def number(text: str) -> float:
+        if not kind(text) >= least:                          # nan is not
             raise argparse.ArgumentTypeError(f"{text} is below {least}")
-        return int(text)
+        return kind(text)
     return number

@@ -60,7 +60,6 @@ def average(paths: Sequence[str | Path], weights: Sequence[float] | None = None,
 
 @command(2)
 def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m train.average", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", nargs="+", help="files, or `small` for the shipped weights")

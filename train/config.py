@@ -13,10 +13,9 @@ import yaml
 
 from vdd_model.config import ConfigError, ModelConfig, from_dict, preset
 
-from . import minutes
+from . import at_least
 from .synthesis.config import BlurConfig
 
-KINDS = ("autoencoder", "denoiser", "stage1", "stage2", "stage3")
 MOST_THREADS = 1024
 
 # What each kind of stage trains when `trainable` is left empty: prefixes of the model's parameter names.
@@ -169,7 +168,8 @@ def add_run_flags(parser: argparse.ArgumentParser, out: str | None = None) -> No
     parser.add_argument("--out", default=out, help="folder of what is made: states, log, panels, checkpoints, tables")
     parser.add_argument("--init", help="checkpoint to start from")
     parser.add_argument("--resume", action="store_true", help="go on with what is in --out (begin it when there is none)")
-    parser.add_argument("--total-minutes", type=minutes, help="scale the minutes of the stages (of one variant's) so that they sum to this")
+    parser.add_argument("--total-minutes", type=at_least(0, float), metavar="MINUTES",
+                        help="scale the minutes of the stages (of one variant's) so that they sum to this")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key, e.g. stages.0.lr=1e-4")
 
 
@@ -205,10 +205,11 @@ def override(data: dict, text: str) -> None:
         if isinstance(node, list):
             _require(name.isdecimal() and int(name) < len(node), f"--set {text}: {name!r} is no item of a list of {len(node)}")
             name = int(name)
+        elif place < len(names) - 1:
+            node.setdefault(name, {})
         if place == len(names) - 1:
             node[name] = parse(value) if value else ""
-        else:
-            node = node[name] if isinstance(node, list) else node.setdefault(name, {})
+        node = node[name]
 
 
 def check(config: TrainConfig) -> TrainConfig:
@@ -233,7 +234,7 @@ def check(config: TrainConfig) -> TrainConfig:
     divisor = model_config(config).divisor
     for number, stage in enumerate(config.stages):
         at = f"stages[{number}]"
-        _require(stage.kind in KINDS, f"{at}.kind: one of {', '.join(KINDS)}, found {stage.kind!r}")
+        _require(stage.kind in TRAINABLE, f"{at}.kind: one of {', '.join(TRAINABLE)}, found {stage.kind!r}")
         _require((stage.steps is None) != (stage.minutes is None), f"{at}: give steps or minutes, one of them (null takes one away)")
         _require((stage.minutes if stage.steps is None else stage.steps) > 0, f"{at}: steps and minutes must be positive")
         _at_least(stage, at + ".", batch=1, accumulation=1, frames=1, crop=1, lr=0, min_lr=0, warmup=0, weight_decay=0, eps=0, clip=0)

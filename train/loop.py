@@ -200,24 +200,21 @@ def finish_stage(this: Run, work: Work) -> None:
 def validate(this: Run, work: Work) -> None:
     """Table and panel with the averaged weights; the curve so far. On the main process. What fails here does not end the run."""
     this.journal.flush()
-    if this.config.fsdp:
-        with work.average.shown():
-            model, shown = states.whole_model(this.model), contextlib.nullcontext()
-    else:
-        model, shown = this.model, work.average.shown()
-    if not this.main:
-        return
     panel = this.folder / "panels" / f"{work.number:02d}-{work.stage.kind}-{this.position.step:07d}.png"
-    model.eval()
-    try:
-        with shown, this.accelerator.autocast():
-            scores = checks.validate(model, this.clips, work.stage.kind, this.device, panel)
-        if scores:
-            this.journal.validation(this.position, scores, checks.table(scores))
-            checks.save_curve(this.journal.records(), this.folder / "curve.png")
-    except UserError as error:
-        this.say(f"validation: {error}")
-    model.train()
+    with work.average.shown():
+        model = states.whole_model(this.model) if this.config.fsdp else this.model
+        if not this.main:
+            return
+        model.eval()
+        try:
+            with this.accelerator.autocast():
+                scores = checks.validate(model, this.clips, work.stage.kind, this.device, panel)
+            if scores:
+                this.journal.validation(this.position, scores, checks.table(scores))
+                checks.save_curve(this.journal.records(), this.folder / "curve.png")
+        except UserError as error:
+            this.say(f"validation: {error}")
+        model.train()
 
 
 def save(this: Run, work: Work | None) -> None:
@@ -264,7 +261,6 @@ def _signals(say: Callable[[str], None]) -> Iterator[list]:
     asked: list[int] = []
 
     def receive(number: int, _) -> None:
-        """One came."""
         if asked:
             raise KeyboardInterrupt
         asked.append(number)

@@ -74,7 +74,8 @@ def prepare(config: TrainConfig, resume: bool, say: Callable[[str], None]) -> Ru
         torch.set_num_threads(config.threads)
     check_data(config)
     accelerator = make_accelerator(config)
-    main, device = accelerator.is_main_process, exact_device(accelerator.device)
+    main = accelerator.is_main_process
+    device = torch.empty(0, device=accelerator.device).device          # as tensors name it: what is there already would be copied
     say = say if main else lambda text: None
     if config.precision != asked.precision:
         say(f"this processor only emulates {asked.precision}, a hundred times slower: training in {config.precision}")
@@ -176,12 +177,6 @@ def make_model(config: TrainConfig, restored: states.State | None, say=print) ->
         except ConfigError as error:
             raise ConfigError(f"stages[{number}].{error}") from None
     return model
-
-
-def exact_device(device: torch.device) -> torch.device:
-    """The device as tensors name it: "cpu" without an index, others with one. torch compares names, so what is already there would
-    be copied at every step."""
-    return torch.device("cpu") if device.type == "cpu" else torch.device(device.type, device.index or 0)
 
 
 def use_open_clip(model: DeblurModel, gradient_checkpointing: bool) -> None:

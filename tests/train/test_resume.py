@@ -109,6 +109,8 @@ def test_minutes_end_a_call_and_resume_goes_on(tmp_path):
     assert (tmp_path / "run" / "vdd.safetensors").exists()
     with pytest.raises(UserError, match="already holds a run"):
         run(config, say=quiet)
+    with pytest.raises(UserError, match="is a state of a training, whose checkpoint is vdd.safetensors in the run's folder"):
+        load(state.files(tmp_path / "run" / "states")[0])
     assert run(config, resume=True, say=lambda text: text.startswith("stage 0") and signal.raise_signal(signal.SIGINT)) is None
     assert run(config, resume=True, say=quiet) is not None
     assert [step for _, step, _, _ in losses(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]

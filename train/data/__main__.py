@@ -19,7 +19,7 @@ from .. import at_least, command
 from ..config import override
 from ..synthesis.scene import BlurConfig
 from . import readers
-from .clips import PhotoClips, open_clips
+from .clips import open_clips
 from .photos import Photos, read_photos
 from .pool import write_pool
 
@@ -76,14 +76,13 @@ def _problems(problems: list[str]) -> int:
 
 @command(2)
 def main(argv: list[str] | None = None) -> int:
-    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m train.data", description="Check and look at training data; make a pool of samples.")
     commands = parser.add_subparsers(dest="command", required=True)
 
     # ---- flags
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("root", type=Path, help="folder of clips or photographs")
-    common.add_argument("--layout", default="auto", help=f"auto, {', '.join(readers.LAYOUTS)}")
+    common.add_argument("--layout", help=f"auto, {', '.join(readers.LAYOUTS)}; when left out, auto, for a pool photos")
     common.add_argument("--split", default="", help="train, val or test; all when left out")
     common.add_argument("--blur-folder", default="blur", help="GoPro: blur (plain average, as in papers) or blur_gamma")
     each = commands.add_parser("check", parents=[common], help="what is there, what is missing, PSNR of the blurred frames")
@@ -92,9 +91,7 @@ def main(argv: list[str] | None = None) -> int:
     made.add_argument("-o", "--output", type=Path, required=True)
     contact = commands.add_parser("contact", parents=[common, made], help="samples as a picture, blurred over sharp")
     contact.add_argument("--zoom", type=at_least(1), default=2)
-    pool = commands.add_parser("pool", parents=[made],
-                               help="samples of synthesised blur with a pretrained prior's frames, for stage 3 of the fusion")
-    pool.add_argument("root", type=Path)
+    pool = commands.add_parser("pool", parents=[common, made], help="samples with a pretrained prior's frames, for stage 3 of the fusion")
     pool.add_argument("--prior", type=Path, help="the prior's file; else the one in the model folder")
     for each, *defaults in ((contact, 6, 5, 128, 0), (pool, 600, 4, 256, 0)):
         for name, least, default in zip(("count", "frames", "size", "seed"), (1, 1, 1, 0), defaults):
@@ -103,22 +100,22 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     # ---- check; a pool of samples; a sheet of them
+    layout = args.layout or ("photos" if args.command == "pool" else "auto")
     if args.command == "check":
-        return check(args.root, args.layout, args.split, args.blur_folder, args.every)
+        return check(args.root, layout, args.split, args.blur_folder, args.every)
     values: dict = {}
     for text in args.set:
         override(values, text)
     blur = from_dict(BlurConfig, values, "--set ")
+    source = open_clips(args.root, layout, args.split, blur_folder=args.blur_folder, blur=blur)
     if args.command == "pool":
         device = default_device()
         prior = Prior.load(need_prior(find_prior(path=args.prior)), device, default_dtype(device))
-        write_pool(PhotoClips(args.root, blur), args.output, prior, count=args.count, seed=args.seed, num_frames=args.frames,
-                   size=args.size)
-        return 0
-    source = open_clips(args.root, args.layout, args.split, blur_folder=args.blur_folder, blur=blur)
+        write_pool(source, args.output, prior, count=args.count, seed=args.seed, num_frames=args.frames, size=args.size)
+        return _problems(list(source.unreadable.values())) if source.unreadable else 0
     clips = source.batch(args.seed, range(args.count), num_frames=args.frames, size=args.size, device="cpu")
     sheet = report.to_image(einops.rearrange([clips.blurred, clips.sharp], "side b c f h w -> (b side h) (f w) c"))
-    ImageOps.scale(sheet, args.zoom, Image.Resampling.NEAREST).save(args.output)
+    report.save_image(ImageOps.scale(sheet, args.zoom, Image.Resampling.NEAREST), args.output)
     error = (clips.blurred - clips.sharp).square().mean(dim=(1, 2, 3, 4)).clamp_min(1e-10)
     print(f"{args.output}: {args.count} samples, blurred {(-10 * error.log10()).mean():.2f} dB on average")
     return _problems(list(source.unreadable.values())) if source.unreadable else 0

@@ -1,6 +1,7 @@
 """A pool of synthesised samples with a pretrained prior's frames, which are far too slow to be made at every step.
 
-    python -m train.data pool ROOT -o POOL --count N     ROOT: photographs; one file a sample, `--count` of them, what is there stays
+    python -m train.data pool ROOT -o POOL --count N     one file a sample, `--count` of them, what is there stays; ROOT: photographs,
+                                                         with `--layout auto` videos or recorded pairs too
 
 A sample is made once and read many times, each time with another crop, turned, mirrored and reversed.
 """
@@ -18,7 +19,7 @@ from torch import Tensor
 from vdd_model.checkpoint.tensorfile import write_tensors
 
 from ..synthesis.scene import shots
-from .clips import Clips, PhotoClips, until_read
+from .clips import Clips, PhotoClips, RecordedClips, until_read
 from .frames import DataError
 
 PARTS = ("blurred", "sharp", "prior")
@@ -28,7 +29,6 @@ FORMAT = {"vdd.pool": "1"}
 def is_pool(folder: str | Path) -> bool:
     """Whether a folder holds samples of `write_pool`, some of which may be broken."""
     def is_sample(path: Path) -> bool:
-        """Whether this file is one."""
         try:
             with safe_open(path, "pt") as file:
                 return (file.metadata() or {}).items() >= FORMAT.items()
@@ -38,8 +38,8 @@ def is_pool(folder: str | Path) -> bool:
     return any(map(is_sample, Path(folder).glob("*.safetensors")))
 
 
-def write_pool(source: PhotoClips, out: Path, prior: Callable[[Tensor], Tensor], *, count: int, seed: int, num_frames: int, size: int,
-               say: Callable[[str], None] = print) -> None:
+def write_pool(source: PhotoClips | RecordedClips, out: Path, prior: Callable[[Tensor], Tensor], *, count: int, seed: int, num_frames: int,
+               size: int, say: Callable[[str], None] = print) -> None:
     """Samples 0 ... count - 1 of stream `seed`, each (num_frames, 3, size, size) in 8 bits; one whose frames all show one exposure keeps
     one frame. prior: frames (F, H, W, 3) in [0, 1] -> the same, deblurred."""
     for index in range(count):
@@ -87,7 +87,6 @@ class PoolClips:
         rng = np.random.default_rng([seed, index, 9])
 
         def draw() -> dict:
-            """A part of some file."""
             path = paths[int(rng.integers(len(paths)))]
             start = rng.random(3)
             swap, *flips = rng.random(4) < 0.5

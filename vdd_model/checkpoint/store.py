@@ -139,8 +139,9 @@ def config_of(file: TensorFile) -> ModelConfig:
     version, text = file.metadata.get("vdd.format"), file.metadata.get(CONFIG)
     if version is None or text is None:
         some = ", ".join(list(file.tensors)[:2]) or "no tensors"
-        raise CheckpointError(f"{file.path} is of another model: it holds no `vdd.config` (it holds {some}, ...); "
-                              "`vdd convert` builds a checkpoint from official files")
+        raise CheckpointError(f"{file.path} is a state of a training, whose checkpoint is vdd.safetensors in the run's folder" if
+                              "train.record" in file.metadata else f"{file.path} is of another model: it holds no `vdd.config` (it holds "
+                              f"{some}, ...); `vdd convert` builds a checkpoint from official files")
     if not version.isdecimal() or int(version) > FORMAT:
         raise CheckpointError(f"{file.path} has format {version}, this version reads up to {FORMAT}: update the package")
     try:

@@ -351,8 +351,10 @@ def test_contact_sheet(tmp_path, capsys):
     for text, words in (("extnt=3", "did you mean 'extent'"), ("extent=[1", "not YAML"), ("extent", "expected KEY=VALUE")):
         assert contact.main(["contact", str(root), "-o", str(sheet), "--set", text]) == 2
         assert words in capsys.readouterr().err
-    assert contact.main(["contact", str(root), "-o", str(tmp_path / "nowhere" / "sheet.png"), "--frames", "3", "--size", "16"]) == 2
-    assert capsys.readouterr().err == f"error: {tmp_path / 'nowhere' / 'sheet.png'}: No such file or directory\n"
+    assert contact.main(["contact", str(root), "-o", str(tmp_path / "new" / "sheet"), "--frames", "3", "--size", "16"]) == 0
+    assert Image.open(tmp_path / "new" / "sheet").format == "PNG"
+    assert contact.main(["contact", str(root), "-o", str(sheet / "sheet.png"), "--frames", "3", "--size", "16"]) == 2
+    assert f"{sheet / 'sheet.png'} cannot be written: " in (error := capsys.readouterr().err) and error.count("\n") == 1
     for name in ("count", "frames", "size"):
         with pytest.raises(SystemExit):
             contact.main(["contact", str(root), "-o", str(sheet), f"--{name}", "0"])

@@ -10,6 +10,7 @@ from training_tools import NO_VALIDATION, make_data, write_config
 
 from train.config import StageConfig
 from train.config import load as load_config
+from train.data import __main__ as command
 from train.data.clips import open_clips
 from train.data.pool import FORMAT, PoolClips, is_pool, write_pool
 from train.data.readers import DataError
@@ -56,6 +57,16 @@ def test_a_sample_with_a_hard_cut_behind_its_first_frame_is_no_single_one(pool):
     write_pool(source, pool.parent / "cuts", lambda frames: frames, count=2, seed=5, num_frames=2, size=64, say=lambda text: None)
     clips = PoolClips(pool.parent / "cuts")
     assert len(clips.clips) == 2 and not clips.singles
+
+
+def test_recorded_pairs_make_a_pool_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "need_prior", lambda path: path)
+    monkeypatch.setattr(command.Prior, "load", lambda *_: lambda frames: frames / 2)
+    root, out = make_data(tmp_path / "data") / "gopro_layout", tmp_path / "pool"
+    asked = ["pool", str(root), "-o", str(out), "--count", "2", "--frames", "2", "--size", "16"]
+    assert command.main(asked) == 2 and command.main([*asked, "--layout", "auto"]) == 0
+    sample = load_file(out / "000001.safetensors")
+    assert {value.shape for value in sample.values()} == {(2, 3, 16, 16)} and not torch.equal(sample["blurred"], sample["sharp"])
 
 
 def test_what_cannot_be_read_is_named(pool):
