@@ -258,7 +258,8 @@ def test_network_folders_that_lock_or_sync_nothing(tmp_path, monkeypatch, call, 
     pytest.importorskip(call.partition(".")[0])
     source = save_clip(tmp_path / "in.mp4", 3)
     monkeypatch.setattr(call, Mock(side_effect=OSError(number, os.strerror(number))))
-    (functools.partial(refused, refusal) if refusal else deblur)(source, tmp_path / "o.mp4")
+    attempt = functools.partial(refused, refusal) if refusal else deblur
+    attempt(source, tmp_path / "o.mp4")
     assert (tmp_path / "o.mp4").exists() == (not refusal)
 
 
