@@ -17,6 +17,7 @@ from . import at_least
 from .synthesis.config import BlurConfig
 
 MOST_THREADS = 1024
+AT_LEAST_1 = ("keep", "save_every", "log_every", "batch", "accumulation", "frames", "crop")       # other numbers are 0 or more
 
 # What each kind of stage trains when `trainable` is left empty: prefixes of the model's parameter names.
 TRAINABLE: dict[str, tuple[str, ...]] = {
@@ -220,14 +221,12 @@ def check(config: TrainConfig) -> TrainConfig:
     _require(config.export_dtype in ("float32", "float16", "bfloat16"), f"export_dtype: unknown dtype {config.export_dtype!r}")
     _require(0 <= config.ema < 1, f"ema: a decay in [0, 1), found {config.ema}")
     for key, number in _numbers(dataclasses.asdict(config)):
-        _require(not math.isnan(number) and (isinstance(number, float) or -2**63 <= number < 2**63), f"{key}: {number} cannot be used")
-    for key, number in _numbers(config.model, "model"):
-        _require(isinstance(number, float) or number > 0, f"{key}: at least 1, found {number}")
-    _at_least(config, "", keep=1, save_every=1, log_every=1, threads=0, save_minutes=0)
-    _at_least(config.data, "data.", workers=0, samples=0)
+        whole, model = isinstance(number, int), key.startswith("model.")
+        _require(not math.isnan(number) and (not whole or -2**63 <= number < 2**63), f"{key}: {number} cannot be used")
+        least = int(whole and model or key.rpartition(".")[2] in AT_LEAST_1)
+        _require(number >= least or key == "seed" or model and not whole, f"{key}: at least {least}, found {number}")
     for key, number in (("threads", config.threads), ("data.workers", config.data.workers)):
         _require(number <= MOST_THREADS, f"{key}: at most {MOST_THREADS}, found {number}")
-    _at_least(config.validation, "validation.", every=0, clips=0, frames=1, crop=1, pairs_crop=0)
     _require(not (config.fsdp and config.channels_last), "channels_last: not with fsdp, which shares out contiguous weights only")
 
     # ---- its stages
@@ -237,8 +236,6 @@ def check(config: TrainConfig) -> TrainConfig:
         _require(stage.kind in TRAINABLE, f"{at}.kind: one of {', '.join(TRAINABLE)}, found {stage.kind!r}")
         _require((stage.steps is None) != (stage.minutes is None), f"{at}: give steps or minutes, one of them (null takes one away)")
         _require((stage.minutes if stage.steps is None else stage.steps) > 0, f"{at}: steps and minutes must be positive")
-        _at_least(stage, at + ".", batch=1, accumulation=1, frames=1, crop=1, lr=0, min_lr=0, warmup=0, weight_decay=0, eps=0, clip=0)
-        _at_least(stage.loss, f"{at}.loss.", **dict.fromkeys(dataclasses.asdict(stage.loss), 0))
         _require(stage.batch % stage.accumulation == 0, f"{at}: batch {stage.batch} is no multiple of accumulation {stage.accumulation}")
         _require(not stage.rescale or stage.kind.startswith("stage"), f"{at}.rescale: encoder 2 has no estimate before stage 1")
         _require(stage.crop % divisor == 0, f"{at}.crop: {stage.crop} is no multiple of {divisor}, the model's divisor")
@@ -299,8 +296,3 @@ def _numbers(value: object, path: str = "") -> Iterator[tuple[str, int | float]]
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
-
-
-def _at_least(config: object, at: str, **least: int) -> None:
-    for key, number in least.items():
-        _require(getattr(config, key) >= number, f"{at}{key}: at least {number}, found {getattr(config, key)}")
