@@ -101,18 +101,12 @@ def apply(matrices: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=64)
-def grid_points(width: float, height: float, count: int = 3) -> np.ndarray:
-    """count x count points over a rectangle whose corner is the origin: (count^2, 2)."""
-    x, y = np.meshgrid(np.linspace(0, width, count), np.linspace(0, height, count))
+def grid_points(size: float) -> np.ndarray:
+    """3 x 3 points over a square whose corner is the origin: (9, 2)."""
+    x, y = np.meshgrid(*[np.linspace(0, size, 3)] * 2)
     points = np.stack([x.ravel(), y.ravel()], 1)
     points.flags.writeable = False                      # every caller gets the same
     return points
-
-
-def path_lengths(positions: np.ndarray, frames: int) -> np.ndarray:
-    """Positions (frames * M, P, 2) -> length in pixels travelled within each frame's exposure, (frames, P)."""
-    positions = positions.reshape(frames, -1, *positions.shape[1:])
-    return np.linalg.norm(np.diff(positions, axis=1), axis=-1).sum(1)
 
 
 def exposure_times(frames: int, duty: float, samples: int) -> np.ndarray:
@@ -141,25 +135,29 @@ class Motion:
         weights[5] = min(weights[5], zoom_rate * lens.radius / speed)
         self.units = weights / np.array([lens.focal, lens.focal, lens.radius, lens.focal, lens.focal, lens.radius])
         self.amplitude = 1.0 if extent > 0 else 0.0
-        self.points = grid_points(size, size)
+        self.points = grid_points(size)
         times = exposure_times(frames, duty, 7)
         times = times + (times - times.mean(1, keepdims=True)) / 6       # spread to the exposure's ends
         curve = self._curve(times.ravel())
+
+        def travelled() -> np.ndarray:
+            """Pixels from each of an exposure's instants to the next, (frames, 6, points)."""
+            positions = apply(homographies(curve * self.amplitude, lens), self.points)
+            return np.linalg.norm(np.diff(positions.reshape(frames, 7, -1, 2), axis=1), axis=-1)
+
         if extent > 0:
             self.amplitude = speed
             for _ in range(3):                          # the homography is nearly linear in the amplitude
-                length = path_lengths(apply(homographies(curve * self.amplitude, lens), self.points), frames).mean()
-                self.amplitude *= float(np.clip(extent / max(length, 1e-6), 0.2, 3.0))
+                self.amplitude *= float(np.clip(extent / max(travelled().sum(1).mean(), 1e-6), 0.2, 3.0))
             swing = np.ptp(curve[:, 5]) * self.amplitude
             if swing > MAX_ZOOM_TRAVEL:
                 self.units[5] *= MAX_ZOOM_TRAVEL / swing
                 curve = self._curve(times.ravel())
             while self._least_depth(curve) < MIN_DEPTH:        # as many pixels of blur are not to be had before this plane
                 self.amplitude *= 0.8
-        positions = apply(homographies(curve * self.amplitude, lens), self.points)
         # (frames,) the longest blur of each frame in pixels; where the speed varies, nearly what its peak would make of it, so that as
         # many sub-samples are nowhere much farther than a pixel apart
-        steps = np.linalg.norm(np.diff(positions.reshape(frames, 7, -1, 2), axis=1), axis=-1)
+        steps = travelled()
         magnification = np.exp(curve[:, 5].reshape(frames, 7).max(1) * self.amplitude)
         self.lengths = np.maximum(steps.sum(1).max(1), 0.8 * 6 * steps.max((1, 2))) * magnification
         self.zoom = float(magnification.max())

@@ -186,7 +186,7 @@ def plan(photos: Sequence[Tensor], seed: int, index: int, num_frames: int, size:
 
     # ---- a photograph's part that is large enough for all of it
     ends = np.concatenate([middle - duty / 2, middle, middle + duty / 2])
-    corners = apply(motion.matrices(ends), grid_points(size, size, 3)).reshape(-1, 2)
+    corners = apply(motion.matrices(ends), grid_points(size)).reshape(-1, 2)
     margin = 3 + (DEEPEST * parallax.reach if parallax else 0)
     low, high = corners.min(0) - margin, corners.max(0) + margin
     photo_index, (region, shape, place) = _place(rng, photos, low, high, size, config, motion.zoom)

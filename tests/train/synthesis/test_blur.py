@@ -92,7 +92,7 @@ def test_subsamples_are_at_most_a_pixel_apart(photos):
         drawn = plan(photos, 4, index, 4, 64, config)
         for truth, matrices in zip(drawn.background.truth, drawn.background.frames):
             inverse = np.linalg.inv(truth) @ matrices                                # in output pixels
-            p = motion.apply(inverse, motion.grid_points(64, 64))
+            p = motion.apply(inverse, motion.grid_points(64))
             if len(p) > 1:
                 assert np.linalg.norm(np.diff(p, axis=0), axis=-1).max() < 1.5
 
@@ -127,7 +127,7 @@ def test_kinks_is_the_share_of_motions_that_turn_within_an_exposure(photos, shar
         background = plan(photos, 0, index, 5, 64, config).background
         for matrices in background.frames:
             inverse = np.linalg.inv(matrices[len(matrices) // 2]) @ matrices
-            first, middle, last = motion.apply(inverse[[0, len(inverse) // 2, -1]], motion.grid_points(64, 64))
+            first, middle, last = motion.apply(inverse[[0, len(inverse) // 2, -1]], motion.grid_points(64))
             halves = [np.linalg.norm(h, axis=-1).mean() for h in (middle - first, last - middle)]
             ratios.append(np.linalg.norm(first + last - 2 * middle, axis=-1).mean() / np.mean(halves))
     assert (np.median(ratios) > 0.5) == bent

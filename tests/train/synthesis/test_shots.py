@@ -106,7 +106,7 @@ def test_blur_of_sixty_pixels_fits_a_crop_of_256(photos):
     for index in range(12):
         drawn = plan(photos, 7, index, 3, 256, config)
         for truth, matrices in zip(drawn.background.truth, drawn.background.frames):
-            points = motion.apply(np.linalg.inv(truth) @ matrices, motion.grid_points(256, 256))
+            points = motion.apply(np.linalg.inv(truth) @ matrices, motion.grid_points(256))
             found.append(np.linalg.norm(np.diff(points, axis=0), axis=-1).sum(0).mean())
     assert 45 < np.mean(found) < 66 and max(found) < 110
 
