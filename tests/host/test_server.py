@@ -128,6 +128,17 @@ def test_the_bar_moves_within_a_window(host):
     assert len(within) >= 4 and host.count("preview", since) >= 2          # the host passes on some of a second's ticks, not all
 
 
+def test_a_list_loads_its_model_once(host):
+    prompt = {key: node for key, node in graph(frames=3).items() if key in "123"}
+    prompt["4"] = {"class_type": "RebatchImages", "inputs": {"images": ["3", 0], "batch_size": 1}}
+    prompt["5"] = {"class_type": "VDDDeblurFrames", "inputs": {"frames": ["4", 0], "checkpoint": TINY, "steps": 1, "guidance": 1.0,
+                                                               "fidelity": 1.0, "color": "wavelet", "seed": 0, "prior": "none"}}
+    prompt["6"] = {"class_type": "PreviewImage", "inputs": {"images": ["5", 0]}}
+    before = host.log.read_text().count("Requested to load DeblurModel")
+    assert len(host.run(prompt)["6"]["images"]) == 3
+    assert host.log.read_text().count("Requested to load DeblurModel") == before + 1
+
+
 def test_context_windows_equal_one_long_window(host, object_info):
     one = pixels(host, host.run(graph(sampler=ksampler(["4", 0])))["8"]["images"][2])
     windowed = graph(sampler=ksampler(["9", 0]))
