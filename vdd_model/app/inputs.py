@@ -10,6 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from ..media.clip import MediaError
+from ..media.container import RAW, raw_picture
 from ..media.encoding import CONTAINERS, VIDEO_SUFFIXES, OutputOptions
 from ..media.images import IMAGE_SUFFIXES, find_images, is_picture, listed, natural_order, picture_size
 from .jobs import Job
@@ -44,6 +45,8 @@ def find_clips(inputs: Sequence[str]) -> list[tuple[str, Path | tuple[Path, ...]
             if path.parent not in loose:
                 clips.append((str(path.parent), loose.setdefault(path.parent, [])))
             loose[path.parent].append(path)
+        elif path.suffix.lower() in RAW:
+            raise raw_picture(path)
         else:
             clips.append((text, path))
     for number, (name, clip) in enumerate(clips):

@@ -26,6 +26,8 @@ from .pixel_formats import CHROMA
 
 # formats that ffmpeg "plays" but that are text or sound, never a clip
 NOT_VIDEO = {"tty", "bin", "adf", "idf", "xbin", "srt", "webvtt", "ass", "lrc", "microdvd", "txt", "ffmetadata", "data", "concat"}
+# cameras' raw pictures: FFmpeg takes the small preview in them, or what each sensor cell saw, for the picture
+RAW = {".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".srf", ".raf", ".rw2", ".orf", ".pef", ".srw", ".3fr", ".iiq"}
 _TRACK = ("language", "title", "handler_name", "creation_time")
 TRIED = 1000                                                  # packets in which every stream's first ones are looked for
 
@@ -37,6 +39,8 @@ def open_container(path: Path):
                         (path.is_file() and path.stat().st_size == 0, "is empty (0 bytes)")):
         if found:
             raise MediaError(f"{path} {what}")
+    if path.suffix.lower() in RAW:
+        raise raw_picture(path)
     if _is_encrypted(path):
         raise encrypted(path)
     try:
@@ -70,6 +74,12 @@ def _webp(path: Path, _changed: int) -> bytes:
                 packet.duration, time = held, time + held
                 out.mux(packet)
     return data.getvalue()
+
+
+def raw_picture(path: str | Path) -> MediaError:
+    """What is said of what a sensor saw."""
+    return MediaError(f"{path} is a camera's raw picture; develop it first, with its maker's program, darktable or RawTherapee, and save "
+                      "it as TIFF or PNG")
 
 
 def encrypted(path: Path) -> MediaError:

@@ -25,14 +25,15 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from . import jpeg, tiff
 from .clip import Frame, MediaError, VideoClip
+from .container import raw_picture
 from .jpeg import BROKEN
 from .pixel_formats import UNSPECIFIED, ColorTags, complete_tags, differ, is_wide, layout, planes_of, to_rgb
 from .png import about, chunks_of
 from .probe import orientation
 from .reader import upright
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".exr", ".ppm", ".pgm", ".tga", ".dpx", ".jp2",
-                  ".avif", ".heic", ".heif", ".hif"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".bmp", ".tif", ".tiff", ".webp", ".exr", ".ppm", ".pgm", ".tga",
+                  ".dpx", ".jp2", ".j2k", ".avif", ".heic", ".heif", ".hif"}
 _MOVING = (b"avis", b"hevc", b"hevx", b"msf1")                 # brands of such files that hold a row of pictures
 _CENTRED = {"mjpeg", "webp"}
 # orientation -> (quarter turns counter-clockwise, whether left and right are swapped after them)
@@ -206,6 +207,8 @@ def _exr_is_cut(data: bytes) -> bool:
 
 def _decode_tiff(data: bytes, name: str) -> Picture:
     tags = tiff.Tags(data)
+    if tags.raw:
+        raise raw_picture(name)
     tags.check(data)
     frame, upright = (_frame(data, "tiff")[0], False) if tags.for_ffmpeg else tiff.decode(data, tags, name)
     turns, mirrored = (0, False) if upright else _EXIF.get(tags.orientation, (0, False))

@@ -40,7 +40,7 @@ class Tags:
             self.colors = {3: 1, 5: 4}.get(photometric, 1 if self.gray else 3)
             # FFmpeg writes transparency without any word on what is behind the colors; 0 says that it is something else
             self.transparent = get(277, 1) > self.colors and extra in (1, 2)
-            self.lab = photometric in (8, 9, 10)
+            self.lab, self.raw = photometric in (8, 9, 10), photometric in (32803, 34892)      # as in DNG
             self.associated = self.transparent and extra == 1
             size = get(256), get(257)                          # of another size it is the same again, for looking at
             self.pages = max(1, sum((p.get(256), p.get(257)) == size and not p.get(254, 0) & 1 for p in pictures))

@@ -83,6 +83,13 @@ def test_other_colors_than_rgb_are_read(tmp_path):
         assert (read_picture(tmp_path / name).float() - torch.from_numpy(PICTURE).float()).abs().mean() < limit
 
 
+def test_what_a_sensor_saw_is_no_picture(tmp_path, capfd):
+    """FFmpeg takes a mosaic of red, green and blue for a picture, and the preview in a camera's file for the whole."""
+    for name in ("a.tif", "a.NEF"):
+        Image.fromarray(PICTURE[..., 0]).save(tmp_path / name, "TIFF", tiffinfo={262: 32803, 33421: (2, 2), 33422: bytes((0, 1, 1, 2))})
+        assert "is a camera's raw picture; develop it first" in vdd(capfd, tmp_path / name, "-o", tmp_path / "o.png", code=1)
+
+
 @pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "f2", "f4"])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("tile", [None, (16, 16)])
