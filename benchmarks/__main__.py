@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -46,7 +47,8 @@ def commands(device: str, full: bool, checkpoint: str, out: Path, against: str |
 
 def run_within(command: list[str], seconds: float | None) -> int | None:
     """A command's exit status, or None where the time was over: then all that it started is interrupted, to tidy up, and killed."""
-    process = subprocess.Popen(command, start_new_session=True)
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)            # what a shell starts in the background ignores it
+    process = subprocess.Popen(command, start_new_session=True, preexec_fn=heard)
     try:
         return process.wait(seconds)
     except subprocess.TimeoutExpired:

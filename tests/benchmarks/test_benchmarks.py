@@ -2,6 +2,7 @@
 import functools
 import importlib
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -176,8 +177,9 @@ def test_the_build_to_compare_with(tmp_path, monkeypatch):
     assert against.last_tag() == "v1"
 
 
-def test_a_benchmark_whose_time_is_over_leaves_nothing_behind(tmp_path):
-    """What it started ends too, and it can tidy up."""
+def test_a_benchmark_whose_time_is_over_leaves_nothing_behind(tmp_path, request):
+    """What it started ends too, and it can tidy up, also where a shell has started all in the background, which ignores Ctrl-C."""
+    request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.signal(signal.SIGINT, signal.SIG_IGN)))
     code = (f"import pathlib, subprocess, sys, time; here = pathlib.Path({str(tmp_path)!r})\n"
             "stays = 'import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)'\n"
             "inner = subprocess.Popen([sys.executable, '-c', stays])\n"
