@@ -220,5 +220,5 @@ def test_animations_are_clips(tmp_path, capfd, name, alpha):
     clip = probe(tmp_path / name)
     found = list(read(clip))
     assert [frame.pts for frame in found] == [0, 1, 3, 4] and found[-1].duration == 5 and clip.rate == 25 and clip.has_alpha == alpha
-    assert all(np.array_equal(np.rint(frame.rgb * 255), eight_bits(i)) for i, frame in enumerate(found))
+    assert all(np.array_equal(np.rint(frame.rgb.numpy() * 255), eight_bits(i)) for i, frame in enumerate(found))
     assert (vdd(capfd, tmp_path, "-o", tmp_path / "out") == "") != alpha and probe(tmp_path / "out/a.mp4").num_frames == 4
