@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 
 import comfy.model_management as mm
 import torch
@@ -13,6 +14,7 @@ from ..vdd_model.inference.ensemble import ORIENTATIONS
 from ..vdd_model.inference.pipeline import BESIDE_PRIOR, checked
 from ..vdd_model.inference.prior import NO_FUSION, need_prior
 from ..vdd_model.inference.scenes import pictures
+from ..vdd_model.inference.temporal import joined_over_time
 from ..vdd_model.inference.tiles import make_tiling
 from ..vdd_model.inference.window import decode_frames, need_numbers, to_frames
 from . import folders, latents, native
@@ -142,13 +144,21 @@ class DecodeDeblurredFrames(io.ComfyNode):
             like = list(rgb_of(seen[these.start:these.stop])) if blurred is not None else [pixels.new_empty(height, width, 3)]
             return to_frames(turn.turn_back(pixels), like, color, tiling.tile)
 
-        with bar.watch(model):
-            for these, near in latents.chunks_of(latents.scenes_of(latent), count):
+        def pictures_of(scene: range) -> Iterator[tuple[range, Tensor, Tensor]]:
+            """Where the frames of a scene are shown, what they became, what they were."""
+            for these, near in latents.chunks_of([scene], count):
                 bar.begin(len(these), pieces)
                 mean = functools.reduce(Tensor.add_, (decoded(turn, these, near) for turn in turns)).div_(len(turns))
-                for place, frame in zip(shown[these.start:these.stop], mean):
+                yield from zip(shown[these.start:these.stop], mean, mean if seen is None else rgb_of(seen[these.start:these.stop]))
+                bar.end(mean[-1])
+
+        temporal = model.vae.temporal if estimate and prior is not None and fidelity == 1 else None
+        with bar.watch(model):
+            for scene in latents.scenes_of(latent):
+                made = pictures_of(scene)
+                made = joined_over_time(made, temporal, encoders.device, bar.tick) if temporal is not None else made
+                for place, frame, *_ in made:
                     out[place.start:place.stop, ..., :3] = frame
-                bar.end(frame)
         if alpha:
             out[..., 3:] = blurred[..., 3:]
         return io.NodeOutput(out)

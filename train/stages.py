@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from vdd_model.diffusion import schedule as diffusion
 from vdd_model.measure import metrics
+from vdd_model.measure.flow import dense_flow, warp
 from vdd_model.networks.fidelity import BlurGuide
-from vdd_model.networks.model import BlurCode, fold_time
+from vdd_model.networks.model import BlurCode, fold_time, unfold_time
+from vdd_model.networks.temporal import TemporalFusion
 
 from . import losses
 from .config import ConfigError, StageConfig
@@ -196,6 +198,8 @@ class StageLoss(nn.Module):
         detail = model.vae.detail is not None and any(p.requires_grad for p in model.vae.detail.parameters())
         sampled = detail and bool((t < self.schedule.num_timesteps - 1).any())
         output = model.decode(z0_hat, BlurGuide(blurred, code.features, 1.0, sampled, prior))
+        if model.vae.temporal is not None and any(p.requires_grad for p in model.vae.temporal.parameters()):
+            output = joined_clips(model.vae.temporal, output.float(), blurred)
         weights = self.stage.loss
         terms = {"pixel": losses.charbonnier(output, sharp)}
         if weights.latent:                     # encoder 2 trains here too: keep its latents an estimate of the sharp ones
@@ -207,6 +211,15 @@ class StageLoss(nn.Module):
         if self.perceptual is not None:
             terms["lpips"] = self.perceptual(fold_time(output).float(), fold_time(sharp)).mean()
         return terms
+
+
+def joined_clips(network: TemporalFusion, frames: Tensor, blurred: Tensor) -> Tensor:
+    """Deblurred frames (B, 3, F, H, W) in [-1, 1], each joined with its neighbours; at a clip's ends with itself in place of one."""
+    pictures = (torch.cat([frames.clamp(-1, 1), blurred], dim=1) + 1) / 2
+    padded = torch.cat([pictures[:, :, :1], pictures, pictures[:, :, -1:]], dim=2)
+    before, now, after = (fold_time(each) for each in (padded[:, :, :-2], pictures, padded[:, :, 2:]))
+    moved = [warp(each, dense_flow(now[:, :3], each[:, :3])) for each in (before, after)]
+    return unfold_time(network(now, *moved), len(frames)) * 2 - 1
 
 
 def prepare_weights(model: nn.Module, stage: StageConfig, clips: Callable[[], Sequence]) -> list[str]:

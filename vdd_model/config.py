@@ -54,7 +54,8 @@ class FidelityConfig:
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """What joins the picture path's frame with the prior's: one entry per level of its U-Net, fine to coarse."""
+    """What joins the picture path's frame with the prior's, or frames with their neighbours: one entry per level of its U-Net, fine to
+    coarse."""
 
     channels: tuple[int, ...] = (64, 96, 128)
     blocks: tuple[int, ...] = (2, 2, 3)
@@ -78,6 +79,7 @@ class AutoencoderConfig:
     detail: bool = False                  # a second fidelity branch, for latents of several steps: it draws what a sample says
     informed: bool = False                # another one, for frames that a pretrained prior has seen: reads encoder 2's features of its too
     fusion: FusionConfig | None = None    # joins the fidelity branch's frame with that of a pretrained prior
+    temporal: FusionConfig | None = None  # joins the frames that come of it with their neighbours, moved along the optical flow
 
     @property
     def factor(self) -> int:
@@ -200,7 +202,7 @@ SMALL = ModelConfig(
     vae=AutoencoderConfig(channels=32, channel_mult=(1, 2), blocks_per_level=1, patch_size=2, mid_attention=False,
                           norm_groups=16, thumbnail=True, latent_scale=1.0,
                           fidelity=FidelityConfig(channels=(96, 48), blocks=(8, 3)), detail=True, informed=True,
-                          fusion=FusionConfig(residual=True)),
+                          fusion=FusionConfig(residual=True), temporal=FusionConfig(channels=(48, 64), blocks=(2, 2))),
     tower=TowerConfig(image_size=128, patch_size=16, width=128, layers=4, head_width=32, embed_dim=128),
     adapter=AdapterConfig(channels=48, heads=2),
 )

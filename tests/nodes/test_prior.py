@@ -9,8 +9,10 @@ from tests.nodes.conftest import TINY
 from vdd_model.checkpoint.maxim import FILE_NAME
 from vdd_model.checkpoint.tensorfile import write_tensors
 from vdd_model.config import FusionConfig
-from vdd_model.networks.fidelity import PriorFusion
+from vdd_model.inference.temporal import joined_over_time
+from vdd_model.networks.fusion import PriorFusion
 from vdd_model.networks.maxim import Maxim
+from vdd_model.networks.temporal import TemporalFusion
 
 
 @pytest.fixture()
@@ -74,6 +76,15 @@ def test_the_decoder_joins_its_frames_with_the_priors(pack, frames, vae_and_enco
     for given, ensemble in ((latent, 1), (turned, 4)):                                # by itself
         assert torch.equal(*(decode.execute(given, vae, frames, ensemble=n).result[0] for n in (-1, ensemble)))
     assert not torch.equal(decode.execute(turned, vae, frames).result[0], decode.execute(latent, vae, frames).result[0])
+    shot = {**turned, latents.SCENES: (0, 3)}
+    apart, cut = (decode.execute(given, vae, frames, ensemble=1).result[0] for given in (shot, turned))
+    temporal = TemporalFusion(FusionConfig((8, 8), (1, 1)), torch.nn).eval().requires_grad_(False)
+    monkeypatch.setattr(model.vae, "temporal", temporal)                              # joins the frames of one step with their neighbours
+    assert torch.equal(decode.execute(turned, vae, frames, ensemble=1).result[0], cut)                   # each a scene of its own
+    found = decode.execute(shot, vae, frames, ensemble=1).result[0]
+    over_time = list(joined_over_time(zip(range(3), apart[..., :3], frames[..., :3]), temporal, torch.device("cpu")))
+    assert torch.equal(found[..., :3], torch.stack([frame for _, frame in over_time])) and not torch.equal(found, apart)
+    assert torch.equal(decode.execute(latent, vae, frames, color="none").result[0], joined)
     for node, arguments in ((encode, (frames, encoders, vae)), (decode, (latent, vae, frames))):
         with pytest.raises(RuntimeError, match="prior has 2 frames of 45 x 37 pixels"):
             node.execute(*arguments, prior=known[:2])

@@ -1,4 +1,6 @@
 """Which parameters each stage moves, and what its random draws depend on."""
+import dataclasses
+
 import pytest
 import torch
 from conftest import make_tiny_model, tiny_config
@@ -10,9 +12,10 @@ from train.loop import run
 from train.losses import gaussian_nll
 from train.stages import StageLoss, estimate_errors, offset_noise, rescale_latents, set_trainable, start_followers, start_from_estimate
 from vdd_model.checkpoint.store import load
-from vdd_model.config import DiffusionConfig
+from vdd_model.config import DiffusionConfig, FusionConfig
 from vdd_model.diffusion.schedule import make_schedule, q_sample
 from vdd_model.networks.fidelity import BlurGuide
+from vdd_model.networks.model import DeblurModel
 
 MOVES = {
     "autoencoder": ("vae.encoder.", "vae.decoder.", "vae.quant_conv.", "vae.post_quant_conv."),
@@ -121,6 +124,26 @@ def test_a_branch_learns_from_the_latents_that_it_is_for(trainable, last_timeste
     StageLoss(model, asked)(*clips(), range(4))["loss"].backward()
     moved = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert moved and all(name.startswith(learns) for name in moved)
+
+
+def test_a_fusion_over_time_learns_alone_to_join_what_shows_the_same():
+    """A still scene with other noise in every frame: the mean of neighbours is nearer to the truth."""
+    config = tiny_config()
+    torch.manual_seed(0)
+    model = DeblurModel(dataclasses.replace(config, vae=dataclasses.replace(config.vae, temporal=FusionConfig((8, 8), (1, 1)))))
+    asked = stage("stage3", trainable=("vae.temporal.",), last_timestep=1.0, denoise=False)
+    names, module, losses = set_trainable(model, asked), StageLoss(model, asked), []
+    sharp = torch.nn.functional.interpolate(torch.rand(4, 3, 8, 8), size=32).unsqueeze(2).expand(-1, -1, 3, -1, -1)
+    blurred = (sharp + 0.1 * torch.randn(sharp.shape)).clamp(0, 1)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0)
+    for _ in range(12):
+        losses.append(module(blurred, sharp, range(4))["loss"])
+        losses[-1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert names and all(name.startswith("vae.temporal.") for name in names)
+    assert losses[-1] < 0.9 * losses[0]
+    assert torch.isfinite(module(blurred[:, :, :1], sharp[:, :, :1], range(4))["loss"])              # a photograph has no neighbours
 
 
 def test_in_stage_3_a_batch_is_at_the_last_timestep_as_a_whole_however_it_is_shared():

@@ -29,12 +29,14 @@ from .ensemble import ORIENTATIONS, Orientation
 from .prior import Prior, PriorFile, find_prior
 from .progress import CALL, DECODE, ENCODE, PICTURE, Meter, Progress
 from .scenes import Moment, Picture, pictures
+from .temporal import joined_over_time
 from .tiles import WHOLE, Box, Tiling, make_tiling, until_it_fits
 from .window import decode_frames, encode_frames, encode_pictures, need_numbers, reads_pictures, sample_window, to_frames, to_pixels
 from .windows import WINDOWS_BACK, Step, fade_in, first_input_frame, seek, window_steps, windows_from
 
 T = TypeVar("T")
-SELDOM = ("unet", "adapter", "encoder1", "vae.detail", "vae.informed", "vae.fusion")     # parts that one step without a prior does not call
+# Parts that one step without a prior does not call
+SELDOM = ("unet", "adapter", "encoder1", "vae.detail", "vae.informed", "vae.fusion", "vae.temporal")
 BESIDE_PRIOR = 4                         # orientations in one step: +0.07 to 0.1 dB
 GIVE_BACK_PIXELS = 2**24                 # given, on a CPU, between two returns of freed memory: what lies between would grow with the clip
 ALONE = 3                                # pictures of a window without the UNet, of which small ones are decoded together
@@ -98,8 +100,9 @@ class Deblurrer:
         Raises UserError for frames that cannot be used (NaN, another size), naming the frame.
         """
         options, moments, back = options or DeblurOptions(), [] if moments is None else moments, WINDOWS_BACK
-        if not unet_calls(self.model, options):          # no window has a part in a picture: only its neighbours are looked at
-            options, back = replace(options, window=min(options.window, ALONE), overlap=0), 1
+        if not unet_calls(self.model, options):          # no window has a part in a picture: only its neighbours are looked at, and theirs
+            options = replace(options, window=min(options.window, ALONE), overlap=0)
+            back = 1 if options.window > 1 else 2
         if input_start > (needed := first_input_frame(first_frame, options, moments, back)):
             raise ValueError(f"to start at frame {first_frame}, frames are needed from {needed} on")
         starts = windows_from(first_frame, options, moments, back)
@@ -149,6 +152,8 @@ class _Pass:
         self.meter, self.notice = Meter(progress, first_frame, total), notice
         self.prior = deblurrer.prior.for_clip(options, total, deblurrer.model.vae, self.device, notice)
         self.orientations = ORIENTATIONS[:options.ensemble or (BESIDE_PRIOR if self.prior is not None and not self.calls else 1)]
+        # what several steps draw has a detail of its own in every frame, which a mean over time would lose
+        self.temporal = self.model.vae.temporal if self.prior is not None and not self.calls and self.fidelity == 1 else None
         self.tiling: Tiling | None = None
         self.pixels = 0                                  # given since freed memory went back to the system
 
@@ -156,12 +161,20 @@ class _Pass:
         """A clip's pictures -> deblurred chunks (n, H, W, 3). `starts`: of the windows that the run begins with."""
         first, target = starts[0].number, starts[-1].number
         for _, scene in groupby(found, key=attrgetter("scene")):
-            yield from self._scene(scene, first, target)
+            decoded = self._scene(scene, first, target)
+            if self.temporal is not None:
+                decoded = joined_over_time(((shown, frames[0], shown[0].rgb) for shown, frames in decoded), self.temporal, self.device,
+                                           functools.partial(self.meter.tick, counted=False))
+                decoded = ((shown, frame[None]) for shown, frame in decoded)
+            for shown, frames in decoded:
+                skip = max(0, self.first_frame - shown[0].index)
+                yield from [frames[skip:]] * (skip < len(shown)) if len(shown) > 1 else [frames] * (shown[0].times - skip)
+                del frames                               # before the next are made
             first = target = 0
 
-    def _scene(self, found: Iterator[Picture], first: int, target: int) -> Iterator[Tensor]:
-        """One scene, from picture `first` on; the first that is given is in the window that begins with picture `target`, or in a last one
-        before it, whose window was moved back."""
+    def _scene(self, found: Iterator[Picture], first: int, target: int) -> Iterator[tuple[list[Picture], Tensor]]:
+        """One scene, from picture `first` on: some pictures and their frames, each once; the first that is given is in the window that
+        begins with picture `target`, or in a last one before it, whose window was moved back."""
         options, end = self.options, first + 1
         self.pictures = {first: next(found)}             # blurred, as they came
         self.size = self.pictures[first].rgb.shape[:2]
@@ -188,7 +201,7 @@ class _Pass:
                 if self.calls:
                     x0 = [fade_in(new, step, old, before) for new, old in zip(self._attempt(self._denoise, step.window), x0)]
                     before = step.window
-                if self._shown_until(step.ready.stop) > self.first_frame:
+                if self._shown_until(min(step.ready.stop + (self.temporal is not None), end)) > self.first_frame:
                     yield from self._decode(x0, step)
             self._forget(step)
 
@@ -279,30 +292,31 @@ class _Pass:
             x0.append(sample_window(self.model, latents, image, window, self.options, self.tiling, self.meter.tick))
         return x0
 
-    def _decode(self, x0: list[Tensor | None], step: Step) -> Iterator[Tensor]:
-        """The pictures step.ready, each decoded once, a chunk at a time, and given as often as they are shown; the mean over all
-        orientations. x0: of step.window."""
+    def _decode(self, x0: list[Tensor | None], step: Step) -> Iterator[tuple[list[Picture], Tensor]]:
+        """The pictures step.ready, a chunk at a time; the mean over all orientations. x0: of step.window."""
         start = step.ready.start
         while start < step.ready.stop:
             pixels = self._attempt(self._decode_chunk, x0, start, step)
             shown = [self.pictures[i] for i in range(start, start + pixels[0].shape[2])]
             start += len(shown)
             self.meter.done = max(self.meter.done, self._shown_until(start))
-            together = 1 if self.tiling.tile or any(picture.times > 1 for picture in shown) else len(shown)      # large frames: one by one
+            alone = self.tiling.tile or self.temporal is not None or any(picture.times > 1 for picture in shown)
+            together = 1 if alone else len(shown)        # large frames one by one
             for i in range(0, len(shown), together):
-                blurred, skip = [picture.rgb for picture in shown[i:i + together]], max(0, self.first_frame - shown[i].index)
-                if skip < max(together, shown[i].times):
-                    frames = [to_frames(each[:, :, i:i + together], blurred, self.options.color, self.tiling.tile) for each in pixels]
-                    frames = functools.reduce(Tensor.add_, frames).div_(len(frames))
-                    self.pixels += math.prod(frames.shape[:3])
-                    if self.device.type == "cpu" and (self.tiling.tile or self.pixels >= GIVE_BACK_PIXELS):
-                        give_back_memory()               # an encoder takes as much again for a large frame
-                        self.pixels = 0
-                    yield from [frames[skip:]] if together > 1 else [frames] * (shown[i].times - skip)
-                    del frames                           # before the next are made
+                yield shown[i:i + together], self._mean([each[:, :, i:i + together] for each in pixels], shown[i:i + together])
             del pixels, shown
             if not self.calls:
                 drop(self.pictures, start - 1)
+
+    def _mean(self, pixels: list[Tensor], shown: list[Picture]) -> Tensor:
+        """Frames (n, H, W, 3) of some pictures, from their pixels in each orientation."""
+        blurred = [picture.rgb for picture in shown]
+        frames = functools.reduce(Tensor.add_, (to_frames(each, blurred, self.options.color, self.tiling.tile) for each in pixels))
+        self.pixels += math.prod(frames.shape[:3])
+        if self.device.type == "cpu" and (self.tiling.tile or self.pixels >= GIVE_BACK_PIXELS):
+            give_back_memory()                           # an encoder takes as much again for a large frame
+            self.pixels = 0
+        return frames.div_(len(pixels))
 
     def _decode_chunk(self, x0: list[Tensor | None], start: int, step: Step) -> list[Tensor]:
         """As many of the pictures step.ready, from number `start` on, as one chunk takes, in each orientation, turned back."""

@@ -1,16 +1,25 @@
-"""A small dense optical flow, pyramidal Lucas-Kanade: for the measures, and for training frames between those of sharp videos."""
+"""A small dense optical flow, pyramidal Lucas-Kanade: for the fusion over time, the measures, and training frames between those of sharp
+videos."""
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Of the windows of least squares, of the flow's own smoothing, and how often, on each level; then the same on the finest one
+COARSE, FINEST = (3, 2, 4), (1, 1, 8)
+FREE = 2                 # of these, at first, count all pixels alike: all is far off
+DAMPING = 1e-4           # where the picture is flat
+OUTLIER = 0.05           # a difference of brightness from which on a pixel counts less for the flow around it: hidden parts, other light
+MISFIT = 400.0           # a pixel has exp(-MISFIT difference^2) of a say in smoothing
 
-def warp(x: Tensor, flow: Tensor) -> Tensor:
-    """Sample x (N, C, H, W) at p + flow(p); flow (N, 2, H, W) in pixels, (x, y). Beyond the border the edge repeats."""
+
+def warp(x: Tensor, flow: Tensor, top: int = 0, left: int = 0) -> Tensor:
+    """Sample x (N, C, H, W) at p + flow(p); flow (N, 2, h, w) in pixels, (x, y), of the part of x whose first row is `top` and first column
+    `left`. Beyond the border the edge repeats."""
     height, width = x.shape[-2:]
-    rows = torch.arange(height, device=x.device, dtype=x.dtype).view(1, -1, 1) + flow[:, 1]
-    columns = torch.arange(width, device=x.device, dtype=x.dtype).view(1, 1, -1) + flow[:, 0]
+    rows = torch.arange(top, top + flow.shape[-2], device=x.device, dtype=x.dtype).view(1, -1, 1) + flow[:, 1]
+    columns = torch.arange(left, left + flow.shape[-1], device=x.device, dtype=x.dtype).view(1, 1, -1) + flow[:, 0]
     grid = torch.stack([2 * columns / max(width - 1, 1) - 1, 2 * rows / max(height - 1, 1) - 1], dim=-1)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=True)
 
@@ -34,15 +43,14 @@ def _resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
     return scale * F.interpolate(flow, size=size, mode="bilinear", align_corners=False)
 
 
-def dense_flow(first: Tensor, second: Tensor, *, finest: int = 400) -> Tensor:
-    """Flow (N, 2, H, W) in pixels with second(p + flow(p)) = first(p), from luma pictures (N, 1, H, W) in [0, 1].
+@torch.no_grad()
+def dense_flow(first: Tensor, second: Tensor, *, finest: int = 800) -> Tensor:
+    """Flow (N, 2, H, W) in pixels with second(p + flow(p)) = first(p), from pictures (N, C, H, W) in [0, 1], luma or color.
 
-    Lucas and Kanade's least squares in a window, from a coarse to a fine pyramid level, a few times on each (Bouguet 2000), damped where
-    the picture is flat. Levels with a side beyond `finest` are left out: the flow is enlarged from the next one. No occlusion handling:
-    callers weigh by how well the warped picture fits.
+    Lucas and Kanade's least squares in a window, outliers counting less, from a coarse to a fine pyramid level, several times on each
+    (Bouguet 2000), smoothed where it fits. Levels with a side beyond `finest` are left out: the flow is enlarged from the next one. Callers
+    weigh by how well the warped picture fits: what is hidden is not looked for.
     """
-    from kornia.filters import spatial_gradient
-
     size = first.shape[-2:]
     pyramid = [(first.float(), second.float())]
     while max(pyramid[-1][0].shape[-2:]) > finest:
@@ -50,15 +58,26 @@ def dense_flow(first: Tensor, second: Tensor, *, finest: int = 400) -> Tensor:
     while len(pyramid) < 6 and min(pyramid[-1][0].shape[-2:]) >= 32:
         pyramid.append(tuple(map(_half, pyramid[-1])))
     flow = first.new_zeros(len(first), 2, *pyramid[-1][0].shape[-2:], dtype=torch.float32)
-    for a, b in reversed(pyramid):
+    while pyramid:
+        a, b = pyramid.pop()
+        radius, smoothing, times = COARSE if pyramid else FINEST
         flow = _resize_flow(flow, a.shape[-2:])
-        gx, gy = spatial_gradient(a, "diff").unbind(2)
-        xx, xy, yy = _window(torch.cat([gx * gx, gx * gy, gy * gy], dim=1), 3).split(1, dim=1)
-        damping = 1e-4
-        determinant = (xx + damping) * (yy + damping) - xy * xy
-        for _ in range(4):
+        padded = F.pad(a, (1, 1, 1, 1), mode="replicate")
+        gx, gy = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2, (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
+        for i in range(times):
             rest = a - warp(b, flow)
-            ex, ey = _window(torch.cat([gx * rest, gy * rest], dim=1), 3).split(1, dim=1)
-            step = torch.cat([(yy + damping) * ex - xy * ey, (xx + damping) * ey - xy * ex], dim=1) / determinant
-            flow = _window(flow + step.clamp(-1, 1), 1)
+            weight = 1 if i < FREE else OUTLIER / (_mean(rest, rest) + OUTLIER**2).sqrt()
+            sums = torch.cat([_mean(*pair) for pair in ((gx, gx), (gx, gy), (gy, gy), (gx, rest), (gy, rest))], dim=1)
+            xx, xy, yy, ex, ey = _window(weight * sums, radius).split(1, dim=1)
+            xx, yy = xx + DAMPING, yy + DAMPING
+            step = torch.cat([yy * ex - xy * ey, xx * ey - xy * ex], dim=1) / (xx * yy - xy * xy)
+            flow = flow + step.clamp(-1, 1)
+            rest = a - warp(b, flow)
+            weight = 1e-3 + torch.exp(-MISFIT * _mean(rest, rest)) if i >= FREE else torch.ones_like(flow[:, :1])
+            flow = _window(flow * weight, smoothing) / _window(weight, smoothing)
     return _resize_flow(flow, size)
+
+
+def _mean(a: Tensor, b: Tensor) -> Tensor:
+    """Of a product, over the channels."""
+    return (a * b).mean(dim=1, keepdim=True)

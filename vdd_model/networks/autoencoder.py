@@ -13,8 +13,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..config import AutoencoderConfig
-from .fidelity import BlurGuide, FidelityBranch, PriorFusion
+from .fidelity import BlurGuide, FidelityBranch
+from .fusion import PriorFusion
 from .layers import conv_stride_2, silu, zero_init
+from .temporal import TemporalFusion
 
 LOGVAR_RANGE = (-30.0, 20.0)      # clamp of the official DiagonalGaussianDistribution
 
@@ -183,11 +185,12 @@ class SpatialHead(nn.Module):
 
 
 class AutoencoderKL(SpatialHead):
-    """Encoder, decoder, quantisation convolutions: official keys. `fidelity`, `detail`, `informed` and `fusion` are ours and may be absent.
+    """Encoder, decoder, quantisation convolutions: official keys. The others are ours and may be absent.
 
-    The first three are fidelity branches: one for the latents of one step, a mean that holds what is known and no more; one for those of
-    several steps, samples, whose detail it draws; one for the mean where a pretrained prior's frames are there too. One for mean and
-    samples would have to doubt the samples for the sake of the mean; beside a prior a branch reads more, and leaves more to the fusion.
+    `fidelity`, `detail` and `informed` are fidelity branches: one for the latents of one step, a mean that holds what is known and no more;
+    one for those of several steps, samples, whose detail it draws; one for the mean where a pretrained prior's frames are there too. One
+    for mean and samples would have to doubt the samples for the sake of the mean; beside a prior a branch reads more, and leaves more to
+    the fusion. `temporal` joins whole frames, behind decoding: who streams them calls it.
     With `config.thumbnail` the decoder's output is a correction of the enlarged thumbnail (see `SpatialHead`).
     """
 
@@ -195,12 +198,13 @@ class AutoencoderKL(SpatialHead):
         super().__init__(config, operations)
         self.decoder = Decoder(config, operations)
         self.post_quant_conv = operations.Conv2d(config.latent_channels, config.latent_channels, 1)
-        self.fidelity = self.detail = self.informed = self.fusion = None
+        self.fidelity = self.detail = self.informed = self.fusion = self.temporal = None
         if branch := config.fidelity:
             self.fidelity = FidelityBranch(branch, config, operations)
             self.detail = FidelityBranch(branch, config, operations) if config.detail else None
             self.informed = FidelityBranch(branch, config, operations, informed=True) if config.informed else None
             self.fusion = PriorFusion(config.fusion, branch.channels[-1], config.patch_size, operations) if config.fusion else None
+            self.temporal = TemporalFusion(config.temporal, operations) if config.temporal else None
         if config.thumbnail:
             for layer in (self.quant_conv, self.decoder.conv_out):           # training starts from the thumbnail itself
                 zero_init(layer)

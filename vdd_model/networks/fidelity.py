@@ -1,5 +1,4 @@
-"""The picture path beside the decoder: the fidelity branch, for what the latents cannot carry, from the blurred frames themselves, and
-what joins its frame with a pretrained prior's."""
+"""The picture path beside the decoder: the fidelity branch, for what the latents cannot carry, from the blurred frames themselves."""
 from __future__ import annotations
 
 from collections import OrderedDict
@@ -12,7 +11,7 @@ from einops import rearrange
 from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
-from ..config import AutoencoderConfig, FidelityConfig, FusionConfig
+from ..config import AutoencoderConfig, FidelityConfig
 from .layers import zero_init
 
 NEIGHBOURS = 3     # frames t-1, t, t+1 whose coarsest encoder features the branch sees
@@ -120,53 +119,3 @@ class FidelityBranch(nn.Module):
             return features, None
         blurred, prior = rearrange(features, "n (t of c) h w -> of n (t c) h w", of=2, t=NEIGHBOURS if level == 0 else 1)
         return blurred, prior if self.join_prior is not None else None
-
-
-class ResidualBlock(nn.Module):
-    """x + 3x3 - SiLU - 3x3, without a norm: the answer must not depend on what else a tile shows. Starts as the identity."""
-
-    def __init__(self, channels: int, ops):
-        super().__init__()
-        self.conv1 = ops.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = zero_init(ops.Conv2d(channels, channels, 3, padding=1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.silu(self.conv1(x)))
-
-
-class PriorFusion(nn.Module):
-    """w prior + (1 - w) (ours + residual), w in (0, 1) for every pixel, from a small U-Net of dense convolutions.
-
-    The picture path ("ours") reads motion from the neighbouring frames and errs on a single photograph; the prior knows photographs,
-    nothing of time, and errs where the blur is not what it was trained on. Where each is right is seen in the two pictures and in the
-    fidelity branch's state. What neither knows, the residual, enters as far as the prior is not trusted (free of that it lost on recorded
-    clips what it gained on synthesised ones). The last convolutions start at zero: an untrained fusion is the mean of both.
-    """
-
-    def __init__(self, config: FusionConfig, state_channels: int, patch_size: int, ops):
-        super().__init__()
-        widths, blocks = config.channels, config.blocks
-        self.patch_size = patch_size
-        self.conv_in = ops.Conv2d(9 * patch_size**2 + state_channels, widths[0], 3, padding=1)
-        self.down = nn.ModuleList(ops.Conv2d(4 * fine, coarse, 3, padding=1) for fine, coarse in zip(widths, widths[1:]))
-        self.encode = nn.ModuleList(nn.Sequential(*(ResidualBlock(width, ops) for _ in range(n))) for width, n in zip(widths, blocks))
-        self.up = nn.ModuleList(ops.Conv2d(coarse, fine, 3, padding=1) for fine, coarse in zip(widths, widths[1:]))
-        self.decode = nn.ModuleList(nn.Sequential(*(ResidualBlock(width, ops) for _ in range(n))) for width, n in zip(widths[:-1], blocks))
-        self.head = zero_init(ops.Conv2d(widths[0], patch_size**2, 3, padding=1))
-        self.residual = zero_init(ops.Conv2d(widths[0], 3 * patch_size**2, 3, padding=1)) if config.residual else None
-
-    def forward(self, state: Tensor, blurred: Tensor, ours: Tensor, prior: Tensor) -> Tensor:
-        """state (N, C, H / patch_size, W / patch_size): the fidelity branch's, behind its blocks; pictures (N, 3, H, W) in [-1, 1] ->
-        (N, 3, H, W) in the pictures' type. H / patch_size and W / patch_size are multiples of 2^(levels - 1)."""
-        pictures = torch.cat([blurred, ours - blurred, prior - ours], dim=1)
-        x = torch.cat([F.pixel_unshuffle(pictures, self.patch_size).to(state.dtype), state], dim=1)
-        x = self.conv_in(x.contiguous(memory_format=torch.channels_last))
-        skips = []
-        for i, blocks in enumerate(self.encode):
-            x = blocks(self.down[i - 1](F.pixel_unshuffle(x, 2)) if i else x)
-            skips.append(x)
-        for i in reversed(range(len(self.decode))):
-            x = self.decode[i](skips[i] + self.up[i](F.interpolate(x, scale_factor=2.0, mode="nearest")))
-        if self.residual is not None:
-            ours = ours + F.pixel_shuffle(self.residual(x), self.patch_size).to(ours.dtype)
-        return torch.lerp(ours, prior, torch.sigmoid(F.pixel_shuffle(self.head(x), self.patch_size).to(ours.dtype)))

@@ -8,7 +8,8 @@ from conftest import make_tiny_model
 from vdd_model.checkpoint.store import CheckpointError, load, save
 from vdd_model.config import AutoencoderConfig, FidelityConfig, FusionConfig
 from vdd_model.networks.autoencoder import AutoencoderKL
-from vdd_model.networks.fidelity import BlurGuide, PriorFusion
+from vdd_model.networks.fidelity import BlurGuide
+from vdd_model.networks.fusion import PriorFusion
 
 CONFIG = AutoencoderConfig(channels=16, channel_mult=(1, 2), blocks_per_level=1, patch_size=2, mid_attention=False, norm_groups=8,
                            fidelity=FidelityConfig((16, 8), (1, 1)), fusion=FusionConfig((8, 12, 16), (1, 1, 1), residual=True))
