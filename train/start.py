@@ -26,6 +26,7 @@ from .config import TrainConfig, blur_config, differences, model_config
 from .log import Journal
 from .stages import trainable_names
 
+LATER_PARTS = ("detail", "informed", "fusion", "temporal")       # of an autoencoder, which a checkpoint of an earlier version may lack
 OPEN_CLIP = TowerConfig()        # the tower of official files: ViT-H/14
 FREE_TO_CHANGE = ("root", "out", "init", "threads", "log_every", "keep", "save_every", "save_minutes", "validation", "trackers")
 
@@ -135,7 +136,8 @@ def find_state(config: TrainConfig, folder: Path, resume: bool, say) -> states.S
     found = states.newest(folder, say)
     if found is None:
         return None
-    if different := model_differences(ModelConfig.from_json(found.record["model"]), model_config(config)):
+    model = ModelConfig.from_json(found.record["model"])
+    if different := model_differences(model, as_far_as(model, model_config(config))):
         raise UserError(f"{found.path} is a state of another model: {different} (state against this run)")
     old, new = found.record["config"], json.loads(json.dumps(dataclasses.asdict(config)))
     if old["seed"] != config.seed:
@@ -152,21 +154,24 @@ def find_state(config: TrainConfig, folder: Path, resume: bool, say) -> states.S
 
 def make_model(config: TrainConfig, restored: states.State | None, say=print) -> DeblurModel:
     """The model of a state, of the checkpoint `init`, or with seeded random weights. On the CPU. Raises UserError."""
-    wanted, values, said = model_config(config), {}, ""
+    wanted, values, new, said = model_config(config), {}, {}, ""
     torch.manual_seed(config.seed)
     if restored is not None:
         wanted, values = ModelConfig.from_json(restored.record["model"]), restored.part("model")
         said = f"resuming {restored.path.name}: stage {restored.position.stage}, step {restored.position.step}"
     elif config.init:
         found, values = checkpoint.read_state(config.init)
-        if different := model_differences(found, wanted):
+        if different := model_differences(found, as_far_as(found, wanted)):
             raise UserError(f"{config.init} is a checkpoint of another model: {different} (checkpoint against this run)")
-        wanted, said = found, f"starting from {config.init}"
+        new = {name: getattr(wanted.vae, name) for name in LATER_PARTS if not getattr(found.vae, name)}
+        wanted, said = dataclasses.replace(found, vae=dataclasses.replace(found.vae, **new)), f"starting from {config.init}"
     try:
         model = DeblurModel(wanted)
     except Exception as error:                               # whatever stops a layer from being made
         raise ConfigError(f"model: no model can be built of it ({type(error).__name__}: {error})") from None
     if restored or config.init:
+        prefixes = tuple(f"vae.{name}." for name in new)                     # what the checkpoint has not starts untrained
+        values = {name: value for name, value in model.state_dict().items() if name.startswith(prefixes)} | values
         if misfit := checkpoint.misfits(values, model):
             raise UserError(f"{restored.path if restored else config.init} does not fit this version's model: tensors {misfit}")
         model.load_state_dict(values)
@@ -213,6 +218,12 @@ def prepare_model(model: DeblurModel, config: TrainConfig, device: torch.device)
                 module.compile(dynamic=False)
         vae.decoder.features = torch.compile(vae.decoder.features, dynamic=False)
     return model
+
+
+def as_far_as(found: ModelConfig, wanted: ModelConfig) -> ModelConfig:
+    """`wanted` without the parts that `found` has not: it may be of before they were."""
+    return dataclasses.replace(wanted, vae=dataclasses.replace(
+        wanted.vae, **{name: getattr(found.vae, name) for name in LATER_PARTS if not getattr(found.vae, name)}))
 
 
 def model_differences(found: ModelConfig, wanted: ModelConfig) -> str:

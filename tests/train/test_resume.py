@@ -1,4 +1,5 @@
 """A run that is killed at any moment continues with the identical loss curve; what stops a run says so in one sentence."""
+import dataclasses
 import functools
 import json
 import multiprocessing
@@ -353,6 +354,12 @@ def test_checkpoint_of_another_model_is_refused(tmp_path, tiny_checkpoint, capsy
     model = start.make_model(configs.load(path), None, quiet)
     expected = load(tiny_checkpoint).state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+    config = configs.load(path)                             # a part that came later starts untrained
+    vae = {**config.model["vae"], "temporal": {"channels": [8, 8], "blocks": [1, 1]}}
+    grown = start.make_model(dataclasses.replace(config, model={**config.model, "vae": vae}), None, quiet)
+    state = grown.state_dict()
+    assert state.keys() > expected.keys() and all(torch.equal(state[name], value) for name, value in expected.items())
+    assert grown.config.vae.temporal.channels == (8, 8) and not grown.vae.temporal.head.weight.any()
 
 
 def test_fixed_samples_come_again_in_every_epoch(tmp_path, monkeypatch):
