@@ -202,7 +202,7 @@ SMALL = ModelConfig(
     vae=AutoencoderConfig(channels=32, channel_mult=(1, 2), blocks_per_level=1, patch_size=2, mid_attention=False,
                           norm_groups=16, thumbnail=True, latent_scale=1.0,
                           fidelity=FidelityConfig(channels=(96, 48), blocks=(8, 3)), detail=True, informed=True,
-                          fusion=FusionConfig(residual=True), temporal=FusionConfig(channels=(48, 64), blocks=(2, 2))),
+                          fusion=FusionConfig(residual=True), temporal=FusionConfig(channels=(48, 64), blocks=(2, 2), residual=True)),
     tower=TowerConfig(image_size=128, patch_size=16, width=128, layers=4, head_width=32, embed_dim=128),
     adapter=AdapterConfig(channels=48, heads=2),
 )

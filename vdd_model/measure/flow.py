@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Of the windows of least squares, of the flow's own smoothing, and how often, on each level; then the same on the finest one
-COARSE, FINEST = (3, 2, 4), (1, 1, 8)
+# Of the windows of least squares, of the flow's own, and how often, on each level. A flow that is finer moves a sharp picture nearer to the
+# other one, and what is joined along it is worse: it follows errors of both too.
+RADIUS, SMOOTHING, ITERATIONS = 3, 3, 4
 FREE = 2                 # of these, at first, count all pixels alike: all is far off
 DAMPING = 1e-4           # where the picture is flat
 OUTLIER = 0.05           # a difference of brightness from which on a pixel counts less for the flow around it: hidden parts, other light
-MISFIT = 400.0           # a pixel has exp(-MISFIT difference^2) of a say in smoothing
 
 
 def warp(x: Tensor, flow: Tensor, top: int = 0, left: int = 0) -> Tensor:
@@ -48,7 +48,7 @@ def dense_flow(first: Tensor, second: Tensor, *, finest: int = 800) -> Tensor:
     """Flow (N, 2, H, W) in pixels with second(p + flow(p)) = first(p), from pictures (N, C, H, W) in [0, 1], luma or color.
 
     Lucas and Kanade's least squares in a window, outliers counting less, from a coarse to a fine pyramid level, several times on each
-    (Bouguet 2000), smoothed where it fits. Levels with a side beyond `finest` are left out: the flow is enlarged from the next one. Callers
+    (Bouguet 2000). Levels with a side beyond `finest` are left out: the flow is enlarged from the next one. Callers
     weigh by how well the warped picture fits: what is hidden is not looked for.
     """
     size = first.shape[-2:]
@@ -58,23 +58,18 @@ def dense_flow(first: Tensor, second: Tensor, *, finest: int = 800) -> Tensor:
     while len(pyramid) < 6 and min(pyramid[-1][0].shape[-2:]) >= 32:
         pyramid.append(tuple(map(_half, pyramid[-1])))
     flow = first.new_zeros(len(first), 2, *pyramid[-1][0].shape[-2:], dtype=torch.float32)
-    while pyramid:
-        a, b = pyramid.pop()
-        radius, smoothing, times = COARSE if pyramid else FINEST
+    for a, b in reversed(pyramid):
         flow = _resize_flow(flow, a.shape[-2:])
         padded = F.pad(a, (1, 1, 1, 1), mode="replicate")
         gx, gy = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2, (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
-        for i in range(times):
+        for i in range(ITERATIONS):
             rest = a - warp(b, flow)
             weight = 1 if i < FREE else OUTLIER / (_mean(rest, rest) + OUTLIER**2).sqrt()
             sums = torch.cat([_mean(*pair) for pair in ((gx, gx), (gx, gy), (gy, gy), (gx, rest), (gy, rest))], dim=1)
-            xx, xy, yy, ex, ey = _window(weight * sums, radius).split(1, dim=1)
+            xx, xy, yy, ex, ey = _window(weight * sums, RADIUS).split(1, dim=1)
             xx, yy = xx + DAMPING, yy + DAMPING
             step = torch.cat([yy * ex - xy * ey, xx * ey - xy * ex], dim=1) / (xx * yy - xy * xy)
-            flow = flow + step.clamp(-1, 1)
-            rest = a - warp(b, flow)
-            weight = 1e-3 + torch.exp(-MISFIT * _mean(rest, rest)) if i >= FREE else torch.ones_like(flow[:, :1])
-            flow = _window(flow * weight, smoothing) / _window(weight, smoothing)
+            flow = _window(flow + step.clamp(-1, 1), SMOOTHING)
     return _resize_flow(flow, size)
 
 

@@ -15,17 +15,17 @@ TIMID = -2.0                             # logit of that share to begin with
 
 
 class TemporalFusion(DenseUNet):
-    """The frame + for each neighbour, moved along the optical flow, w (neighbour - frame), w in (0, 1/2) for every pixel.
+    """The frame + for each neighbour, moved along the optical flow, w (neighbour - frame), w in (0, 1/2) for every pixel, + a residual that
+    gives back the sharpness which a mean loses.
 
-    A mean sharpens nothing of its own: a residual, or weights of any sign, gained on synthesised clips and lost on recorded ones. What a
-    neighbour shows elsewhere, hidden parts or another scene, gets no weight; where there is none, the frame itself stands in, and changes
-    nothing.
+    What a neighbour shows elsewhere, hidden parts or another scene, gets no weight; where there is none, the frame itself stands in.
     """
 
     def __init__(self, config: FusionConfig, ops):
         super().__init__(18 * PATCH_SIZE**2, config, ops)
         self.head = zero_init(ops.Conv2d(config.channels[0], 2 * PATCH_SIZE**2, 3, padding=1))
         nn.init.constant_(self.head.bias, TIMID)
+        self.residual = zero_init(ops.Conv2d(config.channels[0], 3 * PATCH_SIZE**2, 3, padding=1)) if config.residual else None
 
     def forward(self, pictures: Tensor, before: Tensor, after: Tensor) -> Tensor:
         """Each (N, 6, H, W), float32: a deblurred and the blurred frame behind one another, in [0, 1], H and W multiples of 4; the
@@ -37,4 +37,4 @@ class TemporalFusion(DenseUNet):
         weights = SHARE * torch.sigmoid(F.pixel_shuffle(self.head(x).float(), PATCH_SIZE))
         for weight, other in zip(weights.split(1, dim=1), (before, after)):
             frame = frame + weight * (other[:, :3] - pictures[:, :3])
-        return frame
+        return frame if self.residual is None else frame + F.pixel_shuffle(self.residual(x).float(), PATCH_SIZE)
