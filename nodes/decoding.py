@@ -14,7 +14,7 @@ from ..vdd_model.inference.ensemble import ORIENTATIONS
 from ..vdd_model.inference.pipeline import BESIDE_PRIOR, checked
 from ..vdd_model.inference.prior import NO_FUSION, need_prior
 from ..vdd_model.inference.scenes import pictures
-from ..vdd_model.inference.temporal import joined_over_time
+from ..vdd_model.inference.temporal import joined_over_time, trained
 from ..vdd_model.inference.tiles import make_tiling
 from ..vdd_model.inference.window import decode_frames, need_numbers, to_frames
 from . import folders, latents, native
@@ -152,7 +152,7 @@ class DecodeDeblurredFrames(io.ComfyNode):
                 yield from zip(shown[these.start:these.stop], mean, mean if seen is None else rgb_of(seen[these.start:these.stop]))
                 bar.end(mean[-1])
 
-        temporal = model.vae.temporal if estimate and prior is not None and fidelity == 1 else None
+        temporal = trained(model.vae.temporal) if estimate and prior is not None and fidelity == 1 else None
         with bar.watch(model):
             for scene in latents.scenes_of(latent):
                 made = pictures_of(scene)

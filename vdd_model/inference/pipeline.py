@@ -29,7 +29,7 @@ from .ensemble import ORIENTATIONS, Orientation
 from .prior import Prior, PriorFile, find_prior
 from .progress import CALL, DECODE, ENCODE, PICTURE, Meter, Progress
 from .scenes import Moment, Picture, pictures
-from .temporal import joined_over_time
+from .temporal import joined_over_time, trained
 from .tiles import WHOLE, Box, Tiling, make_tiling, until_it_fits
 from .window import decode_frames, encode_frames, encode_pictures, need_numbers, reads_pictures, sample_window, to_frames, to_pixels
 from .windows import WINDOWS_BACK, Step, fade_in, first_input_frame, seek, window_steps, windows_from
@@ -153,7 +153,7 @@ class _Pass:
         self.prior = deblurrer.prior.for_clip(options, total, deblurrer.model.vae, self.device, notice)
         self.orientations = ORIENTATIONS[:options.ensemble or (BESIDE_PRIOR if self.prior is not None and not self.calls else 1)]
         # what several steps draw has a detail of its own in every frame, which a mean over time would lose
-        self.temporal = self.model.vae.temporal if self.prior is not None and not self.calls and self.fidelity == 1 else None
+        self.temporal = trained(self.model.vae.temporal) if self.prior is not None and not self.calls and self.fidelity == 1 else None
         self.tiling: Tiling | None = None
         self.pixels = 0                                  # given since freed memory went back to the system
 

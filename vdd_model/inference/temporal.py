@@ -30,6 +30,11 @@ class Shown(NamedTuple):
         return torch.cat([to_float(each[rows, columns], device) for each in self], dim=2).movedim(2, 0)[None]
 
 
+def trained(network: TemporalFusion | None) -> TemporalFusion | None:
+    """The network, None where it has not trained: it would be a plain mean."""
+    return network if network is not None and network.head.weight.any() else None
+
+
 def joined_over_time(scene: Iterable[tuple[T, Tensor, Tensor]], network: TemporalFusion, device: torch.device,
                      tick: Tick = no_tick) -> Iterator[tuple[T, Tensor]]:
     """The pictures of one scene in order, each something to know it by, the deblurred and the blurred frame, -> the same and the frame

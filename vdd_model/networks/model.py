@@ -45,8 +45,6 @@ def drop_untrained_branch(model: DeblurModel) -> None:
     vae, names = model.vae, ("fidelity", "detail", "informed")
     if vae is not None and not any(p.any() for name in names if (branch := getattr(vae, name)) for p in branch.head.parameters()):
         vae.fidelity = vae.detail = vae.informed = None
-    if vae is not None and vae.temporal is not None and not vae.temporal.head.weight.any():
-        vae.temporal = None                              # it would be a plain mean
 
 
 class DeblurModel(nn.Module):

@@ -10,9 +10,9 @@ from vdd_model.config import FusionConfig
 from vdd_model.inference import temporal as module
 from vdd_model.inference.pipeline import Deblurrer
 from vdd_model.inference.prior import PriorFile
-from vdd_model.inference.temporal import joined_over_time
+from vdd_model.inference.temporal import joined_over_time, trained
 from vdd_model.inference.tiles import Tiling
-from vdd_model.networks.model import DeblurModel, drop_untrained_branch
+from vdd_model.networks.model import DeblurModel
 from vdd_model.networks.temporal import TemporalFusion
 from vdd_model.options import DeblurOptions
 
@@ -71,15 +71,7 @@ def test_tiles_agree_with_the_whole(monkeypatch):
 
 
 def test_an_untrained_one_is_left_away():
-    config = tiny_config()
-    model = DeblurModel(replace(config, vae=replace(config.vae, temporal=CONFIG)))
-    without_zeros(model.vae.fidelity)
-    torch.nn.init.normal_(model.vae.temporal.head.weight)
-    drop_untrained_branch(model)
-    assert model.vae.temporal is not None
-    torch.nn.init.zeros_(model.vae.temporal.head.weight)
-    drop_untrained_branch(model)
-    assert model.vae.temporal is None
+    assert trained(network()) is not None and trained(network(bias=1.0)) is None and trained(None) is None
 
 
 @pytest.fixture
