@@ -32,6 +32,7 @@ def command(*how):
 def at_least(least: float, kind: type = int) -> Callable[[str], float]:
     """argparse's type of numbers of this kind from `least` on."""
     def number(text: str) -> float:
+        """Raises what argparse makes a sentence of."""
         if not kind(text) >= least:                          # nan is not
             raise argparse.ArgumentTypeError(f"{text} is below {least}")
         return kind(text)

@@ -51,6 +51,7 @@ def variants(config: TrainConfig) -> dict[str, tuple[StageConfig, ...]]:
         return replace(stage, trainable=kept if kept != stage.prefixes else stage.trainable, loss=replace(stage.loss, latent=0.0))
 
     def incoherent(stage: StageConfig) -> StageConfig:
+        """The stage without eq. 4."""
         return replace(stage, loss=replace(stage.loss, coherence=0.0))
 
     return {
@@ -114,6 +115,7 @@ def write(rows: list[dict], out: Path) -> None:
 
 @command(2, "go on with --resume")
 def main(arguments: list[str] | None = None) -> None:
+    """`python -m train.ablate`. Raises UserError."""
     parser = argparse.ArgumentParser(prog="python -m train.ablate", description=__doc__.splitlines()[0])
     add_run_flags(parser, out="runs/ablation")
     options = parser.parse_args(arguments)

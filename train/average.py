@@ -60,6 +60,7 @@ def average(paths: Sequence[str | Path], weights: Sequence[float] | None = None,
 
 @command(2)
 def main(arguments: list[str] | None = None) -> None:
+    """`python -m train.average`. Raises UserError."""
     parser = argparse.ArgumentParser(prog="python -m train.average", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", nargs="+", help="files, or `small` for the shipped weights")

@@ -325,6 +325,7 @@ def code_version() -> str:
 
 @command(1)
 def main(arguments: list[str] | None = None) -> None:
+    """`python -m train.evaluate`. Raises UserError."""
     parser = argparse.ArgumentParser(prog="python -m train.evaluate", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("checkpoint", help="a checkpoint file, or a built-in name (small)")
     parser.add_argument("root", type=Path, help="folder of the test set")

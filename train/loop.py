@@ -261,6 +261,7 @@ def _signals(say: Callable[[str], None]) -> Iterator[list]:
     asked: list[int] = []
 
     def receive(number: int, _) -> None:
+        """A handler for `signal.signal`."""
         if asked:
             raise KeyboardInterrupt
         asked.append(number)

@@ -76,6 +76,7 @@ def _problems(problems: list[str]) -> int:
 
 @command(2)
 def main(argv: list[str] | None = None) -> int:
+    """`python -m train.data`: 1 where data has problems, else 0. Raises UserError."""
     parser = argparse.ArgumentParser(prog="python -m train.data", description="Check and look at training data; make a pool of samples.")
     commands = parser.add_subparsers(dest="command", required=True)
 

@@ -135,6 +135,7 @@ class RecordedClips:
         lengths = np.array([len(s) - needed + 1 for s in candidates], float)
 
         def draw() -> tuple[Tensor, Tensor, str]:
+            """A crop of some clip: blurred, sharp, and its name."""
             sequence = candidates[int(rng.choice(len(candidates), p=lengths / lengths.sum()))]
             width, height = sequence.sharp.size
             left, top = (int(rng.integers(0, n - size + 1)) for n in (width, height))

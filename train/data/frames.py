@@ -133,6 +133,7 @@ class VideoFrames:
         x0, y0, x1, y1 = box or (0, 0, *self.size)
 
         def picture(rgb: np.ndarray) -> Tensor:
+            """The box of a frame (H, W, 3) in [0, 1], in 8 bits: (3, h, w)."""
             return torch.from_numpy(np.rint(rgb[y0:y1, x0:x1].clip(0, 1) * 255).astype(np.uint8)).permute(2, 0, 1)
 
         try:

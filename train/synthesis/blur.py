@@ -58,6 +58,7 @@ def _warp(canvas: Tensor, matrices: np.ndarray, box: tuple[int, int, int, int], 
     """A texture (1, C, ...) seen through homographies (K, 3, 3) at the pixels of a box -> (K, C, h, w). `relief`: depths (K or 1, h, w) and
     what a unit of them moves, (K, 2)."""
     def there(values: np.ndarray) -> Tensor:
+        """As float32 on the canvas' device."""
         return torch.from_numpy(values.astype(np.float32)).to(canvas.device, non_blocking=True)
 
     xs, ys = (torch.arange(*ends, device=canvas.device, dtype=torch.float32) + 0.5 for ends in (box[::2], box[1::2]))

@@ -22,7 +22,7 @@ class ResidualBlock(nn.Module):
 
 
 class DenseUNet(nn.Module):
-    """A small U-Net of dense convolutions, without norms: rows (N, c_in, H, W) -> (N, channels[0], H, W); H and W are multiples of
+    """A small U-Net of dense convolutions, without norms: (N, c_in, H, W) -> (N, channels[0], H, W); H and W are multiples of
     2^(levels - 1)."""
 
     def __init__(self, c_in: int, config: FusionConfig, ops):

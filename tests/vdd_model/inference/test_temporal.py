@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import tiny_config, without_zeros
 
+from vdd_model.checkpoint.store import load
 from vdd_model.config import FusionConfig
 from vdd_model.inference import temporal as module
 from vdd_model.inference.pipeline import Deblurrer
@@ -68,6 +69,21 @@ def test_tiles_agree_with_the_whole(monkeypatch):
     assert not torch.allclose(whole, frames, atol=1e-3)
     monkeypatch.setattr(module, "TILING", Tiling(120, 96, divisor=4))
     assert (joined(frames, blurred, network()) - whole).abs().max() < 1e-3
+
+
+def test_the_shipped_one_takes_from_neighbours_what_helps_and_leaves_what_is_another_scene():
+    shipped = load("small", "cpu", torch.float32).vae.temporal
+    truth = moving(4, 96, 128)
+    noise = 0.03 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(2))
+    cut = (truth + noise).clone()
+    cut[2] = torch.rand(96, 128, 3, generator=torch.Generator().manual_seed(3))
+
+    def error(frames: torch.Tensor) -> torch.Tensor:
+        return (frames - truth)[1, 16:-16, 16:-16].std()
+
+    with torch.no_grad():
+        assert error(joined(truth + noise, truth + noise, shipped)) < 0.9 * error(truth + noise)
+        assert error(joined(cut, cut, shipped)) < error(cut)
 
 
 def test_an_untrained_one_is_left_away():
