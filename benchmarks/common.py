@@ -91,6 +91,14 @@ def count_flops(fn: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
+def product_ceiling(name: str, device: str = "cpu", clock: Callable[[], float] = time.perf_counter) -> float:
+    """GFLOP/s of a large square matrix product in the type, at this moment."""
+    n = 8192 if torch.device(device).type == "cuda" else 2048
+    with torch.no_grad():
+        a, b = (torch.randn(n, n, device=device, dtype=DTYPES[name]) for _ in range(2))
+        return 2 * n**3 / min(measure(lambda: a @ b, 7, 2, device, clock).seconds) / 1e9
+
+
 @functools.cache
 def ceilings(device: str = "cpu", clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
     """What this machine does at best, measured: matrix product and 3 x 3 convolution in GFLOP/s by type, copy in GB/s (read + write)."""
@@ -98,15 +106,13 @@ def ceilings(device: str = "cpu", clock: Callable[[], float] = time.perf_counter
     found: dict[str, float] = {}
     with torch.no_grad():
         for name in computed_types(device):
-            n = 8192 if cuda else 2048
-            a, b = (torch.randn(n, n, device=device, dtype=DTYPES[name]) for _ in range(2))
-            found[f"matmul {name}"] = 2 * n**3 / min(measure(lambda: a @ b, 7, 2, device, clock).seconds) / 1e9  # noqa: B023 (called here)
+            found[f"matmul {name}"] = product_ceiling(name, device, clock)
             images, channels, side = (32, 512, 128) if cuda else (8, 128, 64)
             x = torch.randn(images, channels, side, side, device=device, dtype=DTYPES[name])
             weight = torch.randn(channels, channels, 3, 3, device=device, dtype=DTYPES[name])
             x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
             flops = 2 * images * side**2 * channels**2 * 9
-            found[f"conv {name}"] = flops / min(measure(lambda: F.conv2d(x, weight, padding=1), 7, 2, device, clock).seconds) / 1e9  # noqa: B023
+            found[f"conv {name}"] = flops / min(measure(lambda: F.conv2d(x, weight, padding=1), 7, 2, device, clock).seconds) / 1e9  # noqa: B023 (called here)
         source = torch.empty(2**30 if cuda else 2**27, dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
         found["copy"] = 2 * source.numel() / min(measure(lambda: target.copy_(source), 7, 2, device, clock).seconds) / 1e9

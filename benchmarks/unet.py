@@ -12,12 +12,14 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -36,7 +38,7 @@ from .common import (
     ceilings_table,
     computed_types,
     count_flops,
-    of_ceiling,
+    product_ceiling,
     release,
     synchronize,
     write,
@@ -149,24 +151,38 @@ class Other:
 
 
 def in_turns(ours: Ours, others: Sequence[str], case: dict) -> dict[str, dict]:
-    """Calls of ours in turn with calls of every other network, one other after the other: a slow minute of the machine hits both.
+    """Calls of ours in turn with calls of every other network, one other after the other, and with large matrix products: a slow minute of
+    the machine hits them all.
 
-    Returns name -> {"seconds", "x": how many times faster ours was in the same minutes, and what is known of the network}; ours is "".
+    Returns name -> {"seconds", "ceilings": GFLOP/s of a product before each call, "x": how many times faster ours was in the same minutes,
+    and what is known of the network}; ours is "".
     """
-    found: dict[str, dict] = {"": {**ours.about, "seconds": []}}
+    found: dict[str, dict] = {"": {**ours.about, "seconds": [], "ceilings": []}}
+
+    def turn(call: Callable[[], float]) -> tuple[float, float]:
+        """Seconds of a call, and the product's GFLOP/s before it."""
+        ceiling = math.nan if case["processor_time"] else product_ceiling(case["dtype"], case["device"])
+        return call(), ceiling
+
+    def kept(name: str, turns: Sequence[tuple[float, float]]) -> Timing:
+        seconds, ceilings = zip(*turns)
+        found[name]["seconds"] += seconds
+        found[name]["ceilings"] += ceilings
+        return Timing(seconds)
+
     for name in others:
         try:
             other = Other(name, case)
         except (OSError, ValueError) as error:
             print(f"{name} is not measured: {error}", file=sys.stderr)
             continue
-        pairs = [(other.seconds(), ours.seconds()) for _ in range(case["repeats"])]
+        pairs = [(turn(other.seconds), turn(ours.seconds)) for _ in range(case["repeats"])]
         other.close()
-        theirs, own = (Timing(times) for times in zip(*pairs))
-        found[name] = {**other.about, "seconds": list(theirs.seconds), "x": theirs.median / own.median}
-        found[""]["seconds"] += own.seconds
+        found[name] = {**other.about, "seconds": [], "ceilings": []}
+        theirs, own = (kept(who, turns) for who, turns in zip((name, ""), zip(*pairs)))
+        found[name]["x"] = theirs.median / own.median
     if not found[""]["seconds"]:
-        found[""]["seconds"] = [ours.seconds() for _ in range(case["repeats"])]
+        kept("", [turn(ours.seconds) for _ in range(case["repeats"])])
     return found
 
 
@@ -209,8 +225,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for variant in variants:
                 ours = Ours(config, case, variant)
                 found = in_turns(ours, others, case)
-                rows += table(found, variant, f"{args.frames} x {width * 8} x {height * 8}", dtype,
-                              None if args.processor_time else args.device)
+                rows += table(found, variant, f"{args.frames} x {width * 8} x {height * 8}", dtype)
                 del ours
                 release()
     tables = {"one call": rows}
@@ -218,17 +233,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         tables["ceilings"] = ceilings_table(args.device)
     write("unet", tables, {"dim": args.dim, "repeats": args.repeats, "clock": clock}, device=args.device,
           notes=["FLOPs: two per multiply-add of the plain products and convolutions; Winograd's filtering (packed) makes do with "
-                 "fewer, and so can pass the ceiling. `x NAME`: how many times faster than NAME. All networks have random weights."])
+                 "fewer, and so can pass the ceiling. `of matmul`: of what a product of 2048 (GPU: 8192) did just before each call, the "
+                 "median. `x NAME`: how many times faster than NAME. All networks have random weights."])
 
 
-def table(found: dict[str, dict], variant: str, size: str, dtype: str, device: str | None) -> list[dict]:
-    """Rows of one case: the other networks, then ours, with its ratio to each; every one with its share of the device's ceiling."""
+def table(found: dict[str, dict], variant: str, size: str, dtype: str) -> list[dict]:
+    """Rows of one case: the other networks, then ours, with its ratio to each; every one with its share of the products in its turns."""
     rows = []
     for name, result in sorted(found.items(), reverse=True):
-        timing = Timing(tuple(result["seconds"]))
+        timing, flops = Timing(tuple(result["seconds"])), result["flops"]
+        share = statistics.median(flops / seconds / ceiling / 1e9 for seconds, ceiling in zip(result["seconds"], result["ceilings"]))
         rows.append({"size": size, "type": dtype, "network": name or f"UNet3D, {variant}", "M parameters": result["parameters"] / 1e6,
-                     "TFLOP": result["flops"] / 1e12, **timing.columns(),
-                     **(of_ceiling(result["flops"], timing.median, dtype, device) if device else {})})
+                     "TFLOP": flops / 1e12, **timing.columns(), "GFLOP/s": flops / timing.median / 1e9,
+                     **({} if math.isnan(share) else {"of matmul": f"{100 * share:.0f} %"})})
     rows[-1] |= {f"x {name}": other["x"] for name, other in found.items() if name}
     rows[-1] |= {"compile s": found[""]["compile s"]} if "compile s" in found[""] else {}
     return rows

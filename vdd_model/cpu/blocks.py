@@ -88,7 +88,7 @@ class TemporalTransformer(layers.TemporalTransformer):
 
 class TemporalConv(layers.TemporalConv):
     def forward(self, x: Tensor) -> Tensor:
-        start = h = rearrange(x, "b f h w c -> b c f (h w)")
+        start = h = frames_as_images(x, "b f (h w) c")
         for norm, *_, layer in (self.conv1, self.conv2, self.conv3):
             h = layer(silu(norm(h)))
         h = conv(self.conv4[-1], silu(self.conv4[0](h)), start)

@@ -7,6 +7,7 @@ expression; the two agree to rounding. `pack` keeps the weights in oneDNN's own 
 from __future__ import annotations
 
 import functools
+import os
 import platform
 
 import torch
@@ -27,6 +28,14 @@ def supports(dtype: torch.dtype) -> bool:
     if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and _onednn._is_mkldnn_bf16_supported())
+
+
+@functools.cache
+def in_tiles(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies this type in tiles (AMX): many times as fast, so that all between the products counts more."""
+    asked = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()               # what oneDNN is to make do with
+    able = asked in ("ALL", "DEFAULT") or "AMX" in asked
+    return dtype == torch.bfloat16 and supports(dtype) and able and getattr(torch.cpu, "_is_amx_tile_supported", bool)()
 
 
 class Fused:
@@ -132,9 +141,9 @@ def _pack(layer: nn.Module, weight: Tensor) -> tuple[Tensor, ...]:
         matrices = weight.chunk(layer.pieces)
     elif _is_pointwise(layer):
         matrices = [weight[:, :, 0, 0]]
-    elif _can_filter(layer) and weight.numel() >= _WORTH_FILTERING:
+    elif _can_filter(layer) and weight.numel() >= _WORTH_FILTERING * _factor(layer):
         matrices = winograd.filters(weight, layer.enlarges)
-    elif weight.numel() < _WORTH_PACKING or layer.out_channels % 64:
+    elif weight.numel() < (_WORTH_FILTERING if in_tiles(weight.dtype) else _WORTH_PACKING) or layer.out_channels % 64:
         return ()
     else:
         return (_onednn._reorder_convolution_weight(weight, *_geometry(layer), layer.groups),)
@@ -145,8 +154,13 @@ def _is_pointwise(layer: nn.Module) -> bool:
     return layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.padding == (0, 0) and layer.groups == 1
 
 
+def _axes(layer: nn.Module) -> tuple[int, ...]:
+    """That a kernel of three taps, or of 3 x 3, has in images (N, H, W, C)."""
+    return (1,) if len(layer.kernel_size) == 3 else (1, 2)
+
+
 def _can_filter(layer: nn.Module) -> bool:
-    """Whether `winograd` can and should do this convolution."""
+    """Whether `winograd` can do this convolution."""
     kernels = ((3, 3), (1, 1)), ((3, 1, 1), (1, 0, 0))
     return (layer.kernel_size, layer.padding) in kernels and set(layer.stride) == set(layer.dilation) == {1} and layer.groups == 1
 
@@ -183,6 +197,12 @@ def _gelu_pays() -> bool:
     return "AVX512" in torch.backends.cpu.get_cpu_capability()
 
 
+def _factor(layer: nn.Module) -> int:
+    """How many times as many weights make filtering worth it: products in tiles are so fast that the sums cost more, unless it saves three
+    quarters of them."""
+    return 4 ** len(_axes(layer)) if in_tiles(layer.weight.dtype) and not layer.enlarges else 1
+
+
 def conv(layer: nn.Module, x: Tensor, add: Tensor | None = None) -> Tensor:
     """layer(x) + add for a convolution; x and add channels-last (N, C, H, W)."""
     if hooked(layer) or not getattr(layer, "packed", ()) or not fuses(layer, x):     # plain weights: oneDNN gains nothing over F.conv2d
@@ -209,8 +229,7 @@ def conv_enlarged(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def _filtered(layer: nn.Module, x: Tensor, add: Tensor | None) -> Tensor:
-    axes = (1,) if len(layer.kernel_size) == 3 else (1, 2)
-    points = 3 if layer.enlarges else 4
+    axes, points = _axes(layer), 3 if layer.enlarges else 4
     with_bias = 1 if len(axes) == 1 else points + 1
     products = [functools.partial(_product, weight, layer.bias if i == with_bias else None) for i, weight in enumerate(layer.packed)]
     rows = winograd.convolve(x.permute(0, 2, 3, 1), products, layer.out_channels, axes, enlarged=layer.enlarges,

@@ -27,9 +27,10 @@ def joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
-def frames_as_images(x: Tensor) -> Tensor:
-    """(B, F, H, W, C) -> (B*F, C, H, W), a channels-last view."""
-    return rearrange(x, "b f h w c -> (b f) c h w")
+def frames_as_images(x: Tensor, rows: str = "(b f) h w c") -> Tensor:
+    """(B, F, H, W, C) -> (N, C, H, W), a channels-last view; rows: einops' pattern of (N, H, W, C). One step to (N, C, H, W) would leave a
+    stride behind by which torch does not know a single image as channels-last: it would be turned there and back."""
+    return rearrange(x, f"b f h w c -> {rows}").permute(0, 3, 1, 2)
 
 
 def images_as_frames(x: Tensor, batch: int) -> Tensor:
@@ -152,7 +153,7 @@ class Transformer(nn.Module):
     """Group norm, projection, `TransformerBlock` and a projection that starts at zero, around a shortcut. x: (B, F, H, W, C)."""
 
     over: str              # what attends
-    images: str            # that the norm's statistics are taken over, channels-last
+    images: str            # that the norm's statistics are taken over, (N, H, W, C)
 
     def __init__(self, dim: int, head_dim: int, groups: int, *, inner: int | None = None, context_dim: int | None = None,
                  operations=nn, **kw):
@@ -167,8 +168,8 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor, *context: tuple[Tensor, Tensor]) -> Tensor:
         sizes = dict(zip("bfh", x.shape))
-        h = rearrange(self.norm(rearrange(x, f"b f h w c -> {self.images}")), f"{self.images} -> b f (h w) c", **sizes).contiguous()
-        h = self.proj_in(h)
+        h = self.norm(frames_as_images(x, self.images)).permute(0, 2, 3, 1)
+        h = self.proj_in(rearrange(h, f"{self.images} -> b f (h w) c", **sizes).contiguous())
         return self.added(rearrange(self.transformer_blocks[0](h, *context), "b f (h w) c -> b f h w c", h=sizes["h"]), x)
 
     def added(self, h: Tensor, x: Tensor) -> Tensor:
@@ -179,13 +180,13 @@ class Transformer(nn.Module):
 class SpatialTransformer(Transformer):
     """Over the positions of each frame, with cross-attention to the context, whose keys and values (B, L, C) are given to forward."""
 
-    over, images = "space", "(b f) c h w"
+    over, images = "space", "(b f) h w c"
 
 
 class TemporalTransformer(Transformer):
     """Over the frames of each position, self-attention only, no positional encoding; the norm's image is the whole clip."""
 
-    over, images = "time", "b c (f h) w"
+    over, images = "time", "b (f h) w c"
 
 
 class TemporalConv(nn.Module):
@@ -204,7 +205,7 @@ class TemporalConv(nn.Module):
         zero_init(self.conv4[-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        h = rearrange(x, "b f h w c -> b c f (h w)")                    # channels-last
+        h = frames_as_images(x, "b f (h w) c")
         for norm, *_, conv in (self.conv1, self.conv2, self.conv3, self.conv4):
             h = conv(silu(norm(h)))
         return x + rearrange(h, "b c f (h w) -> b f h w c", h=x.shape[2])

@@ -165,6 +165,19 @@ def of_type(dtype: torch.dtype, network: UNet3D, arguments: tuple) -> tuple[UNet
     return made, [a.to(dtype) if a.is_floating_point() else a for a in arguments]
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_images_stay_channels_last_behind_norms(tiny, batch):
+    """Of one clip, too: torch takes an axis of length 1 for a plain layout by its stride, and every layer would turn the images twice."""
+    x, t, tokens, _ = inputs(batch)
+    behind = []
+    handles = [m.register_forward_hook(lambda m, given, made: behind.append(made)) for m in tiny.modules() if isinstance(m, nn.GroupNorm)]
+    with torch.no_grad():
+        tiny(x, t, tokens)
+    for handle in handles:
+        handle.remove()
+    assert len(behind) > 20 and all(h.permute(0, 2, 3, 1).is_contiguous() for h in behind)
+
+
 def test_float16_and_weights_with_channels_last(tiny):
     (half, given), (last, arguments) = (of_type(dtype, tiny, inputs(frames=4)) for dtype in (torch.float16, torch.float32))
     with torch.no_grad():
