@@ -103,7 +103,7 @@ def rows(build: Path, sizes: Sequence[str], frames: int, dtypes: Sequence[str], 
         folder, builds = Path(name), (build, HERE)
         targets, nothing = (folder / "other.mkv", folder / "today.mkv"), folder / "nothing.mp4"
         theirs = build / BUILT_IN[checkpoint].relative_to(HERE) if checkpoint in BUILT_IN else None
-        in_process(nothing, 1, 64, 64)
+        in_process(nothing, 4, 64, 64)                         # more than a picture or two, which the prior would be called for
         for size in sizes:
             width, height = SIZES[size]
             clip = folder / f"{size}.mp4"

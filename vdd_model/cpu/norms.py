@@ -1,12 +1,26 @@
-"""LayerNorm of short rows in plain steps: on a CPU these take a third to a half of the time of torch's own, and are as exact."""
+"""LayerNorm of short rows in plain steps: without AMX these take a third to a half of the time of torch's own, and are as exact. On the
+processors with AMX torch's takes two thirds of theirs, if it is given weights: without, its loop is a plain one."""
 from __future__ import annotations
 
+import functools
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from .onednn import in_tiles
+
+
+@functools.cache
+def _weights(channels: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """That change nothing."""
+    return torch.ones(channels, dtype=dtype), torch.zeros(channels, dtype=dtype)
 
 
 def normalized(x: Tensor, eps: float) -> Tensor:
     """LayerNorm over the last axis, without its weights."""
+    if in_tiles(torch.bfloat16):
+        return F.layer_norm(x, x.shape[-1:], *_weights(x.shape[-1], x.dtype), eps)
     wide = x.float()
     mean = wide.sum(-1, keepdim=True).div_(x.shape[-1])
     wide = wide - mean if wide is x else wide.sub_(mean)

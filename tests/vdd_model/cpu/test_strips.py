@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from vdd_model.config import AutoencoderConfig, FidelityConfig
-from vdd_model.cpu import accelerate, maxim, restore, strips
-from vdd_model.cpu.norms import normalized
+from vdd_model.cpu import accelerate, maxim, norms, restore, strips
 from vdd_model.cpu.onednn import supports
 from vdd_model.networks.autoencoder import AutoencoderKL, Upsample
 from vdd_model.networks.fidelity import FidelityBranch, GatedBlock
@@ -74,15 +73,17 @@ def test_enlarging_behind_the_product_equals_enlarging_before(dtype, least, layo
     assert type(strips.out_of_strips(fast)) is Upsample and "forward" not in vars(fast)
 
 
+@pytest.mark.parametrize("amx", [False, True])
 @pytest.mark.parametrize("dtype, least", [(torch.float32, 110), (torch.bfloat16, 50)])
-def test_norms_of_short_rows(dtype, least):
+def test_norms_of_short_rows(dtype, least, amx, monkeypatch):
     """Also of rows whose mean is far from 0, of flat ones, and of those that are all zero."""
+    monkeypatch.setattr(norms, "in_tiles", lambda dtype: amx)
     torch.manual_seed(0)
     x = torch.randn(64, 48) * torch.rand(64, 1) + 3 * torch.randn(64, 1)
     x[0], x[1] = 0, 0.5
     x = x.to(dtype)
     exact = nn.functional.layer_norm(x.double(), (48,), eps=1e-6)
-    found = normalized(x, 1e-6)
+    found = norms.normalized(x, 1e-6)
     assert found.dtype == dtype and not found[:2].any()
     assert decibels(found, exact) > least
 
