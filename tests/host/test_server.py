@@ -316,7 +316,7 @@ def test_errors_are_titled_by_their_own_name(host):
 
 
 PATCHES = {
-    "FreeU": {"b1": 1.1, "b2": 1.2, "s1": 0.9, "s2": 0.2}, "PerturbedAttentionGuidance": {"scale": 3.0},
+    "FreeU": {"b1": 1.1, "b2": 1.2, "s1": 0.9, "s2": 0.2}, "PerturbedAttentionGuidance": {"scale": 50.0},
     "HyperTile": {"tile_size": 256, "swap_size": 2, "max_depth": 0, "scale_depth": False}, "TomePatchModel": {"ratio": 0.3},
     "SelfAttentionGuidance": {"scale": 0.5, "blur_sigma": 2.0}, "NAGuidance": {"nag_scale": 50.0, "nag_alpha": 1.0, "nag_tau": 10.0},
     "SkipLayerGuidanceDiT": {"double_layers": "7", "single_layers": "7", "scale": 3.0, "start_percent": 0.0, "end_percent": 1.0,
