@@ -86,6 +86,11 @@ def target(what: str, value: float | None, bound: float, unit: str, *, at_most: 
     return {"what": what, "asked": asked, "measured": f"{value:.3g} {unit}".strip(), "met": "yes" if (value <= bound) == at_most else "no"}
 
 
+def shares(rows: list[dict]) -> list[float]:
+    """Percent that calls reached of what matrix products did in their turns, where it was measured."""
+    return [float(row["of matmul"].rstrip(" %")) for row in rows if "of matmul" in row]
+
+
 def summary(out: Path) -> list[dict]:
     """What was asked for beside what was measured, from the results that are there."""
     startup = table_of(out, "startup", "startup", "cpu")
@@ -94,20 +99,20 @@ def summary(out: Path) -> list[dict]:
                         for device in ("cpu", "cuda"))
     gpu_stages = table_of(out, "pipeline", "seconds by stage", "cuda")
     rows = []
-    for dtype, bound in (("float32", 1.9), ("bfloat16", 1.5)):
-        for other in ("official", "diffusers"):                # the first that was at hand; the best of our variants
-            ratios = [row[f"x {other}"] for row in calls
-                      if row.get("size") == "16 x 256 x 256" and row.get("type") == dtype and f"x {other}" in row]
-            if ratios:
-                break
-        rows.append(target(f"one tft2v call, 16 x 256 x 256, {dtype}, against {other}", max(ratios, default=None), bound, "x"))
+    asked = {"float32": {"official": 1.5, "diffusers": 1.5}, "bfloat16": {"official": 1.8, "diffusers": 2.0}}
+    for dtype, bounds in asked.items():
+        case = [row for row in calls if row.get("size") == "16 x 256 x 256" and row.get("type") == dtype]
+        other = next((name for name in bounds if any(f"x {name}" in row for row in case)), "diffusers")    # the first that was at hand
+        ratios = [row[f"x {other}"] for row in case if f"x {other}" in row]                               # the best of our variants
+        rows.append(target(f"one tft2v call, 16 x 256 x 256, {dtype}, against {other}", max(ratios, default=None), bounds[other], "x"))
+    rows.append(target("the same in bfloat16, of a matrix product's speed", max(shares(case), default=None), 48, "%"))
     clip = {"clip": "16 x 256 x 256", "steps": 1}
     seconds = [s for s in (first(stages, "s", type=dtype, **clip) for dtype in ("bfloat16", "float32")) if s]
     rows.append(target("small, 16 x 256 x 256, 1 step, file to file", min(seconds, default=None), 3, "s", at_most=True))
     rows.append(target("`vdd --help`", first(startup, "s", what="`vdd --help`, the whole process"), 0.5, "s", at_most=True))
     rows.append(target("checkpoint to first frame", first(startup, "s", what="checkpoint to first frame"), 3, "s", at_most=True))
-    shares = [float(row["of matmul"].rstrip(" %")) for row in gpu_calls if row.get("size") == "16 x 1280 x 768" and "of matmul" in row]
-    rows.append(target("GPU: tft2v at 16 x 1280 x 768, of a matrix product's speed in bfloat16", max(shares, default=None), 45, "%"))
+    large = shares([row for row in gpu_calls if row.get("size") == "16 x 1280 x 768"])
+    rows.append(target("GPU: tft2v at 16 x 1280 x 768, of a matrix product's speed in bfloat16", max(large, default=None), 45, "%"))
     speed = first(gpu_stages, "frames/s", clip="16 x 1280 x 720", steps=1)
     rows.append(target("GPU: small at 16 x 1280 x 720, 1 step", speed, 30, "frames/s"))
     return rows

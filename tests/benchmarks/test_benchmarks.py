@@ -113,6 +113,10 @@ def test_the_summary_says_what_was_not_measured(tmp_path, monkeypatch):
              for width, x in ((256, 1.5), (448, 2.0))]
     common.write("unet", {"one call": calls}, folder=tmp_path)
     assert [row["measured"] for row in bench.summary(tmp_path) if "float32" in row["what"]] == ["1.5 x"]
+    calls = [{"network": "UNet3D, packed", "size": "16 x 256 x 256", "type": "bfloat16", "x diffusers": 1.9, "of matmul": "50 %"}]
+    common.write("unet", {"one call": calls}, folder=tmp_path)
+    assert [(row["measured"], row["met"]) for row in bench.summary(tmp_path) if "bfloat16" in row["what"] and "met" in row] == [
+        ("1.9 x", "no"), ("50 %", "yes")]
 
 
 @pytest.mark.parametrize("name", list(bench.commands("cpu", False, "small", common.RESULTS)))
