@@ -3,7 +3,7 @@
 What each part buys, as processor time without it over that with all (`python -m benchmarks.wing --frames 8 --size 256 128 --threads 1`, a
 call of tft2v's layers, AVX-512; float32 | bfloat16): the plain network 1.81 | 1.30, without packed weights 1.20 | 1.26, without Winograd's
 filtering 1.12 | 1.15, without attention in plain steps (bfloat16's alone) 1.07; at 16 x 256 x 256 without the feed-forward by rows, whose
-wide inner layer is never whole, 1.11 | 1.03.
+wide inner layer is never whole, 1.11 | 1.03. With AMX (`onednn.in_tiles`) some of it is left to torch.
 """
 from __future__ import annotations
 
