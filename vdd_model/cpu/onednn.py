@@ -141,7 +141,7 @@ def _pack(layer: nn.Module, weight: Tensor) -> tuple[Tensor, ...]:
         matrices = weight.chunk(layer.pieces)
     elif _is_pointwise(layer):
         matrices = [weight[:, :, 0, 0]]
-    elif _can_filter(layer) and weight.numel() >= _WORTH_FILTERING * _factor(layer):
+    elif _can_filter(layer) and _worth_filtering(layer):
         matrices = winograd.filters(weight, layer.enlarges)
     elif weight.numel() < (_WORTH_FILTERING if in_tiles(weight.dtype) else _WORTH_PACKING) or layer.out_channels % 64:
         return ()
@@ -163,6 +163,13 @@ def _can_filter(layer: nn.Module) -> bool:
     """Whether `winograd` can do this convolution."""
     kernels = ((3, 3), (1, 1)), ((3, 1, 1), (1, 0, 0))
     return (layer.kernel_size, layer.padding) in kernels and set(layer.stride) == set(layer.dilation) == {1} and layer.groups == 1
+
+
+def _worth_filtering(layer: nn.Module) -> bool:
+    """Whether filtering makes this convolution faster. Products in tiles are so fast that the sums cost more than it saves, but in wide
+    layers and where it saves three quarters of the products."""
+    dearer = 4 ** len(_axes(layer)) if in_tiles(layer.weight.dtype) and not layer.enlarges else 1
+    return layer.weight.numel() >= _WORTH_FILTERING * dearer
 
 
 def linear(layer: nn.Module, x: Tensor, add: Tensor | None = None) -> Tensor:
@@ -195,12 +202,6 @@ def geglu(layer: nn.Module, x: Tensor) -> Tensor:
 def _gelu_pays() -> bool:
     """Whether oneDNN's GELU inside of a product is faster than PyTorch's behind it: with AVX-512. With AVX2 it takes a fifth longer."""
     return "AVX512" in torch.backends.cpu.get_cpu_capability()
-
-
-def _factor(layer: nn.Module) -> int:
-    """How many times as many weights make filtering worth it: products in tiles are so fast that the sums cost more, unless it saves three
-    quarters of them."""
-    return 4 ** len(_axes(layer)) if in_tiles(layer.weight.dtype) and not layer.enlarges else 1
 
 
 def conv(layer: nn.Module, x: Tensor, add: Tensor | None = None) -> Tensor:

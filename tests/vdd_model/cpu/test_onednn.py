@@ -114,3 +114,20 @@ def test_forward_hooks_see_what_the_plain_layers_give(network, packed):
     assert set(seen[0]) == set(seen[1])
     for name, output in seen[0].items():
         torch.testing.assert_close(seen[1][name], output, rtol=1e-3, atol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("amx, enlarges, matrices", [(False, False, 16), (True, False, 1), (True, True, 9)])
+def test_with_amx_a_narrow_convolution_is_not_filtered(amx, enlarges, matrices, monkeypatch):
+    """But for an enlarging one, which makes do with a quarter of the products."""
+    if not onednn.supports(torch.float32):
+        pytest.skip("oneDNN does not run on this processor")
+    monkeypatch.setattr(onednn, "in_tiles", lambda dtype: amx)
+    monkeypatch.setattr(onednn, "_WORTH_FILTERING", 1 << 12)                             # the layer has 36,864 weights
+    layer = onednn.Conv2d(64, 64, 3, padding=1).requires_grad_(False)
+    layer.enlarges = enlarges
+    x = torch.randn(1, 64, 6, 8).contiguous(memory_format=torch.channels_last)
+    given = nn.functional.interpolate(x, scale_factor=2.0, mode="nearest") if enlarges else x
+    expected = nn.functional.conv2d(given, layer.weight, layer.bias, padding=1)
+    with torch.no_grad():
+        onednn.pack(layer)
+        assert len(layer.packed) == matrices and torch.allclose(layer(x), expected, atol=1e-4)
