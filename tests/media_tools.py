@@ -194,9 +194,9 @@ def shifted(source: Path, target: Path, start: int, back: int) -> Path:
     return remuxed(source, target, lambda p, _: moved(p, Fraction(-back, 25)) if p.pts * p.time_base * 25 >= start else None)
 
 
-def turned(path: Path, matrix: tuple[int, int, int, int]) -> Path:
+def turned(path: Path, matrix: tuple[float, float, float, float]) -> Path:
     """The mp4, whose track is shown through this matrix."""
-    data, (a, b, c, d) = bytearray(path.read_bytes()), (n << 16 for n in matrix)
+    data, (a, b, c, d) = bytearray(path.read_bytes()), (round(n * 65536) for n in matrix)
     struct.pack_into(">9i", data, data.find(b"tkhd") + 44, a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(data)
     return path

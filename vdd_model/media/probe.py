@@ -185,12 +185,18 @@ def _side_data(frame: av.VideoFrame) -> dict[str, bytes]:
         return {}
 
 
-def orientation(frame: av.VideoFrame) -> tuple[int, bool]:
-    """(counter-clockwise quarter turns, whether left and right are swapped after them) that the frame's display matrix asks for."""
+def _turn(frame: av.VideoFrame) -> tuple[float, bool]:
+    """(counter-clockwise degrees, whether left and right are swapped after them) that the frame's display matrix asks for."""
     matrix = struct.unpack("=9i", _side_data(frame).get("DISPLAYMATRIX", b"")[:36] or bytes(36))
     a, b, _, c, d = matrix[:5]
     mirrored = a * d - b * c < 0
-    return round(-math.degrees(math.atan2(b, -a if mirrored else a)) / 90) % 4, mirrored
+    return -math.degrees(math.atan2(b, -a if mirrored else a)), mirrored
+
+
+def orientation(frame: av.VideoFrame) -> tuple[int, bool]:
+    """What is done of it: (counter-clockwise quarter turns, whether left and right are swapped after them)."""
+    degrees, mirrored = _turn(frame)
+    return round(degrees / 90) % 4, mirrored
 
 
 def _light(frame: av.VideoFrame) -> str:
@@ -225,6 +231,8 @@ def _metadata(container) -> tuple[tuple[str, str], ...]:
 def _extras(container, video, frame: av.VideoFrame) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """In words: what no output can take over, of streams and of the first frame's side data; streams of data that .mp4 and .mov can."""
     words = [_EXTRAS[name] for name in _side_data(frame) if name in _EXTRAS]
+    if abs((degrees := _turn(frame)[0]) - (done := 90 * round(degrees / 90))) > 1:
+        words.append(f"its turn by {degrees % 360:.0f} degrees ({done % 360} are applied)")
     others, kept = [s for s in container.streams.video if s != video], []
     if "avis" in container.metadata.get("compatible_brands", ""):                  # a moving AVIF: beside a still or two that stand for it
         alpha = any(s.frames == video.frames > 1 and "gray" in getattr(getattr(s.codec_context, "format", 0), "name", "") for s in others)

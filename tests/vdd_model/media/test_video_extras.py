@@ -62,6 +62,15 @@ def test_turned_and_mirrored_pictures_are_put_right(tmp_path, matrix, expected):
     assert np.array_equal(read_clip(clip)[0].numpy(), expected(plain)) and (clip.height, clip.width) == expected(plain).shape[:2]
     after = written_again(clip, tmp_path / "out.mp4")
     assert (after.quarter_turns, after.mirrored, after.width, after.height) == (0, False, clip.width, clip.height)
+    assert not clip.extras
+
+
+@pytest.mark.parametrize("degrees, done", [(45, 0), (60, 90), (0.5, None)])
+def test_a_turn_that_is_no_quarter_is_said(tmp_path, degrees, done):
+    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    clip = probe(turned(save_clip(tmp_path / "in.mp4", 2), (cos, -sin, sin, cos)))
+    said = f"its turn by {degrees} degrees ({done} are applied)"
+    assert clip.extras == (() if done is None else (said,)) and clip.quarter_turns == (done or 0) // 90
 
 
 @CHAPTERS
