@@ -52,7 +52,7 @@ INPUTS = [
 ]
 # pictures, a folder of which is a clip: file, Pillow's mode
 PICTURES = [(".png", "RGB"), (".png", "RGBA"), (".png", "I;16"), (".jpg", "RGB"), (".tif", "RGBA"), (".webp", "RGBA"), (".bmp", "RGB"),
-            (".tga", "RGBA"), (".jp2", "RGB"), (".avif", "RGBA")]
+            (".tga", "RGBA"), (".jp2", "RGB"), (".avif", "RGBA"), (".qoi", "RGBA"), (".pcx", "RGB"), (".sgi", "RGBA")]
 # what is written: file, --codec
 OUTPUTS = [(suffix, name) for name, codec in CODECS.items() for suffix in codec.containers if suffix != ".m4v"] + [("a folder", "png")]
 # mean error of 255 that the codec itself makes

@@ -32,8 +32,8 @@ from .png import about, chunks_of
 from .probe import orientation
 from .reader import upright
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".bmp", ".tif", ".tiff", ".webp", ".exr", ".ppm", ".pgm", ".tga",
-                  ".dpx", ".jp2", ".j2k", ".avif", ".heic", ".heif", ".hif"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".bmp", ".tif", ".tiff", ".webp", ".exr", ".ppm", ".pgm", ".pbm",
+                  ".pnm", ".pam", ".tga", ".dpx", ".jp2", ".j2k", ".avif", ".heic", ".heif", ".hif", ".qoi", ".pcx", ".sgi"}
 _MOVING = (b"avis", b"hevc", b"hevx", b"msf1")                 # brands of such files that hold a row of pictures
 _CENTRED = {"mjpeg", "webp"}
 # orientation -> (quarter turns counter-clockwise, whether left and right are swapped after them)
@@ -41,9 +41,11 @@ _EXIF = {2: (0, True), 3: (2, False), 4: (2, True), 5: (3, True), 6: (3, False),
 _NUMBERED = re.compile(r"%0?\d*d")
 _EXIF_WORDS = (b"Exif", b"EXIF", b"eXIf", b"exif", b"tiff:Orientation")
 _STARTS = {b"\x89PNG": "png", b"\xff\xd8": "mjpeg", b"BM": "bmp", b"v/1\1": "exr", b"SDPX": "dpx", b"XPDS": "dpx",
-           b"P5": "pgm", b"P6": "ppm", b"\0\0\0\x0cjP": "jpeg2000", b"\xff\x4f\xff\x51": "jpeg2000", **dict.fromkeys(tiff.MAGIC, "tiff")}
+           b"P5": "pgm", b"P6": "ppm", b"P7": "pam", b"qoif": "qoi", b"\0\0\0\x0cjP": "jpeg2000", b"\xff\x4f\xff\x51": "jpeg2000",
+           **dict.fromkeys(tiff.MAGIC, "tiff")}
 # formats that are RGB or grey in 8 bits already, and where red, green and blue are
 _BYTES = {"rgb24": slice(3), "rgba": slice(3), "bgr24": slice(None, None, -1), "gray": slice(0)}
+_END_OF_QOI = bytes(7) + b"\1"                                 # FFmpeg does not miss it, nor what stands in front of it
 _HEAD = 1 << 14                                                # bytes of a file that nearly always tell its pixel format
 
 
@@ -139,7 +141,7 @@ def _decode_image(source: str | Path | bytes, name: str = "") -> Picture:
             with av.open(io.BytesIO(data)) as container:
                 frame, stream = next(container.decode(video=0)), container.streams.video[0]
                 codec, aspect = stream.codec_context.name, stream.sample_aspect_ratio
-        if codec == "exr" and _exr_is_cut(data):
+        if codec == "exr" and _exr_is_cut(data) or codec == "qoi" and _END_OF_QOI not in data:
             raise ValueError
     except (av.FFmpegError, StopIteration, IndexError, OSError, ValueError, SyntaxError):
         why = ": it is damaged or cut off" if codec else ""
@@ -347,7 +349,7 @@ def _peek(path: Path) -> tuple[str, bool] | None:
                 data = file.read(length)
             if name := _plain_png(data):
                 return name, layout(name).alpha and name != "pal8"
-            if path.suffix.lower() == ".tga" or _codec(data) == "heif":
+            if path.suffix.lower() == ".tga" or _codec(data) in ("heif", "pam"):
                 picture = _decode_image(path)
                 return picture.frame.format.name, picture.transparent
             if data.startswith(tiff.MAGIC):

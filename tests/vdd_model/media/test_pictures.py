@@ -17,6 +17,7 @@ from vdd_model.media.video import probe, read, write_image
 
 PICTURE = eight_bits(0, 96, 128)
 AVIF = pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+OTHERS = "qoi", "pcx", "sgi", "pam"
 GRAIN = np.clip(PICTURE + np.random.default_rng(0).normal(0, 9, PICTURE.shape), 0, 255).astype(np.uint8)
 
 
@@ -39,7 +40,7 @@ def tiff_file(values, *, pages=1, order="<", compress=False, **keys):
 @pytest.mark.parametrize("name, keys", [
     *((f"a.{suffix}", {}) for suffix in ("jpg", "png", "webp", "bmp", "tif", "jp2", "tga", "ppm")), ("b.jpg", {"progressive": True}),
     ("c.jpg", {"mode": "CMYK"}), ("a.exr", "gbrpf32le"), ("a.dpx", "gbrp10le"), ("b.tga", {"compression": "tga_rle"}),
-    *((f"{kind}.tif", {"compression": kind}) for kind in ("tiff_lzw", "jpeg"))])
+    *((f"a.{codec}", "rgb24") for codec in OTHERS), *((f"{kind}.tif", {"compression": kind}) for kind in ("tiff_lzw", "jpeg"))])
 def test_what_is_cut_off_is_named(tmp_path, name, keys):
     path = tmp_path / name
     data = (stored(path, **keys) if isinstance(keys, dict) else encoded(path, name[2:], keys, GRAIN)).read_bytes()
@@ -235,6 +236,16 @@ def test_deep_grey_and_transparent_pictures_in_eight_bits(tmp_path):
     buffer = io.BytesIO()
     Image.fromarray(GRAIN).save(buffer, "BMP")
     assert np.array_equal(read_picture(buffer.getvalue()).numpy(), GRAIN)
+
+
+@pytest.mark.parametrize("codec", OTHERS)
+def test_pictures_of_few_programs_are_pictures(tmp_path, capfd, codec):
+    opaque = encoded(tmp_path / f"0.{codec}", codec, "rgb24", GRAIN)
+    vdd(capfd, opaque, "-o", tmp_path / "o.png")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "o.png")), GRAIN) and picture_size(opaque) == (128, 96)
+    if codec != "pcx":
+        encoded(tmp_path / f"1.{codec}", codec, "rgba", GRAIN)
+        assert probe(tmp_path / f"*.{codec}").num_frames == 2 and probe(tmp_path / f"*.{codec}").has_alpha
 
 
 @AVIF
