@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from av.bitstream import BitStreamFilterContext
+from PIL import features
 
 from vdd_model.app.cli import main
 from vdd_model.app.jobs import Job, run
@@ -26,6 +27,7 @@ from vdd_model.media.pixel_formats import ColorTags, from_rgb
 from vdd_model.media.png import write_image
 from vdd_model.media.video import OutputOptions, VideoClip, probe, read, read_clip, write_video
 
+AVIF = pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
 OLD = int(av.__version__.partition(".")[0]) < 17               # PyAV with FFmpeg up to 8.0
 
 

@@ -28,7 +28,7 @@ from .clip import Frame, MediaError, VideoClip
 from .container import raw_picture
 from .jpeg import BROKEN
 from .pixel_formats import UNSPECIFIED, ColorTags, complete_tags, differ, is_wide, layout, planes_of, to_rgb
-from .png import about, chunks_of
+from .png import about, chunks_of, graph_of
 from .probe import orientation
 from .reader import upright
 
@@ -239,12 +239,16 @@ def _decode_heif(data: bytes, name: str) -> Picture:
     return Picture(frame, "heif", layout(frame.format.name).alpha, *orientation(frame), color=color)
 
 
-def _with_pillow(data: bytes) -> Picture:
+def _heif_reader(data: bytes) -> type[Image.Image]:
     if data[8:12] == b"avif":
         from PIL.AvifImagePlugin import AvifImageFile as Reader
     else:
         from pillow_heif import HeifImageFile as Reader
-    with Reader(io.BytesIO(data)) as picture:                  # not Image.open, which refuses large pictures
+    return Reader
+
+
+def _with_pillow(data: bytes) -> Picture:
+    with _heif_reader(data)(io.BytesIO(data)) as picture:                  # not Image.open, which refuses large pictures
         mode, pix_fmt = ("RGBA", "rgba") if picture.has_transparency_data else ("RGB", "rgb24")
         turned = _EXIF.get(picture.getexif().get(tiff.ORIENTATION), (0, False))
         return Picture(av.VideoFrame.from_ndarray(np.asarray(picture.convert(mode)), pix_fmt), "heif", mode == "RGBA", *turned)
@@ -275,7 +279,8 @@ def _may_be_transparent(data: bytes, codec: str) -> bool:
 def _opened(data: bytes, codec: str) -> Image.Image | None:
     """The file in Pillow's hands, not yet decoded; not through Image.open, which refuses large pictures."""
     reader = {"mjpeg": JpegImageFile, "png": PngImageFile, "tiff": TiffImageFile, "webp": WebPImageFile}.get(codec)
-    with contextlib.suppress(*BROKEN):
+    with contextlib.suppress(*BROKEN, ImportError):
+        reader = _heif_reader(data) if codec == "heif" else reader
         return reader(io.BytesIO(data)) if reader else None
 
 
@@ -309,7 +314,7 @@ def picture_size(source: str | Path | bytes, name: str = "") -> tuple[int, int]:
         with contextlib.suppress(OSError), Path(source).open("rb") as file:
             data = file.read(1 << 18)
             data += b"" if _codec(data) == "mjpeg" else file.read()
-    if isinstance(data, bytes) and (codec := _codec(data)) != "tiff" and (opened := _opened(data, codec)):
+    if isinstance(data, bytes) and (codec := _codec(data)) not in ("tiff", "heif") and (opened := _opened(data, codec)):
         return opened.size[::-1] if _orientation(data, codec)[0] % 2 else opened.size
     picture = _decode_image(source, name)
     size = picture.frame.width, picture.frame.height
@@ -397,7 +402,7 @@ def probe_images(files: Sequence[Path], rate: Fraction = Fraction(24), name: Pat
         with contextlib.suppress(*BROKEN, ArithmeticError):
             chunks += about(opened, bool(turned))
     texts = tuple((key, text) for key, text in (opened.info if codec == "png" and opened else {}).items()
-                  if isinstance(text, str) and not key.startswith(("XML:", "Raw profile")))
+                  if isinstance(text, str) and not key.startswith(("XML:", "Raw profile"))) or tuple(graph_of(files[0]).items())
     extras = ("the color profile of its pictures",) if profile and b"sRGB" not in profile.replace(b"\0", b"") else ()
     return VideoClip(path=name or files[0], width=width, height=height, num_frames=len(files), rate=rate, time_base=1 / rate,
                 bit_depth=min(16, layout(pix_fmt).depth), has_alpha=has_alpha, gray=gray, color=tags, png_chunks=chunks,

@@ -20,6 +20,7 @@ from .pixel_formats import BT709, BT2020, OF_PNG, UNSPECIFIED, ColorTags, from_r
 _ORIENTATION = re.compile(rb"""\s+tiff:Orientation=["']\d["']|<tiff:Orientation>\d</tiff:Orientation>""")
 _OF_THE_FILE = re.compile(rb"hdrgm:|GCamera:|GContainer|Container:")          # what XMP says of further pictures in the file
 _WORDS = {270, 271, 272, 305, 306, 315, 33432, 34665, 34853}   # tags of a TIFF that tell nothing of how it is stored: title to place
+_GRAPH = re.compile(rb":(\{[^\0]*\})\0")                      # a text of EXIF behind its name, as ComfyUI's nodes write it
 _COLOR_CHUNKS = (b"cICP", b"gAMA", b"cHRM", b"sRGB", b"mDCV", b"cLLI")
 
 
@@ -67,9 +68,22 @@ def chunks_of(path: Path, profile: bytes, gray: bool) -> bytes:
 
 
 def texts_of(path: Path) -> bytes:
-    """The texts of a PNG file, such as ComfyUI's `workflow` and `prompt`, as chunks; none that tells its orientation."""
-    return b"".join(_chunk(name, _ORIENTATION.sub(b"", data)) for name, data in _chunks_in(path, b"IEND")
-                    if name in (b"tEXt", b"zTXt", b"iTXt") and not data.startswith(b"Raw profile type"))
+    """The texts of a PNG file, such as ComfyUI's `workflow` and `prompt`, as chunks; none that tells its orientation. Of others: those two.
+    """
+    texts = [(name, _ORIENTATION.sub(b"", data)) for name, data in _chunks_in(path, b"IEND")
+             if name in (b"tEXt", b"zTXt", b"iTXt") and not data.startswith(b"Raw profile type")]
+    texts = texts or [(b"tEXt", f"{key}\0{text}".encode()) if text.isascii() else (b"iTXt", key.encode() + bytes(5) + text.encode())
+                      for key, text in graph_of(path).items()]
+    return b"".join(_chunk(*text) for text in texts)
+
+
+def graph_of(path: Path) -> dict[str, str]:
+    """ComfyUI's `workflow` and `prompt` where FFmpeg does not look: in a moving PNG file, and in the EXIF of WebP, AVIF, JPEG and others,
+    which stands in the file as it is."""
+    found, data = dict(data.partition(b"\0")[::2] for name, data in _chunks_in(path, b"IEND") if name == b"comf"), path.read_bytes()
+    found |= {key: text[1] for text in _GRAPH.finditer(data) for key in (b"workflow", b"prompt")
+              if data[max(0, text.start() - 8):text.start()].lower().endswith(key)}
+    return {key.decode(errors="replace"): text.decode(errors="replace") for key, text in found.items()}
 
 
 def about(picture: Image.Image | None, turned: bool) -> bytes:

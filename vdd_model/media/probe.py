@@ -34,6 +34,7 @@ from .container import (
     video_stream,
 )
 from .pixel_formats import CONSTANT_LUMINANCE, KNOWN_MATRICES, UNSPECIFIED, ColorTags, Layout, complete_tags, layout, to_rgb
+from .png import graph_of
 from .reader import Decoder, gif_pictures, nal_units
 
 STANDARD_RATES = tuple(Fraction(n, d) for n, d in (
@@ -93,7 +94,7 @@ def probe_video(path: str | Path) -> VideoClip:
         facts = {"color": tags, "first_says": (int(first.colorspace), int(first.color_range)),
                  "codec": context.name, "pix_fmt": first.format.name, "bit_depth": min(16, kind.depth),
                  "gray": kind.kind == "gray", "quarter_turns": turns, "mirrored": mirrored, "chroma": chroma, "crop": crop,
-                 "pixel_aspect": 1 / aspect if turns % 2 else aspect, "metadata": _metadata(container), "track": track_tags(stream),
+                 "pixel_aspect": 1 / aspect if turns % 2 else aspect, "metadata": _metadata(container, path), "track": track_tags(stream),
                  "timecode": next((text for s in (stream, container, *container.streams) for key, text in s.metadata.items()
                                    if key.lower() == "timecode"), ""),
                  "chapters": chapters, "light": light, "extras": extras, "telemetry": telemetry,
@@ -179,10 +180,13 @@ def _side_data(frame: av.VideoFrame) -> dict[str, bytes]:
     a circle is collected.
     """
     from av.sidedata.sidedata import SideDataContainer
-    try:
-        return {data.type.name: bytes(data) for data in SideDataContainer(frame)}
-    except ValueError:                                         # one of them is newer than this PyAV
-        return {}
+    holder, found = SideDataContainer.__new__(SideDataContainer), {}
+    with contextlib.suppress(ValueError):                      # one that is newer than this PyAV, such as EXIF, is the last that it holds
+        holder.__init__(frame)
+    for data in holder:
+        with contextlib.suppress(ValueError):
+            found[data.type.name] = bytes(data)
+    return found
 
 
 def _turn(frame: av.VideoFrame) -> tuple[float, bool]:
@@ -214,8 +218,8 @@ def _light(frame: av.VideoFrame) -> str:
     return ":".join(words)
 
 
-def _metadata(container) -> tuple[tuple[str, str], ...]:
-    """The file's metadata, Apple's place, make and model also under the names that every container knows.
+def _metadata(container, path: Path) -> tuple[tuple[str, str], ...]:
+    """The file's metadata, Apple's place, make and model also under the names that every container knows, and an animation's graph.
 
     FFmpeg writes all names into Matroska in capitals; others have them small, as has ComfyUI, which looks for `workflow`.
     """
@@ -225,7 +229,7 @@ def _metadata(container) -> tuple[tuple[str, str], ...]:
     for name, key in (("location", "location.ISO6709"), ("make", "make"), ("model", "model")):
         if APPLE + key in found:
             found.setdefault(name, found[APPLE + key])
-    return tuple(found.items())
+    return tuple((found | (graph_of(path) if path.suffix.lower() in (".webp", ".png", ".apng", ".avif") else {})).items())
 
 
 def _extras(container, video, frame: av.VideoFrame) -> tuple[tuple[str, ...], tuple[str, ...]]:

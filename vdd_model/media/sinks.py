@@ -139,7 +139,8 @@ class VideoSink:
 
 class ImageSink:
     """Frames of `clip` -> PNG files called `names`, kept in `folder` until all are there. With `replace` pictures that are already in the
-    folder `target` under names of the same kind, from a longer run, give way. The texts of the clip's own PNG files go over.
+    folder `target` under names of the same kind, from a longer run, give way. The texts of the clip's own PNG files, and ComfyUI's graph in
+    others, go over.
     """
 
     def __init__(self, folder: Path, clip: VideoClip, target: Path, names: Sequence[str], bit_depth: int, replace: bool, first: int):

@@ -5,7 +5,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from media_tools import HDR, OLD, deblur, eight_bits, heard, lpcm, packets, save_clip, save_sounds, written_again
+from media_tools import AVIF, HDR, OLD, deblur, eight_bits, heard, lpcm, packets, save_clip, save_sounds, written_again
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -77,13 +77,44 @@ def test_texts_of_png_files_are_kept(tmp_path):
     assert dict(probe(tmp_path / "o.mp4").metadata)["workflow"] == '{"nodes": [0]}'
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif"])
+@pytest.mark.parametrize("suffix", [".webp", ".jpg", ".tif", pytest.param(".avif", marks=AVIF)])
+def test_comfyuis_graph_in_exif_is_kept(tmp_path, suffix):
+    """Where its nodes for WebP write it; in PNG the page looks for texts."""
+    files = [tmp_path / f"{i}{suffix}" for i in range(2)]
+    for i, file in enumerate(files):
+        exif = Image.Exif()
+        exif[0x0110], exif[0x010F] = "prompt:{}", f'workflow:{{"nodes": [{i}]}}'
+        Image.fromarray(eight_bits(i)).save(file, exif=exif)
+    deblur(files, tmp_path / "o")
+    deblur(files[1:], tmp_path / "o" / "one.png")
+    for name, number in (("0.png", 0), ("1.png", 1), ("one.png", 1)):
+        info = Image.open(tmp_path / "o" / name).info
+        assert (info["workflow"], info["prompt"]) == (f'{{"nodes": [{number}]}}', "{}")
+        assert ("exif" in info) == (name == "one.png")
+    deblur(files, tmp_path / "o.mp4")
+    assert dict(probe(tmp_path / "o.mp4").metadata)["workflow"] == '{"nodes": [0]}'
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".png"])
+def test_comfyuis_graph_in_an_animation_is_kept(tmp_path, suffix):
+    exif, info, source = Image.Exif(), PngInfo(), tmp_path / f"in{suffix}"
+    exif[0x010F] = 'workflow:{"nodes": [1]}'
+    info.add(b"comf", b'workflow\0{"nodes": [1]}', after_idat=True)
+    frames = [Image.fromarray(eight_bits(i)) for i in range(3)]
+    keys = {"exif": exif} if suffix == ".webp" else {"pnginfo": info}
+    frames[0].save(source, save_all=True, append_images=frames[1:], duration=40, **keys)
+    deblur(source, tmp_path / "o.mp4")
+    assert dict(probe(tmp_path / "o.mp4").metadata)["workflow"] == '{"nodes": [1]}'
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.tif", pytest.param("a.avif", marks=AVIF)])
 def test_a_photographs_own_words_are_kept(tmp_path, name):
     """EXIF, pixels per inch, XMP: title, keywords, rights. Not how it was to be turned: it is turned."""
     xmp, exif = b'<x:xmpmeta><rdf:Description tiff:Orientation="6" dc:title="mine"/></x:xmpmeta>', Image.Exif()
     exif[0x0112], exif[0x0110], exif[0x0132] = 6, "Some camera", "2026:05:01 12:00:00"
     keys = {"a.tif": {"tiffinfo": {700: xmp, **exif}, "dpi": (300, 300)}, "a.webp": {"exif": exif, "xmp": xmp},
-            "a.jpg": {"exif": exif, "xmp": xmp, "dpi": (300, 300)}, "a.png": {"exif": exif, "dpi": (300, 300)}}[name]
+            "a.avif": {"exif": exif, "xmp": xmp}, "a.jpg": {"exif": exif, "xmp": xmp, "dpi": (300, 300)},
+            "a.png": {"exif": exif, "dpi": (300, 300)}}[name]
     Image.fromarray(eight_bits()).save(tmp_path / name, **keys)
     deblur((tmp_path / name,), tmp_path / "o.png")
     with Image.open(tmp_path / "o.png") as made:

@@ -7,8 +7,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from media_tools import OLD, deblur, eight_bits, encoded, pattern, seen, vdd
-from PIL import Image, ImageCms, ImageOps, features
+from media_tools import AVIF, OLD, deblur, eight_bits, encoded, pattern, seen, vdd
+from PIL import Image, ImageCms, ImageOps
 
 from train.data.readers import read_picture as read_for_training
 from vdd_model.media.clip import MediaError
@@ -16,7 +16,6 @@ from vdd_model.media.images import picture_size, read_image, read_picture
 from vdd_model.media.video import probe, read, write_image
 
 PICTURE = eight_bits(0, 96, 128)
-AVIF = pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
 OTHERS = "qoi", "pcx", "sgi", "pam"
 GRAIN = np.clip(PICTURE + np.random.default_rng(0).normal(0, 9, PICTURE.shape), 0, 255).astype(np.uint8)
 

@@ -8,7 +8,7 @@ import av
 import media_tools
 import numpy as np
 import pytest
-from media_tools import HDR, add_video, eight_bits, encode, encode_sound, packets, pattern, save_clip, turned, vdd, written_again
+from media_tools import AVIF, HDR, add_video, eight_bits, encode, encode_sound, packets, pattern, save_clip, turned, vdd, written_again
 from PIL import Image, ImageCms
 
 from vdd_model.media.clip import MediaError
@@ -205,7 +205,7 @@ def test_wide_colors_of_pictures(tmp_path, capfd):
     assert (read_clip(tmp_path / "o.mp4") - read_clip(source)).abs().mean() < 0.01
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif"])
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", pytest.param("a.avif", marks=AVIF)])
 def test_color_profiles_of_pictures_are_kept(tmp_path, capfd, name):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     profile = profile[:16] + b"RGB " + profile[20:]            # an RGB profile that is not sRGB's
