@@ -1,5 +1,8 @@
 """The mean of several checkpoints of one model."""
 import dataclasses
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -16,6 +19,14 @@ def _saved(path, seed: int, config=None):
     model = DeblurModel(config or tiny_config())
     checkpoint.save(model, path, training={"note": f"seed {seed}"})
     return model.state_dict()
+
+
+@pytest.mark.parametrize("name", ["train", "train.ablate", "train.average", "train.data", "train.evaluate"])
+def test_an_interruption_while_a_command_is_imported_is_one_line(tmp_path, name):
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    found = subprocess.run([sys.executable, "-m", name, "configs/small.yaml"], env={**os.environ, "PYTHONPATH": str(tmp_path)},
+                           capture_output=True, text=True)
+    assert (found.returncode, found.stderr.partition(";")[0].strip()) == (130, "interrupted")
 
 
 def test_every_tensor_is_the_weighted_mean_and_the_file_loads(tmp_path, capsys):
