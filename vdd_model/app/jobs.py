@@ -214,11 +214,12 @@ def run(job: Job, make_deblurrer: Callable, options: DeblurOptions, output: Outp
             if isinstance(error, (OSError, UserError)) and no_room(error):
                 raise MediaError(f"no room left on the disk for {job.target}; what is finished is kept in {folder}: "
                                  "free some space and run again with --resume") from error
-            if first and not _holds_work(folder):
+            kept = f"; what is finished is kept in {folder} for --resume" if _holds_work(folder) else ""
+            if first and not kept:
                 _discard(folder)
             if not isinstance(error, OSError):
                 raise
-            raise MediaError(f"{job.target} cannot be written ({error.strerror or error})") from error
+            raise MediaError(f"{job.target} cannot be written ({error.strerror or error}){kept}") from error
     if preview:
         notes += add_preview(job, quiet=quiet)
     lost = max(results[-1]["lost"], sum(len(result["bad"]) for result in results))      # the last reader has come to the clip's end

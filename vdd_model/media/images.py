@@ -92,9 +92,9 @@ def gaps(files: Sequence[Path]) -> str:
     if len(files) < 3 or not all(numbers):
         return ""
     steps = [int(b[0]) - int(a[0]) for a, b in zip(numbers, numbers[1:])]
-    usual, count = Counter(steps).most_common(1)[0]
+    usual, count = max(Counter(steps).items(), key=lambda step: (step[1], -step[0]))
     places = [i for i, step in enumerate(steps) if step > usual > 0]
-    if not places or 2 * count <= len(steps):                  # or the numbers are not a count
+    if not places or 2 * count < len(steps) + (usual > 1):     # or the numbers are not a count
         return ""
     return (f"its numbering has {len(places)} gap{'s' if len(places) > 1 else ''}, the first behind {files[places[0]].name}; "
             "the pictures are taken as following each other")

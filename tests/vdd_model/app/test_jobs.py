@@ -217,19 +217,20 @@ def test_what_an_encoder_or_a_small_disk_refuses_costs_no_work_and_leaves_nothin
     assert [p.name for p in tmp_path.iterdir()] == ["in.png"]
 
 
-@pytest.mark.parametrize("place", ["segment", "join"])
-def test_a_full_disk_loses_nothing(tmp_path, clip_150, monkeypatch, place):
+@pytest.mark.parametrize("place, number, said", [("segment", 28, "no room left.* --resume"), ("segment", 27, "too large.* for --resume"),
+                                                 ("join", 28, "no room left.* --resume")])
+def test_a_full_disk_loses_nothing(tmp_path, clip_150, monkeypatch, place, number, said):
     target, end, told = tmp_path / "o.mp4", sinks.VideoSink._end_segment, []
 
     def full(*args, **keys):
-        raise OSError(28, "No space left on device")
+        raise OSError(number, os.strerror(number))             # 27: also a file system whose files end at 4 GB
 
     with monkeypatch.context() as patch:
         if place == "segment":
             patch.setattr(sinks.VideoSink, "_end_segment", lambda self: full() if self.segment == 1 else end(self))
         else:
             patch.setattr(sinks, "join", full)
-        refused("no room left", clip_150, target)
+        refused(said, clip_150, target)
     assert not target.exists()
     assert deblur(clip_150, target, resume=True, say=told.append).frames == 150 and told
     deblur(clip_150, tmp_path / "whole.mp4")
