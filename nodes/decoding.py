@@ -108,7 +108,7 @@ class DecodeDeblurredFrames(io.ComfyNode):
         height, width = (stored if fits(stored) else padded) if blurred is None else blurred.shape[1:3]
         if blurred is not None and (len(blurred) != frames or not fits((height, width))):
             raise UserError(f"blurred has {len(blurred)} frames of {width} x {height} pixels, the latent {frames} of {padded[1]} x "
-                            f"{padded[0]}: connect the frames that were encoded")
+                            f"{padded[0]}: connect the frames that were encoded, or none where the latent was resized or cut")
         prior = latent.get(latents.PRIOR) if prior is None else prior
         if blurred is not None:
             need_prior_of(blurred, prior, "blurred")

@@ -88,7 +88,7 @@ class DeblurVideo(io.ComfyNode):
 
     @classmethod
     def execute(cls, video, checkpoint, quality=16, **widgets) -> io.NodeOutput:
-        options, weights, notices = options_from(**widgets), folders.path_of(checkpoint), Notices()
+        notices, options, weights = Notices(), options_from(**widgets), folders.path_of(checkpoint)
         load = functools.partial(native.HostDeblurrer, weights, folders.find_prior(), cls.hidden)
         if isinstance(video, InputImpl.VideoFromComponents):         # its frames are in memory already: no file, no loss
             return io.NodeOutput(_in_memory(video, load(), options, notices))
@@ -239,6 +239,7 @@ class DeblurFrames(io.ComfyNode):
 
     @classmethod
     def execute(cls, frames: torch.Tensor, checkpoint, **widgets) -> io.NodeOutput:
+        notices = Notices()
         deblurrer = native.HostDeblurrer(folders.path_of(checkpoint), folders.find_prior(), cls.hidden)
-        sharp = deblurrer.deblur(rgb_of(frames), options_from(**widgets), notice=Notices())
+        sharp = deblurrer.deblur(rgb_of(frames), options_from(**widgets), notice=notices)
         return io.NodeOutput(with_alpha(sharp.to(mm.intermediate_device()), frames))
