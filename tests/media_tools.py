@@ -122,10 +122,11 @@ def encode_sound(out, stream, values: np.ndarray, kind: str) -> None:
     out.mux(stream.encode(None))
 
 
-def save_sounds(path: Path, *codecs: str, frames: int = 10, video: str = "libx264", values=None, kind: str = "fltp") -> Path:
-    """A clip with a stereo stream of 48 kHz in each codec: silence, or these values."""
+def save_sounds(path: Path, *codecs: str, frames: int = 10, video: str = "libx264", values=None, kind: str = "fltp",
+                layout: str = "stereo") -> Path:
+    """A clip with a stream of 48 kHz in each codec: silence in stereo, or these values."""
     with av.open(str(path), "w") as out:
-        stream, *sounds = add_video(out, video), *(out.add_stream(name, rate=48000, layout="stereo", bit_rate=128000) for name in codecs)
+        stream, *sounds = add_video(out, video), *(out.add_stream(name, rate=48000, layout=layout, bit_rate=128000) for name in codecs)
         encode(out, stream, [pattern(i) for i in range(frames)])
         for sound in sounds:
             encode_sound(out, sound, np.zeros((2, 14400), np.float32) if values is None else values, kind)

@@ -127,8 +127,9 @@ def ways(path: Path, muxer: str) -> dict[int, str]:
         found = {index: "" for index, stream in streams.items() if _fits(stream, first[index], muxer)}
         anywhere = {index for index in streams if any(_fits(streams[index], first[index], other) for other in {*MUXERS.values()} - {muxer}
                                                       if index not in found)}
-        return found | {index: codec for index, stream in streams.items() if index not in found
-                        and (codec := _lossless(stream, muxer, index in anywhere))}
+        better = {index: codec for index, stream in streams.items() if (codec := _lossless(stream, muxer, index in anywhere))
+                  and (index not in found or (muxer, codec) == ("mp4", "flac") and stream.codec_context.name.startswith("pcm_"))}
+        return found | better
 
 
 def _fits(stream, packets: Sequence[av.Packet], muxer: str) -> bool:

@@ -175,12 +175,17 @@ def test_sound_of_camcorders_is_converted_without_loss(tmp_path, codec, bits, ch
     assert abs(start - picture - float(first["audio"] - first["video"])) < 0.003
 
 
+@pytest.mark.parametrize("layout", ["mono", "stereo"])
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_uncompressed_sound_goes_into_every_container(tmp_path, suffix):
+def test_uncompressed_sound_goes_into_every_container(tmp_path, suffix, layout):
+    """As FLAC into .mp4, which would take some of it as it is."""
     noise = np.random.default_rng(1).integers(-9000, 9000, (1, 9600)).astype(np.int16)
     for codec in ("pcm_s16be", "pcm_alaw", "pcm_f32be", "pcm_u8", "pcm_s24be"):
-        source = save_sounds(tmp_path / f"{codec}.nut", codec, frames=3, values=noise, kind="s16")
+        source = save_sounds(tmp_path / f"{codec}.nut", codec, frames=3, values=noise, kind="s16", layout=layout)
         deblur(source, tmp_path / f"{codec}{suffix}")
+        if suffix == ".mp4":
+            with av.open(str(tmp_path / f"{codec}{suffix}")) as file:
+                assert (file.streams.audio[0].codec_context.name == "flac") is (codec != "pcm_f32be")
         assert np.array_equal(*(sound(path, "dbl")[1] for path in (source, tmp_path / f"{codec}{suffix}"))), codec
 
 
