@@ -20,7 +20,7 @@ from .pixel_formats import BT709, BT2020, OF_PNG, UNSPECIFIED, ColorTags, from_r
 _ORIENTATION = re.compile(rb"""\s+tiff:Orientation=["']\d["']|<tiff:Orientation>\d</tiff:Orientation>""")
 _OF_THE_FILE = re.compile(rb"hdrgm:|GCamera:|GContainer|Container:")          # what XMP says of further pictures in the file
 _WORDS = {270, 271, 272, 305, 306, 315, 33432, 34665, 34853}   # tags of a TIFF that tell nothing of how it is stored: title to place
-_GRAPH = re.compile(rb":(\{[^\0]*\})\0")                      # a text of EXIF behind its name, as ComfyUI's nodes write it
+_GRAPH = re.compile(rb"(workflow|prompt):(\{[^\0]*)\0", re.IGNORECASE)           # a text of EXIF, as ComfyUI's nodes write it
 _COLOR_CHUNKS = (b"cICP", b"gAMA", b"cHRM", b"sRGB", b"mDCV", b"cLLI")
 
 
@@ -81,8 +81,7 @@ def graph_of(path: Path) -> dict[str, str]:
     """ComfyUI's `workflow` and `prompt` where FFmpeg does not look: in a moving PNG file, and in the EXIF of WebP, AVIF, JPEG and others,
     which stands in the file as it is."""
     found, data = dict(data.partition(b"\0")[::2] for name, data in _chunks_in(path, b"IEND") if name == b"comf"), path.read_bytes()
-    found |= {key: text[1] for text in _GRAPH.finditer(data) for key in (b"workflow", b"prompt")
-              if data[max(0, text.start() - 8):text.start()].lower().endswith(key)}
+    found |= {text[1].lower(): text[2] for text in _GRAPH.finditer(data)}
     return {key.decode(errors="replace"): text.decode(errors="replace") for key, text in found.items()}
 
 
