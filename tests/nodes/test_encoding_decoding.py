@@ -85,6 +85,16 @@ def test_the_sampler_behind_a_latent_is_found_in_the_graph(pack, monkeypatch):
     assert notices.sampled_by(other, "latent") == notices.sampled_by(None, "latent") == ""
 
 
+def test_refused_settings_take_the_last_notices_away(pack, monkeypatch):
+    notices, told = pack.module("nodes.notices"), []
+    monkeypatch.setattr(notices, "_running", lambda: SimpleNamespace(node_id="9", prompt_id="p"))
+    monkeypatch.setattr(notices, "_marked", {"9"})
+    monkeypatch.setattr(notices.Notices, "_show", lambda self: told.append(list(self.lines)))
+    with pytest.raises(RuntimeError, match="ensemble must be 1"):
+        pack.module("nodes.streaming").DeblurVideo.execute(None, "", steps=2, ensemble=4)
+    assert told == [[]]
+
+
 def test_decode_takes_the_branch_of_how_the_latent_was_drawn(pack, frames, vae_and_encoders, monkeypatch):
     vae, encoders = vae_and_encoders
     latents, seen, model = pack.module("nodes.latents"), [], type(vae.vdd_decoder.model)
