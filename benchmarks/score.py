@@ -44,6 +44,7 @@ LATENTS = "with the sharp latents"
 VARIANTS = {"1 step, UNet called": {"denoise_at_one_step": True}, "1 step, color as the model gives it": {"color": "none"}}
 ALONE, REPEATED = "1 step, each frame alone", "1 step, each frame shown three times"
 PRIOR, WITH_PRIOR, ALONE_WITH_PRIOR = "the prior alone", "1 step, with the prior", "1 step, with the prior, each frame alone"
+ALL_WITH_PRIOR = "1 step, with the prior, mean of 8 orientations"
 CHUNK = 4                               # frames decoded at a time
 BLUR = BlurConfig(near_sharp=0.0, extent=(3.0, 30.0), kinks=0.0, relief=0.0)      # smooth paths before planes, as in every published table
 COLUMNS = ("psnr", "ssim_gaussian", "ssim_matlab", "lpips", "flip", "jod", "vmaf", "temporal_error", "warp_error", "sharpness",
@@ -77,23 +78,28 @@ def thrice(pair: Pair) -> Iterator[Tensor]:
 
 def with_prior(deblurrer: Deblurrer, options: DeblurOptions) -> dict[str, Callable]:
     """The settings that take the pretrained prior; none where its file is not there or the model has no use for it. Each frame passes
-    its network once."""
+    its network once as it is, and once turned for all orientations."""
     if deblurrer.prior.path is None or deblurrer.model.vae.fusion is None:
         return {}
     prior, known = deblurrer.prior.load(deblurrer.prior.path), {}
-    network = prior.of
+    network, options = prior.turned, replace(options, prior="maxim")
 
-    def of(frame: Tensor, *tick) -> Tensor:
-        """What the prior makes of a frame (H, W, 3), kept in half precision: rounded by less than 0.07/255."""
-        key = hashlib.blake2b(frame.contiguous().numpy().tobytes()).digest()
+    def turned(frame: Tensor) -> Tensor:
+        """What the prior makes of a frame (H, W, 3) as it lies, kept in half precision: rounded by less than 0.07/255."""
+        key = frame.shape, hashlib.blake2b(frame.contiguous().numpy().tobytes()).digest()
         if key not in known:
-            known[key] = network(frame, *tick).half()
+            known[key] = network(frame).half()
         return known[key].float()
 
-    prior.of, deblurrer.prior.load = of, lambda path: prior
-    options = replace(options, prior="maxim")
-    return {PRIOR: lambda pair: map(of, pair.blurred()), WITH_PRIOR: stream(deblurrer, options),
-            ALONE_WITH_PRIOR: lambda pair: (deblurrer.deblur(frame[None], options)[0] for frame in pair.blurred())}
+    def alone(pair: Pair) -> Iterator[Tensor]:
+        """The prior's own frames."""
+        prior.configure(options)
+        return map(prior.of, pair.blurred())
+
+    prior.turned, deblurrer.prior.load = turned, lambda path: prior
+    return {PRIOR: alone, WITH_PRIOR: stream(deblurrer, options),
+            ALONE_WITH_PRIOR: lambda pair: (deblurrer.deblur(frame[None], options)[0] for frame in pair.blurred()),
+            ALL_WITH_PRIOR: stream(deblurrer, replace(options, ensemble=8))}
 
 
 def photograph(folder: Path) -> list[Pair]:

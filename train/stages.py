@@ -16,8 +16,8 @@ from vdd_model.diffusion import schedule as diffusion
 from vdd_model.measure import metrics
 from vdd_model.measure.flow import dense_flow, warp
 from vdd_model.networks.fidelity import BlurGuide
-from vdd_model.networks.model import BlurCode, fold_time, unfold_time
-from vdd_model.networks.temporal import TemporalFusion
+from vdd_model.networks.model import BlurCode, fold_time
+from vdd_model.networks.temporal import NEIGHBOURS, TemporalFusion, in_pairs
 
 from . import losses
 from .config import ConfigError, StageConfig
@@ -214,12 +214,14 @@ class StageLoss(nn.Module):
 
 
 def joined_clips(network: TemporalFusion, frames: Tensor, blurred: Tensor) -> Tensor:
-    """Deblurred frames (B, 3, F, H, W) in [-1, 1], each joined with its neighbours; at a clip's ends with itself in place of one."""
-    pictures = (torch.cat([frames.clamp(-1, 1), blurred], dim=1) + 1) / 2
-    padded = torch.cat([pictures[:, :, :1], pictures, pictures[:, :, -1:]], dim=2)
-    before, now, after = (fold_time(each) for each in (padded[:, :, :-2], pictures, padded[:, :, 2:]))
-    moved = [warp(each, dense_flow(now[:, :3], each[:, :3])) for each in (before, after)]
-    return unfold_time(network(now, *moved), len(frames)) * 2 - 1
+    """Deblurred frames (B, 3, F, H, W) in [-1, 1], each joined with its neighbours in the clip, as `inference.temporal` does."""
+    pictures = ((torch.cat([frames.clamp(-1, 1), blurred], dim=1) + 1) / 2).unbind(2)
+    made = []
+    for number, now in enumerate(pictures):
+        around = [pictures[number + k] if 0 <= number + k < len(pictures) else None for k in NEIGHBOURS]
+        moved = [each if each is now else warp(each, dense_flow(now[:, :3], each[:, :3])) for each in in_pairs(now, around)]
+        made.append(network(now, *moved))
+    return torch.stack(made, dim=2) * 2 - 1
 
 
 def prepare_weights(model: nn.Module, stage: StageConfig, clips: Callable[[], Sequence]) -> list[str]:

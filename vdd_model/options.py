@@ -77,7 +77,8 @@ class DeblurOptions:
     color: str = _option("wavelet", "wavelet: large areas whose brightness or color has drifted from the input are brought back.",
                          choices=("wavelet", "none"))
     ensemble: int | None = _option(None, "With one step: the mean over so many orientations (mirrored, turned). More faithful still, as "
-                                         "many times the work.", low=1, high=8, widget=(1, 8, 1), advanced=True,
+                                         "many times the work. 8: the prior's frames too, over 2, unless they are given.",
+                                   low=1, high=8, widget=(1, 8, 1), advanced=True,
                                    unset="4 beside the prior, which takes longer than all of them, else 1")
     scenes: str = _option("auto", "auto: hard cuts are found, and no frame is mixed with those of another scene. off: all is one scene.",
                           choices=("auto", "off"), advanced=True)

@@ -2,7 +2,6 @@
 import dataclasses
 import json
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from benchmarks import headroom, score
 from train import evaluate
 from vdd_model.config import FusionConfig
 from vdd_model.inference.pipeline import DeblurOptions, Deblurrer
+from vdd_model.inference.prior import Prior
 from vdd_model.measure import report
 from vdd_model.networks.model import DeblurModel
 
@@ -49,20 +49,21 @@ def test_score(data, tiny_checkpoint, tmp_path, capsys):
     assert json.loads((tmp_path / "score.json").read_text()) == result
 
 
-def test_the_rows_with_a_prior_ask_it_once_for_a_frame():
+def test_the_rows_with_a_prior_ask_it_once_for_a_frame_as_it_lies():
     config = tiny_config()
     config = dataclasses.replace(config, vae=dataclasses.replace(config.vae, fusion=FusionConfig((8, 8), (1, 1))))
     deblurrer, asked = Deblurrer(DeblurModel(config).eval(), device="cpu", dtype=torch.float32), []
     deblurrer.prior.path = "there"
-    stub = SimpleNamespace(of=lambda frame, *_: asked.append(frame) or frame / 2, set_tile=lambda tile: None)
-    deblurrer.prior.load = lambda path: stub
+    prior = Prior(torch.nn.Module())
+    prior.turned = lambda frame: asked.append(frame) or frame / 2
+    deblurrer.prior.load = lambda path: prior
     options, frames = DeblurOptions(prior="none", color="none"), torch.rand(3, 32, 32, 3)
     rows = score.with_prior(deblurrer, options)
     pair = evaluate.Pair("clip", 3, lambda: iter(frames), lambda: iter(frames))
     shown = {name: torch.stack([frame for chunk in setting(pair) for frame in chunk.view(-1, 32, 32, 3)]) for name, setting in rows.items()}
-    assert list(shown) == [score.PRIOR, score.WITH_PRIOR, score.ALONE_WITH_PRIOR] and len(asked) == 3
+    assert list(shown) == [score.PRIOR, score.WITH_PRIOR, score.ALONE_WITH_PRIOR, score.ALL_WITH_PRIOR] and len(asked) == 6
     assert torch.allclose(shown[score.PRIOR], frames / 2, atol=1e-3)
-    for name in (score.WITH_PRIOR, score.ALONE_WITH_PRIOR):        # untrained: the mean of the blurred frame and the prior's
+    for name in list(shown)[1:]:        # untrained: the mean of the blurred frame and the prior's
         assert torch.allclose(shown[name], 0.75 * frames, atol=1e-3)
     deblurrer.model.vae.fusion = None
     assert score.with_prior(deblurrer, options) == {}

@@ -10,12 +10,23 @@ from training_tools import STAGES, write_config
 from train import config as configs
 from train.loop import run
 from train.losses import gaussian_nll
-from train.stages import StageLoss, estimate_errors, offset_noise, rescale_latents, set_trainable, start_followers, start_from_estimate
+from train.stages import (
+    StageLoss,
+    estimate_errors,
+    joined_clips,
+    offset_noise,
+    rescale_latents,
+    set_trainable,
+    start_followers,
+    start_from_estimate,
+)
 from vdd_model.checkpoint.store import load
 from vdd_model.config import DiffusionConfig, FusionConfig
 from vdd_model.diffusion.schedule import make_schedule, q_sample
+from vdd_model.inference.temporal import joined_over_time
 from vdd_model.networks.fidelity import BlurGuide
 from vdd_model.networks.model import DeblurModel
+from vdd_model.networks.temporal import TemporalFusion
 
 MOVES = {
     "autoencoder": ("vae.encoder.", "vae.decoder.", "vae.quant_conv.", "vae.post_quant_conv."),
@@ -144,6 +155,21 @@ def test_a_fusion_over_time_learns_alone_to_join_what_shows_the_same():
     assert names and all(name.startswith("vae.temporal.") for name in names)
     assert losses[-1] < 0.9 * losses[0]
     assert torch.isfinite(module(blurred[:, :, :1], sharp[:, :, :1], range(4))["loss"])              # a photograph has no neighbours
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6])
+def test_training_joins_a_clip_over_time_as_inference_does(count):
+    torch.manual_seed(0)
+    network = TemporalFusion(FusionConfig((8, 8), (1, 1), residual=True), torch.nn).requires_grad_(False)
+    for parameter in network.parameters():
+        parameter.normal_(std=0.1)
+    frames, blurred = torch.rand(2, 2, 3, count, 32, 48)
+    found = joined_clips(network, frames * 2 - 1, blurred * 2 - 1)
+    for clip, expected in zip(found if count > 1 else [], zip(frames, blurred)):                 # alone a frame learns its residual
+        scene = ((i, *pair) for i, pair in enumerate(zip(*(each.movedim(0, 3) for each in expected))))
+        shown = torch.stack([frame for _, frame in joined_over_time(scene, network, torch.device("cpu"))])
+        assert (((clip + 1) / 2).clamp(0, 1).permute(1, 2, 3, 0) - shown).abs().max() < 1e-4
+    assert found.shape == frames.shape
 
 
 def test_in_stage_3_a_batch_is_at_the_last_timestep_as_a_whole_however_it_is_shared():

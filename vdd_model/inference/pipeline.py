@@ -22,6 +22,7 @@ from ..cpu.frames import compact
 from ..errors import UserError
 from ..networks.layers import channels_last
 from ..networks.model import DeblurModel, drop_untrained_branch
+from ..networks.temporal import REACH
 from ..networks.unet3d import UNet3D
 from ..options import DeblurOptions
 from .codes import Codes, drop
@@ -101,8 +102,8 @@ class Deblurrer:
         """
         options, moments, back = options or DeblurOptions(), [] if moments is None else moments, WINDOWS_BACK
         if not unet_calls(self.model, options):          # no window has a part in a picture: only its neighbours are looked at, and theirs
-            options = replace(options, window=min(options.window, ALONE), overlap=0)
-            back = 1 if options.window > 1 else 2
+            options = replace(options, window=ALONE if options.window >= ALONE else 1, overlap=0)
+            back = math.ceil((REACH + 1) / options.window)
         if input_start > (needed := first_input_frame(first_frame, options, moments, back)):
             raise ValueError(f"to start at frame {first_frame}, frames are needed from {needed} on")
         starts = windows_from(first_frame, options, moments, back)
@@ -197,11 +198,11 @@ class _Pass:
                 self._attempt(self._encode, step.read)
                 if self.reads:
                     self._attempt(self._encode_pictures, step.read)
-            if step.ready.start >= target - options.stride:
+            if step.ready.start >= target - max(options.stride, REACH):
                 if self.calls:
                     x0 = [fade_in(new, step, old, before) for new, old in zip(self._attempt(self._denoise, step.window), x0)]
                     before = step.window
-                if self._shown_until(min(step.ready.stop + (self.temporal is not None), end)) > self.first_frame:
+                if self.temporal is not None or self._shown_until(step.ready.stop) > self.first_frame:
                     yield from self._decode(x0, step)
             self._forget(step)
 

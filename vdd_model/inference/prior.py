@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..networks.autoencoder import AutoencoderKL
 from ..networks.maxim import MULTIPLE, Blocks, Maxim
 from ..options import DeblurOptions
+from .ensemble import ORIENTATIONS
 from .tiles import Box, Tiling, blend, until_it_fits
 from .window import Tick, no_tick, pad_to_multiple
 
@@ -41,6 +42,7 @@ class Prior:
         self.network, self.device, self.tile = network, torch.device(device), tile
         self._tick: Tick = no_tick
         self._known = WeakTensorKeyDictionary()
+        self._orientations = ORIENTATIONS[:1]
         for part in network.modules():
             if isinstance(part, Blocks):
                 part.register_forward_pre_hook(self._announce)
@@ -58,13 +60,16 @@ class Prior:
     def __call__(self, frames: Tensor, tick: Tick = no_tick) -> Tensor:
         self._tick = tick
         try:
-            return torch.stack([self._fitting(frame) for frame in frames])
+            return torch.stack([self._mean(frame) for frame in frames])
         finally:
             self._tick = no_tick
 
-    def set_tile(self, tile: int | None) -> None:
-        """Side of the tiles in pixels, as DeblurOptions.tile: None: chosen by the frame's size, 0: whole frames."""
-        self.tile = tile and max(tile // MULTIPLE * MULTIPLE, SMALLEST_TILE)
+    def configure(self, options: DeblurOptions) -> None:
+        """Take the side of the tiles in pixels (`tile`, None: chosen by the frame's size, 0: whole frames), and make the mean over two
+        orientations where all eight are asked for (`ensemble`)."""
+        self.tile = options.tile and max(options.tile // MULTIPLE * MULTIPLE, SMALLEST_TILE)
+        self._orientations = ORIENTATIONS[:2 if options.ensemble == len(ORIENTATIONS) else 1]
+        self._known.clear()
 
     def of(self, frame: Tensor, tick: Tick = no_tick) -> Tensor:
         """What it makes of a frame (H, W, 3), kept for as long as the frame's own tensor is."""
@@ -88,10 +93,16 @@ class Prior:
     def ticks(self, height: int, width: int) -> int:
         """How often `tick` is called for a frame of this size."""
         tiles = self._tiles(*(n + -n % MULTIPLE for n in (height, width)))
-        return len(tiles) * sum(isinstance(part, Blocks) for part in self.network.modules())
+        return len(self._orientations) * len(tiles) * sum(isinstance(part, Blocks) for part in self.network.modules())
 
-    def _fitting(self, frame: Tensor) -> Tensor:
-        """`_one`, in smaller tiles from now on where memory runs out."""
+    def _mean(self, frame: Tensor) -> Tensor:
+        """Over the orientations."""
+        planes = frame.movedim(2, 0)
+        made = [each.turn_back(self.turned(each.turn(planes).movedim(0, 2)).movedim(2, 0)) for each in self._orientations]
+        return (sum(made) / len(made)).movedim(0, 2)
+
+    def turned(self, frame: Tensor) -> Tensor:
+        """What it makes of a frame (H, W, 3) as it lies, in smaller tiles from now on where memory runs out."""
         def shrink() -> None:
             """To half of the side."""
             padded = [n + -n % MULTIPLE for n in frame.shape[:2]]
@@ -131,7 +142,7 @@ class PriorFile:
             self._told = True
             return None
         self.prior = self.prior or self.load(need_prior(self.path))
-        self.prior.set_tile(options.tile)
+        self.prior.configure(options)
         return self.prior
 
 

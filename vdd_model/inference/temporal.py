@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import NamedTuple, TypeVar
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ..cpu.frames import to_float
 from ..measure.flow import dense_flow, warp
-from ..networks.temporal import TemporalFusion
+from ..networks.temporal import NEIGHBOURS, REACH, TemporalFusion, in_pairs
 from .tiles import Box, Tiling, blend
 from .window import Tick, no_tick, pad_to_multiple
 
@@ -38,14 +39,18 @@ def trained(network: TemporalFusion | None) -> TemporalFusion | None:
 def joined_over_time(scene: Iterable[tuple[T, Tensor, Tensor]], network: TemporalFusion, device: torch.device,
                      tick: Tick = no_tick) -> Iterator[tuple[T, Tensor]]:
     """The pictures of one scene in order, each something to know it by, the deblurred and the blurred frame, -> the same and the frame
-    (H, W, 3), float32, on the CPU, joined with that before and that behind it, which has to be there first. A scene of one picture
-    stays as it is. tick is called between pieces of work, and may raise to cancel."""
-    key = past = now = None
-    for ahead in chain(scene, [None]):
-        coming = ahead and Shown(*ahead[1:])
-        if now is not None:
-            yield key, _joined(now, [past or now, coming or now], network, device, tick) if past or coming else now.frame
-        key, past, now = ahead and ahead[0], now, coming
+    (H, W, 3), float32, on the CPU, joined with the two before and the two behind it, which have to be there first. A scene of one
+    picture stays as it is. tick is called between pieces of work, and may raise to cancel."""
+    keys: deque[T] = deque()                             # of pictures from the one that is next on
+    shown: deque[Shown | None] = deque([None] * (2 * REACH + 1), 2 * REACH + 1)          # around it, None where there is none
+    for coming in chain(scene, [None] * REACH):
+        shown.append(coming and Shown(*coming[1:]))
+        if coming:
+            keys.append(coming[0])
+            del coming
+        if (now := shown[REACH]) is not None:
+            others = in_pairs(now, [shown[REACH + k] for k in NEIGHBOURS])
+            yield keys.popleft(), now.frame if all(each is now for each in others) else _joined(now, others, network, device, tick)
 
 
 @torch.no_grad()

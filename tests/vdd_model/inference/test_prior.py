@@ -55,8 +55,19 @@ def test_large_frames_are_cut_into_tiles_that_follow_those_asked_for(network, mo
     assert (tiled - whole).abs().mean() < (whole - frame).abs().mean()
     prior = Prior(network)
     for given, side in ((None, None), (0, 0), (100, 256), (300, 256), (700, 640)):
-        prior.set_tile(given)
+        prior.configure(DeblurOptions(tile=given))
         assert prior.tile == side
+
+
+def test_all_eight_orientations_of_the_model_take_the_mean_of_two_of_the_priors(network):
+    frame, prior = picture(40, 70), Prior(network)
+    one, on_its_side = prior(frame[None])[0], prior(frame.transpose(0, 1)[None])[0].transpose(0, 1)
+    for count, expected in ((None, one), (4, one), (8, (one + on_its_side) / 2), (1, one)):
+        prior.configure(DeblurOptions(ensemble=count))
+        tick = Mock()
+        assert torch.allclose(prior.of(frame, tick), expected, atol=1e-6), count                 # whatever is known of the frame by now
+        assert tick.call_count == prior.ticks(40, 70)
+    assert not torch.allclose(one, on_its_side, atol=1e-3)
 
 
 def test_it_tells_how_often_it_ticks_and_can_be_stopped_at_each(network, monkeypatch):

@@ -1,4 +1,5 @@
 """Deblurred frames joined with their neighbours: along the motion, within a scene, whatever the tiles and wherever a run goes on."""
+import math
 from dataclasses import replace
 from unittest.mock import Mock
 
@@ -53,6 +54,11 @@ def test_neighbours_are_moved_to_where_the_frame_shows_the_same():
     assert (half_of_each - truth)[inside].std() < 0.8 * before                         # (2 of them) ** -0.5 and what is interpolated
     first = (half_of_each[0] - (noisy[0] + half_of_each[0]) / 2)[16:-16, 16:-16]       # half of itself, half of the one behind it
     assert (half_of_each[0] - truth[0])[16:-16, 16:-16].std() < 0.85 * before and first.std() < 0.6 * before
+    five = moving(5, 90, 122)
+    noisy = five + 0.05 * torch.randn(five.shape, generator=torch.Generator().manual_seed(2))
+    middle, third = (slice(24, -24), slice(24, -24)), network(bias=math.log(2))          # of both nearer ones alone, or of all four
+    nearer, all_four = ((joined(part, part, third)[len(part) // 2] - five[2])[middle].std() for part in (noisy[1:4], noisy))
+    assert all_four < 0.9 * nearer < 0.7 * before
     nothing = joined(noisy, noisy, network(bias=-30.0))
     assert (nothing - noisy.clamp(0, 1)).abs().max() < 1e-6
 
