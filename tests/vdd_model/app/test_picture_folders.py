@@ -25,7 +25,7 @@ def test_a_longer_run_before_leaves_no_pictures(tmp_path):
     """--force replaces the pictures of that naming, and touches nothing else."""
     out = tmp_path / "out"
     deblur(pictures(tmp_path / "long", *range(7, 27)), out)
-    others = ["frame_000001.png", "keep.txt", "shot1_0020.jpg", "shot1_002x.png", "shot2_0020.png"]
+    others = ["frame_000001.png", "keep.txt", "shot1_0020.jpg", "shot1_002x.png", "shot2_0020.png", "shot1_0020.png.bak"]
     for name in others:
         (out / name).write_bytes(b"mine")
     deblur(pictures(tmp_path / "short", *range(7, 12)), out, force=True)

@@ -65,6 +65,11 @@ def test_mixed_types_stay_aligned_and_empty_tensors_survive(tmp_path):
     write_tensors(tmp_path / "x.safetensors", tensors, {})
     back = read_file(tmp_path / "x.safetensors").tensors
     assert all(torch.equal(back[k], t) and back[k].dtype == t.dtype for k, t in tensors.items())
+    data = (tmp_path / "x.safetensors").read_bytes()
+    table = json.loads(data[8:8 + int.from_bytes(data[:8], "little")])
+    assert all(table[k]["data_offsets"][0] % t.itemsize == 0 for k, t in tensors.items())
+    write_tensors(tmp_path / "x.safetensors", dict(reversed(tensors.items())), {})
+    assert (tmp_path / "x.safetensors").read_bytes() == data
 
 
 def test_what_cannot_be_written_is_one_sentence_and_leaves_the_older_file(tiny_model, tmp_path, monkeypatch):

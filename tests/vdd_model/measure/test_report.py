@@ -32,6 +32,9 @@ def test_the_box_is_where_pictures_of_any_kind_differ():
     y[28:36, 40:48] += 0.4
     box = report.interesting_box([x, y])
     assert box.x <= 40 and box.x + box.width >= 48 and box.y <= 28 and box.y + box.height >= 36
+    border = x * 0
+    border[:3] = border[:, :4] = 1                              # left out
+    assert report.interesting_box([x * 0, border]) == report.ZoomBox(4, 3, 16, 12)
     assert report.interesting_box([x]).width == 16 and report.interesting_box([x[:6, :6]]) == report.ZoomBox(0, 0, 6, 6)
 
 

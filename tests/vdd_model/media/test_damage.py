@@ -7,7 +7,7 @@ import pytest
 from media_tools import OLD, eight_bits, encoded, needs_codec, noisy, pattern, remuxed, save_clip, save_packets, seen, with_data
 from PIL import Image
 
-from vdd_model.media.reader import _is_short
+from vdd_model.media.reader import _is_short, gif_pictures
 from vdd_model.media.video import probe
 
 CUT = """mjpeg yuvj420p .mkv | mjpeg yuvj420p .avi | huffyuv yuv422p .avi | ffvhuff yuv420p .avi | qtrle rgb24 .mov |
@@ -104,6 +104,7 @@ def test_gifs_of_other_programs(tmp_path):
     for content, lost in ((data, 0), (data[:-1], 0), (data + b"\0\0trailing", 0), (data[:-40], 2)):
         path.write_bytes(content)
         assert seen(path)[:2] == (6, lost), content[-20:]
+    assert gif_pictures(data[:20]) == (0, True)                 # within its colors
 
 
 @pytest.mark.parametrize("codec", ["libx264", "libx265"])
