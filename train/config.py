@@ -51,7 +51,7 @@ class StageConfig:
 
     kind: str
     steps: int | None = None
-    minutes: float | None = None          # of wall time, validation included; scaled by `--total-minutes`
+    minutes: float | None = None          # of wall time, without validation and compiling; scaled by `--total-minutes`
     batch: int = 8                        # clips an optimiser step, over all processes and accumulation
     accumulation: int = 1
     crop: int = 256
@@ -170,7 +170,7 @@ def add_run_flags(parser: argparse.ArgumentParser, out: str | None = None) -> No
     parser.add_argument("--init", help="checkpoint to start from")
     parser.add_argument("--resume", action="store_true", help="go on with what is in --out (begin it when there is none)")
     parser.add_argument("--total-minutes", type=at_least(0, float), metavar="MINUTES",
-                        help="scale the minutes of the stages (of one variant's) so that they sum to this")
+                        help="scale the minutes of the stages (of one variant's) so that they sum to this; validation comes on top")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one key, e.g. stages.0.lr=1e-4")
 
 

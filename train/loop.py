@@ -168,7 +168,10 @@ def train_stage(this: Run, work: Work, ending: Callable[[], bool]) -> bool:
 
         # ---- validate, save
         if config.validation.every and position.step % config.validation.every == 0:
+            began = time.monotonic()
             validate(this, work)
+            this.accelerator.wait_for_everyone()         # only one process validates
+            clock += time.monotonic() - began            # no training either
         position.seconds = before + time.monotonic() - clock
         if position.step % config.save_every == 0 or this.anywhere(time.monotonic() - this.saved_at > 60 * config.save_minutes):
             save(this, work)

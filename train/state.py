@@ -31,13 +31,13 @@ class Position:
     stage: int = 0                 # index into config.stages; len(stages) when the run is finished
     step: int = 0                  # optimiser steps done in this stage
     total: int = 0                 # optimiser steps done in all stages
-    seconds: float = 0.0           # wall time spent in this stage
+    seconds: float = 0.0           # wall time spent in this stage, without validation
     total_seconds: float = 0.0     # wall time spent in the finished stages
     averaged: int = 0              # updates of the EMA in this stage
 
     @property
     def hours(self) -> float:
-        """Of wall time so far."""
+        """Of training so far."""
         return round((self.total_seconds + self.seconds) / 3600, 4)
 
 

@@ -1,13 +1,14 @@
 """What a run with `compile: true` compiles, and whose minutes that takes. Nothing is compiled here: it takes minutes."""
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import torch
 from conftest import tiny_config
 from training_tools import NO_VALIDATION, STAGES, write_config
 
 from train import config as configs
-from train import start
+from train import loop, start
 from train.loop import run
 from train.stages import StageLoss
 from vdd_model.networks.model import DeblurModel
@@ -33,19 +34,23 @@ def test_what_is_compiled_has_fixed_shapes(monkeypatch):
     assert asked and all(options == {"dynamic": False} for options in asked)
 
 
-def test_the_first_step_compiles_and_takes_none_of_the_stages_minutes(tmp_path, monkeypatch):
-    steps = []
+@pytest.mark.parametrize("compiled, count", [(True, 11), (False, 1)])
+def test_compiling_and_validation_take_none_of_the_stages_minutes(tmp_path, monkeypatch, compiled, count):
+    """Of 10 seconds: in the first step, a hundred of it, all is compiled."""
+    now, steps, validated = [0.0], [], []
+
+    def spend(seconds):
+        now[0] += seconds
 
     def loss(self, *_):
-        """A step that takes longer than its stage, as one that compiles may."""
-        time.sleep(0.5 if not steps else 0.0)
+        spend(1 if steps else 100)
         steps.append(1)
         return {"loss": sum(p.sum() for p in self.model.parameters() if p.requires_grad)}
 
     monkeypatch.setattr(StageLoss, "forward", loss)
-    stage = {key: value for key, value in STAGES[3].items() if key != "steps"} | {"minutes": 0.1 / 60}
-    for compiled in (True, False):
-        steps.clear()
-        path = write_config(tmp_path / str(compiled), [stage], compile=compiled, validation=NO_VALIDATION)
-        run(configs.load(path), say=lambda text: None)
-        assert (len(steps) > 1) == compiled
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(loop, "validate", lambda this, work: validated.append(this.position.step) or spend(100))
+    stage = {key: value for key, value in STAGES[3].items() if key != "steps"} | {"minutes": 10 / 60}
+    path = write_config(tmp_path, [stage], compile=compiled, validation={**NO_VALIDATION, "every": 3})
+    run(configs.load(path), say=lambda text: None)
+    assert len(steps) == count and validated == [*range(3, count, 3), count]
