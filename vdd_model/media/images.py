@@ -141,7 +141,9 @@ def _decode_image(source: str | Path | bytes, name: str = "") -> Picture:
             with av.open(io.BytesIO(data)) as container:
                 frame, stream = next(container.decode(video=0)), container.streams.video[0]
                 codec, aspect = stream.codec_context.name, stream.sample_aspect_ratio
-        if codec == "exr" and _exr_is_cut(data) or codec == "qoi" and _END_OF_QOI not in data:
+        fills_up = codec == "sgi" or codec == "pcx" and data[3] * data[65] != 8            # 8 bits in all: its colors stand at the end
+        if (codec == "exr" and _exr_is_cut(data) or codec == "qoi" and _END_OF_QOI not in data
+                or fills_up and differ(frame, _frame(data + jpeg.MORE, codec)[0])):
             raise ValueError
     except (av.FFmpegError, StopIteration, IndexError, OSError, ValueError, SyntaxError):
         why = ": it is damaged or cut off" if codec else ""
