@@ -13,6 +13,7 @@ END_OF_JPEG = b"\xff\xd9"
 MORE = bytes(254 - 73 * i % 254 for i in range(2048))          # no marker, and of all kinds: a decoder that reads on makes another picture
 GAIN_MAP = "the gain map that makes it HDR"
 _GAIN_MAPS = re.compile(rb"hdrgm:|hdrgainmap|iso:ts:21496|infe.{8}tmap", re.DOTALL)          # Adobe's and Google's, Apple's, ISO's, HEIF's
+_ANOTHER = re.compile(rb"\xff\xd9\0*\xff\xd8")                # behind a picture's end, listed in an index (MPF) or not
 _VIDEO = re.compile(rb"(MotionPhoto|MicroVideo)(=.|>)1|MotionPhoto_Data")
 
 
@@ -33,7 +34,8 @@ def further(data: bytes) -> tuple[int, str]:
         with contextlib.suppress(*BROKEN, AssertionError), MpoImageFile(io.BytesIO(data)) as picture:
             kinds = [entry["Attribute"]["MPType"] for entry in picture.mpinfo[0xB002]]
             pages = max(1, sum("Thumbnail" not in kind for kind in kinds))
-    return pages, " and ".join([GAIN_MAP] * (pages > 1 and has_gain_map(data)) + ["a short video"] * bool(_VIDEO.search(data)))
+    several = pages > 1 or _ANOTHER.search(data)               # an editor may keep the words without the map
+    return pages, " and ".join([GAIN_MAP] * bool(several and has_gain_map(data)) + ["a short video"] * bool(_VIDEO.search(data)))
 
 
 def without_comments(data: bytes) -> bytes:

@@ -130,11 +130,14 @@ def test_pages_of_a_tiff_are_said(tmp_path):
 
 
 def jpeg_of_two(path, xmp=b"", kind=0):
-    """A JPEG file with a second picture behind the first (CIPA's Multi-Picture Format), which calls itself `kind`."""
+    """A JPEG file with a second picture behind the first (CIPA's Multi-Picture Format), which calls itself `kind`; "": without the index
+    of them, "lost": without the second too."""
     first, second = (Image.fromarray(GRAIN[::step, ::step]) for step in (1, 2))
     first.save(path, format="MPO", save_all=True, append_images=[second])
     data = bytearray(path.read_bytes())
-    if kind:
+    if isinstance(kind, str):
+        data = data[:data.rindex(b"\xff\xd8") if kind else None].replace(b"MPF\0", b"none")
+    elif kind:
         at = data.index(b"MPF\0") + 4 + 8 + 2 + 3 * 12 + 4 + 16                          # the second entry's attribute
         assert data[at:at + 4] == bytes(4)
         data[at:at + 4] = struct.pack("<I", kind)
@@ -145,6 +148,8 @@ def jpeg_of_two(path, xmp=b"", kind=0):
 @pytest.mark.parametrize("xmp, kind, said", [
     (b"", 0, "holds 2 pictures"), (b"", 0x020002, "holds 2 pictures"), (b"", 0x010001, ""),         # a stereo pair; a preview
     (b'http://ns.adobe.com/xap/1.0/\0<x hdrgm:Version="1.0"/>', 0, "holds the gain map that makes it HDR too"),
+    (b'http://ns.adobe.com/xap/1.0/\0<x hdrgm:Version="1.0"/>', "", "holds the gain map that makes it HDR too"),
+    (b'http://ns.adobe.com/xap/1.0/\0<x hdrgm:Version="1.0"/>', "lost", ""), (b"", "", ""),
     (b'http://ns.adobe.com/xap/1.0/\0<x GCamera:MotionPhoto="1"/>', 0x010001, "holds a short video too")])
 def test_further_pictures_of_a_jpeg_are_said(tmp_path, xmp, kind, said):
     reader = read(probe(jpeg_of_two(tmp_path / "a.jpg", xmp, kind)))
