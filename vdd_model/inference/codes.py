@@ -38,18 +38,21 @@ class Codes:
     def __init__(self, model: DeblurModel, pixels: Pixels, prior: Pixels | None, size: tuple[int, int], copies: int = 1):
         self.model, self.pixels, self.prior, self.size = model, pixels, prior, size
         self.bytes = feature_bytes(model.config, *size, model.null_text.dtype.itemsize) * copies
-        self.kept: dict[int, dict[tuple[Span, Span], list[Tensor]]] = {}       # of pictures, of tiles: latents, features fine to coarse
+        # of pictures, of tiles, with the prior's or without: latents, features fine to coarse
+        self.kept: dict[int, dict[tuple[Span, Span, bool], list[Tensor]]] = {}
         self.latents: dict[int, Tensor] = {}             # of whole pictures (1, 4, 1, h, w); 8 channels with those of `encode_pictures`
 
     def room_for(self, pictures: int) -> bool:
         """Whether the codes of so many can be kept."""
         return self.bytes * pictures <= (CPU_FEATURE_BYTES if self.model.null_text.device.type == "cpu" else FEATURE_BYTES)
 
-    def of(self, number: int, tile: Box, least: int = 2) -> list[Tensor]:
-        """A picture's own latents and features in a tile, with those of the prior's; made where not `least` of them are kept."""
-        place, known, one = (tile.rows, tile.columns), self.kept.setdefault(number, {}), range(number, number + 1)
+    def of(self, number: int, tile: Box, least: int = 2, detail: bool = False) -> list[Tensor]:
+        """A picture's own latents and features in a tile, with those of the prior's but for the `detail` branch, which reads none of them;
+        made where not `least` of them are kept."""
+        prior = None if detail and self.model.vae.detail is not None else self.prior
+        place, known, one = (tile.rows, tile.columns, prior is None), self.kept.setdefault(number, {}), range(number, number + 1)
         if len(known.get(place, ())) < least:
-            latents, features = self.model.encode_each(self.pixels(one, tile), self.prior and self.prior(one, tile))
+            latents, features = self.model.encode_each(self.pixels(one, tile), prior and prior(one, tile))
             known[place] = [apart(each) for each in (latents, *features)]
         return known[place]
 
@@ -66,18 +69,18 @@ class Codes:
             z = joined([self.of(i, tile)[0] for i in numbers], dim=2) if latents is None else place.of(latents)
             if not strength:
                 return z, None
-            features, prior = self._features(numbers, near, tile), self.prior and self.prior(numbers, tile)
+            features, prior = self._features(numbers, near, tile, detail), self.prior and self.prior(numbers, tile)
             return z, BlurGuide(self.pixels(numbers, tile), features, strength, detail, prior)
         return source
 
-    def _features(self, numbers: range, near: range, tile: Box) -> list[Tensor]:
+    def _features(self, numbers: range, near: range, tile: Box, detail: bool) -> list[Tensor]:
         """Of the pictures `numbers`, the coarsest joined with their neighbours'. What the next pictures need stays, where there is room."""
-        codes = {i: self.of(i, tile, 2 if i in numbers else 1) for i in near}
+        codes = {i: self.of(i, tile, 2 if i in numbers else 1, detail) for i in near}
         coarsest = [torch.cat([codes[min(max(i + k, near[0]), near[-1])][-1] for k in (-1, 0, 1)], dim=1) for i in numbers]
         features = [joined(level, dim=2) for level in (*zip(*(codes[i][1:-1] for i in numbers)), coarsest)]
         for i in near:
             if i < numbers.stop - 1:
-                del self.kept[i][tile.rows, tile.columns]
+                codes[i].clear()
             elif i < numbers.stop or not self.room_for(2):
                 del codes[i][:-1]
         return features

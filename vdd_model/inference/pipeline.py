@@ -260,7 +260,8 @@ class _Pass:
         """Encoder 2's latents of new pictures; where a window's features have room they stay until these pictures are decoded."""
         self.meter.stage("encode", len(numbers) * self._pieces(), ENCODE * len(numbers))
         for codes, i in product(self.codes, numbers):    # one at a time: a window of large ones takes gigabytes
-            keep = bool(self.fidelity) and not self.tiling.tile and codes.room_for(self.options.window + 2)
+            wanted = bool(self.fidelity) and (self.reads or self.prior is None)         # else whether with the prior's is not known
+            keep = wanted and not self.tiling.tile and codes.room_for(self.options.window + 2)
             codes.latents[i] = encode_frames(self.model, functools.partial(codes.encoded, i, keep=keep), (1, *codes.size), self.tiling,
                                              self.meter.tick)
 

@@ -168,6 +168,17 @@ def test_behind_several_steps_the_detail_branch_reads_none_of_them(reader):
     assert torch.equal(*shown[True]) and not torch.equal(*shown[False])
 
 
+@pytest.mark.parametrize("estimate, times", [(True, 1), (False, 0)])
+def test_encoder_2_reads_the_priors_frames_only_for_a_branch_that_does(reader, monkeypatch, estimate, times):
+    """Behind several steps the picture of one step, where it is looked at, and no other."""
+    model, seen = reader.model, []
+    model.config = replace(model.config, unet=replace(model.config.unet, estimate=estimate))
+    encode = model.encode_each
+    monkeypatch.setattr(model, "encode_each", lambda pixels, prior=None: seen.append(prior is not None) or encode(pixels, prior))
+    reader.deblur(CLIP, DeblurOptions(steps=2, prior="maxim", window=len(CLIP), overlap=0))
+    assert sorted(seen) == [False] * (2 - times) * len(CLIP) + [True] * times * len(CLIP)
+
+
 @pytest.mark.parametrize("change", [{}, {"ensemble": 2}, {"window": 3, "overlap": 0}, {"tile": 32, "tile_overlap": 8}], ids=str)
 def test_each_frame_passes_the_prior_once(deblurrer, change):
     deblurrer.deblur(CLIP, DeblurOptions(window=4, overlap=2, prior="maxim"), **change)
