@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from vdd_model.checkpoint import store as checkpoint
 from vdd_model.config import ConfigError, ModelConfig, TowerConfig
@@ -210,6 +211,9 @@ def prepare_model(model: DeblurModel, config: TrainConfig, device: torch.device)
         torch.backends.cuda.enable_cudnn_sdp(False)
     model.unet.gradient_checkpointing = config.gradient_checkpointing
     model = model.to(device).train()
+    for module in model.modules() if device.type == "cpu" else ():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.register_forward_pre_hook(in_float32)
     if config.compile:                                   # in place: parameter names stay; a stage's shapes stay too, so none is dynamic
         vae = model.vae
         for module in (model.unet, model.encoder1.spatial_head.encoder, model.encoder2.spatial_head.encoder, vae.encoder, vae.fidelity,
@@ -218,6 +222,12 @@ def prepare_model(model: DeblurModel, config: TrainConfig, device: torch.device)
                 module.compile(dynamic=False)
         vae.decoder.features = torch.compile(vae.decoder.features, dynamic=False)
     return model
+
+
+def in_float32(_: torch.nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A forward pre-hook. On a CPU layer_norm sums the gradients of its weights in its input's type, and of bfloat16 no more than 256 rows
+    count (findings/layer-norm-stops-counting-rows-at-256.sh)."""
+    return tuple(x.float() for x in given)
 
 
 def as_far_as(found: ModelConfig, wanted: ModelConfig) -> ModelConfig:

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import make_tiny_model, tiny_config
 from torch.nn.modules.module import register_module_forward_hook
 from training_tools import BLUR, NO_VALIDATION, STAGES, write_config
 
@@ -92,3 +92,21 @@ def test_a_model_with_openclips_tower_trains_openclips_own(tmp_path, monkeypatch
     torch.testing.assert_close(vectors.detach(), expected, rtol=1e-5, atol=1e-5)
     vectors.sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in theirs.encoder1.semantic_head.parameters())
+
+
+def test_norms_learn_in_bfloat16_what_they_learn_in_float32(tmp_path):
+    """On a CPU layer_norm counts up to 256 rows of bfloat16."""
+    model = start.prepare_model(make_tiny_model().requires_grad_(True), configs.load(write_config(tmp_path)), torch.device("cpu"))
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.LayerNorm)]
+    assert norms
+    for norm in norms:
+        x = torch.randn(64, 64, *norm.normalized_shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+        gradients = []
+        for dtype in (torch.bfloat16, torch.float32):
+            with torch.autocast("cpu", torch.bfloat16):
+                out = norm(x.to(dtype))
+            (out.float() * (0.5 + x.roll(1, 1).float())).sum().backward()
+            gradients.append([p.grad.clone() for p in norm.parameters()])
+            norm.zero_grad()
+        for found, expected in zip(*gradients):
+            assert (found - expected).norm() < 0.02 * expected.norm()
