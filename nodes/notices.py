@@ -21,7 +21,8 @@ def name_errors_plainly() -> None:
 
 
 class Notices:
-    """Sentences about one run of a node: shown on the node, where the host can, and in the log. Calling it adds one."""
+    """Sentences about one run of a node: shown on the node, where the host can, and in the log. Calling it adds one. Hosts show about
+    two lines: what counts stands in front, a file's name behind."""
 
     def __init__(self):
         self.lines: list[str] = []

@@ -104,7 +104,7 @@ class DeblurVideo(io.ComfyNode):
             shutil.rmtree(part, ignore_errors=True)
         else:
             for text in results.clear_unfinished(target):
-                notices(f"{source.name}: {text}", logging.INFO)
+                notices(f"{text} ({source.name})", logging.INFO)
             try:
                 path = source.clip.path if source.clip else _cut(video, part)
                 job = jobs.Job(path, target, name=source.name)
@@ -113,14 +113,13 @@ class DeblurVideo(io.ComfyNode):
                                    tick=mm.throw_exception_if_processing_interrupted)
             except BaseException as error:
                 if part.exists():
-                    notices(f"{source.name}: unfinished work of {results.size_of(part)} is kept in output/{results.FOLDER}. Run with the "
-                            "same settings goes on with it; a run of this clip with others, or of another clip after a day, deletes it",
-                            logging.INFO)
+                    notices("unfinished work is kept: Run with the same settings goes on with it; other settings, or after a day other "
+                            f"clips, delete it ({results.size_of(part)} in output/{results.FOLDER}, {source.name})", logging.INFO)
                 if isinstance(error, UserError):
                     raise type(error)(without_flags(str(error))) from error
                 raise
             for note in outcome.notes:
-                notices(f"{source.name}: {without_flags(note)}")
+                notices(f"{without_flags(note)} ({source.name})")
             results.clear_results(target, {path for path, made in _handed_on.items() if made.prompt == prompt_id()})
         made = _handed_on.setdefault(str(target), HandedOn({}))
         made.there, made.prompt, made.widgets = True, prompt_id(), {"checkpoint": checkpoint, "quality": quality, **widgets}

@@ -92,14 +92,15 @@ def test_a_trimmed_video_and_a_buffer_go_on_and_are_found_again(pack, video, deb
     def given():
         return Video(str(source) if kind == "trim" else io.BytesIO(source.read_bytes()), start_time=0.0 if kind == "buffer" else 0.01)
 
+    caplog.set_level("INFO")
     for _ in range(2):
         with monkeypatch.context() as patch, pytest.raises(Cancelled):
             cancel_after(pack, patch, 1)
             deblur(given())
         (part,) = deblurred.iterdir()
         assert part.name.startswith("clip-" if kind == "trim" else "video-") and part.suffix == ".part"
+        assert caplog.messages[-1].startswith("unfinished work is kept: Run with the same settings goes on")          # what a host shows
         shutil.rmtree(pack.models / "temp", ignore_errors=True)
-    caplog.set_level("INFO")
     found = deblur(given())
     assert "goes on after" in caplog.text
     assert probe(found).num_frames == 9 and [str(p) for p in deblurred.iterdir()] == [found]
@@ -193,7 +194,8 @@ def test_uncompressed_sound_of_camcorders_and_disks_goes_along(video, deblur, de
 
 def test_a_flag_that_no_node_has_is_the_command_lines(video, deblur, deblurred, tmp_path, caplog):
     deblur(video(str(save_clip(tmp_path / "a.mp4", [pattern(0, 32, 48)] * 2, pix_fmt="yuv444p"))))
-    assert "--chroma 444 keeps it (with `vdd deblur` on a command line)" in caplog.text
+    assert "4:2:0, which every player shows; --chroma 444 keeps its 4:4:4 (with `vdd deblur` on a command line)" in caplog.messages[-1]
+    assert caplog.messages[-1].endswith(" (a.mp4)")
 
 
 def test_what_a_kill_at_the_end_left_does_not_lock_the_node_out(pack, video, deblur, deblurred, tmp_path, monkeypatch):

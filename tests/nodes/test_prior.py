@@ -53,7 +53,7 @@ def test_the_node_keeps_number_size_and_alpha(pack, frames, prior_file, monkeypa
 
 def test_without_its_file_one_sentence_says_how_to_get_it(pack, frames, monkeypatch):
     monkeypatch.setattr(pack.module("vdd_model.inference.prior"), "__file__", str(pack.models / "a" / "b" / "c.py"))
-    with pytest.raises(RuntimeError, match="make prior.*vdd convert maxim.*models/vdd"):
+    with pytest.raises(RuntimeError, match="make prior.*models/vdd.*vdd convert maxim"):
         pack.nodes["VDDPrior"].execute(frames)
     assert pack.nodes["VDDPrior"].fingerprint_inputs() == ()
 

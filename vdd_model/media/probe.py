@@ -124,8 +124,8 @@ def probe_video(path: str | Path) -> VideoClip:
     elif family == "gif" and (found := gif_pictures(path.read_bytes()))[1]:        # its decoder does not tell
         missing, breaks_off = max(1, count - found[0]), f"it is damaged or breaks off behind frame {found[0]}"
     elif walk.goes_on:
-        missing, breaks_off = 1, (f"it goes on behind its first {count} frames as another stream ({', '.join(walk.goes_on)}), as where "
-                                  "recordings were joined; what is there is not read: cut it at that place")
+        missing, breaks_off = 1, (f"what stands behind its first {count} frames is not read: cut it there; it goes on as another stream "
+                                  f"({', '.join(walk.goes_on)}), as where recordings were joined")
     elif ends_early(path, family, walk.stop):
         missing, breaks_off = 1, f"it breaks off within the frame behind its first {count}"
     # the grid of times

@@ -215,7 +215,7 @@ def test_without_its_file_auto_goes_on_and_says_so_once(deblurrer):
     deblurrer.prior.path, said = None, []
     for _ in range(2):
         assert torch.equal(deblurrer.deblur(CLIP[:1], prior="auto", notice=said.append), deblurrer.deblur(CLIP[:1], prior="none"))
-    assert len(said) == 1 and "vdd convert maxim" in said[0]
+    assert len(said) == 1 and said[0].startswith("without the pretrained prior: `make prior`") and "vdd convert maxim" in said[0]
     pytest.raises(UserError, deblurrer.deblur, CLIP[:1], prior="maxim").match("vdd convert maxim")
 
 

@@ -119,7 +119,7 @@ def test_a_recording_that_goes_on_as_another_stream_is_said(tmp_path):
                  for codec, options in (("libx264", {}), ("libx265", {"mpegts_start_pid": "512", "mpegts_pmt_start_pid": "4352"}))]
         (tmp_path / "in.ts").write_bytes(b"".join(part.read_bytes() for part in parts))
         frames, lost, notes = seen(tmp_path / "in.ts")
-        assert frames == count and lost and notes[0].startswith(f"it goes on behind its first {count} frames as another stream (hevc)")
+        assert frames == count and lost and notes[0].startswith(f"what stands behind its first {count} frames is not read")
     assert probe(tmp_path / "in.ts").extras == ("the video that begins later (hevc)", "the audio that begins later (aac)")
 
 
