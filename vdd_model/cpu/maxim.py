@@ -17,7 +17,7 @@ from ..networks import maxim
 from .norms import normalized, scaled
 from .onednn import _onednn, _product, computes, hooked
 
-STRIP_BYTES = 2**20             # of one tensor of a strip; about ten are alive at a time
+STRIP_BYTES = 2**21             # of one tensor of a strip; about ten are alive at a time
 
 
 def _plainly(module: nn.Module, x: Tensor) -> bool:
@@ -61,7 +61,7 @@ class _Gated:
 
     def __call__(self, x: Tensor) -> Tensor:
         y = scaled(x, maxim.EPS)
-        v = torch.addcmul(self.norm.bias, normalized(_gelu(self.to_v, y), maxim.EPS), self.norm.weight)
+        v = normalized(_gelu(self.to_v, y), maxim.EPS, self.norm.weight, self.norm.bias)
         return _product(*self.out, _gelu(self.to_u, y).mul_(self.mix(v)), x)
 
 

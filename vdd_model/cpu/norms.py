@@ -17,15 +17,17 @@ def _weights(channels: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return torch.ones(channels, dtype=dtype), torch.zeros(channels, dtype=dtype)
 
 
-def normalized(x: Tensor, eps: float) -> Tensor:
-    """LayerNorm over the last axis, without its weights."""
+def normalized(x: Tensor, eps: float, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """LayerNorm over the last axis, with its weights or without."""
     if in_tiles(torch.bfloat16):
-        return F.layer_norm(x, x.shape[-1:], *_weights(x.shape[-1], x.dtype), eps)
+        weight, bias = (weight, bias) if weight is not None else _weights(x.shape[-1], x.dtype)
+        return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
     wide = x.float()
     mean = wide.sum(-1, keepdim=True).div_(x.shape[-1])
     wide = wide - mean if wide is x else wide.sub_(mean)
     length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    return wide.mul_(length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()).to(x.dtype)
+    x = wide.mul_(length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()).to(x.dtype)
+    return x if weight is None else torch.addcmul(bias, x, weight)
 
 
 def scaled(x: Tensor, eps: float) -> Tensor:
