@@ -14,7 +14,7 @@ from ..vdd_model.inference.ensemble import ORIENTATIONS
 from ..vdd_model.inference.pipeline import BESIDE_PRIOR, checked
 from ..vdd_model.inference.prior import NO_FUSION, need_prior
 from ..vdd_model.inference.scenes import pictures
-from ..vdd_model.inference.temporal import joined_over_time, trained
+from ..vdd_model.inference.temporal import chosen, joined_over_time
 from ..vdd_model.inference.tiles import make_tiling
 from ..vdd_model.inference.window import decode_frames, need_numbers, to_frames
 from . import folders, latents, native
@@ -80,14 +80,14 @@ class DecodeDeblurredFrames(io.ComfyNode):
                                  "behind one step of Deblur Sampler, else sampled."),
                 io.Image.Input("prior", optional=True,
                                tooltip="The same frames from Deblur Prior: photographs and long blur become sharper."),
-                option_input("ensemble"),
+                option_input("ensemble"), option_input("temporal_fusion"),
             ],
             hidden=[io.Hidden.prompt],
             outputs=[io.Image.Output(display_name="frames", tooltip="As many frames, of the same size, as were encoded.")])
 
     @classmethod
     def execute(cls, latent, vae, blurred=None, fidelity=1.0, color="wavelet", tile=-1, tile_overlap=-1, detail="auto",
-                prior=None, ensemble=-1) -> io.NodeOutput:
+                prior=None, ensemble=-1, temporal_fusion="auto") -> io.NodeOutput:
         encoders, model = native.need_deblur_vae(vae)
         config, z = encoders.config, latent["samples"]
         latents.need_video_latent(z, config.vae.latent_channels)
@@ -123,6 +123,9 @@ class DecodeDeblurredFrames(io.ComfyNode):
         estimate = blurred is not None and latent.get(latents.ESTIMATE) is z
         if ensemble > 1 and not estimate:
             raise UserError("ensemble must be 1 here: only one step of Deblur Sampler, decoded beside the blurred frames, can be turned")
+        if temporal_fusion == "on" and not estimate:
+            raise UserError("temporal_fusion must be auto or off here: only one step of Deblur Sampler, decoded beside blurred frames, can "
+                            "be joined over time")
         turns = ORIENTATIONS[:ensemble if ensemble > 0 else BESIDE_PRIOR if estimate and prior is not None else 1]
         tiling = make_tiling(None if tile < 0 else tile, None if tile_overlap < 0 else tile_overlap, height, width, config.divisor)
         side, count = [min(n, tiling.tile or n) for n in padded], min(native.chunk_of(tiling, *padded), frames)
@@ -152,7 +155,8 @@ class DecodeDeblurredFrames(io.ComfyNode):
                 yield from zip(shown[these.start:these.stop], mean, mean if seen is None else rgb_of(seen[these.start:these.stop]))
                 bar.end(mean[-1])
 
-        temporal = trained(model.vae.temporal) if estimate and prior is not None and fidelity == 1 else None
+        temporal = chosen(model.vae, temporal_fusion, Notices(), one_step=estimate, fidelity=fidelity,
+                          beside_prior=prior is not None, device=encoders.device)
         with bar.watch(model):
             for scene in latents.scenes_of(latent):
                 made = pictures_of(scene)

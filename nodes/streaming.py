@@ -36,7 +36,8 @@ def option_inputs(*own: io.Input) -> list[io.Input]:
     """The widgets that both nodes share, and a node's own, in the order of saved graphs, which know them by place: new ones come last."""
     return [folders.checkpoint_input(), *map(option_input, ("steps", "guidance", "fidelity", "color")), seed_input(),
             *map(option_input, ("window", "overlap", "tile")), *own,
-            option_input("ensemble"), option_input("prior", True), *map(option_input, ("scenes", "repeats", "denoise_at_one_step"))]
+            option_input("ensemble"), option_input("prior", True),
+            *map(option_input, ("scenes", "repeats", "denoise_at_one_step", "temporal_fusion"))]
 
 
 @dataclass

@@ -8,16 +8,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from vdd_model.diffusion import schedule as diffusion
+from vdd_model.inference.temporal import Link, paths
 from vdd_model.measure import metrics
-from vdd_model.measure.flow import dense_flow, warp
+from vdd_model.measure.flow import resize_flow, warp
 from vdd_model.networks.fidelity import BlurGuide
 from vdd_model.networks.model import BlurCode, fold_time
-from vdd_model.networks.temporal import NEIGHBOURS, TemporalFusion, in_pairs
+from vdd_model.networks.temporal import NEIGHBOURS, REACH, TemporalFusion, in_pairs
 
 from . import losses
 from .config import ConfigError, StageConfig
@@ -216,11 +218,13 @@ class StageLoss(nn.Module):
 def joined_clips(network: TemporalFusion, frames: Tensor, blurred: Tensor) -> Tensor:
     """Deblurred frames (B, 3, F, H, W) in [-1, 1], each joined with its neighbours in the clip, as `inference.temporal` does."""
     pictures = ((torch.cat([frames.clamp(-1, 1), blurred], dim=1) + 1) / 2).unbind(2)
+    links = [None] * REACH + [Link.between(*(each[:, :3] for each in pair)) for pair in pairwise(pictures)] + [None] * REACH
     made = []
     for number, now in enumerate(pictures):
-        around = [pictures[number + k] if 0 <= number + k < len(pictures) else None for k in NEIGHBOURS]
-        moved = [each if each is now else warp(each, dense_flow(now[:, :3], each[:, :3])) for each in in_pairs(now, around)]
-        made.append(network(now, *moved))
+        flows = paths(links[number:number + 2 * REACH])
+        around = [None if flow is None else warp(pictures[number + k], resize_flow(flow, now.shape[-2:]))
+                  for k, flow in zip(NEIGHBOURS, flows)]
+        made.append(network(now, *in_pairs(now, around)))
     return torch.stack(made, dim=2) * 2 - 1
 
 

@@ -88,6 +88,10 @@ class DeblurOptions:
     prior: str = _option("auto", "A pretrained network for photographs (MAXIM) helps: single pictures and long blur become much sharper; "
                                  "on a CPU a clip takes more than 20 times as long. auto: where its file is there, on a GPU, "
                                  "and on a CPU for one or two frames.", choices=("auto", "none", "maxim"), file_means="maxim")
+    temporal_fusion: str = _option("auto", "With one step: each frame is joined with its neighbours, moved along the optical flow. More "
+                                           "faithful and steadier; on a CPU a clip without the prior takes twice to three times as long. "
+                                           "auto: beside the prior, and on a GPU. on: without the prior too.",
+                                   choices=("auto", "on", "off"), advanced=True)
 
     def __post_init__(self):
         for each in dataclasses.fields(self):
@@ -99,6 +103,9 @@ class DeblurOptions:
             raise ConfigError(f"steps must be at least {VGEN_MIN_STEPS} with the spacing 'vgen', not {self.steps}")
         if (self.ensemble or 1) > 1 and self.steps > 1:
             raise ConfigError(f"ensemble must be 1 with more than one step, whose detail a mean of several loses, not {self.ensemble}")
+        if self.temporal_fusion == "on" and (self.steps > 1 or self.guidance != 1 or self.denoise_at_one_step):
+            raise ConfigError("temporal_fusion must be auto or off with more than one step, guidance or denoise_at_one_step, where every "
+                              "frame has a detail of its own that a mean over time loses, not 'on'")
 
     @property
     def stride(self) -> int:

@@ -14,8 +14,8 @@ def test_on_a_cpu(tmp_path, tiny_checkpoint, tiny_model, monkeypatch):
     found = json.loads((tmp_path / "gpu.json").read_text())["tables"]
     assert {row["met"] for part in ("networks against float32 on the CPU", "pipeline") for row in found[part]} == {"yes"}
     assert [row["stage"] for row in found["a training step"]] == list(gpu.STAGES)
-    assert found["tft2v"][0]["s"] == common.NOT_MEASURED and found["small"][0]["frames/s"] > 0
-    assert found["small"][1]["frames/s"] == common.NOT_MEASURED and found["small"][1]["why"]
+    assert found["tft2v"][0]["s"] == common.NOT_MEASURED and all(row["frames/s"] > 0 for row in found["small"][:2])
+    assert found["small"][2]["frames/s"] == common.NOT_MEASURED and found["small"][2]["why"]
     assert "| tft2v, 16 x 1280 x 768 | bfloat16 | not measured |" in (tmp_path / "gpu.md").read_text()
 
 

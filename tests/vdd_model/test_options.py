@@ -16,6 +16,7 @@ from vdd_model.options import FIELDS, DeblurOptions, add_flags, from_flags
     {"steps": 0}, {"steps": 1001}, {"steps": None}, {"steps": 3, "spacing": "vgen"}, {"fidelity": 1.5}, {"eta": -1}, {"window": 0},
     {"overlap": -1}, {"tile": -1}, {"spacing": "karras"}, {"color": "lab"}, {"guidance_rescale": 2.0}, {"guidance": float("nan")},
     {"ensemble": 2, "steps": 2}, {"ensemble": 0}, {"ensemble": 9}, {"prior": "best"},
+    *({"temporal_fusion": "on"} | change for change in ({"steps": 2}, {"guidance": 2.0}, {"denoise_at_one_step": True})),
     *({"guidance_interval": interval} for interval in ((0.0,), (0.9, 0.1), (2.0, 3.0), (0.0, float("nan"))))])
 def test_impossible_options_are_refused(change):
     pytest.raises(ConfigError, DeblurOptions, **change).match(f"^{next(iter(change))} must be .*, not ")

@@ -36,7 +36,7 @@ from .preview import preview_paths, write_preview
 from .shares import Share, Team, attempt, divide, held, is_free, shares
 
 READ_AHEAD_BYTES, LARGE_FRAME_BYTES = 16 * 2**20, 4 * 2**20          # as frames are kept
-PROCESSING = 5                # raised when the same frames, weights and settings give other pictures: old results and new ones do not mix
+PROCESSING = 6                # raised when the same frames, weights and settings give other pictures: old results and new ones do not mix
 # bytes per pixel that a finished frame takes at least; used only to refuse what cannot end well
 _BYTES_PER_PIXEL = {"h264": 0.01, "hevc": 0.01, "prores": 0.2, "ffv1": 0.4, "png": 0.5}
 

@@ -30,7 +30,7 @@ from .ensemble import ORIENTATIONS, Orientation
 from .prior import Prior, PriorFile, find_prior
 from .progress import CALL, DECODE, ENCODE, PICTURE, Meter, Progress
 from .scenes import Moment, Picture, pictures
-from .temporal import joined_over_time, trained
+from .temporal import chosen, joined_over_time
 from .tiles import WHOLE, Box, Tiling, make_tiling, until_it_fits
 from .window import decode_frames, encode_frames, encode_pictures, need_numbers, reads_pictures, sample_window, to_frames, to_pixels
 from .windows import WINDOWS_BACK, Step, fade_in, first_input_frame, seek, window_steps, windows_from
@@ -153,8 +153,8 @@ class _Pass:
         self.meter, self.notice = Meter(progress, first_frame, total), notice
         self.prior = deblurrer.prior.for_clip(options, total, deblurrer.model.vae, self.device, notice)
         self.orientations = ORIENTATIONS[:options.ensemble or (BESIDE_PRIOR if self.prior is not None and not self.calls else 1)]
-        # what several steps draw has a detail of its own in every frame, which a mean over time would lose
-        self.temporal = trained(self.model.vae.temporal) if self.prior is not None and not self.calls and self.fidelity == 1 else None
+        self.temporal = chosen(self.model.vae, options.temporal_fusion, notice, one_step=not self.calls, fidelity=self.fidelity,
+                               beside_prior=self.prior is not None, device=self.device)
         self.tiling: Tiling | None = None
         self.pixels = 0                                  # given since freed memory went back to the system
 

@@ -11,6 +11,7 @@ from torch import Tensor
 RADIUS, SMOOTHING, ITERATIONS = 3, 3, 4
 FREE = 2                 # of these, at first, count all pixels alike: all is far off
 DAMPING = 1e-4           # where the picture is flat
+FINEST = 800             # pixels of the longer side, as fine as motion between frames asks for
 OUTLIER = 0.05           # a difference of brightness from which on a pixel counts less for the flow around it: hidden parts, other light
 
 
@@ -41,42 +42,55 @@ def _half(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
 
 
-def _resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
-    """A flow field on a larger grid, in that grid's pixels."""
+def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
+    """A flow field (N, 2, h, w) on a larger grid (H, W), in that grid's pixels."""
     if flow.shape[-2:] == size:
         return flow
     scale = round(size[1] / flow.shape[-1])
     return scale * F.interpolate(flow, size=size, mode="bilinear", align_corners=False)
 
 
-@torch.no_grad()
-def dense_flow(first: Tensor, second: Tensor, *, finest: int = 800) -> Tensor:
+def follow(flow: Tensor, onward: Tensor) -> Tensor:
+    """The flow to a third picture, from that to a second one and that from the second to the third, all (N, 2, H, W) in pixels."""
+    return flow + warp(onward, flow)
+
+
+def dense_flow(first: Tensor, second: Tensor, *, finest: int = FINEST) -> Tensor:
     """Flow (N, 2, H, W) in pixels with second(p + flow(p)) = first(p), from pictures (N, C, H, W) in [0, 1], luma or color.
 
-    Lucas and Kanade's least squares in a window, outliers counting less, from a coarse to a fine pyramid level, several times on each
-    (Bouguet 2000). Levels with a side beyond `finest` are left out: the flow is enlarged from the next one. Callers
-    weigh by how well the warped picture fits: what is hidden is not looked for.
+    Callers weigh by how well the warped picture fits: what is hidden is not looked for.
     """
-    size = first.shape[-2:]
+    return resize_flow(coarse_flow(first, second, finest=finest), first.shape[-2:])
+
+
+@torch.no_grad()
+def coarse_flow(first: Tensor, second: Tensor, *, finest: int = FINEST) -> Tensor:
+    """`dense_flow` in the pixels of the finest pyramid level that is looked at, which `resize_flow` enlarges.
+
+    Lucas and Kanade's least squares in a window, outliers counting less, from a coarse to a fine pyramid level, several times on each
+    (Bouguet 2000). Levels with a side beyond `finest` are left out.
+    """
     pyramid = [(first.float(), second.float())]
     while max(pyramid[-1][0].shape[-2:]) > finest:
         pyramid = [tuple(map(_half, pyramid[-1]))]
     while len(pyramid) < 6 and min(pyramid[-1][0].shape[-2:]) >= 32:
         pyramid.append(tuple(map(_half, pyramid[-1])))
     flow = first.new_zeros(len(first), 2, *pyramid[-1][0].shape[-2:], dtype=torch.float32)
-    for a, b in reversed(pyramid):
-        flow = _resize_flow(flow, a.shape[-2:])
+    for level, (a, b) in reversed([*enumerate(pyramid)]):
+        # the finest level is most of the work, and has little left to find
+        iterations, free = (n if level else n // 2 for n in (ITERATIONS, FREE))
+        flow = resize_flow(flow, a.shape[-2:])
         padded = F.pad(a, (1, 1, 1, 1), mode="replicate")
         gx, gy = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2, (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
-        for i in range(ITERATIONS):
+        for i in range(iterations):
             rest = a - warp(b, flow)
-            weight = 1 if i < FREE else OUTLIER / (_mean(rest, rest) + OUTLIER**2).sqrt()
+            weight = 1 if i < free else OUTLIER / (_mean(rest, rest) + OUTLIER**2).sqrt()
             sums = torch.cat([_mean(*pair) for pair in ((gx, gx), (gx, gy), (gy, gy), (gx, rest), (gy, rest))], dim=1)
             xx, xy, yy, ex, ey = _window(weight * sums, RADIUS).split(1, dim=1)
             xx, yy = xx + DAMPING, yy + DAMPING
             step = torch.cat([yy * ex - xy * ey, xx * ey - xy * ex], dim=1) / (xx * yy - xy * xy)
             flow = _window(flow + step.clamp(-1, 1), SMOOTHING)
-    return _resize_flow(flow, size)
+    return flow
 
 
 def _mean(a: Tensor, b: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class TemporalFusion(DenseUNet):
         frame, blurred = pictures.split(3, dim=1)
         changes = [4 * (each - pictures) for each in (before, after)]
         given = torch.cat([2 * frame - 1, 4 * (blurred - frame), *(c[:, :3] for c in changes), *(c[:, 3:] for c in changes)], dim=1)
-        x = self.features(F.pixel_unshuffle(given, PATCH_SIZE).to(self.conv_in.weight.dtype))
+        x = self.features(F.pixel_unshuffle(given.to(self.conv_in.weight.dtype), PATCH_SIZE))
         weights = SHARE * torch.sigmoid(F.pixel_shuffle(self.head(x).float(), PATCH_SIZE))
         change = sum(weight * (other[:, :3] - frame) for weight, other in zip(weights.split(1, dim=1), (before, after)))
         return change if self.residual is None else change + F.pixel_shuffle(self.residual(x).float(), PATCH_SIZE)

@@ -12,7 +12,7 @@ from vdd_model.config import FusionConfig
 from vdd_model.inference import temporal as module
 from vdd_model.inference.pipeline import Deblurrer
 from vdd_model.inference.prior import PriorFile
-from vdd_model.inference.temporal import joined_over_time, trained
+from vdd_model.inference.temporal import NOT_TRAINED, Link, chosen, joined_over_time, paths
 from vdd_model.inference.tiles import Tiling
 from vdd_model.networks.model import DeblurModel
 from vdd_model.networks.temporal import TemporalFusion
@@ -92,8 +92,28 @@ def test_the_shipped_one_takes_from_neighbours_what_helps_and_leaves_what_is_ano
         assert error(joined(cut, cut, shipped)) < error(cut)
 
 
-def test_an_untrained_one_is_left_away():
-    assert trained(network()) is not None and trained(network(bias=1.0)) is None and trained(None) is None
+@pytest.mark.parametrize("setting, changes, taken", [
+    ("auto", {}, False), ("auto", {"beside_prior": True}, True), ("auto", {"device": torch.device("cuda")}, True), ("on", {}, True),
+    ("auto", {"beside_prior": True, "fidelity": 0.5}, False), ("on", {"fidelity": 0.5}, True), ("on", {"one_step": False}, False),
+    ("off", {"beside_prior": True}, False)], ids=str)
+def test_where_it_is_taken(setting, changes, taken):
+    where, said = {"one_step": True, "fidelity": 1.0, "beside_prior": False, "device": CPU} | changes, []
+    made = network()
+    assert chosen(Mock(temporal=made), setting, said.append, **where) is (made if taken else None) and not said
+    for untrained in (network(bias=1.0), None):          # a plain mean, which nobody asked for
+        said.clear()
+        assert chosen(Mock(temporal=untrained), setting, said.append, **where) is None
+        assert said == [NOT_TRAINED] * (setting == "on" and taken)
+
+
+def test_the_flow_to_a_further_frame_goes_by_way_of_those_between():
+    frames = moving(5, 90, 122).movedim(3, 1)
+    links = [Link.between(first[None], second[None]) for first, second in zip(frames, frames[1:])]
+    for flow, distance in zip(paths(links), (-1, 1, -2, 2)):
+        there = flow[0, :, 24:-24, 24:-24].mean(dim=(1, 2))
+        assert torch.allclose(there, torch.tensor([-3.0, -2.0]) * distance, atol=0.1)
+    assert [flow is None for flow in paths([None, *links[:3]])] == [False, False, True, False]
+    assert [flow is None for flow in paths([links[0], None, None, links[3]])] == [True] * 4
 
 
 @pytest.fixture
@@ -115,8 +135,9 @@ OPTIONS = DeblurOptions(prior="maxim", ensemble=1)
 
 
 @pytest.mark.parametrize("change, part", [({}, True), ({"prior": "none"}, False), ({"steps": 2, "ensemble": None}, False),
-                                          ({"fidelity": 0.5}, False)], ids=str)
-def test_it_has_its_part_in_one_step_beside_the_prior_alone(deblurrer, change, part):
+                                          ({"fidelity": 0.5}, False), ({"temporal_fusion": "off"}, False),
+                                          ({"prior": "none", "temporal_fusion": "on"}, True)], ids=str)
+def test_it_has_its_part_in_one_step_beside_the_prior_or_where_it_is_asked_for(deblurrer, change, part):
     found = deblurrer.deblur(CLIP[:4], OPTIONS, **change)
     deblurrer.model.vae.temporal = None
     assert torch.equal(found, deblurrer.deblur(CLIP[:4], OPTIONS, **change)) is not part
@@ -132,11 +153,11 @@ def test_no_frame_is_joined_across_a_cut_and_a_repeat_is_no_neighbour(deblurrer)
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 16])
-@pytest.mark.parametrize("scenes", ["auto", "off"])
-def test_a_run_that_goes_on_gives_the_same(deblurrer, window, scenes):
-    options, moments = replace(OPTIONS, window=window, scenes=scenes, repeats=scenes), []
+@pytest.mark.parametrize("change", [{}, {"scenes": "off", "repeats": "off"}, {"prior": "none", "temporal_fusion": "on"}], ids=str)
+def test_a_run_that_goes_on_gives_the_same(deblurrer, window, change):
+    options, moments = replace(OPTIONS, window=window, **change), []
     whole = torch.cat(list(deblurrer.stream(CLIP, options, total=len(CLIP), moments=moments)))
-    assert len(whole) == len(CLIP) and torch.allclose(whole, deblurrer.deblur(CLIP, OPTIONS), atol=1e-5)
+    assert len(whole) == len(CLIP) and torch.allclose(whole, deblurrer.deblur(CLIP, OPTIONS, **change), atol=1e-5)
     for first in (1, 3, 5, 7, 10):
         for known in ([], list(moments)):
             rest = torch.cat(list(deblurrer.stream(CLIP, options, first_frame=first, total=len(CLIP), moments=known)))
