@@ -83,8 +83,17 @@ def test_the_decoder_joins_its_frames_with_the_priors(pack, frames, vae_and_enco
     monkeypatch.setattr(model.vae, "temporal", temporal)                              # joins the frames of one step with their neighbours
     assert torch.equal(decode.execute(turned, vae, frames, ensemble=1).result[0], cut)                   # each a scene of its own
     found = decode.execute(shot, vae, frames, ensemble=1).result[0]
-    over_time = list(joined_over_time(zip(range(3), apart[..., :3], frames[..., :3]), temporal, torch.device("cpu")))
-    assert torch.equal(found[..., :3], torch.stack([frame for _, frame in over_time])) and not torch.equal(found, apart)
+
+    def over_time(made: torch.Tensor) -> torch.Tensor:
+        joined = joined_over_time(zip(range(3), made[..., :3], frames[..., :3]), temporal, torch.device("cpu"))
+        return torch.stack([frame for _, frame in joined])
+    assert torch.equal(found[..., :3], over_time(apart)) and not torch.equal(found, apart)
+    alone = {**shot, latents.PRIOR: None}                                             # without the prior where it is asked for
+    auto, on, off, never = (decode.execute(given, vae, frames, ensemble=1, temporal_fusion=setting).result[0]
+                            for given, setting in ((alone, "auto"), (alone, "on"), (alone, "off"), (shot, "off")))
+    assert torch.equal(auto, off) and torch.equal(on[..., :3], over_time(off)) and not torch.equal(on, off) and torch.equal(never, apart)
+    with pytest.raises(RuntimeError, match="temporal_fusion must be auto or off here"):
+        decode.execute(latent, vae, frames, temporal_fusion="on")
     assert torch.equal(decode.execute(latent, vae, frames, color="none").result[0], joined)
     for node, arguments in ((encode, (frames, encoders, vae)), (decode, (latent, vae, frames))):
         with pytest.raises(RuntimeError, match="prior has 2 frames of 45 x 37 pixels"):
