@@ -84,7 +84,7 @@ def with_prior(deblurrer: Deblurrer, options: DeblurOptions) -> dict[str, Callab
     if deblurrer.prior.path is None or deblurrer.model.vae.fusion is None:
         return {}
     prior, known = deblurrer.prior.load(deblurrer.prior.path), {}
-    network, options = prior.turned, replace(options, prior="maxim", temporal_fusion="auto")
+    network, options = prior.turned, replace(options, prior="maxim")
 
     def turned(frame: Tensor) -> Tensor:
         """What the prior makes of a frame (H, W, 3) as it lies, kept in half precision: rounded by less than 0.07/255."""
@@ -183,8 +183,7 @@ def panels(sets: dict[str, tuple[list[Pair], Scored]], deblurrer: Deblurrer, opt
         said.append(f"- {title} clip, panel_{title}.png: {pair.name} ({name}), {gain:+.2f} dB over its {pair.num_frames} frames")
         shown = {"blurred": blurred, f"1 step ({gain:+.2f} dB)": output}
         if (with_prior := scored_with_prior(sets[name][1], pair)) is not None:
-            joined = deblurrer.deblur(clip, options, prior="maxim", temporal_fusion="auto")
-            shown[f"1 step, with the prior ({with_prior:+.2f} dB)"] = joined[middle]
+            shown[f"1 step, with the prior ({with_prior:+.2f} dB)"] = deblurrer.deblur(clip, options, prior="maxim")[middle]
         labels = [*shown, "truth"]
         box = report.interesting_box([blurred, sharp])
         files.append(report.save_image(report.panel([*shown.values(), sharp], labels, box, width=360), folder / f"panel_{title}.png"))
@@ -226,7 +225,7 @@ def measure(a: argparse.Namespace, deblurrer: Deblurrer, sets: dict[str, list[Pa
     """Score, print and write."""
     from vdd_model.checkpoint.store import read_state, resolve
 
-    options = DeblurOptions(prior="none", temporal_fusion="off")           # the same on every device
+    options = DeblurOptions(prior="none")
     settings = settings_of(deblurrer, a.steps, options, a.ensemble)
     truth = settings.pop("truth")
     settings |= {name: stream(deblurrer, replace(options, **changed)) for name, changed in VARIANTS.items()}

@@ -156,7 +156,7 @@ class DecodeDeblurredFrames(io.ComfyNode):
                 bar.end(mean[-1])
 
         temporal = chosen(model.vae, temporal_fusion, Notices(), one_step=estimate, fidelity=fidelity,
-                          beside_prior=prior is not None, device=encoders.device)
+                          beside_prior=prior is not None)
         with bar.watch(model):
             for scene in latents.scenes_of(latent):
                 made = pictures_of(scene)

@@ -90,7 +90,7 @@ class DeblurOptions:
                                  "and on a CPU for one or two frames.", choices=("auto", "none", "maxim"), file_means="maxim")
     temporal_fusion: str = _option("auto", "With one step: each frame is joined with its neighbours, moved along the optical flow. More "
                                            "faithful and steadier; on a CPU a clip without the prior takes twice to three times as long. "
-                                           "auto: beside the prior, and on a GPU. on: without the prior too.",
+                                           "auto: beside the prior. on: without the prior too.",
                                    choices=("auto", "on", "off"), advanced=True)
 
     def __post_init__(self):

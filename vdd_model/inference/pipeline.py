@@ -154,7 +154,7 @@ class _Pass:
         self.prior = deblurrer.prior.for_clip(options, total, deblurrer.model.vae, self.device, notice)
         self.orientations = ORIENTATIONS[:options.ensemble or (BESIDE_PRIOR if self.prior is not None and not self.calls else 1)]
         self.temporal = chosen(self.model.vae, options.temporal_fusion, notice, one_step=not self.calls, fidelity=self.fidelity,
-                               beside_prior=self.prior is not None, device=self.device)
+                               beside_prior=self.prior is not None)
         self.tiling: Tiling | None = None
         self.pixels = 0                                  # given since freed memory went back to the system
 

@@ -63,12 +63,12 @@ def paths(links: Sequence[Link | None]) -> list[Tensor | None]:
 
 
 def chosen(vae: AutoencoderKL, setting: str, notice: Callable[[str], None], *, one_step: bool, fidelity: float,
-           beside_prior: bool, device: torch.device) -> TemporalFusion | None:
+           beside_prior: bool) -> TemporalFusion | None:
     """Its network where `DeblurOptions.temporal_fusion` asks for it; none where it has not trained: it would be a plain mean.
 
     one_step: without the UNet. What several steps draw has a detail of its own in every frame, which a mean over time would lose.
     """
-    if not one_step or setting == "off" or setting == "auto" and (fidelity != 1 or not (beside_prior or device.type != "cpu")):
+    if not one_step or setting == "off" or setting == "auto" and (fidelity != 1 or not beside_prior):
         return None
     network = vae.temporal                               # only now: it may still be on the disk
     if network is None or not network.head.weight.any():

@@ -93,11 +93,11 @@ def test_the_shipped_one_takes_from_neighbours_what_helps_and_leaves_what_is_ano
 
 
 @pytest.mark.parametrize("setting, changes, taken", [
-    ("auto", {}, False), ("auto", {"beside_prior": True}, True), ("auto", {"device": torch.device("cuda")}, True), ("on", {}, True),
+    ("auto", {}, False), ("auto", {"beside_prior": True}, True), ("on", {}, True),
     ("auto", {"beside_prior": True, "fidelity": 0.5}, False), ("on", {"fidelity": 0.5}, True), ("on", {"one_step": False}, False),
     ("off", {"beside_prior": True}, False)], ids=str)
 def test_where_it_is_taken(setting, changes, taken):
-    where, said = {"one_step": True, "fidelity": 1.0, "beside_prior": False, "device": CPU} | changes, []
+    where, said = {"one_step": True, "fidelity": 1.0, "beside_prior": False} | changes, []
     made = network()
     assert chosen(Mock(temporal=made), setting, said.append, **where) is (made if taken else None) and not said
     for untrained in (network(bias=1.0), None):          # a plain mean, which nobody asked for
